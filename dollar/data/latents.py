@@ -1,0 +1,78 @@
+"""Batches for training: which clips a cycle sees, as latents with their prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Encode = Callable[[Tensor], Tensor]  # videos [B, T, C, H, W] in [0, 1] -> latents [B, C, F, h, w]
+
+WINDOWS = 8  # how many places a long clip's window may start at; few, so that each latent can be kept
+
+
+class Clips(Protocol):
+    """A set of captioned clips."""
+
+    captions: Sequence[str]
+
+    def __len__(self) -> int: ...
+
+    def clip(self, index: int, u: float) -> tuple[np.ndarray, str]:
+        """The clip as uint8 [T, H, W, 3] and its caption; u in [0, 1) chooses the window of a longer clip."""
+        ...
+
+
+class Batch(NamedTuple):
+    """Prompts, and where they were asked for latents [B, C, F, h, w] and a key for each clip, the same on every visit."""
+
+    prompts: list[str]
+    latents: Tensor | None
+    keys: list[tuple[int, int]]
+
+
+class LatentBatches:
+    """Clips as latents, shuffled anew each epoch by the seed; sample i is the same clip on any number of processes.
+
+    cache: how many latents are kept in memory, so that a small data set is encoded once.
+    """
+
+    def __init__(self, clips: Clips, encode: Encode, seed: int, cache: int = 4096) -> None:
+        if len(clips) == 0:
+            raise ValueError("there is not one clip to train on; check data.path and the captions beside the clips")
+        self.clips = clips
+        self.encode = encode
+        self.seed = seed
+        self.cache = cache
+        self._latents: dict[tuple[int, int], Tensor] = {}
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    def batch(self, samples: Sequence[int], latents: bool = True) -> Batch:
+        """The batch of these global sample indices; without latents it costs nothing but the prompts."""
+        keys = [self._key(i) for i in samples]
+        prompts = [self.clips.captions[clip] for clip, _ in keys]
+        return Batch(prompts, self._encoded(keys) if latents else None, keys)
+
+    def _key(self, sample: int) -> tuple[int, int]:
+        """(clip, window) of a global sample index."""
+        epoch, place = divmod(sample, len(self.clips))
+        if self._order[0] != epoch:
+            generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
+            self._order = (epoch, torch.randperm(len(self.clips), generator=generator))
+        window = (epoch * 5 + place) % WINDOWS if getattr(self.clips, "windowed", True) else 0
+        return int(self._order[1][place]), window
+
+    def _encoded(self, keys: list[tuple[int, int]]) -> Tensor:
+        missing = [key for key in dict.fromkeys(keys) if key not in self._latents]
+        fresh = {}
+        if missing:
+            videos = np.stack([self.clips.clip(index, (window + 0.5) / WINDOWS)[0] for index, window in missing])
+            pixels = torch.from_numpy(videos).permute(0, 1, 4, 2, 3).float() / 255  # [B, T, C, H, W]
+            fresh = dict(zip(missing, self.encode(pixels), strict=True))
+        encoded = torch.stack([fresh[key] if key in fresh else self._latents[key] for key in keys])
+        room = self.cache - len(self._latents)
+        self._latents.update(list(fresh.items())[: max(room, 0)])
+        return encoded

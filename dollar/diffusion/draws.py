@@ -1,0 +1,53 @@
+"""Random numbers that depend on what they are for, never on which process draws them.
+
+A draw is a function of (seed, cycle, purpose, global sample index). One, two or four processes therefore train on the
+same samples and noise, and a resumed run draws what the unbroken one would have drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def _generator(seed: int, cycle: int, purpose: str, *index: int) -> torch.Generator:
+    # int(), because numpy's and torch's integers print differently and would draw differently.
+    key = (int(seed), int(cycle), purpose, *map(int, index))
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one cycle for these global sample indices; drawn on the CPU, moved to `device`."""
+
+    seed: int
+    cycle: int
+    indices: Sequence[int]
+    device: torch.device | str = "cpu"
+
+    def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal [B, *shape], float32."""
+        drawn = [torch.randn(*shape, generator=_generator(self.seed, self.cycle, purpose, i)) for i in self.indices]
+        return torch.stack(drawn).to(self.device)
+
+    def uniform(self, purpose: str) -> Tensor:
+        """Uniform in [0, 1), [B], float64."""
+        drawn = [
+            torch.rand((), generator=_generator(self.seed, self.cycle, purpose, i), dtype=torch.float64)
+            for i in self.indices
+        ]
+        return torch.stack(drawn).to(self.device)
+
+    def integers(self, purpose: str, high: int) -> Tensor:
+        """Uniform whole numbers in [0, high), int64 [B]."""
+        drawn = [torch.randint(high, (), generator=_generator(self.seed, self.cycle, purpose, i)) for i in self.indices]
+        return torch.stack(drawn).to(self.device)
+
+    def shared_integer(self, purpose: str, high: int) -> int:
+        """One whole number in [0, high) on which all processes agree, because no sample index enters it."""
+        return int(torch.randint(high, (), generator=_generator(self.seed, self.cycle, purpose)))

@@ -1,0 +1,65 @@
+"""The latent reward model's fit to a pixel reward, and the fine-tuning of a student with it (Eq. 14-15)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+from torch import Tensor
+
+
+def fit(predicted: Tensor, reward: Tensor) -> Tensor:
+    """Squared error (Eq. 14); predicted, reward: [B], both standardised. Returns [B], float32."""
+    return (predicted.float() - reward.detach().float()) ** 2
+
+
+def fine_tune(reward: Tensor) -> Tensor:
+    """Minus the latent reward model's reward of the student's samples (Eq. 15); [B] to [B], float32."""
+    return -reward.float()
+
+
+@dataclass
+class RunningStatistics:
+    """Mean and standard deviation of every reward seen so far, so that rewards of any unit are fitted alike.
+
+    All processes must be given the same rewards (gather first), or their models would mean different things.
+    """
+
+    count: int = 0
+    mean: float = 0.0
+    variance: float = 0.0
+
+    @property
+    def sd(self) -> float:
+        """The standard deviation; 1 while the rewards don't differ by more than float32's rounding."""
+        sd = math.sqrt(self.variance)
+        return sd if sd > 1e-6 * abs(self.mean) else 1.0
+
+    def update(self, reward: Tensor) -> None:
+        """Take in rewards [B]; ValueError when one is not finite, since it would stay in the statistics for good."""
+        if not bool(reward.isfinite().all()):
+            raise ValueError(f"rewards must be finite, but got {reward.tolist()}; look at the clips that have them")
+        if reward.numel() == 0:
+            return
+        reward = reward.detach().double()
+        total = self.count + reward.numel()
+        share = reward.numel() / total
+        gap = float(reward.mean()) - self.mean
+        within = (1 - share) * self.variance + share * float(reward.var(correction=0))
+        self.count, self.mean, self.variance = total, self.mean + share * gap, within + share * (1 - share) * gap**2
+
+    def standardise(self, reward: Tensor) -> Tensor:
+        """Rewards in their own unit as standard deviations from the mean; [B], float32."""
+        return (reward.float() - self.mean) / self.sd
+
+    def destandardise(self, standardised: Tensor) -> Tensor:
+        """The inverse of `standardise`: the model's output in the reward's own unit; [B], float32."""
+        return standardised.float() * self.sd + self.mean
+
+    def state_dict(self) -> dict[str, float]:
+        """Plain numbers, for a checkpoint."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Take up the statistics where `state_dict` left them."""
+        self.count, self.mean, self.variance = int(state["count"]), float(state["mean"]), float(state["variance"])

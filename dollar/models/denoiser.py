@@ -1,0 +1,75 @@
+"""The one convention that every network is brought to: (x_t, t, condition) -> x_0."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dollar.diffusion.denoise import DenoiseFunction, guide
+from dollar.diffusion.prediction import Prediction
+from dollar.diffusion.schedule import Schedule
+
+
+class Condition(NamedTuple):
+    """Prompt embeddings [B, L, D] and their mask [B, L], 1 at real tokens."""
+
+    embeddings: Tensor
+    mask: Tensor
+
+    def __getitem__(self, index):  # type: ignore[override]  # a condition is indexed by sample, not by field
+        return Condition(self.embeddings[index], self.mask[index])
+
+
+class Network(Protocol):
+    """A family's adapter: the native output [B, C, F, H, W] for x_t [B, C, F, H, W], t [B] and a condition."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor: ...
+
+
+@dataclass
+class Denoiser:
+    """A network with the schedule it was trained on and the meaning of its output.
+
+    compute_dtype other than float32 runs the network under autocast; everything around it stays in float32.
+    """
+
+    network: nn.Module
+    schedule: Schedule
+    prediction: Prediction
+    compute_dtype: torch.dtype = torch.float32
+
+    def output(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The native output, float32 [B, C, F, H, W]."""
+        with self._autocast(x_t):
+            return self.network(x_t, t, condition).float()
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """x_0, float32 [B, C, F, H, W]."""
+        return self.prediction.x_0(x_t.float(), self.output(x_t, t, condition), t, self.schedule)
+
+    def guided(self, x_t: Tensor, t: Tensor, condition: Condition, null: Condition, guidance_scale: float) -> Tensor:
+        """x_0 with classifier-free guidance in diffusers' form, both halves in one batch as diffusers runs them."""
+        if guidance_scale == 1:
+            return self(x_t, t, condition)
+        both = Condition(*(torch.cat(pair) for pair in zip(null, condition, strict=True)))
+        output = self.output(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
+        output_null, output_condition = output.chunk(2)
+        guided = guide(output_condition, output_null, guidance_scale)
+        return self.prediction.x_0(x_t.float(), guided, t, self.schedule)
+
+    def given(
+        self, condition: Condition, null: Condition | None = None, guidance_scale: float = 1.0
+    ) -> DenoiseFunction:
+        """This denoiser with its condition filled in: (x_t, t) -> x_0."""
+        if null is None or guidance_scale == 1:
+            return lambda x_t, t: self(x_t, t, condition)
+        return lambda x_t, t: self.guided(x_t, t, condition, null, guidance_scale)
+
+    def _autocast(self, x: Tensor) -> contextlib.AbstractContextManager:
+        if self.compute_dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(x.device.type, self.compute_dtype)

@@ -1,0 +1,47 @@
+"""Exponential moving average of a network's weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema:
+    """A running average of a module's parameters, kept in float32 beside them (sharded where they are sharded).
+
+    decay: the weight of the old average at each update; early updates use the smaller (1 + n) / (10 + n), so that the
+    starting weights are soon forgotten. decay 0 keeps the average equal to the weights.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"the decay of the moving average is {decay}; it must be at least 0 and below 1")
+        self.decay = decay
+        self.updates = 0
+        self.parameters = list(module.parameters())
+        self.average = [p.detach().clone().float() for p in self.parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the present weights."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        torch._foreach_lerp_(self.average, [p.detach().float() for p in self.parameters], 1 - decay)
+
+    @contextlib.contextmanager
+    @torch.no_grad()
+    def swapped(self) -> Iterator[None]:
+        """The module holds the average inside this context, and its own weights again after it."""
+        own = [p.detach().clone() for p in self.parameters]
+        torch._foreach_copy_(self.parameters, self.average)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(self.parameters, own)
+
+    def state(self) -> dict[str, Tensor]:
+        """The averages by position, as tensors that share memory with this object."""
+        return {str(i): average for i, average in enumerate(self.average)}

@@ -1,0 +1,90 @@
+"""A small reward model on latents: image, text-image, video and text-video (Tables 11-13)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+
+class TextAttention(nn.Module):
+    """Every position of the features asks all words of the caption; one head.
+
+    Table 13, read literally, averages the caption to one vector first. A softmax over one key is 1, so its reward would
+    not depend on the latent; here the words stay apart.
+    """
+
+    def __init__(self, text_dim: int, width: int) -> None:
+        super().__init__()
+        self.text = nn.Linear(text_dim, width)
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+
+    def forward(self, features: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+        """features [B, N, width], text [B, L, D], mask [B, L] (non-zero for words) -> [B, N, width]."""
+        words = self.text(text)
+        attended = None if mask is None else mask.bool()[:, None]  # [B, 1, L], the same for all positions
+        return scaled_dot_product_attention(
+            self.query(features), self.key(words), self.value(words), attn_mask=attended
+        )
+
+
+class LatentRewardModel(nn.Module):
+    """R(x) or R(x, c) of latents [B, C, F, H, W], in standardised units.
+
+    channels: C of the latents. text_dim: width of the caption's embedding; None for a reward that has no caption.
+    temporal: `frames` averages the image model's reward over the latent frames (the paper's choice; an image is one
+    frame) and can't see their order; `conv3d` sees motion.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        text_dim: int | None = None,
+        width: int = 128,
+        temporal: str = "frames",
+        groups: int = 32,
+    ) -> None:
+        super().__init__()
+        if temporal not in ("frames", "conv3d"):
+            raise ValueError(f"lrm.temporal is {temporal!r}; use frames or conv3d")
+        if width % groups:
+            raise ValueError(f"lrm.width is {width}; it must be a multiple of the {groups} groups of its normalisation")
+        self.temporal = temporal
+        if temporal == "frames":
+            first = nn.Conv2d(channels, width, 4, stride=4, padding=1)
+            second = nn.Conv2d(width, width, 3, stride=2, padding=1)
+        else:
+            # In time, 3 frames are seen at once and only the second halves them: clips may have as few as 5.
+            first = nn.Conv3d(channels, width, (3, 4, 4), stride=(1, 4, 4), padding=1)
+            second = nn.Conv3d(width, width, 3, stride=2, padding=1)
+        norm = partial(nn.GroupNorm, groups, width)
+        self.backbone = nn.Sequential(first, norm(), nn.SiLU(), second, norm(), nn.SiLU())
+        self.attention = None if text_dim is None else TextAttention(text_dim, width)
+        self.head = nn.Sequential(nn.Linear(width, width), nn.Linear(width, 1))  # the first is the tables' 1x1 conv
+
+    def features(self, x: Tensor) -> Tensor:
+        """[B, C, F, H, W] -> [B, N, width], N positions in space and time."""
+        if self.temporal == "conv3d":
+            return rearrange(self.backbone(x), "b c f h w -> b (f h w) c")
+        frames = len(x[0, 0])
+        x = self.backbone(rearrange(x, "b c f h w -> (b f) c h w"))
+        return rearrange(x, "(b f) c h w -> b (f h w) c", f=frames)
+
+    def forward(self, x: Tensor, text: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """The reward [B], float32, in standardised units.
+
+        x: [B, C, F, H, W]; text: [B, L, D] and mask: [B, L], non-zero for words; a model without `text_dim` ignores
+        them. ValueError when the caption is needed and missing.
+        """
+        dtype = self.head[0].weight.dtype
+        features = self.features(x.to(dtype))
+        if self.attention is not None:
+            if text is None:
+                raise ValueError("this latent reward model reads captions (text_dim is set), but no text was given")
+            features = features + self.attention(features, text.to(dtype), mask)
+        # Pooling over frames too is the mean of the frames' rewards, because the head is affine.
+        return self.head(features.mean(1)).squeeze(1).float()

@@ -1,0 +1,131 @@
+"""Checkpoints that are whole or not there: safetensors and JSON, written aside, verified by a manifest.
+
+    <folder>/step-00000120/state.safetensors   every tensor, unsharded
+    <folder>/step-00000120/state.json          everything else
+    <folder>/step-00000120/manifest.json       size and hash of both
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dollar.parallel.shard import whole
+from dollar.parallel.world import World
+
+TENSORS, PLAIN, MANIFEST = "state.safetensors", "state.json", "manifest.json"
+
+
+class State(NamedTuple):
+    """A checkpoint's content: tensors by name (on the CPU) and plain values."""
+
+    tensors: dict[str, Tensor]
+    plain: dict[str, Any]
+
+
+def save(folder: Path, step: int, tensors: Mapping[str, Tensor], plain: Mapping[str, Any], world: World, keep: int = 2) -> None:
+    """Write the state of this step and then drop all but the `keep` newest; every process must call it.
+
+    A crash at any point leaves the older checkpoints as they were, and never a half-written one under its final name.
+    """
+    gathered = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor.detach())
+        if world.is_main:
+            gathered[name] = full.cpu().contiguous().clone()
+        del full
+    if world.is_main:
+        _write(folder, step, gathered, dict(plain))
+        _prune(folder, keep)
+    world.barrier()
+
+
+def _write(folder: Path, step: int, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
+    final = folder / f"step-{step:08d}"
+    aside = folder / f"step-{step:08d}.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        save_file(tensors, aside / TENSORS)
+        (aside / PLAIN).write_text(json.dumps(plain))
+        manifest = {name: _fingerprint(aside / name) for name in (TENSORS, PLAIN)}
+        (aside / MANIFEST).write_text(json.dumps(manifest))
+    except OSError as error:
+        needed = sum(t.numel() * t.element_size() for t in tensors.values())
+        shutil.rmtree(aside, ignore_errors=True)
+        raise OSError(
+            f"the checkpoint of step {step} could not be written to {folder}: {error}. It needs {needed:,} bytes and "
+            f"{shutil.disk_usage(folder).free:,} are free; the older checkpoints are untouched"
+        ) from error
+    for name in (TENSORS, PLAIN, MANIFEST):
+        _sync(aside / name)
+    _sync(aside)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(aside, final)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _prune(folder: Path, keep: int) -> None:
+    for old in _steps(folder)[:-keep]:
+        try:
+            shutil.rmtree(old)
+        except OSError as error:
+            warnings.warn(f"the old checkpoint {old} could not be removed: {error}", stacklevel=2)
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("step-*") if p.is_dir() and p.suffix != ".tmp")
+
+
+def fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        return f"its manifest can't be read ({error})"
+    for name, expected in manifest.items():
+        if not (checkpoint / name).is_file():
+            return f"{name} is missing"
+        if _fingerprint(checkpoint / name) != expected:
+            return f"{name} is not what was written (size or hash differ)"
+    return None
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint below a folder, or None; damaged ones are named in a warning and passed over."""
+    for checkpoint in reversed(_steps(folder)):
+        trouble = fault(checkpoint)
+        if trouble is None:
+            return checkpoint
+        warnings.warn(f"the checkpoint {checkpoint} is damaged: {trouble}. The one before it is used", stacklevel=2)
+    return None
+
+
+def load(checkpoint: Path) -> State:
+    """Read a checkpoint; ValueError if it is damaged. Nothing is unpickled."""
+    trouble = fault(checkpoint)
+    if trouble is not None:
+        raise ValueError(f"the checkpoint {checkpoint} is damaged: {trouble}. Name an older one")
+    return State(load_file(checkpoint / TENSORS), json.loads((checkpoint / PLAIN).read_text()))

@@ -1,0 +1,96 @@
+"""Who we are among the processes, and the few things that all of them must agree on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size`; alone, every method is the identity."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    mesh: DeviceMesh | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    def own(self, first: int, count: int) -> range:
+        """This process's share of the global sample indices first .. first + count - 1.
+
+        Strided, so that the first samples of a batch are the first samples of every process's share.
+        """
+        return range(first + self.rank, first + count, self.size)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """[B, ...] of every process as one tensor [size * B, ...] in the order of the global samples."""
+        if self.size == 1:
+            return values
+        parts = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.stack(parts, 1).flatten(0, 1)  # undo the stride of `own`
+
+    def average(self, tensors: Iterable[Tensor | None]) -> None:
+        """Replace each tensor by its mean over the processes, in place (for networks that every process holds)."""
+        if self.size > 1:
+            for tensor in tensors:
+                if tensor is not None:
+                    dist.all_reduce(tensor)
+                    tensor.div_(self.size)
+
+    def mean(self, scalars: dict[str, float]) -> dict[str, float]:
+        """Each scalar's mean over the processes; all must have the same keys."""
+        if self.size == 1 or not scalars:
+            return scalars
+        names = sorted(scalars)
+        values = torch.tensor([scalars[n] for n in names], dtype=torch.float64, device=self.device)
+        self.average([values])
+        return dict(zip(names, values.tolist(), strict=True))
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up in any process."""
+        if self.size == 1:
+            return flag
+        raised = torch.tensor([float(flag)], device=self.device)
+        dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+        return bool(raised.item())
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def start(device: str = "auto", timeout_minutes: float = 10.0) -> World:
+    """Join the processes that torchrun started, or be alone; device `auto` takes a GPU where there is one."""
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if device == "auto":
+        device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    chosen = torch.device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return World(device=chosen)
+    dist.init_process_group(
+        "nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(minutes=timeout_minutes)
+    )
+    size = dist.get_world_size()
+    return World(dist.get_rank(), size, chosen, init_device_mesh(chosen.type, (size,)))
+
+
+def finish(world: World) -> None:
+    """Leave the processes."""
+    if world.size > 1:
+        dist.destroy_process_group()

@@ -1,0 +1,134 @@
+"""Clips from a teacher or a student, by prompt and seed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dollar.diffusion.denoise import sample
+from dollar.diffusion.timesteps import FewStep
+from dollar.log import progress
+from dollar.models.denoiser import Condition, Denoiser
+from dollar.models.teacher import Teacher
+
+# (noise generators, condition) -> latents [B, C, F, h, w]
+Diffusion = Callable[[list[torch.Generator], Condition], Tensor]
+
+
+class Seconds(NamedTuple):
+    """Where one clip's time went."""
+
+    text: float
+    diffusion: float
+    decode: float
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Something that makes clips: `steps` network evaluations (twice that where guided), named for tables."""
+
+    name: str
+    steps: int
+    diffusion: Diffusion
+
+
+def teacher_sampler(teacher: Teacher, steps: int = 50, guidance_scale: float | None = None) -> Sampler:
+    """The teacher by guided DDIM steps, as its diffusers pipeline samples it."""
+    schedule = teacher.denoiser.schedule
+    scale = teacher.guidance_scale if guidance_scale is None else guidance_scale
+
+    def diffusion(generators: list[torch.Generator], condition: Condition) -> Tensor:
+        denoise = teacher.denoiser.given(condition, teacher.null(len(generators)), scale)
+        return sample(denoise, teacher.noise(generators), schedule.grid(steps), schedule)
+
+    return Sampler("teacher", steps, diffusion)
+
+
+def student_sampler(teacher: Teacher, student: Denoiser, few_step: FewStep, name: str = "student") -> Sampler:
+    """A student by its own few steps, without guidance."""
+
+    def diffusion(generators: list[torch.Generator], condition: Condition) -> Tensor:
+        return few_step.sample(student.given(condition), lambda k: teacher.noise(generators))
+
+    return Sampler(name, few_step.steps, diffusion)
+
+
+def generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One generator a seed, on the CPU: a seed makes the same clip on every device."""
+    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+
+@torch.no_grad()
+def make_latents(
+    sampler: Sampler, teacher: Teacher, prompts: Sequence[str], seeds: Sequence[int], batch: int = 16, show: bool = True
+) -> Tensor:
+    """Latents [N, C, F, h, w] of N (prompt, seed) pairs; a pair's clip does not depend on the others in its batch."""
+    made = []
+    for first in progress(range(0, len(prompts), batch), f"{sampler.name}, {sampler.steps} steps", active=show):
+        part = slice(first, first + batch)
+        made.append(sampler.diffusion(generators(seeds[part]), teacher.text(prompts[part])))
+    return torch.cat(made)
+
+
+def decode(teacher: Teacher, latents: Tensor, show: bool = True) -> Tensor:
+    """Videos uint8 [N, T, C, H, W] on the CPU, decoded a few at a time."""
+    parts = latents.split(teacher.codec.chunk)
+    bar = progress(range(len(parts)), "decoding", active=show and len(parts) > 8)
+    return torch.cat([(teacher.codec.decode(parts[i]) * 255).round().byte().cpu() for i in bar])
+
+
+def make_clips(
+    sampler: Sampler, teacher: Teacher, prompts: Sequence[str], seeds: Sequence[int], batch: int = 16, show: bool = True
+) -> Tensor:
+    """Videos uint8 [N, T, C, H, W] of N (prompt, seed) pairs."""
+    return decode(teacher, make_latents(sampler, teacher, prompts, seeds, batch, show), show)
+
+
+@torch.no_grad()
+def measure_seconds(sampler: Sampler, teacher: Teacher, prompt: str, repeats: int = 20) -> Seconds:
+    """Median seconds of text encoding, diffusion and decoding for one clip, after a warm-up, synchronised."""
+
+    def timed(work: Callable[[], object]) -> float:
+        taken = []
+        for _ in range(repeats + 1):
+            _synchronise(teacher.device)
+            start = time.perf_counter()
+            work()
+            _synchronise(teacher.device)
+            taken.append(time.perf_counter() - start)
+        return float(torch.tensor(taken[1:]).median())
+
+    condition = teacher.text([prompt])
+    teacher.null(1)
+    latents = sampler.diffusion(generators([0]), condition)
+    return Seconds(
+        timed(lambda: teacher.text.encode([prompt])),
+        timed(lambda: sampler.diffusion(generators([0]), condition)),
+        timed(lambda: teacher.codec.decode(latents)),
+    )
+
+
+@torch.no_grad()
+def measure_forward(teacher: Teacher, batch: int, repeats: int = 20) -> float:
+    """Median seconds of one forward of the teacher's network on `batch` latents."""
+    x = teacher.noise(generators(range(batch)))
+    t = teacher.denoiser.schedule.grid(1)[:1].expand(batch).to(x.device)
+    condition = teacher.null(batch)
+    taken = []
+    for _ in range(repeats + 1):
+        _synchronise(teacher.device)
+        start = time.perf_counter()
+        teacher.denoiser(x, t, condition)
+        _synchronise(teacher.device)
+        taken.append(time.perf_counter() - start)
+    return float(torch.tensor(taken[1:]).median())
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

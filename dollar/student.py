@@ -1,0 +1,113 @@
+"""A finished student as a folder: the network and scheduler as diffusers writes them, and what it was trained for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dollar.diffusion.prediction import SAMPLE
+from dollar.diffusion.timesteps import FewStep
+from dollar.models.denoiser import Denoiser
+from dollar.models.teacher import Teacher
+from dollar.sampling import Sampler, student_sampler
+
+CARD = "student.json"
+
+
+@dataclass
+class Student:
+    """A student that was read from its folder. few_steps: its samplers by step count."""
+
+    folder: Path
+    denoiser: Denoiser
+    few_steps: dict[int, FewStep]
+    card: dict[str, Any]
+
+    def sampler(self, teacher: Teacher, steps: int, force: bool = False) -> Sampler:
+        """Its sampler for a step count; ValueError for one it was not trained for, unless forced."""
+        few_step = self.few_steps.get(steps)
+        if few_step is None:
+            if not force:
+                trained = " or ".join(str(s) for s in sorted(self.few_steps, reverse=True))
+                raise ValueError(
+                    f"steps is {steps}, but the student in {self.folder} was trained for {trained}; "
+                    "use one of these, or force=true to see what it does"
+                )
+            grid = teacher.denoiser.schedule.grid(steps)[:-1].tolist()
+            few_step = teacher.few_step(grid, self.card["between"])
+        return student_sampler(teacher, self.denoiser, few_step)
+
+
+def few_steps(teacher: Teacher, timesteps: Sequence[int], steps: Sequence[int], between: str) -> dict[int, FewStep]:
+    """One sampler for each step count, every one taking evenly spaced members of `timesteps`.
+
+    timesteps: the longest grid; steps: the counts, each dividing its length. ValueError names the key at fault.
+    """
+    longest = len(timesteps)
+    for count in steps:
+        if count < 1 or longest % count:
+            fitting = [n for n in range(longest, 0, -1) if longest % n == 0]
+            raise ValueError(
+                f"student.steps has {count}, which doesn't divide the {longest} of student.timesteps; use of {fitting}"
+            )
+    return {count: teacher.few_step(list(timesteps)[:: longest // count], between) for count in steps}
+
+
+def denoiser_of(
+    teacher: Teacher, network: nn.Module, few_step: FewStep, parameterization: str, compute_dtype: torch.dtype
+) -> Denoiser:
+    """The student's denoiser: the exported scheduler's numbers, and x_0 read by its own parameterisation (Eq. 8).
+
+    A heterogeneous student (Table 8) gives x_0 itself; a homogeneous one predicts what its teacher predicts.
+    """
+    prediction = SAMPLE if parameterization == "heterogeneous" else teacher.denoiser.prediction
+    return Denoiser(network, few_step.schedule, prediction, compute_dtype)
+
+
+def save_student(
+    folder: Path, teacher: Teacher, network: nn.Module, samplers: Mapping[int, FewStep], card: Mapping[str, Any]
+) -> None:
+    """Write transformer/, scheduler/ and student.json; the scheduler is that of the longest grid."""
+    longest = samplers[max(samplers)]
+    folder.mkdir(parents=True, exist_ok=True)
+    teacher.save_network(network, folder, longest)
+    full = {
+        **card,
+        "teacher_name": teacher.name,
+        "timesteps": longest.times.tolist(),
+        "steps": sorted(samplers, reverse=True),
+        "between": longest.between,
+    }
+    (folder / CARD).write_text(json.dumps(full, indent=1))
+
+
+def read_card(folder: str | Path) -> dict[str, Any]:
+    """What student.json says; ValueError where there is no student."""
+    folder = Path(folder)
+    if not (folder / CARD).is_file():
+        near = next((str(p.parent) for p in sorted(folder.glob(f"**/{CARD}"))), None)
+        hint = f"there is one in {near}" if near else "a finished run has one in runs/<run>/student"
+        raise ValueError(f"no student in {folder}: it has no {CARD}; {hint}")
+    return json.loads((folder / CARD).read_text())
+
+
+def load_student(folder: str | Path, teacher: Teacher, compute_dtype: torch.dtype = torch.float32) -> Student:
+    """Read a student that `save_student` wrote, for the teacher that it came from."""
+    folder = Path(folder)
+    card = read_card(folder)
+    if card["teacher_name"] != teacher.name:
+        raise ValueError(
+            f"the student in {folder} came from the teacher {card['teacher_name']}, not {teacher.name}; "
+            f"use teacher={card['teacher_name']}"
+        )
+    samplers = few_steps(teacher, card["timesteps"], card["steps"], card["between"])
+    network = teacher.load_network(folder)
+    parameterization = card.get("parameterization", "homogeneous")
+    denoiser = denoiser_of(teacher, network, samplers[max(samplers)], parameterization, compute_dtype)
+    return Student(folder, denoiser, samplers, card)

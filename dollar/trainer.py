@@ -1,0 +1,414 @@
+"""The loop: for each cycle the student's turn, the fake score's turns, the reward's turn; then log, look and save."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dollar.data.latents import LatentBatches
+from dollar.diffusion.draws import Draws
+from dollar.distill import Distiller, Sample
+from dollar.latent_reward import Observation
+from dollar.log import Log, progress
+from dollar.models.ema import Ema
+from dollar.models.text import TextEncoder
+from dollar.parallel import checkpoint
+from dollar.parallel.shard import assign, whole
+from dollar.parallel.world import World
+
+# cycle -> (scalars, higher is better for each that keep_best may name)
+Validate = Callable[[int], dict[str, float]]
+
+MISMATCH = 7919  # how far away in the data a clip's wrong caption is taken from; a prime, so that epochs don't align
+
+
+@dataclass
+class Plan:
+    """How long and how often; conf/train.yaml explains each key."""
+
+    cycles: int
+    batch: int
+    seed: int = 0
+    fake_updates: int = 5
+    fake_warmup: int = 0
+    ft_accumulate: int = 7
+    lrm_clips: int = 4
+    lrm_warmup: int = 50
+    lrm_updates: int = 1
+    lrm_mismatched: bool = True
+    clip_gradient: float = 1.0
+    save_every: int = 50
+    keep: int = 2
+    validate_every: int = 50
+    gradients_every: int = 20
+    keep_best: str | None = None
+    max_skipped: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("cycles", "batch", "fake_updates", "ft_accumulate", "lrm_clips", "lrm_updates", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+@dataclass
+class Learner:
+    """One trained network with its optimizer, and how often its updates were skipped."""
+
+    name: str
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    shared: bool = False  # held whole by every process, so gradients are averaged here
+    skipped: int = 0
+    in_a_row: int = 0
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights and moments by name."""
+        names = {id(p): n for n, p in self.network.named_parameters()}
+        found: dict[str, Tensor] = {f"{self.name}/{n}": p for n, p in self.network.named_parameters()}
+        for p, moments in self.optimizer.state.items():
+            found |= {f"{self.name}.optim/{names[id(p)]}/{key}": torch.as_tensor(v) for key, v in moments.items()}
+        return found
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take up what `state` gave, on any number of processes."""
+        for n, p in self.network.named_parameters():
+            assign(p, tensors[f"{self.name}/{n}"])
+            prefix = f"{self.name}.optim/{n}/"
+            for full, value in ((k, v) for k, v in tensors.items() if k.startswith(prefix)):
+                key = full.removeprefix(prefix)
+                if key == "step":
+                    self.optimizer.state[p][key] = value.clone()
+                else:
+                    self.optimizer.state[p][key] = torch.zeros_like(p)
+                    assign(self.optimizer.state[p][key], value)
+
+
+@dataclass
+class Trainer:
+    """Everything that a run holds; `train` runs it to its last cycle or until it is told to stop.
+
+    learners: `student`, and where their terms are on `fake` and `lrm`. validate: called on the averaged student.
+    config: what made this run, kept with every checkpoint.
+    """
+
+    plan: Plan
+    distiller: Distiller
+    learners: dict[str, Learner]
+    ema: Ema
+    data: LatentBatches
+    text: TextEncoder
+    world: World
+    folder: Path
+    log: Log
+    validate: Validate | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    cycle: int = 0
+    lrm_count: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    stopping: bool = False
+    _ft_gradients: list[Tensor] = field(default_factory=list)
+    _ft_held: int = 0
+
+    def train(self) -> bool:
+        """Run the remaining cycles; True when the last one is done, False when asked to stop before."""
+        with self._stop_on_signal():
+            bar = progress(range(self.cycle, self.plan.cycles), "training", active=self.world.is_main)
+            for cycle in bar:
+                started = time.perf_counter()
+                scalars = self.run_cycle(cycle)
+                self.cycle = cycle + 1
+                scalars["time/cycle"] = time.perf_counter() - started
+                self._report(scalars)
+                if self.validate is not None and self._due(self.plan.validate_every):
+                    self._validate()
+                stop = self.world.any(self.stopping)
+                if stop or self._due(self.plan.save_every):
+                    self.save()
+                if stop and self.cycle < self.plan.cycles:
+                    return False
+        return True
+
+    def run_cycle(self, cycle: int) -> dict[str, float]:
+        """One cycle of Algorithm 1; returns what it measured."""
+        self.distiller.logged = {}
+        times = {}
+        start = time.perf_counter()
+        self._student_turn(cycle)  # lines 7-11
+        times["time/student"], start = time.perf_counter() - start, time.perf_counter()
+        if "fake" in self.learners:
+            self._fake_turns(cycle)  # lines 12-14
+            times["time/fake"], start = time.perf_counter() - start, time.perf_counter()
+        if "lrm" in self.learners:
+            self._reward_turn(cycle)  # lines 15-17
+            self._fine_tune_turn(cycle)  # lines 18-19
+            times["time/lrm"] = time.perf_counter() - start
+        skipped = {f"skipped/{name}": float(learner.skipped) for name, learner in self.learners.items()}
+        return self.world.mean(self.distiller.logged) | times | skipped
+
+    def _draws(self, cycle: int, update: int = 0) -> Draws:
+        turn = cycle * self.plan.fake_updates + update
+        own = self.world.own(turn * self.plan.batch, self.plan.batch)
+        return Draws(self.plan.seed, turn, own, self.world.device)
+
+    def _batch(self, draws: Draws, latents: bool) -> tuple[Any, Any]:
+        batch = self.data.batch(draws.indices, latents)
+        return batch, self.text(batch.prompts)
+
+    def _student_turn(self, cycle: int) -> None:
+        o = self.distiller.objective
+        draws = self._draws(cycle)
+        needs_clips = o.beta_cd > 0 or o.student_input == "noised_data"
+        batch, condition = self._batch(draws, needs_clips)
+        if cycle < self.plan.fake_warmup:
+            self.distiller.last = self.distiller.fresh_sample(draws, condition, batch.latents)
+            return
+        student = self.learners["student"]
+        warm = "lrm" in self.learners and self.lrm_count >= self.plan.lrm_warmup
+        looking = self.plan.gradients_every > 0 and cycle % self.plan.gradients_every == 0
+        seen: dict[str, list[Tensor]] = {}
+        for term in self.distiller.student_terms(draws, condition, batch.latents, warm, apart=looking):
+            before = [whole(p.grad).clone() if p.grad is not None else None for p in student.parameters] if looking else []
+            torch.autograd.backward(term.tensor, term.gradient, retain_graph=term.name.endswith("+"))
+            if looking:
+                after = [whole(p.grad) for p in student.parameters if p.grad is not None]
+                seen[term.name.rstrip("+")] = [
+                    a - b if b is not None else a.clone() for a, b in zip(after, before, strict=False)
+                ]
+        if seen:
+            self._log_terms(seen)
+        if any(p.grad is not None for p in student.parameters) and self._step(student):
+            self.ema.update()
+
+    def _log_terms(self, seen: dict[str, list[Tensor]]) -> None:
+        flat = {name: torch.cat([g.flatten() for g in gradients]) for name, gradients in seen.items()}
+        names = list(flat)
+        for i, name in enumerate(names):
+            self.distiller.logged[f"grad_norm/term/{name}"] = float(flat[name].norm())
+            for other in names[i + 1 :]:
+                cosine = torch.nn.functional.cosine_similarity(flat[name], flat[other], dim=0)
+                self.distiller.logged[f"cosine/{name}_{other}"] = float(cosine)
+
+    def _fake_turns(self, cycle: int) -> None:
+        fake, losses = self.learners["fake"], []
+        noised = self.distiller.objective.student_input == "noised_data"
+        for update in range(self.plan.fake_updates):
+            draws = self._draws(cycle, update)
+            if update == 0:
+                sample = self.distiller.last  # the student's own sample of this cycle
+            else:
+                batch, condition = self._batch(draws, latents=noised)
+                sample = self.distiller.fresh_sample(draws, condition, batch.latents)
+            assert sample is not None
+            loss = self.distiller.fake_loss(draws, sample).mean()
+            loss.backward()
+            losses.append(float(loss.detach()))
+            self._step(fake)
+        self.distiller.logged["loss/fake"] = sum(losses) / len(losses)
+
+    def _reward_draws(self, turn: int) -> Draws:
+        """The random numbers of the samples whose rewards are asked for: the first `lrm.clips` of the turn's batch."""
+        return Draws(self.plan.seed, turn, self.world.own(turn * self.plan.batch, self.plan.lrm_clips), self.world.device)
+
+    def _reward_pairs(self, draws: Draws) -> tuple[list[str], list[tuple[int, int] | None]]:
+        """Prompts and clip keys of x, x_hat and (if on) real clips under captions of others, in this order."""
+        own = list(draws.indices)
+        batch = self.data.batch(own, latents=False)
+        prompts: list[str] = [*batch.prompts, *batch.prompts]
+        keys: list[tuple[int, int] | None] = [*batch.keys, *[None] * len(own)]
+        if self.plan.lrm_mismatched:
+            # Real clips with other captions are pairs that cost no decoding.
+            prompts += self.data.batch([i + MISMATCH for i in own], latents=False).prompts
+            keys += batch.keys
+        return prompts, keys
+
+    def _reward_turn(self, cycle: int) -> None:
+        """Fit the latent reward model on x and x_hat together (Algorithm 1, line 16)."""
+        surrogate, lrm = self.distiller.latent_reward, self.learners["lrm"]
+        assert surrogate is not None and self.distiller.last is not None
+        draws = self._reward_draws(cycle * self.plan.fake_updates)
+        n = len(draws.indices)
+        prompts, keys = self._reward_pairs(draws)
+        real = self.data.batch(draws.indices).latents
+        assert real is not None
+        real, sample = real.to(self.world.device), self.distiller.last
+        made = sample.x_hat[:n]
+        latents = torch.cat([real, made, real] if self.plan.lrm_mismatched else [real, made])
+        observed = surrogate.observe(draws.cycle, latents, prompts, keys)
+        surrogate.remember(observed)
+        self._log_rewards(observed.reward[:n], observed.reward[n : 2 * n], made, sample)
+        for update in range(self.plan.lrm_updates):
+            loss = surrogate.loss(draws, f"lrm {update}").mean()
+            loss.backward()
+            self.distiller.logged["loss/lrm"] = float(loss.detach())
+            self._step(lrm)
+            self.lrm_count += 1
+
+    def _log_rewards(self, data: Tensor, true: Tensor, made: Tensor, sample: Sample) -> None:
+        assert self.distiller.latent_reward is not None
+        with torch.no_grad():
+            predicted = self.distiller.latent_reward.predict(made, sample.condition[slice(len(made))])
+        self.distiller.logged |= {
+            "reward/data": float(data.nanmean()),
+            "reward/true": float(true.nanmean()),
+            "reward/predicted_of_true": float(predicted.mean()),
+            "reward/error": float((predicted - true).abs().nanmean()),
+            "reward/unusable": float(self.distiller.latent_reward.bad),
+        }
+
+    def _fine_tune_turn(self, cycle: int) -> None:
+        """The separate update of Algorithm 1, line 19, gathered over `ft.accumulate` cycles."""
+        o = self.distiller.objective
+        if o.ft_update != "separate" or o.beta_ft == 0 or self.lrm_count < self.plan.lrm_warmup:
+            return
+        student = self.learners["student"]
+        draws = self._draws(cycle)
+        batch, condition = self._batch(draws, o.student_input == "noised_data")
+        for term in self.distiller.fine_tune_terms(draws, condition, batch.latents):
+            torch.autograd.backward(term.tensor, term.gradient)
+        self.learners["lrm"].optimizer.zero_grad(set_to_none=True)  # it was only looked through
+        gradients = [p.grad for p in student.parameters if p.grad is not None]
+        if not self._ft_gradients:
+            self._ft_gradients = [torch.zeros_like(g) for g in gradients]
+        for held, gradient in zip(self._ft_gradients, gradients, strict=True):
+            held.add_(gradient)
+        student.optimizer.zero_grad(set_to_none=True)
+        self._ft_held += 1
+        if self._ft_held == self.plan.ft_accumulate:
+            for p, held in zip(student.parameters, self._ft_gradients, strict=True):
+                p.grad = held / self._ft_held
+            if self._step(student):
+                self.ema.update()
+            self._ft_gradients, self._ft_held = [], 0
+
+    def _step(self, learner: Learner) -> bool:
+        """Clip, check and step; a gradient that is not finite skips the update in every process. True if it stepped."""
+        if learner.shared:
+            self.world.average([p.grad for p in learner.parameters])
+        norm = whole(nn.utils.clip_grad_norm_(learner.parameters, self.plan.clip_gradient))
+        self.distiller.logged[f"grad_norm/{learner.name}"] = float(norm)
+        sound = not self.world.any(not bool(torch.isfinite(norm)))
+        if sound:
+            learner.optimizer.step()
+        learner.optimizer.zero_grad(set_to_none=True)
+        learner.in_a_row = 0 if sound else learner.in_a_row + 1
+        learner.skipped += not sound
+        if learner.in_a_row >= self.plan.max_skipped:
+            raise FloatingPointError(
+                f"{learner.in_a_row} updates of the {learner.name} in a row had gradients that were not finite. Lower "
+                f"optim.{learner.name}.lr, or go on from an older checkpoint in {self.folder / 'checkpoints'}"
+            )
+        return sound
+
+    def _due(self, every: int) -> bool:
+        return every > 0 and (self.cycle % every == 0 or self.cycle == self.plan.cycles)
+
+    def _report(self, scalars: dict[str, float]) -> None:
+        if self.world.device.type == "cuda":
+            scalars["memory/peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        self.log.scalars(self.cycle, scalars)
+
+    def _validate(self) -> None:
+        assert self.validate is not None
+        with self.ema.swapped():
+            scores = self.validate(self.cycle)
+            self.log.scalars(self.cycle, {f"validation/{name}": value for name, value in scores.items()})
+            name = self.plan.keep_best
+            if name is None:
+                return
+            if name not in scores:
+                raise ValueError(f"keep_best is {name!r}; validation measures {', '.join(sorted(scores))}")
+            if scores[name] > self.best.get(name, float("-inf")):
+                self.best = {name: scores[name], "cycle": self.cycle}
+                tensors = {f"ema/{n}": p for n, p in self.learners["student"].network.named_parameters()}
+                checkpoint.save(self.folder / "best", self.cycle, tensors, {"best": self.best}, self.world, keep=1)
+
+    def state(self) -> checkpoint.State:
+        """Everything that the next cycle depends on, by name."""
+        tensors: dict[str, Tensor] = {}
+        for learner in self.learners.values():
+            tensors |= learner.state()
+        tensors |= {f"ema/{n}": a for n, a in zip(self._student_names(), self.ema.average, strict=True)}
+        tensors |= {f"ft/{i}": g for i, g in enumerate(self._ft_gradients)}
+        plain: dict[str, Any] = {
+            "cycle": self.cycle,
+            "lrm_count": self.lrm_count,
+            "best": self.best,
+            "ft_held": self._ft_held,
+            "ema_updates": self.ema.updates,
+            "skipped": {name: [learner.skipped, learner.in_a_row] for name, learner in self.learners.items()},
+            "config": self.config,
+        }
+        surrogate = self.distiller.latent_reward
+        if surrogate is not None:
+            plain["statistics"] = surrogate.statistics.state_dict()
+            plain["bad"] = surrogate.bad
+            plain["past"] = [o.turn for o in surrogate.past]
+            for i, o in enumerate(surrogate.past):
+                for name in ("latents", "reward", "usable"):
+                    tensors[f"past/{i}/{name}"] = self.world.gather(getattr(o, name))
+        return checkpoint.State(tensors, plain)
+
+    def save(self) -> None:
+        """Write a checkpoint from which the same command goes on exactly."""
+        tensors, plain = self.state()
+        checkpoint.save(self.folder / "checkpoints", self.cycle, tensors, plain, self.world, self.plan.keep)
+
+    @torch.no_grad()
+    def load(self, state: checkpoint.State) -> None:
+        """Take up a state on any number of processes."""
+        tensors, plain = state
+        for learner in self.learners.values():
+            learner.load(tensors)
+            learner.skipped, learner.in_a_row = plain["skipped"][learner.name]
+        for name, average in zip(self._student_names(), self.ema.average, strict=True):
+            assign(average, tensors[f"ema/{name}"])
+        self.ema.updates = plain["ema_updates"]
+        self.cycle, self.lrm_count, self.best = plain["cycle"], plain["lrm_count"], plain["best"]
+        self._ft_held = plain["ft_held"]
+        self._ft_gradients = []
+        if self._ft_held:
+            self._ft_gradients = [torch.zeros_like(p) for p in self.learners["student"].parameters]
+            for i, held in enumerate(self._ft_gradients):
+                assign(held, tensors[f"ft/{i}"])
+        surrogate = self.distiller.latent_reward
+        if surrogate is not None:
+            surrogate.statistics.load_state_dict(plain["statistics"])
+            surrogate.bad = plain["bad"]
+            surrogate.past = [self._remembered(tensors, i, turn) for i, turn in enumerate(plain["past"])]
+
+    def _remembered(self, tensors: dict[str, Tensor], i: int, turn: int) -> Observation:
+        """This process's share of a remembered observation; its prompts follow from the turn."""
+        prompts, _ = self._reward_pairs(self._reward_draws(turn))
+        own = slice(self.world.rank, None, self.world.size)
+        latents, reward, usable = (tensors[f"past/{i}/{name}"][own].to(self.world.device) for name in Observation._fields[2:])
+        return Observation(turn, prompts, latents, reward, usable)
+
+    def _student_names(self) -> list[str]:
+        return [n for n, _ in self.learners["student"].network.named_parameters()]
+
+    @contextlib.contextmanager
+    def _stop_on_signal(self) -> Iterator[None]:
+        """SIGTERM and SIGINT finish the cycle, save and end the loop, in every process."""
+
+        def stop(*_: Any) -> None:
+            self.stopping = True
+
+        before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for s, handler in before.items():
+                signal.signal(s, handler)

@@ -1,0 +1,197 @@
+"""From configuration to objects: the only place where keys become arguments."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from dollar.data.latents import LatentBatches
+from dollar.distill import Distiller, Objective
+from dollar.evaluation.validate import Validation
+from dollar.latent_reward import LatentReward
+from dollar.log import Log
+from dollar.models.ema import Ema
+from dollar.models.latent_reward_model import LatentRewardModel
+from dollar.models.teacher import Teacher
+from dollar.parallel.shard import parallelize
+from dollar.parallel.world import World
+from dollar.student import denoiser_of, few_steps
+from dollar.trainer import Learner, Plan, Trainer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def dtype_of(config: DictConfig, key: str) -> torch.dtype:
+    """The dtype that parallel.<key> names."""
+    name = config.parallel[key]
+    if name not in DTYPES:
+        raise ValueError(f"parallel.{key} is {name!r}; use {' or '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def build_teacher(config: DictConfig, world: World) -> Teacher:
+    """The teacher that conf/teacher names, on this process's device."""
+    return instantiate(config.teacher, device=world.device, compute_dtype=dtype_of(config, "teacher_dtype"))
+
+
+def objective_of(config: DictConfig) -> Objective:
+    """Eq. 16's weights and settings; ValueError names a key at fault."""
+    return Objective(
+        beta_vsd=config.beta_vsd,
+        beta_cd=config.beta_cd,
+        beta_ft=config.beta_ft,
+        balance=config.balance,
+        vsd_guidance_scale=config.vsd.guidance_scale,
+        vsd_weighting=config.vsd.weighting,
+        vsd_range=tuple(config.vsd.range),
+        cd_guidance_scale=config.cd.guidance_scale,
+        cd_m=config.cd.m,
+        cd_grid=config.cd.grid,
+        cd_target=config.cd.target,
+        cd_distance=config.cd.distance,
+        ft_unit=config.ft.unit,
+        ft_update=config.ft["update"],
+        student_input=config.student.input,
+        student_parameterization=config.student.parameterization,
+        fake_loss=config.fake.loss,
+    )
+
+
+def plan_of(config: DictConfig) -> Plan:
+    """The loop's numbers."""
+    return Plan(
+        cycles=config.cycles,
+        batch=config.batch,
+        seed=config.seed,
+        fake_updates=config.fake_updates,
+        fake_warmup=config.fake_warmup,
+        ft_accumulate=config.ft.accumulate,
+        lrm_clips=config.lrm.clips,
+        lrm_warmup=config.lrm.warmup,
+        lrm_updates=config.lrm.updates,
+        lrm_mismatched=config.lrm.mismatched,
+        clip_gradient=config.clip_gradient,
+        save_every=config.save_every,
+        keep=config.keep,
+        validate_every=config.validation.every,
+        gradients_every=config.log.gradients_every,
+        keep_best=config.keep_best,
+    )
+
+
+def build_latent_reward(config: DictConfig, teacher: Teacher, world: World) -> LatentReward:
+    """The latent reward model with the pixel reward that it follows."""
+    reward = None if config.reward.get("_target_") is None else instantiate(config.reward)
+    if reward is None:
+        raise ValueError("beta_ft is above 0 but reward=none; name a reward, or set beta_ft=0")
+    lrm = config.lrm
+    if getattr(reward, "sees_motion", False) and lrm.temporal == "frames":
+        print(f"note: {type(reward).__name__} sees motion, which lrm.temporal=frames can't; conv3d can")
+    generator_state = torch.random.get_rng_state()
+    torch.manual_seed(config.seed)  # the same first weights in every process
+    model = LatentRewardModel(
+        teacher.latent_shape[0],
+        text_dim=teacher.null(1).embeddings.shape[-1] if lrm.text else None,
+        width=lrm.width,
+        temporal=lrm.temporal,
+        groups=lrm.groups,
+    ).to(world.device)
+    torch.random.set_rng_state(generator_state)
+    return LatentReward(model, reward, teacher.codec, teacher.text, lrm.memory, world.gather)
+
+
+def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Path, resume_cycle: int) -> Trainer:
+    """Everything that a run holds, ready for `load` or `train`."""
+    objective, plan = objective_of(config), plan_of(config)
+    if plan.batch % world.size or plan.lrm_clips % world.size or plan.lrm_clips > plan.batch:
+        raise ValueError(
+            f"batch={plan.batch} and lrm.clips={plan.lrm_clips} must be multiples of the {world.size} processes, "
+            "and lrm.clips at most batch"
+        )
+    samplers = few_steps(teacher, config.student.timesteps, config.student.steps, config.student.between)
+    start = teacher.new_network() if config.init is None else teacher.load_network(Path(config.init))
+    start.train().requires_grad_(True)
+    recompute = config.parallel.activation_checkpointing
+    student = parallelize(start, world, recompute)
+    learners = {"student": Learner("student", student, optimizer(config, "student", student))}
+    dtype = dtype_of(config, "dtype")
+    longest = samplers[max(samplers)]
+    denoiser = denoiser_of(teacher, student, longest, objective.student_parameterization, dtype)
+    fake = teacher.denoiser
+    if objective.beta_vsd > 0:
+        network = parallelize(teacher.new_network(), world, recompute)
+        learners["fake"] = Learner("fake", network, optimizer(config, "fake", network))
+        fake = teacher.denoiser_of(network, dtype)
+    surrogate = None
+    if objective.beta_ft > 0:
+        surrogate = build_latent_reward(config, teacher, world)
+        learners["lrm"] = Learner("lrm", surrogate.model, optimizer(config, "lrm", surrogate.model), shared=True)
+    ema = Ema(student, config.ema)
+    distiller = Distiller(
+        teacher.denoiser,
+        denoiser,
+        fake,
+        list(samplers.values()),
+        objective,
+        teacher.latent_shape,
+        teacher.null,
+        surrogate,
+        ema.swapped,
+    )
+    clips = instantiate(config.data.clips)
+    if hasattr(clips, "report") and world.is_main:
+        print(clips.report)
+    data = LatentBatches(clips, teacher.codec.encode, config.seed, config.data.cache)
+    log = Log(folder, active=world.is_main, resume_step=resume_cycle + 1)
+    validation = None
+    if config.validation.every > 0:
+        prompts = instantiate(config.data.held_out) if config.data.held_out else list(dict.fromkeys(clips.captions))
+        reward = surrogate.reward if surrogate else _reward_or_none(config)
+        validation = Validation(teacher, denoiser, samplers, prompts, reward, log, world, **_validation(config))
+    return Trainer(
+        plan,
+        distiller,
+        learners,
+        ema,
+        data,
+        teacher.text,
+        world,
+        folder,
+        log,
+        validation,
+        OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
+    )
+
+
+def _validation(config: DictConfig) -> dict[str, Any]:
+    v = config.validation
+    return {"count": v.prompts, "shown": v.clips, "teacher_steps": v.guidance_steps}
+
+
+def _reward_or_none(config: DictConfig) -> Any:
+    return None if config.reward.get("_target_") is None else instantiate(config.reward)
+
+
+def optimizer(config: DictConfig, name: str, network: torch.nn.Module) -> torch.optim.Optimizer:
+    """AdamW with the numbers of optim.<name>."""
+    keys = OmegaConf.to_container(config.optim[name], resolve=True)
+    assert isinstance(keys, dict)
+    return torch.optim.AdamW(network.parameters(), **{**keys, "betas": tuple(keys["betas"])})
+
+
+@contextlib.contextmanager
+def quiet():
+    """diffusers' and transformers' progress bars and notes off, for output that a person reads."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    yield

@@ -1,0 +1,108 @@
+"""The door that every command goes through: composes the configuration, answers mistakes with a sentence."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+# Idle threads sleep instead of spinning, which on few cores costs more than it gains; must be set before torch starts.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import hydra  # noqa: E402
+from hydra.core.global_hydra import GlobalHydra  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
+from omegaconf.errors import OmegaConfBaseException  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+CONF = ROOT / "conf"
+OmegaConf.register_new_resolver("embedded", lambda name: str(ROOT / "dollar" / "assets" / name), replace=True)
+
+
+def enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
+    """Run `main` with the composed configuration; a ValueError is printed as its sentence, with exit code 2."""
+    try:
+        check_overrides(config_name, sys.argv[1:])
+    except ValueError as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+
+    def told(config: DictConfig) -> Any:
+        try:
+            return main(config)
+        except (ValueError, FileExistsError) as error:
+            if os.environ.get("DOLLAR_TRACEBACK"):
+                raise
+            print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(told)()
+
+
+def check_overrides(config_name: str, arguments: list[str]) -> None:
+    """Raise ValueError for a key that doesn't exist (naming the nearest) or a value of another type than the default."""
+    pairs = [a.split("=", 1) for a in arguments if "=" in a and not a.startswith(("-", "hydra", "+", "~"))]
+    groups = {p.name for p in CONF.iterdir() if p.is_dir()}
+    chosen = [f"{key}={value.split(',')[0]}" for key, value in pairs if key in groups]
+    for key, value in pairs:
+        if key in groups:
+            _check_choice(key, value)
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        defaults = hydra.compose(config_name, overrides=chosen)
+    GlobalHydra.instance().clear()
+    known = _keys(defaults)
+    for key, value in pairs:
+        if key in groups:
+            continue
+        if key not in known:
+            raise ValueError(f"there is no key {key!r}; {_nearest(key, sorted({*known, *groups}))}")
+        _check_type(key, value, known[key])
+
+
+def _check_choice(group: str, value: str) -> None:
+    options = sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+    for choice in value.split(","):
+        if choice not in options:
+            raise ValueError(f"there is no {group}={choice}; {_nearest(choice, options)} ({', '.join(options)})")
+
+
+def _nearest(word: str, options: list[str]) -> str:
+    leaf = {o: o.rsplit(".", 1)[-1] for o in options}
+    near = difflib.get_close_matches(word, options, 1, 0.5) or [
+        o for o, last in leaf.items() if difflib.get_close_matches(word.rsplit(".", 1)[-1], [last], 1, 0.6)
+    ]
+    return f"the nearest is {near[0]!r}" if near else "--cfg job lists all keys"
+
+
+def _keys(config: DictConfig, prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key in config:
+        missing = OmegaConf.is_missing(config, key)
+        value = None if missing else config._get_node(key)
+        found[f"{prefix}{key}"] = value
+        if isinstance(value, DictConfig):
+            found |= _keys(value, f"{prefix}{key}.")
+    return found
+
+
+def _check_type(key: str, text: str, default: Any) -> None:
+    """Numbers stay numbers and switches stay switches; a list of values is a sweep."""
+    value = getattr(default, "_value", lambda: default)()
+    wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(type(value))
+    if wanted is None or isinstance(value, str):
+        return
+    for part in text.split(",") if not text.startswith(("[", "{")) else [text]:
+        try:
+            given = OmegaConf.create(f"value: {part}").value
+        except (OmegaConfBaseException, Exception):
+            given = part
+        fits = (
+            isinstance(given, bool)
+            if isinstance(value, bool)
+            else isinstance(given, int if isinstance(value, int) else (int, float)) and not isinstance(given, bool)
+        )
+        if not fits and given is not None and not str(part).startswith(("range(", "choice(", "interval(")):
+            raise ValueError(f"{key}={part}: {key} is {wanted} (now {value})")

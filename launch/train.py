@@ -1,0 +1,160 @@
+"""Distil a teacher into a student of a few steps: `torchrun launch/train.py [key=value ...]`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from door import enter
+from omegaconf import DictConfig, OmegaConf
+
+CONFIG = "config.yaml"
+# Keys that may change when a run goes on: they say how long and how often, not what is learned.
+FREE = ("cycles", "save_every", "keep", "validation", "log", "runs", "run", "parallel", "keep_best")
+
+
+def run_folder(config: DictConfig) -> Path:
+    """runs/<run>, or a folder below it for each job of a sweep, named by its overrides."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    folder = Path(config.runs) / str(config.run)
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        folder = folder / (hydra.job.override_dirname.replace("/", "_") or "defaults")
+    return folder
+
+
+def check_same(config: DictConfig, folder: Path) -> None:
+    """Raise ValueError if the folder holds a run of another configuration."""
+    if not (folder / CONFIG).is_file():
+        return
+    before, now = _flat(OmegaConf.load(folder / CONFIG)), _flat(config)
+    differing = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not k.startswith(FREE)]
+    if differing:
+        shown = "; ".join(f"{k} was {before.get(k)}, now {now.get(k)}" for k in differing[:5])
+        raise ValueError(
+            f"{folder} holds a run of another configuration ({shown}). Give this one a name of its own with run=NAME, "
+            "or remove the folder"
+        )
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    plain = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    found: dict[str, Any] = {}
+    for key, value in plain.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def main(config: DictConfig) -> float | None:
+    """Train, go on with what was stopped, or find the run finished; returns the last validation reward for sweeps."""
+    from build import objective_of, plan_of
+
+    objective_of(config), plan_of(config)  # mistakes in numbers are told before anything is loaded
+    from dollar.diffusion.timesteps import check_timesteps
+
+    check_timesteps(config.student.timesteps)
+    folder = run_folder(config)
+    check_same(config, folder)
+
+    from build import build_teacher, build_trainer, quiet
+
+    from dollar.parallel import checkpoint
+    from dollar.parallel.world import finish, start
+
+    world = start(config.parallel.device, config.parallel.timeout_minutes)
+    with quiet():
+        latest = checkpoint.newest(folder / "checkpoints")
+        state = None if latest is None else checkpoint.load(latest)
+        done = 0 if state is None else state.plain["cycle"]
+        if done >= config.cycles and (folder / "student" / "student.json").is_file():
+            if world.is_main:
+                print(f"{folder} is finished: {done} of {config.cycles} cycles. Its student is in {folder / 'student'}")
+            finish(world)
+            return _last_reward(folder)
+        teacher = build_teacher(config, world)
+        trainer = build_trainer(config, world, teacher, folder, done)
+        if world.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            OmegaConf.save(config, folder / CONFIG, resolve=True)
+            announce(config, world.size, folder, done)
+        if state is not None:
+            trainer.load(state)
+        finished = trainer.train()
+        if finished:
+            write_student(trainer, teacher, config)
+        elif world.is_main:
+            print(f"stopped after cycle {trainer.cycle} and saved; the same command goes on from there")
+        trainer.log.close()
+    finish(world)
+    return _last_reward(folder)
+
+
+def announce(config: DictConfig, processes: int, folder: Path, done: int) -> None:
+    """Say what is about to be trained, with guidance in both the paper's form and diffusers'."""
+    print(
+        f"{'going on at cycle ' + str(done) if done else 'training'} in {folder}: teacher {config.teacher.name}, "
+        f"student {list(config.student.timesteps)} for {list(config.student.steps)} steps, "
+        f"beta_vsd={config.beta_vsd} beta_cd={config.beta_cd} beta_ft={config.beta_ft}, "
+        f"{config.cycles} cycles of {config.batch} clips on {processes} process{'es' if processes > 1 else ''}\n"
+        f"guidance u + s (c - u): VSD s = {config.vsd.guidance_scale} (the paper's w = {config.vsd.guidance_scale - 1}), "
+        f"CD s = {config.cd.guidance_scale} (w = {config.cd.guidance_scale - 1})"
+    )
+
+
+def write_student(trainer: Any, teacher: Any, config: DictConfig) -> None:
+    """runs/<run>/student (averaged weights, the best checkpoint's where keep_best is set) and runs/<run>/lrm."""
+    import torch
+    from safetensors.torch import save_file
+
+    from dollar.parallel import checkpoint
+    from dollar.parallel.shard import whole
+    from dollar.student import few_steps, save_student
+
+    learner = trainer.learners["student"]
+    averages = dict(zip((n for n, _ in learner.network.named_parameters()), trainer.ema.average, strict=True))
+    weights = {n: whole(a).cpu() for n, a in averages.items()}
+    cycle = trainer.cycle
+    best = checkpoint.newest(trainer.folder / "best") if config.keep_best else None
+    if best is not None:
+        tensors, plain = checkpoint.load(best)
+        weights = {n: tensors[f"ema/{n}"] for n in weights}
+        cycle = plain["best"]["cycle"]
+    if trainer.world.is_main:
+        network = teacher.new_network()
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                parameter.copy_(weights[name])
+        samplers = few_steps(teacher, config.student.timesteps, config.student.steps, config.student.between)
+        card = {
+            "cycle": cycle,
+            "parameterization": config.student.parameterization,
+            "teacher": OmegaConf.to_container(config.teacher, resolve=True),
+            "config": OmegaConf.to_container(config, resolve=True),
+        }
+        save_student(trainer.folder / "student", teacher, network, samplers, card)
+        surrogate = trainer.distiller.latent_reward
+        if surrogate is not None:
+            (trainer.folder / "lrm").mkdir(exist_ok=True)
+            save_file(surrogate.model.state_dict(), trainer.folder / "lrm" / "model.safetensors")
+            (trainer.folder / "lrm" / "statistics.json").write_text(json.dumps(surrogate.statistics.state_dict()))
+        print(f"the student of cycle {cycle} is in {trainer.folder / 'student'}")
+    trainer.world.barrier()
+
+
+def _last_reward(folder: Path) -> float | None:
+    from dollar.log import read_scalars
+
+    if not (folder / "metrics.jsonl").is_file():
+        return None
+    scores = [c.values[-1] for n, c in sorted(read_scalars(folder).items()) if n.startswith("validation/reward")]
+    return float(scores[-1]) if scores else None
+
+
+if __name__ == "__main__":
+    enter(main, "train")
