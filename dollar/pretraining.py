@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from dollar.log import Log, progress
 from dollar.losses.score_matching import native
 from dollar.models.codec import Codec
 from dollar.models.ema import Ema
+from dollar.parallel.world import World
 
 CROP, SHORT = 32, 9  # pixels and frames of the windows around the object that the autoencoder learns from first
 COLOUR_SCALE = 2.0  # the first three latent channels hold a cell's mean colour, times this
@@ -36,7 +37,8 @@ class Stage:
     lr: float
     decay_from: float = 0.6  # fraction of the steps after which the rate falls
     warmup: int = 20
-    save_every: int = 200
+    clip_gradient: float = 5.0
+    save_every: int = 100
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -95,11 +97,11 @@ def _copy_channels(convolution: nn.Conv2d | nn.Conv3d, amount: float) -> None:
         weight[(out, out % weight.shape[1], *centre)] += amount
 
 
-def autoencoder_batch(step: int, batch: int, whole: bool, seed: int) -> Tensor:
-    """Videos [B, 3, T, H, W] in [-1, 1]: whole clips, or short windows around the object (which is small)."""
-    rng = np.random.Generator(np.random.PCG64([seed, step]))
+def autoencoder_batch(samples: Iterable[int], whole: bool, seed: int) -> Tensor:
+    """Videos [B, 3, T, H, W] in [-1, 1]: whole clips, or two short windows around each clip's (small) object."""
     captions, clips = shapes.captions("train"), []
-    for _ in range(batch if whole else batch // 2):
+    for sample in samples:
+        rng = np.random.Generator(np.random.PCG64([seed, sample]))
         clip = shapes.render(shapes.parse(captions[rng.integers(len(captions))]), int(rng.integers(2**31)))
         clips += [clip] if whole else [_window(clip, rng) for _ in range(2)]
     return torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
@@ -128,19 +130,42 @@ def autoencoder_loss(vae: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
     return {"total": total, "pixels": error.abs().mean(), "edges": edges, "kl": kl, "colour": colour}
 
 
-def train_autoencoder(folder: Path, windows: Stage, whole: Stage, seed: int) -> nn.Module:
-    """Train on windows, then on whole clips; goes on from what `folder` holds. Returns the autoencoder."""
+def train_autoencoder(folder: Path, windows: Stage, whole: Stage, seed: int, world: World) -> nn.Module:
+    """Train on windows, then on whole clips; goes on from what `folder` holds. Returns the autoencoder, whitened."""
     torch.manual_seed(seed)
-    vae = new_autoencoder()
+    vae = new_autoencoder().to(world.device)
     for name, stage in (("windows", windows), ("whole", whole)):
         optimizer = torch.optim.Adam(vae.parameters(), lr=stage.lr, betas=(0.9, 0.99))
 
         def loss(step: int, on_whole: bool = name == "whole", stage: Stage = stage) -> dict[str, Tensor]:
-            torch.manual_seed(seed * 1_000_003 + step)
-            return autoencoder_loss(vae, autoencoder_batch(step, stage.batch, on_whole, seed))
+            own = world.own((step + 100_000 * on_whole) * stage.batch, stage.batch)
+            torch.manual_seed(seed * 1_000_003 + own[0])  # the noise of the latents
+            return autoencoder_loss(vae, autoencoder_batch(own, on_whole, seed).to(world.device))
 
-        run_stage(folder / f"vae_{name}", stage, vae, optimizer, loss)
+        run_stage(folder / f"vae_{name}", stage, vae, optimizer, loss, world)
+    whiten(vae, seed)
     return vae
+
+
+@torch.no_grad()
+def whiten(vae: nn.Module, seed: int, clips: int = 64) -> None:
+    """Give every latent channel unit variance on real clips without changing a reconstruction.
+
+    The detail of shapes lives in channels of small variance, which diffusion noise would bury first. Latents enter the
+    decoder through linear maps only, so a channel's scale can be taken out of the encoder and put into those.
+    """
+    source = shapes.ShapesClips("train", clips, seed + 1)
+    videos = torch.from_numpy(np.stack([source.clip(i)[0] for i in range(clips)])).permute(0, 1, 4, 2, 3).float() / 255
+    scale = 1 / Codec(vae, 1.0).encode(videos).std((0, 2, 3, 4))
+    out = vae.encoder.conv_out.conv
+    channels = vae.config.latent_channels
+    out.weight[:channels] *= scale.reshape(-1, 1, 1, 1, 1)
+    out.bias[:channels] *= scale
+    out.bias[channels:] += 2 * scale.log()  # the noise scales along
+    for name, module in vae.decoder.named_modules():
+        if isinstance(module, nn.Conv3d) and ("conv_y" in name or "conv_b" in name or name == "conv_in.conv"):
+            module.weight /= scale.reshape(1, -1, 1, 1, 1)
+    vae.register_to_config(scaling_factor=1.0)
 
 
 def run_stage(
@@ -149,25 +174,27 @@ def run_stage(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     loss: Callable[[int], dict[str, Tensor]],
+    world: World,
     ema: Ema | None = None,
 ) -> None:
     """The loop of a stage: resumes from `folder`, logs there, and leaves the last weights in the network."""
     first = _resume(folder, network, optimizer, ema)
-    with Log(folder, resume_step=first) as log:
-        for step in progress(range(first, stage.steps), folder.name, start=first):
+    with Log(folder, active=world.is_main, resume_step=first) as log:
+        for step in progress(range(first, stage.steps), folder.name, active=world.is_main):
             for group in optimizer.param_groups:
                 group["lr"] = stage.rate(step)
             losses = loss(step)
             optimizer.zero_grad(set_to_none=True)
             losses["total"].backward()
-            norm = nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            if bool(torch.isfinite(norm)):
+            world.average([p.grad for p in network.parameters()])
+            norm = nn.utils.clip_grad_norm_(network.parameters(), stage.clip_gradient)
+            if bool(torch.isfinite(norm)):  # the same in every process, since the gradients are
                 optimizer.step()
                 if ema is not None:
                     ema.update()
             if step % 20 == 0:
                 log.scalars(step, {f"loss/{k}": v.detach() for k, v in losses.items()} | {"grad_norm": norm})
-            if (step + 1) % stage.save_every == 0 or step + 1 == stage.steps:
+            if world.is_main and ((step + 1) % stage.save_every == 0 or step + 1 == stage.steps):
                 _save(folder, step + 1, network, optimizer, ema)
 
 
@@ -292,7 +319,7 @@ def train_teacher(
     text_length: int,
     drop_caption: float = 0.1,
     decay: float = 0.999,
-    device: torch.device | str = "cpu",
+    world: World = World(),  # noqa: B008
     precision: torch.dtype = torch.float32,
 ) -> tuple[TextToLatents, Any]:
     """Train the text encoder and the transformer on v-prediction; returns them with averaged weights, and the tokenizer.
@@ -301,14 +328,15 @@ def train_teacher(
     """
     tokenizer = new_tokenizer()
     torch.manual_seed(seed)
-    network = TextToLatents(new_text_encoder(len(tokenizer)), new_transformer(text_length)).to(device)
+    network = TextToLatents(new_text_encoder(len(tokenizer)), new_transformer(text_length)).to(world.device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=stage.lr, betas=(0.9, 0.99), weight_decay=0.01)
     ema = Ema(network, decay)
+    device = world.device
     schedule = VariancePreserving(new_scheduler().alphas_cumprod)
     data = LatentBatches(shapes.ShapesClips("train", clips, seed), codec.encode, seed, cache=clips)
 
     def loss(step: int) -> dict[str, Tensor]:
-        samples = range(step * stage.batch, (step + 1) * stage.batch)
+        samples = world.own(step * stage.batch, stage.batch)
         draws = Draws(seed, step, samples, device)
         batch = data.batch(samples)
         dropped = (draws.uniform("caption") < drop_caption).tolist()
@@ -317,21 +345,14 @@ def train_teacher(
         x_0 = batch.latents.to(device)  # type: ignore[union-attr]
         t, eps = schedule.uniform(draws.uniform("time")), draws.normal("noise", x_0.shape[1:])
         a, b = (c.float().to(device).reshape(-1, 1, 1, 1, 1) for c in schedule.coefficients(t))
-        with torch.autocast(torch.device(device).type, precision, enabled=precision != torch.float32):
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             v = network(diffuse(x_0, eps, t, schedule), t, ids.to(device))
         return {"total": native(v, a * eps - b * x_0).mean()}
 
-    run_stage(folder / "teacher", stage, network, optimizer, loss, ema)
+    run_stage(folder / "teacher", stage, network, optimizer, loss, world, ema)
     with torch.no_grad():
         torch._foreach_copy_(ema.parameters, ema.average)
     return network, tokenizer
-
-
-def measure_scaling(vae: nn.Module, seed: int, clips: int = 64) -> float:
-    """The factor that brings the latents of real clips to unit variance."""
-    source = shapes.ShapesClips("train", clips, seed + 1)
-    videos = torch.from_numpy(np.stack([source.clip(i)[0] for i in range(clips)])).permute(0, 1, 4, 2, 3).float() / 255
-    return float(1 / Codec(vae, 1.0).encode(videos).std())
 
 
 def save_pipeline(folder: Path, vae: nn.Module, network: TextToLatents, tokenizer: Any) -> None:

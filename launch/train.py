@@ -28,8 +28,8 @@ def run_folder(config: DictConfig) -> Path:
 
 def check_same(config: DictConfig, folder: Path) -> None:
     """Raise ValueError if the folder holds a run of another configuration."""
-    if not (folder / CONFIG).is_file():
-        return
+    if not (folder / CONFIG).is_file() or not (folder / "checkpoints").is_dir():
+        return  # nothing is there, or nothing that could be lost
     before, now = _flat(OmegaConf.load(folder / CONFIG)), _flat(config)
     differing = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not k.startswith(FREE)]
     if differing:

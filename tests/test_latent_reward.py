@@ -89,8 +89,8 @@ def test_a_missing_caption_is_asked_for_and_a_needless_one_ignored():
     assert torch.equal(plain(x, torch.randn(1, 7, 12)), plain(x))
     with pytest.raises(ValueError, match="use frames or conv3d"):
         LatentRewardModel(8, temporal="3d")
-    with pytest.raises(ValueError, match="multiple of the 32"):
-        LatentRewardModel(8, width=40)
+    with pytest.raises(ValueError, match="multiple of the 8"):
+        LatentRewardModel(8, width=36)
 
 
 def test_the_latent_counts_even_if_no_word_says_anything():

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 class Codec:
     """A video autoencoder behind two methods; no gradient passes through either.
 
-    chunk: how many clips go through it at once, which bounds its memory.
+    chunk: how many clips go through it at once, which bounds its memory. With 1, a clip's numbers don't depend on its
+    neighbours to the last bit, so that a resumed run is the same whatever was cached.
     """
 
-    def __init__(self, vae: nn.Module, scaling_factor: float, chunk: int = 4) -> None:
+    def __init__(self, vae: nn.Module, scaling_factor: float, chunk: int = 1) -> None:
         self.vae = vae.eval().requires_grad_(False)
         self.scaling_factor = scaling_factor
         self.chunk = chunk

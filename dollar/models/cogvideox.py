@@ -38,7 +38,7 @@ class CogVideoXNetwork(nn.Module):
             timestep=t.long(),
             return_dict=False,
         )[0]
-        return output.transpose(1, 2)
+        return output.transpose(1, 2).contiguous()
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -80,7 +80,7 @@ def load(
     text_length: int,
     negative_prompt: str = "",
     compute_dtype: torch.dtype = torch.float32,
-    decode_chunk: int = 4,
+    decode_chunk: int = 1,
     device: torch.device | str = "cpu",
 ) -> Teacher:
     """Read a CogVideoX pipeline from a diffusers folder; ValueError names what is missing or disagrees."""

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+
+
+def _own(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What this process holds of tensors that may be sharded, without their gradients' history."""
+    return [(t.to_local() if hasattr(t, "to_local") else t).detach() for t in tensors]
 
 
 class Ema:
@@ -29,19 +34,15 @@ class Ema:
         """Move the average towards the present weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        torch._foreach_lerp_(self.average, [p.detach().float() for p in self.parameters], 1 - decay)
+        torch._foreach_lerp_(_own(self.average), [p.float() for p in _own(self.parameters)], 1 - decay)
 
     @contextlib.contextmanager
     @torch.no_grad()
     def swapped(self) -> Iterator[None]:
         """The module holds the average inside this context, and its own weights again after it."""
-        own = [p.detach().clone() for p in self.parameters]
-        torch._foreach_copy_(self.parameters, self.average)
+        before = [p.clone() for p in _own(self.parameters)]
+        torch._foreach_copy_(_own(self.parameters), _own(self.average))
         try:
             yield
         finally:
-            torch._foreach_copy_(self.parameters, own)
-
-    def state(self) -> dict[str, Tensor]:
-        """The averages by position, as tensors that share memory with this object."""
-        return {str(i): average for i, average in enumerate(self.average)}
+            torch._foreach_copy_(_own(self.parameters), before)

@@ -46,7 +46,7 @@ class LatentRewardModel(nn.Module):
         text_dim: int | None = None,
         width: int = 128,
         temporal: str = "frames",
-        groups: int = 32,
+        groups: int = 8,
     ) -> None:
         super().__init__()
         if temporal not in ("frames", "conv3d"):
@@ -54,6 +54,8 @@ class LatentRewardModel(nn.Module):
         if width % groups:
             raise ValueError(f"lrm.width is {width}; it must be a multiple of the {groups} groups of its normalisation")
         self.temporal = temporal
+        first: nn.Module
+        second: nn.Module
         if temporal == "frames":
             first = nn.Conv2d(channels, width, 4, stride=4, padding=1)
             second = nn.Conv2d(width, width, 3, stride=2, padding=1)
@@ -64,7 +66,8 @@ class LatentRewardModel(nn.Module):
         norm = partial(nn.GroupNorm, groups, width)
         self.backbone = nn.Sequential(first, norm(), nn.SiLU(), second, norm(), nn.SiLU())
         self.attention = None if text_dim is None else TextAttention(text_dim, width)
-        self.head = nn.Sequential(nn.Linear(width, width), nn.Linear(width, 1))  # the first is the tables' 1x1 conv
+        self.mix = nn.Linear(width, width)  # the tables' 1x1 conv, after the pooling
+        self.out = nn.Linear(width, 1)
 
     def features(self, x: Tensor) -> Tensor:
         """[B, C, F, H, W] -> [B, N, width], N positions in space and time."""
@@ -80,11 +83,11 @@ class LatentRewardModel(nn.Module):
         x: [B, C, F, H, W]; text: [B, L, D] and mask: [B, L], non-zero for words; a model without `text_dim` ignores
         them. ValueError when the caption is needed and missing.
         """
-        dtype = self.head[0].weight.dtype
+        dtype = self.out.weight.dtype
         features = self.features(x.to(dtype))
         if self.attention is not None:
             if text is None:
                 raise ValueError("this latent reward model reads captions (text_dim is set), but no text was given")
             features = features + self.attention(features, text.to(dtype), mask)
-        # Pooling over frames too is the mean of the frames' rewards, because the head is affine.
-        return self.head(features.mean(1)).squeeze(1).float()
+        # Pooling over frames too is the mean of the frames' rewards, because what follows is affine.
+        return self.out(self.mix(features.mean(1))).squeeze(1).float()

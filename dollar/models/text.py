@@ -31,8 +31,10 @@ class TextEncoder:
         """Embeddings [B, L, D] float32 and mask [B, L] of B prompts, on the model's device."""
         missing = [p for p in dict.fromkeys(prompts) if p not in self._known]
         if missing:
-            for prompt, embedding, mask in zip(missing, *self.encode(missing), strict=True):
-                self._known[prompt] = (embedding, mask)
+            for prompt in missing:
+                # One by one: in a batch, rounding would depend on the neighbours, and a resumed run on its past.
+                embeddings, masks = self.encode([prompt])
+                self._known[prompt] = (embeddings[0], masks[0])
         embeddings, masks = zip(*(self._known[p] for p in prompts), strict=True)
         return Condition(torch.stack(embeddings).to(self.device), torch.stack(masks).to(self.device))
 

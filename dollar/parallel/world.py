@@ -44,11 +44,13 @@ class World:
 
     def average(self, tensors: Iterable[Tensor | None]) -> None:
         """Replace each tensor by its mean over the processes, in place (for networks that every process holds)."""
-        if self.size > 1:
-            for tensor in tensors:
-                if tensor is not None:
-                    dist.all_reduce(tensor)
-                    tensor.div_(self.size)
+        present = [t for t in tensors if t is not None]
+        if self.size > 1 and present:
+            together = torch.cat([t.flatten() for t in present])  # one message instead of one for each
+            dist.all_reduce(together)
+            parts = (together / self.size).split([t.numel() for t in present])
+            for tensor, part in zip(present, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
 
     def mean(self, scalars: dict[str, float]) -> dict[str, float]:
         """Each scalar's mean over the processes; all must have the same keys."""
