@@ -1,4 +1,4 @@
-"""The latent reward model kept in step with a pixel reward while the student changes (Eq. 14, Algorithm 1 lines 15-17)."""
+"""The latent reward model, kept in step with a pixel reward while the student changes (Algorithm 1, lines 15-17)."""
 
 from __future__ import annotations
 

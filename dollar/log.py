@@ -44,7 +44,7 @@ class Log:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         _keep_before(folder / METRICS, math.inf if resume_step is None else resume_step)
-        self._lines = open(folder / METRICS, "a", encoding="utf-8")
+        self._lines = (folder / METRICS).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder), purge_step=resume_step, flush_secs=20)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:

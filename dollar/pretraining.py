@@ -47,7 +47,7 @@ class Stage:
         return self.lr * min(1.0, (step + 1) / self.warmup) * max(falling, 0.02)
 
 
-def new_autoencoder() -> nn.Module:
+def new_autoencoder() -> Any:
     """CogVideoX's autoencoder, small: 4x in time, 4x4 in space, 8 channels."""
     from diffusers import AutoencoderKLCogVideoX
 
@@ -67,7 +67,7 @@ def new_autoencoder() -> nn.Module:
 
 
 @torch.no_grad()
-def let_colour_through(vae: nn.Module) -> None:
+def let_colour_through(vae: Any) -> None:
     """Start the convolutions outside the residual branches as copies, so that colour reaches the latents at once.
 
     From the library's own random start the same network needs five times the updates to tell colours apart.
@@ -77,11 +77,11 @@ def let_colour_through(vae: nn.Module) -> None:
             continue
         if "conv2" in name:  # the end of a residual branch
             module.weight.mul_(0.1)
-            module.bias.zero_()
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         elif any(part in name for part in ("conv_in", "shortcut", "sampler")):
             _copy_channels(module, 1.0)
             if "conv_in" in name or "shortcut" in name:
-                module.bias.zero_()
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         elif name.startswith("decoder") and "conv_b" in name:
             _copy_channels(module, 0.5)
     vae.encoder.conv_out.conv.bias[vae.config.latent_channels :] = -6.0  # log variance: start almost without noise
@@ -117,7 +117,7 @@ def _window(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return clip[first : first + SHORT, y : y + CROP, x : x + CROP]
 
 
-def autoencoder_loss(vae: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
+def autoencoder_loss(vae: Any, pixels: Tensor) -> dict[str, Tensor]:
     """Error of pixels and of their differences, a little KL, and the colour that the first channels hold."""
     law = vae.encode(pixels).latent_dist
     decoded = vae.decode(law.sample()).sample
@@ -130,7 +130,7 @@ def autoencoder_loss(vae: nn.Module, pixels: Tensor) -> dict[str, Tensor]:
     return {"total": total, "pixels": error.abs().mean(), "edges": edges, "kl": kl, "colour": colour}
 
 
-def train_autoencoder(folder: Path, windows: Stage, whole: Stage, seed: int, world: World) -> nn.Module:
+def train_autoencoder(folder: Path, windows: Stage, whole: Stage, seed: int, world: World) -> Any:
     """Train on windows, then on whole clips; goes on from what `folder` holds. Returns the autoencoder, whitened."""
     torch.manual_seed(seed)
     vae = new_autoencoder().to(world.device)
@@ -148,7 +148,7 @@ def train_autoencoder(folder: Path, windows: Stage, whole: Stage, seed: int, wor
 
 
 @torch.no_grad()
-def whiten(vae: nn.Module, seed: int, clips: int = 64) -> None:
+def whiten(vae: Any, seed: int, clips: int = 64) -> None:
     """Give every latent channel unit variance on real clips without changing a reconstruction.
 
     The detail of shapes lives in channels of small variance, which diffusion noise would bury first. Latents enter the
@@ -322,7 +322,7 @@ def train_teacher(
     world: World = World(),  # noqa: B008
     precision: torch.dtype = torch.float32,
 ) -> tuple[TextToLatents, Any]:
-    """Train the text encoder and the transformer on v-prediction; returns them with averaged weights, and the tokenizer.
+    """Train text encoder and transformer on v-prediction; returns them with averaged weights, and the tokenizer.
 
     drop_caption: fraction of captions replaced by the empty one, for guidance; decay: of the averaged weights.
     """
@@ -351,11 +351,11 @@ def train_teacher(
 
     run_stage(folder / "teacher", stage, network, optimizer, loss, world, ema)
     with torch.no_grad():
-        torch._foreach_copy_(ema.parameters, ema.average)
+        torch._foreach_copy_([p.detach() for p in ema.parameters], ema.average)
     return network, tokenizer
 
 
-def save_pipeline(folder: Path, vae: nn.Module, network: TextToLatents, tokenizer: Any) -> None:
+def save_pipeline(folder: Path, vae: Any, network: TextToLatents, tokenizer: Any) -> None:
     """Write a diffusers folder in half precision."""
     from diffusers import CogVideoXPipeline
 

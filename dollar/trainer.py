@@ -180,7 +180,9 @@ class Trainer:
         looking = self.plan.gradients_every > 0 and cycle % self.plan.gradients_every == 0
         seen: dict[str, list[Tensor]] = {}
         for term in self.distiller.student_terms(draws, condition, batch.latents, warm, apart=looking):
-            before = [whole(p.grad).clone() if p.grad is not None else None for p in student.parameters] if looking else []
+            before = (
+                [whole(p.grad).clone() if p.grad is not None else None for p in student.parameters] if looking else []
+            )
             torch.autograd.backward(term.tensor, term.gradient, retain_graph=term.name.endswith("+"))
             if looking:
                 after = [whole(p.grad) for p in student.parameters if p.grad is not None]
@@ -220,7 +222,9 @@ class Trainer:
 
     def _reward_draws(self, turn: int) -> Draws:
         """The random numbers of the samples whose rewards are asked for: the first `lrm.clips` of the turn's batch."""
-        return Draws(self.plan.seed, turn, self.world.own(turn * self.plan.batch, self.plan.lrm_clips), self.world.device)
+        return Draws(
+            self.plan.seed, turn, self.world.own(turn * self.plan.batch, self.plan.lrm_clips), self.world.device
+        )
 
     def _reward_pairs(self, draws: Draws) -> tuple[list[str], list[tuple[int, int] | None]]:
         """Prompts and clip keys of x, x_hat and (if on) real clips under captions of others, in this order."""
@@ -259,7 +263,7 @@ class Trainer:
     def _log_rewards(self, data: Tensor, true: Tensor, made: Tensor, sample: Sample) -> None:
         assert self.distiller.latent_reward is not None
         with torch.no_grad():
-            predicted = self.distiller.latent_reward.predict(made, sample.condition[slice(len(made))])
+            predicted = self.distiller.latent_reward.predict(made, sample.condition.first(len(made)))
         self.distiller.logged |= {
             "reward/data": float(data.nanmean()),
             "reward/true": float(true.nanmean()),
@@ -393,7 +397,9 @@ class Trainer:
         """This process's share of a remembered observation; its prompts follow from the turn."""
         prompts, _ = self._reward_pairs(self._reward_draws(turn))
         own = slice(self.world.rank, None, self.world.size)
-        latents, reward, usable = (tensors[f"past/{i}/{name}"][own].to(self.world.device) for name in Observation._fields[2:])
+        latents, reward, usable = (
+            tensors[f"past/{i}/{name}"][own].to(self.world.device) for name in Observation._fields[2:]
+        )
         return Observation(turn, prompts, latents, reward, usable)
 
     def _student_names(self) -> list[str]:

@@ -13,10 +13,10 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import hydra  # noqa: E402
-from hydra.core.global_hydra import GlobalHydra  # noqa: E402
-from omegaconf import DictConfig, OmegaConf  # noqa: E402
-from omegaconf.errors import OmegaConfBaseException  # noqa: E402
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -30,20 +30,22 @@ def enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
     except ValueError as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
-    def told(config: DictConfig) -> Any:
+    def guarded(config: DictConfig) -> Any:
         try:
             return main(config)
-        except (ValueError, FileExistsError) as error:
-            if os.environ.get("DOLLAR_TRACEBACK"):
+        except (ValueError, InstantiationException) as error:
+            # Hydra wraps what a constructor raises; the user's sentence is inside.
+            told = error.__cause__ if isinstance(error, InstantiationException) else error
+            if os.environ.get("DOLLAR_TRACEBACK") or not isinstance(told, ValueError):
                 raise
-            print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+            print(f"{Path(sys.argv[0]).name}: {told}", file=sys.stderr)
             sys.exit(2)
 
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(told)()
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
 
 
 def check_overrides(config_name: str, arguments: list[str]) -> None:
-    """Raise ValueError for a key that doesn't exist (naming the nearest) or a value of another type than the default."""
+    """Raise ValueError for an unknown key (naming the nearest) or a value of another type than the default."""
     pairs = [a.split("=", 1) for a in arguments if "=" in a and not a.startswith(("-", "hydra", "+", "~"))]
     groups = {p.name for p in CONF.iterdir() if p.is_dir()}
     chosen = [f"{key}={value.split(',')[0]}" for key, value in pairs if key in groups]
@@ -77,32 +79,25 @@ def _nearest(word: str, options: list[str]) -> str:
     return f"the nearest is {near[0]!r}" if near else "--cfg job lists all keys"
 
 
-def _keys(config: DictConfig, prefix: str = "") -> dict[str, Any]:
+def _keys(config: DictConfig) -> dict[str, Any]:
+    """Every key below a configuration, dotted, with its default (None where it must be given)."""
     found: dict[str, Any] = {}
-    for key in config:
-        missing = OmegaConf.is_missing(config, key)
-        value = None if missing else config._get_node(key)
-        found[f"{prefix}{key}"] = value
-        if isinstance(value, DictConfig):
-            found |= _keys(value, f"{prefix}{key}.")
+    for key in map(str, config):
+        value = None if OmegaConf.is_missing(config, key) else OmegaConf.to_container(config)[key]  # type: ignore[index, call-overload]
+        found[key] = value
+        if isinstance(value, dict):
+            found |= {f"{key}.{inner}": v for inner, v in _keys(config[key]).items()}
     return found
 
 
 def _check_type(key: str, text: str, default: Any) -> None:
-    """Numbers stay numbers and switches stay switches; a list of values is a sweep."""
-    value = getattr(default, "_value", lambda: default)()
-    wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(type(value))
-    if wanted is None or isinstance(value, str):
+    """Numbers stay numbers and switches stay switches; values with commas between them are a sweep."""
+    wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(type(default))
+    if wanted is None or text.startswith(("range(", "choice(", "interval(")):
         return
-    for part in text.split(",") if not text.startswith(("[", "{")) else [text]:
-        try:
-            given = OmegaConf.create(f"value: {part}").value
-        except (OmegaConfBaseException, Exception):
-            given = part
-        fits = (
-            isinstance(given, bool)
-            if isinstance(value, bool)
-            else isinstance(given, int if isinstance(value, int) else (int, float)) and not isinstance(given, bool)
-        )
-        if not fits and given is not None and not str(part).startswith(("range(", "choice(", "interval(")):
-            raise ValueError(f"{key}={part}: {key} is {wanted} (now {value})")
+    for part in text.split(","):
+        given = OmegaConf.create(f"value: {part}").value
+        number = isinstance(given, int if isinstance(default, int) else (int, float)) and not isinstance(given, bool)
+        fits = isinstance(given, bool) if isinstance(default, bool) else number
+        if not fits and given is not None:
+            raise ValueError(f"{key}={part}: {key} is {wanted} (now {default})")

@@ -31,7 +31,9 @@ def check_same(config: DictConfig, folder: Path) -> None:
     if not (folder / CONFIG).is_file() or not (folder / "checkpoints").is_dir():
         return  # nothing is there, or nothing that could be lost
     before, now = _flat(OmegaConf.load(folder / CONFIG)), _flat(config)
-    differing = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not k.startswith(FREE)]
+    differing = [
+        k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not k.startswith(FREE)
+    ]
     if differing:
         shown = "; ".join(f"{k} was {before.get(k)}, now {now.get(k)}" for k in differing[:5])
         raise ValueError(
@@ -41,7 +43,7 @@ def check_same(config: DictConfig, folder: Path) -> None:
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    plain = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    plain: Any = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
     found: dict[str, Any] = {}
     for key, value in plain.items():
         if isinstance(value, dict):
@@ -102,7 +104,7 @@ def announce(config: DictConfig, processes: int, folder: Path, done: int) -> Non
         f"student {list(config.student.timesteps)} for {list(config.student.steps)} steps, "
         f"beta_vsd={config.beta_vsd} beta_cd={config.beta_cd} beta_ft={config.beta_ft}, "
         f"{config.cycles} cycles of {config.batch} clips on {processes} process{'es' if processes > 1 else ''}\n"
-        f"guidance u + s (c - u): VSD s = {config.vsd.guidance_scale} (the paper's w = {config.vsd.guidance_scale - 1}), "
+        f"guidance u + s (c - u): VSD s = {config.vsd.guidance_scale} (paper's w = {config.vsd.guidance_scale - 1}), "
         f"CD s = {config.cd.guidance_scale} (w = {config.cd.guidance_scale - 1})"
     )
 

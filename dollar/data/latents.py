@@ -27,7 +27,7 @@ class Clips(Protocol):
 
 
 class Batch(NamedTuple):
-    """Prompts, and where they were asked for latents [B, C, F, h, w] and a key for each clip, the same on every visit."""
+    """Prompts, latents [B, C, F, h, w] where they were asked for, and a key for each clip, the same on every visit."""
 
     prompts: list[str]
     latents: Tensor | None

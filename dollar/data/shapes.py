@@ -7,6 +7,7 @@ background); position, speed, phase and shading come from the seed, so one capti
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -161,7 +162,7 @@ class ShapesClips:
         known = captions(split)
         rounds = -(-size // len(known))
         order = np.concatenate([rng.permutation(len(known)) for _ in range(rounds)])[:size]
-        self.captions = [known[i] for i in order]
+        self.captions: Sequence[str] = [known[i] for i in order]
         self.seeds = rng.integers(2**31, size=size).tolist()
 
     def __len__(self) -> int:

@@ -63,7 +63,9 @@ class Validation:
             scores |= {f"{name}_{sampler.steps}": value for name, value in self._score(videos).items()}
         for i, row in enumerate(shown):
             if self.world.is_main:
-                self.log.clips(cycle, f"teacher and student/{i}: {self.prompts[i]}", media.side_by_side(row), self.teacher.fps)
+                self.log.clips(
+                    cycle, f"teacher and student/{i}: {self.prompts[i]}", media.side_by_side(row), self.teacher.fps
+                )
         return scores
 
     def _score(self, videos: torch.Tensor) -> dict[str, float]:

@@ -67,7 +67,7 @@ def spread(judgement: Judgement, prompts: list[str]) -> dict[str, float]:
 
 
 def circular_sd(angles: Tensor) -> Tensor:
-    """Circular standard deviation (-2 log R)^1/2 of angles [n] in radians, with R the length of their mean direction."""
+    """Circular standard deviation (-2 log R)^1/2 of angles [n] in radians, R the length of their mean direction."""
     angles = angles.double()
     length = torch.hypot(angles.cos().mean(), angles.sin().mean()).clamp(1e-12, 1)
     return (-2 * length.log()).sqrt()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Codec:
@@ -13,7 +15,7 @@ class Codec:
     neighbours to the last bit, so that a resumed run is the same whatever was cached.
     """
 
-    def __init__(self, vae: nn.Module, scaling_factor: float, chunk: int = 1) -> None:
+    def __init__(self, vae: Any, scaling_factor: float, chunk: int = 1) -> None:
         self.vae = vae.eval().requires_grad_(False)
         self.scaling_factor = scaling_factor
         self.chunk = chunk

@@ -26,6 +26,8 @@ _PREDICTION_NAMES = {"v_prediction": "v", "epsilon": "epsilon", "sample": "sampl
 class CogVideoXNetwork(nn.Module):
     """diffusers' transformer behind the package's layout: x_t and output [B, C, F, H, W], whole timesteps [B]."""
 
+    transformer: Any
+
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
         self.transformer = transformer

@@ -20,8 +20,9 @@ class Condition(NamedTuple):
     embeddings: Tensor
     mask: Tensor
 
-    def __getitem__(self, index):  # type: ignore[override]  # a condition is indexed by sample, not by field
-        return Condition(self.embeddings[index], self.mask[index])
+    def first(self, count: int) -> Condition:
+        """The condition of the first `count` samples."""
+        return Condition(self.embeddings[:count], self.mask[:count])
 
 
 class Network(Protocol):

@@ -35,8 +35,11 @@ class TextEncoder:
                 # One by one: in a batch, rounding would depend on the neighbours, and a resumed run on its past.
                 embeddings, masks = self.encode([prompt])
                 self._known[prompt] = (embeddings[0], masks[0])
-        embeddings, masks = zip(*(self._known[p] for p in prompts), strict=True)
-        return Condition(torch.stack(embeddings).to(self.device), torch.stack(masks).to(self.device))
+        known = [self._known[p] for p in prompts]
+        return Condition(
+            torch.stack([embedding for embedding, _ in known]).to(self.device),
+            torch.stack([mask for _, mask in known]).to(self.device),
+        )
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there: safetensors and JSON, written aside, verified by a manifest.
 
-    <folder>/step-00000120/state.safetensors   every tensor, unsharded
-    <folder>/step-00000120/state.json          everything else
-    <folder>/step-00000120/manifest.json       size and hash of both
+<folder>/step-00000120/state.safetensors   every tensor, unsharded
+<folder>/step-00000120/state.json          everything else
+<folder>/step-00000120/manifest.json       size and hash of both
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ class State(NamedTuple):
     plain: dict[str, Any]
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Tensor], plain: Mapping[str, Any], world: World, keep: int = 2) -> None:
+def save(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], plain: Mapping[str, Any], world: World, keep: int = 2
+) -> None:
     """Write the state of this step and then drop all but the `keep` newest; every process must call it.
 
     A crash at any point leaves the older checkpoints as they were, and never a half-written one under its final name.

@@ -27,7 +27,7 @@ def parallelize(network: nn.Module, world: World, activation_checkpointing: bool
     if world.size > 1:
         for block in network.blocks:  # type: ignore[union-attr]
             fully_shard(block, mesh=world.mesh)
-        # The root is resharded too: a forward without backward would leave its weights gathered, and stale after a step.
+        # The root is resharded too: a forward without backward would leave its weights gathered and soon stale.
         fully_shard(network, mesh=world.mesh, reshard_after_forward=True)
     return network
 

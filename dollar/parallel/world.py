@@ -85,9 +85,7 @@ def start(device: str = "auto", timeout_minutes: float = 10.0) -> World:
         torch.cuda.set_device(chosen)
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return World(device=chosen)
-    dist.init_process_group(
-        "nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(minutes=timeout_minutes)
-    )
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(minutes=timeout_minutes))
     size = dist.get_world_size()
     return World(dist.get_rank(), size, chosen, init_device_mesh(chosen.type, (size,)))
 

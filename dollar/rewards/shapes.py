@@ -93,7 +93,7 @@ class ShapesVerifier:
         return self.judge(videos, prompts).margins.mean(1)
 
     def judge(self, videos: Tensor, prompts: list[str]) -> Judgement:
-        """Margins and right or wrong per attribute; videos as in `score`. Raises ValueError if a prompt is no caption."""
+        """Margins and right or wrong per attribute; videos as in `score`. ValueError if a prompt is no caption."""
         expected = (FRAMES, 3, HEIGHT, WIDTH)
         if tuple(videos.shape[1:]) != expected or len(videos) != len(prompts):
             raise ValueError(
@@ -146,7 +146,7 @@ def read(clip: np.ndarray) -> Reading:
     area = foreground.sum((1, 2))  # [T]
     centres = find_centres(foreground, area)
     typical_area = np.median(area)
-    # Compared at the clip's own scale and each frame's own place: growing, vanishing and second objects all cost overlap.
+    # At the clip's own scale and each frame's own place: growing, vanishing and second objects all cost overlap.
     overlap = shape_overlap(foreground, area, centres, typical_area)
     seen_shape = shapes.SHAPES[int(overlap.mean(1).argmax())]
     motion = read_motion(centres)

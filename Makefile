@@ -1,0 +1,58 @@
+# `make demo` and `make test` are all that a fresh machine needs; each makes the environment if there is none.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+RUN ?= demo
+SEED ?= 0
+
+# Idle threads sleep instead of spinning, and freed memory is kept instead of returned: both matter on few cores.
+export OMP_WAIT_POLICY := PASSIVE
+export MALLOC_MMAP_MAX_ := 0
+export MALLOC_TRIM_THRESHOLD_ := 4000000000
+export HF_HUB_OFFLINE := 1
+export HYDRA_FULL_ERROR := 0
+
+CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
+GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
+# Without a GPU, two processes of half the threads use the cores better than one process of all.
+ifeq ($(GPU),yes)
+TRAIN := $(PY) launch/train.py
+else
+PROCESSES := $(shell [ $(CORES) -gt 1 ] && echo 2 || echo 1)
+THREADS := $(shell echo $$(($(CORES) / $(PROCESSES))))
+TRAIN := OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/torchrun --nproc-per-node $(PROCESSES) launch/train.py
+endif
+
+.PHONY: demo demo-full test lint types check teacher-metrics clean
+
+$(READY): setup.cfg constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## the main job: train, sample, evaluate, report
+	$(TRAIN) run=$(RUN) seed=$(SEED)
+	$(PY) launch/sample.py checkpoint=runs/$(RUN)/student steps=4 out=runs/$(RUN)/samples \
+	  prompt="a small red circle moving left on a black background"
+	$(PY) launch/evaluate.py checkpoint=runs/$(RUN)/student
+
+demo-full: $(READY)  ## the same, evaluated on 1,024 pairs
+	$(TRAIN) run=$(RUN) seed=$(SEED)
+	$(PY) launch/evaluate.py checkpoint=runs/$(RUN)/student clips=1024
+
+teacher-metrics: $(READY)  ## the embedded teacher's full figures, shipped beside it
+	$(PY) launch/evaluate.py clips=1024 teacher_clips=1024 out=runs/teacher report=false
+	cp runs/teacher/teacher_metrics.json dollar/assets/shapes/metrics.json
+
+test: $(READY)
+	$(PY) -m pytest
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(READY)
+	$(VENV)/bin/mypy
+
+check: lint types test

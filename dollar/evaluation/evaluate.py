@@ -1,0 +1,158 @@
+"""Teacher and student on the same (prompt, seed) pairs: every measure, and the differences with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dollar.evaluation.alignment import alignment
+from dollar.evaluation.bootstrap import paired_interval
+from dollar.evaluation.features import RandomFeatures
+from dollar.evaluation.frechet import FrechetReference
+from dollar.evaluation.sharpness import sharpness
+from dollar.evaluation.vendi import spread, vendi_per_prompt
+from dollar.latent_reward import LatentReward
+from dollar.log import progress
+from dollar.models.teacher import Teacher
+from dollar.rewards.shapes import Judgement, ShapesVerifier
+from dollar.sampling import Sampler, decode, make_latents, measure_forward, measure_seconds
+
+VENDI_PROMPTS, VENDI_SEEDS = 32, 8
+# (prompt, seed) -> a real clip, uint8 [T, H, W, 3]
+Render = Callable[[str, int], np.ndarray]
+
+
+class Pairs(NamedTuple):
+    """What is sampled: prompts and seeds, one of each a clip."""
+
+    prompts: list[str]
+    seeds: list[int]
+
+
+def pairs(prompts: Sequence[str], count: int) -> Pairs:
+    """`count` pairs: first 32 prompts with 8 seeds each (for diversity), then all prompts in turn with new seeds."""
+    evenly = np.linspace(0, len(prompts) - 1, min(VENDI_PROMPTS, len(prompts))).round().astype(int)
+    chosen = [prompts[i] for i in evenly for _ in range(VENDI_SEEDS)]
+    while len(chosen) < count:
+        chosen += prompts
+    return Pairs(chosen[:count], list(range(count)))
+
+
+class Figures(NamedTuple):
+    """A system's measures (as metrics.json keeps them), and per clip: all five right, and the reward."""
+
+    metrics: dict[str, Any]
+    right: np.ndarray
+    reward: np.ndarray
+
+
+class Yardstick:
+    """Real clips to measure against: a reference fitted on training clips, and two real sets for the pairs' prompts."""
+
+    def __init__(self, chosen: Pairs, render: Render, training: Sequence[tuple[str, int]], show: bool = True) -> None:
+        self.pairs = chosen
+        self.verifier = ShapesVerifier()
+        self.features = RandomFeatures()
+        fitted = self._real(training, render, "real clips", show)[1]
+        self.sixteen = FrechetReference.fit(fitted, 16)
+        self.many = FrechetReference.fit(fitted, 64)
+        ours = list(zip(chosen.prompts, chosen.seeds, strict=True))
+        self.videos, self.real = self._real([(p, 1_000_000 + s) for p, s in ours], render, "matched real clips", show)
+        _, self.other = self._real([(p, 2_000_000 + s) for p, s in ours], render, "other real clips", show)
+
+    def _real(self, which: Sequence[tuple[str, int]], render: Render, name: str, show: bool) -> tuple[Tensor, Tensor]:
+        videos, features = [], []
+        for first in progress(range(0, len(which), 16), name, active=show):
+            part = np.stack([render(*pair) for pair in which[first : first + 16]])
+            videos.append(torch.from_numpy(part).permute(0, 1, 4, 2, 3))  # [B, T, C, H, W]
+            features.append(self.features(videos[-1].float() / 255))
+        return torch.cat(videos), torch.cat(features)
+
+    def measure(self, videos: Tensor, count: int | None = None) -> Figures:
+        """All measures of videos uint8 [N, T, C, H, W] of the first N pairs; count looks at fewer."""
+        n = count or len(videos)
+        videos, prompts = videos[:n], self.pairs.prompts[:n]
+        judged, features = self._judge(videos, prompts)
+        diverse = min(n, VENDI_PROMPTS * VENDI_SEEDS)
+        first = Judgement(*(field[:diverse] for field in judged))
+        metrics: dict[str, Any] = {
+            "clips": n,
+            **alignment(judged),
+            "frechet": self.sixteen.above_floor(features, self.real[:n], self.other[:n])._asdict(),
+            "sharpness": sharpness(videos.float() / 255, self.videos[:n].float() / 255),
+            "vendi": vendi_per_prompt(self.many.project(features[:diverse]), prompts[:diverse])._asdict(),
+            "spread": spread(first, prompts[:diverse]),
+        }
+        return Figures(metrics, judged.right.all(1).numpy(), judged.margins.mean(1).numpy())
+
+    def real_figures(self, count: int | None = None) -> Figures:
+        """The measures of the matched real clips themselves: what a perfect model would get."""
+        return self.measure(self.videos, count)
+
+    def _judge(self, videos: Tensor, prompts: list[str]) -> tuple[Judgement, Tensor]:
+        judged, features = [], []
+        for first in range(0, len(videos), 16):
+            part = videos[first : first + 16].float() / 255
+            judged.append(self.verifier.judge(part, prompts[first : first + 16]))
+            features.append(self.features(part))
+        return Judgement(*(torch.cat(field) for field in zip(*judged, strict=True))), torch.cat(features)
+
+
+def difference(student: Figures, teacher_right: np.ndarray, teacher_reward: np.ndarray) -> dict[str, Any]:
+    """Student minus teacher on the pairs that both have, with 95 % paired bootstrap intervals."""
+    n = min(len(student.right), len(teacher_right))
+    return {
+        "pairs": n,
+        "alignment": paired_interval(student.right[:n].astype(float), teacher_right[:n].astype(float))._asdict(),
+        "reward": paired_interval(student.reward[:n], teacher_reward[:n])._asdict(),
+    }
+
+
+def speed(teacher: Teacher, sampler: Sampler, reference: Sampler, prompt: str, repeats: int = 20) -> dict[str, Any]:
+    """Seconds of one clip, the diffusion speed-up over the teacher, and the most that K forwards could give.
+
+    The teacher runs both halves of guidance in one doubled batch, which costs less than two forwards, so the ceiling is
+    N T(2B) / (K T(B)) with both times measured here.
+    """
+    slow = measure_seconds(reference, teacher, prompt, max(3, repeats // 4))
+    fast = measure_seconds(sampler, teacher, prompt, repeats)
+    ceiling = (
+        reference.steps * measure_forward(teacher, 2, repeats) / (sampler.steps * measure_forward(teacher, 1, repeats))
+    )
+    return {
+        "seconds": fast._asdict(),
+        "teacher_seconds": slow._asdict(),
+        "speedup": slow.diffusion / fast.diffusion,
+        "speedup_ceiling": ceiling,
+    }
+
+
+def latent_reward_figures(
+    surrogate: LatentReward, teacher: Teacher, samplers: Sequence[Sampler], prompts: Sequence[str], batch: int = 16
+) -> dict[str, float]:
+    """How well the latent reward model follows the pixel reward on generated clips of mixed quality.
+
+    correlation: Pearson's; pairwise: how often the better of two clips is told, where rewards differ by more than 0.1;
+    mse: in the reward's unit.
+    """
+    true, predicted = [], []
+    for number, sampler in enumerate(samplers):
+        seeds = [5_000_000 + 1000 * number + i for i in range(len(prompts))]
+        latents = make_latents(sampler, teacher, prompts, seeds, batch)
+        with torch.no_grad():
+            predicted.append(surrogate.predict(latents, teacher.text(prompts)).cpu())
+        true.append(surrogate.reward.score(decode(teacher, latents).float() / 255, list(prompts)).cpu())
+    p, r = torch.cat(predicted).double(), torch.cat(true).double()
+    gaps, guesses = r[:, None] - r, p[:, None] - p
+    clear = gaps > 0.1
+    return {
+        "correlation": float(torch.corrcoef(torch.stack([p, r]))[0, 1]),
+        "pairwise": float((guesses[clear] > 0).double().mean()),
+        "mse": float(((p - r) ** 2).mean()),
+        "clips": len(r),
+        "pairs": int(clear.sum()),
+    }
