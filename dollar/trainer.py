@@ -96,6 +96,11 @@ class Learner:
                     assign(self.optimizer.state[p][key], value)
 
 
+def _gradients(learner: Learner) -> list[Tensor]:
+    """A copy of the whole gradients as they stand, zeros where there is none yet."""
+    return [whole(torch.zeros_like(p) if p.grad is None else p.grad).clone() for p in learner.parameters]
+
+
 @dataclass
 class Trainer:
     """Everything that a run holds; `train` runs it to its last cycle or until it is told to stop.
@@ -180,15 +185,11 @@ class Trainer:
         looking = self.plan.gradients_every > 0 and cycle % self.plan.gradients_every == 0
         seen: dict[str, list[Tensor]] = {}
         for term in self.distiller.student_terms(draws, condition, batch.latents, warm, apart=looking):
-            before = (
-                [whole(p.grad).clone() if p.grad is not None else None for p in student.parameters] if looking else []
-            )
+            before = _gradients(student) if looking else []
             torch.autograd.backward(term.tensor, term.gradient, retain_graph=term.name.endswith("+"))
             if looking:
-                after = [whole(p.grad) for p in student.parameters if p.grad is not None]
-                seen[term.name.rstrip("+")] = [
-                    a - b if b is not None else a.clone() for a, b in zip(after, before, strict=False)
-                ]
+                after = _gradients(student)
+                seen[term.name.rstrip("+")] = [a - b for a, b in zip(after, before, strict=True)]
         if seen:
             self._log_terms(seen)
         if any(p.grad is not None for p in student.parameters) and self._step(student):

@@ -20,7 +20,7 @@ from dollar.models.latent_reward_model import LatentRewardModel
 from dollar.models.teacher import Teacher
 from dollar.parallel.shard import parallelize
 from dollar.parallel.world import World
-from dollar.student import denoiser_of, few_steps
+from dollar.student import denoiser_of, few_steps, load_student
 from dollar.trainer import Learner, Plan, Trainer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -114,7 +114,7 @@ def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Pa
             "and lrm.clips at most batch"
         )
     samplers = few_steps(teacher, config.student.timesteps, config.student.steps, config.student.between)
-    start = teacher.new_network() if config.init is None else teacher.load_network(Path(config.init))
+    start = teacher.new_network() if config.init is None else load_student(config.init, teacher).denoiser.network
     start.train().requires_grad_(True)
     recompute = config.parallel.activation_checkpointing
     student = parallelize(start, world, recompute)
