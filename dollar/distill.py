@@ -139,6 +139,18 @@ class Distiller:
         latent reward model is warm; apart: give VSD and FT one by one, to compare their gradients at the weights.
         """
         o = self.objective
+        if o.beta_vsd > 0 or o.beta_ft > 0:
+            yield from self._sample_terms(draws, condition, x_0, fine_tune_now, apart)
+        if o.beta_cd > 0:
+            loss = self._consistency_loss(draws, condition, x_0).mean()
+            self.logged["loss/cd"] = float(loss.detach())
+            yield Pullback("cd", loss, torch.full_like(loss, o.beta_cd))
+
+    def _sample_terms(
+        self, draws: Draws, condition: Condition, x_0: Tensor | None, fine_tune_now: bool, apart: bool
+    ) -> Iterator[Pullback]:
+        """The terms that look at the student's own sample: VSD, and with ft.update=joint FT."""
+        o = self.objective
         fine_tune_here = fine_tune_now and o.beta_ft > 0 and o.ft_update == "joint"
         sampler, k, x = self._generator_input(draws, x_0, condition)
         with_gradient = o.beta_vsd > 0 or fine_tune_here
@@ -157,11 +169,6 @@ class Distiller:
         elif gradients:
             # Both gradients are added at x_hat and carried back through the student once (Eq. 16).
             yield Pullback("+".join(gradients), x_hat, torch.stack(list(gradients.values())).sum(0))
-        del x_hat, x, gradients
-        if o.beta_cd > 0:
-            loss = self._consistency_loss(draws, condition, x_0).mean()
-            self.logged["loss/cd"] = float(loss.detach())
-            yield Pullback("cd", loss, torch.full_like(loss, o.beta_cd))
 
     def _vsd_gradient(self, draws: Draws, condition: Condition) -> Tensor:
         """The gradient of L_VSD at x_hat (Eq. 12-13)."""

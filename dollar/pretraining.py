@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dollar.data import shapes
 from dollar.data.latents import LatentBatches
@@ -20,12 +20,13 @@ from dollar.diffusion.draws import Draws
 from dollar.diffusion.schedule import VariancePreserving, diffuse
 from dollar.log import Log, progress
 from dollar.losses.score_matching import native
-from dollar.models.codec import Codec
 from dollar.models.ema import Ema
 from dollar.parallel.world import World
 
-CROP, SHORT = 32, 9  # pixels and frames of the windows around the object that the autoencoder learns from first
-COLOUR_SCALE = 2.0  # the first three latent channels hold a cell's mean colour, times this
+CROP, SHORT = 32, 9  # pixels and frames of the windows around the object that the autoencoder learns from
+CELL = (4, 4, 4)  # frames and pixels that become one latent
+CHANNELS = 16
+EVENNESS = 0.75  # 0 leaves the latents' channels as unequal as the pixels' components, 1 makes them all of unit variance
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,45 @@ class Stage:
         return self.lr * min(1.0, (step + 1) / self.warmup) * max(falling, 0.02)
 
 
+class Cells:
+    """The latents that the autoencoder is taught: the leading principal components of cells of 4 frames by 4x4 pixels.
+
+    A small CogVideoX autoencoder finds latents of its own only very slowly (docs/log.md). These are known at once, keep
+    what matters (16 of 192 components, read back linearly, still show all five attributes of 93 % of clips), and let
+    encoder, decoder and teacher be trained apart. The first frame is a cell of its own, as if it had stood still.
+    """
+
+    def __init__(self, mean: Tensor, basis: Tensor, scale: Tensor) -> None:
+        self.mean, self.basis, self.scale = mean, basis, scale  # [192], [16, 192], [16]
+
+    @classmethod
+    def fit(cls, seed: int, clips: int = 400) -> Cells:
+        """The components of real training clips."""
+        cells = cls._cut(whole_clips(range(clips), seed)).flatten(0, 3)
+        mean = cells.mean(0)
+        covariance = (cells - mean).double().T @ (cells - mean).double() / len(cells)
+        variances, directions = torch.linalg.eigh(covariance)  # ascending
+        basis = directions.T.flip(0)[:CHANNELS]
+        # A fixed sign, so that the same clips give the same latents on every machine.
+        basis = basis * basis.sum(1).sign().where(basis.sum(1) != 0, torch.tensor(1.0).double())[:, None]
+        scale = variances.flip(0)[:CHANNELS].sqrt() ** -EVENNESS
+        return cls(mean, basis.float(), scale.float())
+
+    @staticmethod
+    def _cut(pixels: Tensor) -> Tensor:
+        first = pixels[:, :, :1].expand(-1, -1, CELL[0], -1, -1)
+        together = torch.cat([first, pixels[:, :, 1:]], 2)
+        t, y, x = CELL
+        return rearrange(together, "b c (f t) (h y) (w x) -> b f h w (c t y x)", t=t, y=y, x=x)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Latents [B, 16, F, h, w] of pixels [B, 3, T, H, W] in [-1, 1]."""
+        components = (self._cut(pixels) - self.mean) @ (self.basis * self.scale[:, None]).T
+        return rearrange(components, "b f h w c -> b c f h w")
+
+
 def new_autoencoder() -> Any:
-    """CogVideoX's autoencoder, small: 4x in time, 4x4 in space, 8 channels."""
+    """CogVideoX's autoencoder, small: 4x in time, 4x4 in space, 16 channels."""
     from diffusers import AutoencoderKLCogVideoX
 
     vae = AutoencoderKLCogVideoX(
@@ -56,11 +94,12 @@ def new_autoencoder() -> Any:
         up_block_types=("CogVideoXUpBlock3D",) * 3,
         block_out_channels=(8, 16, 32),
         layers_per_block=1,
-        latent_channels=8,
+        latent_channels=CHANNELS,
         norm_num_groups=1,
         sample_height=shapes.HEIGHT,
         sample_width=shapes.WIDTH,
-        temporal_compression_ratio=4,
+        temporal_compression_ratio=CELL[0],
+        scaling_factor=1.0,
     )
     let_colour_through(vae)
     return vae
@@ -70,7 +109,7 @@ def new_autoencoder() -> Any:
 def let_colour_through(vae: Any) -> None:
     """Start the convolutions outside the residual branches as copies, so that colour reaches the latents at once.
 
-    From the library's own random start the same network needs five times the updates to tell colours apart.
+    From the library's own random start the same network needs four times the updates to tell colours apart.
     """
     for name, module in vae.named_modules():
         if not isinstance(module, nn.Conv2d | nn.Conv3d):
@@ -84,7 +123,6 @@ def let_colour_through(vae: Any) -> None:
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         elif name.startswith("decoder") and "conv_b" in name:
             _copy_channels(module, 0.5)
-    vae.encoder.conv_out.conv.bias[vae.config.latent_channels :] = -6.0  # log variance: start almost without noise
 
 
 def _copy_channels(convolution: nn.Conv2d | nn.Conv3d, amount: float) -> None:
@@ -97,14 +135,29 @@ def _copy_channels(convolution: nn.Conv2d | nn.Conv3d, amount: float) -> None:
         weight[(out, out % weight.shape[1], *centre)] += amount
 
 
-def autoencoder_batch(samples: Iterable[int], whole: bool, seed: int) -> Tensor:
-    """Videos [B, 3, T, H, W] in [-1, 1]: whole clips, or two short windows around each clip's (small) object."""
+def random_clips(samples: Iterable[int], seed: int) -> list[np.ndarray]:
+    """Training clips drawn anew for every global sample index, uint8 [T, H, W, 3]."""
     captions, clips = shapes.captions("train"), []
     for sample in samples:
         rng = np.random.Generator(np.random.PCG64([seed, sample]))
-        clip = shapes.render(shapes.parse(captions[rng.integers(len(captions))]), int(rng.integers(2**31)))
-        clips += [clip] if whole else [_window(clip, rng) for _ in range(2)]
+        clips.append(shapes.render(shapes.parse(captions[rng.integers(len(captions))]), int(rng.integers(2**31))))
+    return clips
+
+
+def to_pixels(clips: Sequence[np.ndarray]) -> Tensor:
+    """[B, 3, T, H, W] in [-1, 1] of uint8 clips."""
     return torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+
+
+def whole_clips(samples: Iterable[int], seed: int) -> Tensor:
+    """Pixels [B, 3, T, H, W] of whole clips."""
+    return to_pixels(random_clips(samples, seed))
+
+
+def windows(samples: Iterable[int], seed: int) -> Tensor:
+    """Pixels [2 B, 3, 9, 32, 32]: two short windows around each clip's (small) object."""
+    rng = np.random.Generator(np.random.PCG64([seed, *samples]))
+    return to_pixels([_window(clip, rng) for clip in random_clips(samples, seed) for _ in range(2)])
 
 
 def _window(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -117,55 +170,55 @@ def _window(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return clip[first : first + SHORT, y : y + CROP, x : x + CROP]
 
 
-def autoencoder_loss(vae: Any, pixels: Tensor) -> dict[str, Tensor]:
-    """Error of pixels and of their differences, a little KL, and the colour that the first channels hold."""
-    law = vae.encode(pixels).latent_dist
-    decoded = vae.decode(law.sample()).sample
-    first, rest = F.avg_pool3d(pixels[:, :, :1], (1, 4, 4)), F.avg_pool3d(pixels[:, :, 1:], 4)
-    colour = (law.mean[:, :3] - COLOUR_SCALE * torch.cat([first, rest], 2)).abs().mean()
-    error = decoded - pixels
+def decoder_loss(vae: Any, cells: Cells, pixels: Tensor, noise: float = 0.02) -> dict[str, Tensor]:
+    """Error of the pixels decoded from the taught latents (with a little noise), and of their differences."""
+    latents = cells.encode(pixels)
+    error = vae.decode(latents + noise * torch.randn_like(latents)).sample - pixels
     edges = sum((error.diff(dim=d).abs().mean() for d in (2, 3, 4)), error.new_zeros(()))
-    kl = 0.5 * (law.mean**2 + law.var - 1 - law.logvar).mean()
-    total = error.abs().mean() + 0.5 * edges + 3e-4 * kl + 0.5 * colour
-    return {"total": total, "pixels": error.abs().mean(), "edges": edges, "kl": kl, "colour": colour}
+    return {"total": error.abs().mean() + 0.5 * edges, "pixels": error.abs().mean(), "edges": edges}
 
 
-def train_autoencoder(folder: Path, windows: Stage, whole: Stage, seed: int, world: World) -> Any:
-    """Train on windows, then on whole clips; goes on from what `folder` holds. Returns the autoencoder, whitened."""
+def encoder_loss(vae: Any, cells: Cells, pixels: Tensor) -> dict[str, Tensor]:
+    """Distance of the encoder's mean from the taught latents."""
+    law = vae.encode(pixels).latent_dist
+    error = law.mean - cells.encode(pixels)
+    return {"total": error.abs().mean() + error.square().mean(), "latents": error.abs().mean()}
+
+
+def train_autoencoder(folder: Path, stages: dict[str, Stage], cells: Cells, seed: int, world: World) -> Any:
+    """Train the decoder, then the encoder, then the decoder on the encoder's latents; resumes from `folder`."""
     torch.manual_seed(seed)
     vae = new_autoencoder().to(world.device)
-    for name, stage in (("windows", windows), ("whole", whole)):
-        optimizer = torch.optim.Adam(vae.parameters(), lr=stage.lr, betas=(0.9, 0.99))
+    with torch.no_grad():  # the encoder is certain of its latents: no noise worth the name is ever added
+        vae.encoder.conv_out.conv.bias[CHANNELS:] = -12.0
+        vae.encoder.conv_out.conv.weight[CHANNELS:] = 0.0
+    for name in ("decoder", "encoder", "finish"):
+        if name not in stages:
+            continue
+        stage, trained = stages[name], vae.encoder if name == "encoder" else vae.decoder
+        optimizer = torch.optim.Adam(trained.parameters(), lr=stage.lr, betas=(0.9, 0.99))
 
-        def loss(step: int, on_whole: bool = name == "whole", stage: Stage = stage) -> dict[str, Tensor]:
-            own = world.own((step + 100_000 * on_whole) * stage.batch, stage.batch)
+        def loss(step: int, name: str = name, stage: Stage = stage) -> dict[str, Tensor]:
+            own = world.own(step * stage.batch, stage.batch)
             torch.manual_seed(seed * 1_000_003 + own[0])  # the noise of the latents
-            return autoencoder_loss(vae, autoencoder_batch(own, on_whole, seed).to(world.device))
+            if name == "decoder":
+                return decoder_loss(vae, cells, windows(own, seed).to(world.device))
+            pixels = whole_clips(own, seed + 1) if name == "finish" or step % 4 == 0 else windows(own, seed)
+            if name == "encoder":
+                return encoder_loss(vae, cells, pixels.to(world.device))
+            return finishing_loss(vae, pixels.to(world.device))
 
-        run_stage(folder / f"vae_{name}", stage, vae, optimizer, loss, world)
-    whiten(vae, seed)
+        run_stage(folder / f"vae_{name}", stage, trained, optimizer, loss, world)
     return vae
 
 
-@torch.no_grad()
-def whiten(vae: Any, seed: int, clips: int = 64) -> None:
-    """Give every latent channel unit variance on real clips without changing a reconstruction.
-
-    The detail of shapes lives in channels of small variance, which diffusion noise would bury first. Latents enter the
-    decoder through linear maps only, so a channel's scale can be taken out of the encoder and put into those.
-    """
-    source = shapes.ShapesClips("train", clips, seed + 1)
-    videos = torch.from_numpy(np.stack([source.clip(i)[0] for i in range(clips)])).permute(0, 1, 4, 2, 3).float() / 255
-    scale = 1 / Codec(vae, 1.0).encode(videos).std((0, 2, 3, 4))
-    out = vae.encoder.conv_out.conv
-    channels = vae.config.latent_channels
-    out.weight[:channels] *= scale.reshape(-1, 1, 1, 1, 1)
-    out.bias[:channels] *= scale
-    out.bias[channels:] += 2 * scale.log()  # the noise scales along
-    for name, module in vae.decoder.named_modules():
-        if isinstance(module, nn.Conv3d) and ("conv_y" in name or "conv_b" in name or name == "conv_in.conv"):
-            module.weight /= scale.reshape(1, -1, 1, 1, 1)
-    vae.register_to_config(scaling_factor=1.0)
+def finishing_loss(vae: Any, pixels: Tensor) -> dict[str, Tensor]:
+    """The decoder's error on what the encoder really gives for whole clips."""
+    with torch.no_grad():
+        latents = vae.encode(pixels).latent_dist.mode()
+    error = vae.decode(latents).sample - pixels
+    edges = sum((error.diff(dim=d).abs().mean() for d in (2, 3, 4)), error.new_zeros(()))
+    return {"total": error.abs().mean() + 0.5 * edges, "pixels": error.abs().mean(), "edges": edges}
 
 
 def run_stage(
@@ -268,13 +321,13 @@ def new_transformer(text_length: int) -> nn.Module:
     return CogVideoXTransformer3DModel(
         num_attention_heads=4,
         attention_head_dim=32,
-        in_channels=8,
-        out_channels=8,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
         time_embed_dim=64,
         text_embed_dim=64,
         num_layers=6,
-        sample_width=shapes.WIDTH // 4,
-        sample_height=shapes.HEIGHT // 4,
+        sample_width=shapes.WIDTH // CELL[2],
+        sample_height=shapes.HEIGHT // CELL[1],
         sample_frames=shapes.FRAMES,
         patch_size=4,
         temporal_compression_ratio=4,
@@ -312,7 +365,7 @@ class TextToLatents(nn.Module):
 
 def train_teacher(
     folder: Path,
-    codec: Codec,
+    cells: Cells,
     stage: Stage,
     seed: int,
     clips: int,
@@ -333,7 +386,8 @@ def train_teacher(
     ema = Ema(network, decay)
     device = world.device
     schedule = VariancePreserving(new_scheduler().alphas_cumprod)
-    data = LatentBatches(shapes.ShapesClips("train", clips, seed), codec.encode, seed, cache=clips)
+    source = shapes.ShapesClips("train", clips, seed)
+    data = LatentBatches(source, lambda videos: cells.encode(videos.transpose(1, 2) * 2 - 1), seed, cache=clips)
 
     def loss(step: int) -> dict[str, Tensor]:
         samples = world.own(step * stage.batch, stage.batch)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dollar.diffusion.prediction import SAMPLE
+from dollar.diffusion.prediction import SAMPLE, Prediction
 from dollar.diffusion.timesteps import FewStep
 from dollar.models.denoiser import Denoiser
 from dollar.models.teacher import Teacher
@@ -66,8 +66,12 @@ def denoiser_of(
 
     A heterogeneous student (Table 8) gives x_0 itself; a homogeneous one predicts what its teacher predicts.
     """
-    prediction = SAMPLE if parameterization == "heterogeneous" else teacher.denoiser.prediction
-    return Denoiser(network, few_step.schedule, prediction, compute_dtype)
+    return Denoiser(network, few_step.schedule, prediction_of(teacher, parameterization), compute_dtype)
+
+
+def prediction_of(teacher: Teacher, parameterization: str) -> Prediction:
+    """What the student's output means."""
+    return SAMPLE if parameterization == "heterogeneous" else teacher.denoiser.prediction
 
 
 def save_student(
@@ -76,7 +80,8 @@ def save_student(
     """Write transformer/, scheduler/ and student.json; the scheduler is that of the longest grid."""
     longest = samplers[max(samplers)]
     folder.mkdir(parents=True, exist_ok=True)
-    teacher.save_network(network, folder, longest)
+    prediction = prediction_of(teacher, card.get("parameterization", "homogeneous"))
+    teacher.save_network(network, folder, longest, prediction)
     full = {
         **card,
         "teacher_name": teacher.name,

@@ -276,7 +276,8 @@ class Trainer:
     def _fine_tune_turn(self, cycle: int) -> None:
         """The separate update of Algorithm 1, line 19, gathered over `ft.accumulate` cycles."""
         o = self.distiller.objective
-        if o.ft_update != "separate" or o.beta_ft == 0 or self.lrm_count < self.plan.lrm_warmup:
+        cold = cycle < self.plan.fake_warmup or self.lrm_count < self.plan.lrm_warmup
+        if o.ft_update != "separate" or o.beta_ft == 0 or cold:
             return
         student = self.learners["student"]
         draws = self._draws(cycle)

@@ -153,6 +153,9 @@ def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Pa
         prompts = instantiate(config.data.held_out) if config.data.held_out else list(dict.fromkeys(clips.captions))
         reward = surrogate.reward if surrogate else _reward_or_none(config)
         validation = Validation(teacher, denoiser, samplers, prompts, reward, log, world, **_validation(config))
+    if plan.keep_best is not None and (validation is None or plan.keep_best not in validation.names):
+        measured = f"validation measures {', '.join(validation.names)}" if validation else "validation.every is 0"
+        raise ValueError(f"keep_best is {plan.keep_best!r}; {measured}")
     return Trainer(
         plan,
         distiller,

@@ -52,6 +52,13 @@ class Validation:
         self.teacher_steps = teacher_steps
         self._teachers: list[np.ndarray] | None = None
 
+    @property
+    def names(self) -> list[str]:
+        """What it scores."""
+        measures = [] if self.reward is None else ["reward"]
+        measures += ["alignment"] if hasattr(self.reward, "judge") else []
+        return [f"{measure}_{sampler.steps}" for measure in measures for sampler in self.samplers]
+
     def __call__(self, cycle: int) -> dict[str, float]:
         """Scores of the student as it is now; logs its clips at this cycle."""
         scores: dict[str, float] = {}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dollar.diffusion.prediction import PREDICTIONS
+from dollar.diffusion.prediction import PREDICTIONS, Prediction
 from dollar.diffusion.schedule import VariancePreserving
 from dollar.diffusion.timesteps import FewStep, check_timesteps
 from dollar.models.codec import Codec
@@ -19,7 +19,14 @@ from dollar.models.denoiser import Condition, Denoiser
 from dollar.models.teacher import Teacher
 from dollar.models.text import TextEncoder
 
-COMPONENTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
+# A pipeline's folders, and the file that says what is in each; the first three have weights too.
+COMPONENTS = {
+    "transformer": "config.json",
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "tokenizer": "tokenizer_config.json",
+    "scheduler": "scheduler_config.json",
+}
 _PREDICTION_NAMES = {"v_prediction": "v", "epsilon": "epsilon", "sample": "sample"}
 
 
@@ -61,14 +68,25 @@ def check_folder(folder: Path) -> None:
         )
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} is not a diffusers pipeline: it has no model_index.json")
-    absent = [name for name in COMPONENTS if not (folder / name).is_dir()]
-    if absent:
+    absent = [_lack(folder, name, config) for name, config in COMPONENTS.items()]
+    if any(absent):
         raise ValueError(
-            f"the teacher at {folder} lacks {', '.join(absent)}; copy the missing folders from where it was made"
+            f"the teacher at {folder} lacks {', '.join(filter(None, absent))}; copy what is missing from where it was "
+            "made"
         )
     kind = json.loads((folder / "model_index.json").read_text()).get("_class_name")
     if kind != "CogVideoXPipeline":
         raise ValueError(f"{folder} holds a {kind}; this teacher's adapter reads a CogVideoXPipeline")
+
+
+def _lack(folder: Path, name: str, config: str) -> str | None:
+    """What is missing of one component, or None."""
+    if not (folder / name).is_dir():
+        return name
+    if not (folder / name / config).is_file():
+        return f"{name}/{config}"
+    weights = name in ("tokenizer", "scheduler") or any((folder / name).glob("*.safetensors"))
+    return None if weights else f"{name}'s weights (*.safetensors)"
 
 
 def load(
@@ -112,6 +130,8 @@ def load(
         return copy.deepcopy(network).train().requires_grad_(True)
 
     def load_network(student: Path) -> nn.Module:
+        if lack := _lack(student, "transformer", COMPONENTS["transformer"]):
+            raise ValueError(f"no student in {student}: it lacks {lack}; a finished run has one in runs/<run>/student")
         read = CogVideoXTransformer3DModel.from_pretrained(student, subfolder="transformer", torch_dtype=torch.float32)
         return CogVideoXNetwork(read).to(device).eval().requires_grad_(False)
 
@@ -128,7 +148,7 @@ def load(
         noise=lambda generators: draw_noise(generators, latent_shape).to(device),
         few_step=lambda times, between: few_step(scheduler, times, between),
         new_network=new_network,
-        save_network=lambda net, where, sampler: save_network(net, where, sampler, scheduler),
+        save_network=lambda net, where, sampler, says: save_network(net, where, sampler, scheduler, says),
         load_network=load_network,
         negative_prompt=negative_prompt,
     )
@@ -217,7 +237,10 @@ def _grids_with(timesteps: list[int], total: int) -> list[int]:
     ]
 
 
-def save_network(network: nn.Module, folder: Path, sampler: FewStep, scheduler: Any) -> None:
-    """Write transformer/ and scheduler/ as diffusers does, in float32."""
+def save_network(network: nn.Module, folder: Path, sampler: FewStep, scheduler: Any, prediction: Prediction) -> None:
+    """Write transformer/ and scheduler/ as diffusers does, in float32; the scheduler is told the network's prediction."""
     network.transformer.save_pretrained(folder / "transformer")  # type: ignore[operator, union-attr]
-    student_scheduler(scheduler, sampler.times.tolist(), sampler.between).save_pretrained(folder / "scheduler")
+    saved = student_scheduler(scheduler, sampler.times.tolist(), sampler.between)
+    names = {ours: theirs for theirs, ours in _PREDICTION_NAMES.items()}
+    saved.register_to_config(prediction_type=names[prediction.name])
+    saved.save_pretrained(folder / "scheduler")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dollar.diffusion.prediction import Prediction
 from dollar.diffusion.timesteps import FewStep
 from dollar.models.codec import Codec
 from dollar.models.denoiser import Condition, Denoiser
@@ -38,7 +39,7 @@ class Teacher:
     noise: Callable[[Sequence[torch.Generator]], Tensor]
     few_step: Callable[[Sequence[int], str], FewStep]
     new_network: Callable[[], nn.Module]
-    save_network: Callable[[nn.Module, Path, FewStep], None]
+    save_network: Callable[[nn.Module, Path, FewStep, Prediction], None]
     load_network: Callable[[Path], nn.Module]
     negative_prompt: str = ""
     description: dict[str, Any] = field(default_factory=dict)

@@ -104,13 +104,13 @@ def _steps(folder: Path) -> list[Path]:
 def fault(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None."""
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+        manifest = dict(json.loads((checkpoint / MANIFEST).read_text()))
+    except (OSError, ValueError, TypeError) as error:
         return f"its manifest can't be read ({error})"
-    for name, expected in manifest.items():
+    for name in (TENSORS, PLAIN):
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
-        if _fingerprint(checkpoint / name) != expected:
+        if _fingerprint(checkpoint / name) != manifest.get(name):
             return f"{name} is not what was written (size or hash differ)"
     return None
 

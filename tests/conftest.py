@@ -1,0 +1,186 @@
+"""A teacher small enough for tests: a real diffusers folder of random weights, and runs of a few cycles around it."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parent.parent
+for folder in (ROOT, ROOT / "launch"):  # for the processes that tests start
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+from dollar.data import shapes  # noqa: E402
+from dollar.models.teacher import Teacher  # noqa: E402
+from dollar.parallel.world import World  # noqa: E402
+from dollar.trainer import Trainer  # noqa: E402
+
+torch.set_num_threads(1)
+EMBEDDED = ROOT / "dollar" / "assets" / "shapes"
+SIZE = {"frames": 5, "height": 32, "width": 32}
+TINY = {**SIZE, "fps": 8, "guidance_scale": 3.0, "text_length": 12}
+LATENT = (8, 2, 8, 8)
+PROMPT = "a small red circle moving left on a black background"
+
+needs_embedded = pytest.mark.skipif(
+    not (EMBEDDED / "model_index.json").is_file(), reason="the embedded teacher is not in this copy"
+)
+
+
+class TinyClips:
+    """Clips of the shapes world at a quarter of their frames and half their size."""
+
+    windowed = False
+
+    def __init__(self, split: str = "train", size: int = 12, seed: int = 0) -> None:
+        self.full = shapes.ShapesClips(split, size, seed)
+        self.captions = self.full.captions
+
+    def __len__(self) -> int:
+        return len(self.full)
+
+    def clip(self, index: int, u: float) -> tuple[np.ndarray, str]:
+        clip, caption = self.full.clip(index)
+        return np.ascontiguousarray(clip[::4, ::2, ::2]), caption
+
+
+class Redness:
+    """A pixel reward for clips of any size: how much more red there is than blue where the caption says red."""
+
+    def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        red = (videos[:, :, 0] - videos[:, :, 2]).mean((1, 2, 3))
+        return red * torch.tensor([1.0 if "red" in p else -1.0 for p in prompts])
+
+
+def build_tiny_teacher(folder: Path, seed: int = 0) -> None:
+    """A diffusers CogVideoX folder of random weights: 2 blocks of 32 channels, 8 tokens for a tiny clip."""
+    from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
+
+    from dollar.pretraining import new_autoencoder, new_scheduler, new_text_encoder, new_tokenizer
+
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    tokenizer = new_tokenizer()
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=8,
+        out_channels=8,
+        time_embed_dim=16,
+        text_embed_dim=64,
+        num_layers=2,
+        sample_width=8,
+        sample_height=8,
+        sample_frames=5,
+        patch_size=4,
+        temporal_compression_ratio=4,
+        max_text_seq_length=12,
+    )
+    text_encoder = new_text_encoder(len(tokenizer))
+    CogVideoXPipeline(tokenizer, text_encoder, new_autoencoder(), transformer, new_scheduler()).save_pretrained(folder)
+    torch.random.set_rng_state(state)
+
+
+def load_tiny_teacher(folder: Path, **changes: Any) -> Teacher:
+    from dollar.models.cogvideox import load
+
+    return load("tiny", folder, **{**TINY, **changes})
+
+
+def compose(config_name: str = "train", *overrides: str) -> Any:
+    """conf/<config_name>.yaml with overrides, as a command composes it."""
+    import door
+    import hydra
+
+    with hydra.initialize_config_dir(str(door.CONF), version_base="1.3"):
+        return hydra.compose(config_name, overrides=list(overrides))
+
+
+TINY_RUN = (
+    "teacher.name=tiny",
+    *(f"teacher.{key}={value}" for key, value in TINY.items()),
+    "data.clips._target_=conftest.TinyClips",
+    "data.clips.size=12",
+    "reward._target_=conftest.Redness",
+    "batch=4",
+    "cycles=3",
+    "save_every=100",
+    "fake_updates=2",
+    "lrm.clips=2",
+    "lrm.width=16",
+    "lrm.groups=4",
+    "lrm.memory=3",
+    "lrm.updates=2",
+    "lrm.warmup=2",
+    "cd.m=2",
+    "cd.grid=10",
+    "ema=0.9",
+    "validation.every=0",
+    "validation.prompts=2",
+    "validation.clips=1",
+    "validation.guidance_steps=2",
+    "log.gradients_every=2",
+    "parallel.device=cpu",
+)
+"""Overrides that make launch/train.py's own configuration a run of a second."""
+
+
+def tiny_trainer(teacher: Teacher, folder: Path, *overrides: str, world: World | None = None) -> Trainer:
+    """The trainer that launch/train.py would build."""
+    from build import build_trainer
+
+    config = compose("train", *TINY_RUN, f"teacher.folder={teacher.folder}", *overrides)
+    return build_trainer(config, world or World(), teacher, folder, 0)
+
+
+def gradients(network: nn.Module) -> Tensor:
+    """All gradients of a network in one row."""
+    return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+
+def clear(network: nn.Module) -> None:
+    for p in network.parameters():
+        p.grad = None
+
+
+def fingerprint(network: nn.Module) -> Tensor:
+    """All weights of a network in one row, copied."""
+    return torch.cat([p.detach().flatten() for p in network.parameters()]).clone()
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("teacher") / "tiny"
+    build_tiny_teacher(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher(tiny_teacher_folder: Path) -> Teacher:
+    return load_tiny_teacher(tiny_teacher_folder)
+
+
+@pytest.fixture
+def build(teacher: Teacher, tmp_path: Path) -> Callable[..., Trainer]:
+    """build("key=value", ...) -> a trainer of its own folder."""
+    made: list[Trainer] = []
+
+    def make(*overrides: str, folder: str | None = None) -> Trainer:
+        made.append(tiny_trainer(teacher, tmp_path / (folder or f"run{len(made)}"), *overrides))
+        return made[-1]
+
+    yield make
+    for trainer in made:
+        trainer.log.close()
