@@ -44,11 +44,8 @@ class Student:
         return student_sampler(teacher, self.denoiser, few_step)
 
 
-def few_steps(teacher: Teacher, timesteps: Sequence[int], steps: Sequence[int], between: str) -> dict[int, FewStep]:
-    """One sampler for each step count, every one taking evenly spaced members of `timesteps`.
-
-    timesteps: the longest grid; steps: the counts, each dividing its length. ValueError names the key at fault.
-    """
+def check_steps(timesteps: Sequence[int], steps: Sequence[int]) -> None:
+    """Raise ValueError unless each step count divides the number of timesteps."""
     longest = len(timesteps)
     for count in steps:
         if count < 1 or longest % count:
@@ -56,6 +53,15 @@ def few_steps(teacher: Teacher, timesteps: Sequence[int], steps: Sequence[int], 
             raise ValueError(
                 f"student.steps has {count}, which doesn't divide the {longest} of student.timesteps; use of {fitting}"
             )
+
+
+def few_steps(teacher: Teacher, timesteps: Sequence[int], steps: Sequence[int], between: str) -> dict[int, FewStep]:
+    """One sampler for each step count, every one taking evenly spaced members of `timesteps`.
+
+    timesteps: the longest grid; steps: the counts, each dividing its length. ValueError names the key at fault.
+    """
+    check_steps(timesteps, steps)
+    longest = len(timesteps)
     return {count: teacher.few_step(list(timesteps)[:: longest // count], between) for count in steps}
 
 

@@ -55,12 +55,15 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def main(config: DictConfig) -> float | None:
     """Train, go on with what was stopped, or find the run finished; returns the last validation reward for sweeps."""
-    from build import objective_of, plan_of
+    from build import dtype_of, objective_of, plan_of
+
+    from dollar.diffusion.timesteps import check_timesteps
+    from dollar.student import check_steps
 
     objective_of(config), plan_of(config)  # mistakes in numbers are told before anything is loaded
-    from dollar.diffusion.timesteps import check_timesteps
-
+    dtype_of(config, "dtype"), dtype_of(config, "teacher_dtype")
     check_timesteps(config.student.timesteps)
+    check_steps(config.student.timesteps, config.student.steps)
     folder = run_folder(config)
     check_same(config, folder)
 

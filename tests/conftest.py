@@ -7,10 +7,11 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -29,9 +30,9 @@ from dollar.trainer import Trainer  # noqa: E402
 
 torch.set_num_threads(1)
 EMBEDDED = ROOT / "dollar" / "assets" / "shapes"
-SIZE = {"frames": 5, "height": 32, "width": 32}
+SIZE = {"frames": 9, "height": 32, "width": 32}
 TINY = {**SIZE, "fps": 8, "guidance_scale": 3.0, "text_length": 12}
-LATENT = (8, 2, 8, 8)
+LATENT = (8, 3, 8, 8)
 PROMPT = "a small red circle moving left on a black background"
 
 needs_embedded = pytest.mark.skipif(
@@ -40,7 +41,7 @@ needs_embedded = pytest.mark.skipif(
 
 
 class TinyClips:
-    """Clips of the shapes world at a quarter of their frames and half their size."""
+    """Clips of the shapes world at half their frames and half their size."""
 
     windowed = False
 
@@ -53,7 +54,7 @@ class TinyClips:
 
     def clip(self, index: int, u: float) -> tuple[np.ndarray, str]:
         clip, caption = self.full.clip(index)
-        return np.ascontiguousarray(clip[::4, ::2, ::2]), caption
+        return np.ascontiguousarray(clip[::2, ::2, ::2]), caption
 
 
 class Redness:
@@ -65,14 +66,26 @@ class Redness:
 
 
 def build_tiny_teacher(folder: Path, seed: int = 0) -> None:
-    """A diffusers CogVideoX folder of random weights: 2 blocks of 32 channels, 8 tokens for a tiny clip."""
-    from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel
+    """A diffusers CogVideoX folder of random weights: 2 blocks of 32 channels, 12 tokens for a tiny clip."""
+    from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
 
-    from dollar.pretraining import new_autoencoder, new_scheduler, new_text_encoder, new_tokenizer
+    from dollar.pretraining import new_scheduler, new_text_encoder, new_tokenizer
 
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     tokenizer = new_tokenizer()
+    vae = AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * 3,
+        up_block_types=("CogVideoXUpBlock3D",) * 3,
+        block_out_channels=(8, 8, 8),
+        layers_per_block=1,
+        latent_channels=8,
+        norm_num_groups=2,
+        sample_height=32,
+        sample_width=32,
+        temporal_compression_ratio=4,
+        scaling_factor=0.8,
+    )
     transformer = CogVideoXTransformer3DModel(
         num_attention_heads=2,
         attention_head_dim=16,
@@ -83,13 +96,13 @@ def build_tiny_teacher(folder: Path, seed: int = 0) -> None:
         num_layers=2,
         sample_width=8,
         sample_height=8,
-        sample_frames=5,
+        sample_frames=9,
         patch_size=4,
         temporal_compression_ratio=4,
         max_text_seq_length=12,
     )
     text_encoder = new_text_encoder(len(tokenizer))
-    CogVideoXPipeline(tokenizer, text_encoder, new_autoencoder(), transformer, new_scheduler()).save_pretrained(folder)
+    CogVideoXPipeline(tokenizer, text_encoder, vae, transformer, new_scheduler()).save_pretrained(folder)
     torch.random.set_rng_state(state)
 
 
@@ -111,8 +124,6 @@ def compose(config_name: str = "train", *overrides: str) -> Any:
 TINY_RUN = (
     "teacher.name=tiny",
     *(f"teacher.{key}={value}" for key, value in TINY.items()),
-    "data.clips._target_=conftest.TinyClips",
-    "data.clips.size=12",
     "reward._target_=conftest.Redness",
     "batch=4",
     "cycles=3",
@@ -135,13 +146,16 @@ TINY_RUN = (
     "parallel.device=cpu",
 )
 """Overrides that make launch/train.py's own configuration a run of a second."""
+TINY_DATA = ("data.clips._target_=conftest.TinyClips", "data.clips.size=12")
 
 
-def tiny_trainer(teacher: Teacher, folder: Path, *overrides: str, world: World | None = None) -> Trainer:
+def tiny_trainer(
+    teacher: Teacher, folder: Path, *overrides: str, data: Sequence[str] = TINY_DATA, world: World | None = None
+) -> Trainer:
     """The trainer that launch/train.py would build."""
     from build import build_trainer
 
-    config = compose("train", *TINY_RUN, f"teacher.folder={teacher.folder}", *overrides)
+    config = compose("train", *TINY_RUN, *data, f"teacher.folder={teacher.folder}", *overrides)
     return build_trainer(config, world or World(), teacher, folder, 0)
 
 
@@ -158,6 +172,41 @@ def clear(network: nn.Module) -> None:
 def fingerprint(network: nn.Module) -> Tensor:
     """All weights of a network in one row, copied."""
     return torch.cat([p.detach().flatten() for p in network.parameters()]).clone()
+
+
+class Said(NamedTuple):
+    """What a command ended with: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., Said]:
+    """command("train", "key=value", ...) runs launch/train.py as its command line would, in this process."""
+    import logging
+
+    import door
+
+    def run(name: str, *arguments: str) -> Said:
+        monkeypatch.setattr(sys, "argv", [f"launch/{name}.py", *arguments])
+        main = importlib.import_module(name).main
+        root = logging.getLogger()
+        handlers, level, code = root.handlers[:], root.level, 0
+        capsys.readouterr()
+        try:
+            door.enter(main, name)
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)  # as the interpreter does
+        finally:
+            root.handlers[:] = handlers
+            root.setLevel(level)
+        return Said(code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -177,8 +226,8 @@ def build(teacher: Teacher, tmp_path: Path) -> Callable[..., Trainer]:
     """build("key=value", ...) -> a trainer of its own folder."""
     made: list[Trainer] = []
 
-    def make(*overrides: str, folder: str | None = None) -> Trainer:
-        made.append(tiny_trainer(teacher, tmp_path / (folder or f"run{len(made)}"), *overrides))
+    def make(*overrides: str, folder: str | None = None, **how: Any) -> Trainer:
+        made.append(tiny_trainer(teacher, tmp_path / (folder or f"run{len(made)}"), *overrides, **how))
         return made[-1]
 
     yield make

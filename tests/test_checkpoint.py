@@ -47,7 +47,8 @@ def test_the_manifest_lists_both_files_with_size_and_hash(tmp_path: Path) -> Non
     saved = save(tmp_path, 1)
     manifest = json.loads((saved / checkpoint.MANIFEST).read_text())
     assert set(manifest) == {p.name for p in saved.iterdir()} - {checkpoint.MANIFEST}
-    assert all(manifest[n]["bytes"] == (saved / n).stat().st_size and len(manifest[n]["sha256"]) == 64 for n in manifest)
+    for name, fingerprint in manifest.items():
+        assert fingerprint["bytes"] == (saved / name).stat().st_size and len(fingerprint["sha256"]) == 64
 
 
 DAMAGE = {

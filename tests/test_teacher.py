@@ -33,8 +33,10 @@ def pipeline(tiny_teacher_folder: Path) -> Any:
     return found
 
 
-def by_pipeline(pipeline: Any, steps: int, guidance_scale: float, seed: int, kind: str = "latent", **more: Any) -> Tensor:
-    size = {"num_frames": more.pop("frames", TINY["frames"]), "height": TINY["height"], "width": TINY["width"], **more}
+def by_pipeline(
+    pipeline: Any, steps: int, guidance_scale: float, seed: int, kind: str = "latent", **size: int
+) -> Tensor:
+    size = {"num_frames": TINY["frames"], "height": TINY["height"], "width": TINY["width"], **size}
     return pipeline(
         PROMPT,
         num_inference_steps=steps,
@@ -62,7 +64,7 @@ def test_decoded_clips_are_the_pipelines(teacher: Teacher, pipeline: Any) -> Non
     sampler = teacher_sampler(teacher, 2)
     ours = decode(teacher, make_latents(sampler, teacher, [PROMPT], [3], show=False))
     theirs = by_pipeline(pipeline, 2, teacher.guidance_scale, seed=3, kind="pt")
-    assert ours.shape == (1, 5, 3, 32, 32)
+    assert ours.shape == (1, 9, 3, 32, 32)
     assert (ours.float() - (theirs * 255).round()).abs().max() <= 1
 
 
@@ -76,7 +78,7 @@ def test_the_embedded_teacher_samples_as_its_pipeline() -> None:
     plain = CogVideoXPipeline.from_pretrained(EMBEDDED, torch_dtype=torch.float32)
     plain.set_progress_bar_config(disable=True)
     ours = make_latents(teacher_sampler(embedded, 4), embedded, [PROMPT], [3], show=False)
-    theirs = by_pipeline(plain, 4, embedded.guidance_scale, 3, frames=17, height=64, width=64).transpose(1, 2)
+    theirs = by_pipeline(plain, 4, embedded.guidance_scale, 3, num_frames=17, height=64, width=64).transpose(1, 2)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
 
 
@@ -158,7 +160,7 @@ def test_step_counts_are_evenly_spaced_members_of_the_grid(teacher: Teacher) -> 
 
 
 def test_the_exported_numbers_are_those_trained_with(teacher: Teacher) -> None:
-    """LCMScheduler's alpha_bar is rounded: the student trains with the rounded ones, which differ from the teacher's."""
+    """LCMScheduler's alpha_bar is rounded, and the student trains with the rounded one."""
     ours, theirs = teacher.few_step(TIMES, "renoise").schedule, teacher.denoiser.schedule
     assert not torch.equal(ours.alphas_cumprod.double(), theirs.alphas_cumprod.double())
     torch.testing.assert_close(ours.alphas_cumprod.double(), theirs.alphas_cumprod.double(), rtol=0, atol=1e-5)
@@ -195,7 +197,9 @@ def test_a_missing_or_partial_folder_is_a_sentence(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"frames": 16}, r"16 frames.*4k \+ 1, for example 13"),
+        ({"frames": 16}, r"16 frames.*8k \+ 1, for example 9"),
+        ({"frames": 13}, r"13 frames.*8k \+ 1, for example 9"),
+        ({"frames": 0}, "0 frames.*for example 1"),
         ({"height": 40}, "40x32 pixels.*multiples of 16, for example 32x32"),
         ({"width": 7}, "32x7 pixels.*for example 32x16"),
     ],
@@ -206,7 +210,7 @@ def test_sizes_that_do_not_fit_name_the_nearest(tiny_teacher_folder: Path, chang
 
 
 def test_the_teacher_knows_its_shapes(teacher: Teacher) -> None:
-    assert teacher.latent_shape == LATENT and teacher.clip_shape == (5, 32, 32)
+    assert teacher.latent_shape == LATENT and teacher.clip_shape == (9, 32, 32)
     noise = teacher.noise(generators([0, 1, 0]))
     assert noise.shape == (3, *LATENT) and torch.equal(noise[0], noise[2]) and not torch.equal(noise[0], noise[1])
 
@@ -234,7 +238,7 @@ def test_activation_checkpointing_leaves_the_gradients_equal(teacher: Teacher) -
     clear(network)
     parallelize(network, World(), activation_checkpointing=True)
     calls = []
-    network.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    network.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
     loss_of(teacher, network).backward()
     assert len(calls) == 2  # once forward and once more for the backward pass
     assert torch.equal(gradients(network), plain)

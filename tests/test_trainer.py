@@ -264,9 +264,7 @@ def test_a_run_starts_from_a_finished_student(build: Build, teacher: Teacher, tm
     trainer = build(f"init={tmp_path / 'student'}", "beta_ft=0")
     assert torch.equal(fingerprint(trainer.learners["student"].network), fingerprint(network))
     assert torch.equal(torch.cat([a.flatten() for a in trainer.ema.average]), fingerprint(network))
-    assert torch.equal(
-        fingerprint(trainer.learners["fake"].network), fingerprint(trainer.distiller.teacher.network)
-    )
+    assert torch.equal(fingerprint(trainer.learners["fake"].network), fingerprint(trainer.distiller.teacher.network))
     run(trainer, 1)
     assert not torch.equal(fingerprint(trainer.learners["student"].network), fingerprint(network))
     loaded = load_student(tmp_path / "student", teacher)
@@ -325,6 +323,10 @@ def test_gathered_reward_gradients_are_averaged(build: Build) -> None:
 # Two processes
 
 
+def close(found: Tensor, expected: Tensor, name: str) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=lambda text: f"{name}: {text}")
+
+
 def test_two_processes_agree_with_one(tmp_path: Path, tiny_teacher_folder: Path) -> None:
     """One launch for all that takes a launch; see `work`."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -349,7 +351,7 @@ def test_two_processes_agree_with_one(tmp_path: Path, tiny_teacher_folder: Path)
         assert one.plain["past"] == two.plain["past"] and one.plain["ft_held"] == two.plain["ft_held"]
         for name, value in one.tensors.items():
             assert value.shape == two.tensors[name].shape, name
-            torch.testing.assert_close(two.tensors[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+            close(two.tensors[name], value, name)
         for key, value in one.plain["statistics"].items():
             assert two.plain["statistics"][key] == pytest.approx(value, rel=1e-5)
     # Two processes went on from what one process had saved, and one from what two had.
@@ -359,7 +361,7 @@ def test_two_processes_agree_with_one(tmp_path: Path, tiny_teacher_folder: Path)
     found, expected = run(crossed, 4), saved("one", "resumed")
     crossed.log.close()
     for name, value in expected.tensors.items():
-        torch.testing.assert_close(found.tensors[name], value, rtol=1e-4, atol=1e-5)
+        close(found.tensors[name], value, name)
     # One process's gradient that is not finite skips the update of both.
     report = json.loads((tmp_path / "two" / "report.json").read_text())
     assert report == {"skipped": [1.0, 1.0], "unchanged": True, "stopped": True, "gathered": [0, 1, 2, 3]}

@@ -77,7 +77,7 @@ class Yardstick:
         n = count or len(videos)
         videos, prompts = videos[:n], self.pairs.prompts[:n]
         judged, features = self._judge(videos, prompts)
-        diverse = min(n, VENDI_PROMPTS * VENDI_SEEDS)
+        diverse = min(n // VENDI_SEEDS, VENDI_PROMPTS) * VENDI_SEEDS  # diversity is of whole groups of seeds
         first = Judgement(*(field[:diverse] for field in judged))
         metrics: dict[str, Any] = {
             "clips": n,

@@ -158,9 +158,12 @@ def _latent_shape(transformer: Any, vae: Any, frames: int, height: int, width: i
     spatial = 2 ** (len(vae.block_out_channels) - 1)
     temporal = int(vae.temporal_compression_ratio)
     cell = spatial * transformer.patch_size
-    if (frames - 1) % temporal:
-        nearest = (frames - 1) // temporal * temporal + 1
-        raise ValueError(f"clips of {frames} frames don't fit this VAE: use {temporal}k + 1, for example {nearest}")
+    # The decoder takes latent frames by twos and the odd one with the first two; from an even number it would make
+    # too many frames.
+    step = 2 * temporal
+    if frames < 1 or (frames - 1) % step:
+        nearest = max(frames - 1, 0) // step * step + 1
+        raise ValueError(f"clips of {frames} frames don't fit this VAE: use {step}k + 1, for example {nearest}")
     if height % cell or width % cell:
         raise ValueError(
             f"clips of {height}x{width} pixels don't fit this VAE and its patches: use multiples of {cell}, for "
@@ -238,7 +241,7 @@ def _grids_with(timesteps: list[int], total: int) -> list[int]:
 
 
 def save_network(network: nn.Module, folder: Path, sampler: FewStep, scheduler: Any, prediction: Prediction) -> None:
-    """Write transformer/ and scheduler/ as diffusers does, in float32; the scheduler is told the network's prediction."""
+    """Write transformer/ and scheduler/ as diffusers does, in float32; the scheduler says what the network predicts."""
     network.transformer.save_pretrained(folder / "transformer")  # type: ignore[operator, union-attr]
     saved = student_scheduler(scheduler, sampler.times.tolist(), sampler.between)
     names = {ours: theirs for theirs, ours in _PREDICTION_NAMES.items()}

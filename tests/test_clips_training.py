@@ -1,0 +1,92 @@
+"""Training on a folder of real clips: usable ones are learned from, the others are skipped, counted and named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from dollar import media
+from dollar.parallel import checkpoint
+from dollar.trainer import Trainer
+
+SHARED = ROOT.parent / "shared" / "clips"
+
+
+def moving_square(frames: int, height: int, width: int, colour: tuple[int, int, int]) -> np.ndarray:
+    clip = np.full((frames, height, width, 3), 30, np.uint8)
+    for t in range(frames):
+        clip[t, 10:22, 2 + t : 14 + t] = colour
+    return clip
+
+
+def write_sound(path: Path) -> None:
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=16000)
+        for k in range(8):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 16000, 1024 * k
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three clips of other sizes and rates, one picture, and four files that can't be used."""
+    where = tmp_path / "clips"
+    where.mkdir()
+    media.write_mp4(where / "red.mp4", moving_square(30, 48, 64, (220, 30, 30)), 24)
+    media.write_mp4(where / "blue.mp4", moving_square(12, 32, 32, (30, 30, 220)), 8)
+    media.write_mp4(where / "green.mp4", moving_square(15, 65, 41, (30, 220, 30)), 12)
+    media.write_mp4(where / "short.mp4", moving_square(3, 32, 32, (9, 9, 9)), 8)
+    media.Image.fromarray(moving_square(1, 40, 40, (200, 200, 30))[0]).save(where / "still.png")
+    (where / "corrupt.mp4").write_bytes(b"no film" * 200)
+    (where / "empty.mp4").write_bytes(b"")
+    write_sound(where / "sound.mp4")
+    rows = [{"file": p.name, "caption": f"a {p.stem} clip"} for p in sorted(where.iterdir())]
+    (where / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return where
+
+
+def test_a_folder_of_clips_trains(
+    build: Callable[..., Trainer], folder: Path, capsys: pytest.CaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    settings = ("student.input=noised_data", "data.clips.max_bad_fraction=0.6", "validation.every=3")
+    data = ("data=clips", f"data.path={folder}")
+    trainer = build(*settings, data=data)
+    printed = capsys.readouterr().out
+    assert printed.startswith("4 usable, ")
+    for cause, name in (("too short", "short"), ("corrupt", "corrupt"), ("empty", "empty"), ("no video", "sound")):
+        assert f"1 {cause}" in printed and f"{name}.mp4" in printed
+    assert sorted(trainer.data.clips.captions) == [f"a {n} clip" for n in ("blue", "green", "red", "still")]
+    assert trainer.train()
+    state = checkpoint.load(checkpoint.newest(trainer.folder / "checkpoints"))
+    again = build(*settings, data=data)
+    again.load(state)  # what was skipped doesn't shift what comes next
+    trainer.plan.cycles = again.plan.cycles = 4
+    assert trainer.train() and again.train()
+    for name, value in trainer.state()[0].items():
+        assert value.equal(again.state()[0][name]), name
+    lines = [json.loads(line) for line in (trainer.folder / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(line["loss/cd"]) for line in lines if "loss/cd" in line)
+    assert any("validation/reward_4" in line for line in lines)
+
+
+def test_too_many_bad_clips_stop_the_run_at_once(build: Callable[..., Trainer], folder: Path) -> None:
+    with pytest.raises(Exception, match=r"50% of its 8 clips are bad; at most 40%"):
+        build("data.clips.max_bad_fraction=0.4", data=("data=clips", f"data.path={folder}"))
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the ten real clips are not in this copy")
+def test_real_clips_train(build: Callable[..., Trainer], recwarn: pytest.WarningsRecorder) -> None:
+    trainer = build("cycles=2", data=("data=clips", f"data.path={SHARED}"))
+    assert len(trainer.data.clips) == 10
+    assert trainer.train()
+    keys = trainer.data.batch(range(30), latents=False).keys
+    assert {clip for clip, _ in keys} == set(range(10))
+    assert len(set(keys)) > 20  # an epoch later most clips begin elsewhere

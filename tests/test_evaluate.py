@@ -1,0 +1,167 @@
+"""The yardstick on real clips and on a defect, differences, the latent reward's figures, and metrics.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_DATA, TINY_RUN
+from torch import Tensor
+
+from dollar.data import shapes
+from dollar.evaluation.evaluate import Figures, Pairs, Yardstick, difference, latent_reward_figures, pairs
+from dollar.models.teacher import Teacher
+from dollar.sampling import Sampler
+
+HELD_OUT = shapes.captions("held_out")
+MEASURES = {"alignment", "attributes", "reward", "frechet", "sharpness", "vendi", "spread"}
+
+
+def render(prompt: str, seed: int) -> np.ndarray:
+    return shapes.render(shapes.parse(prompt), seed)
+
+
+@pytest.fixture(scope="module")
+def yardstick() -> Yardstick:
+    """Three prompts with eight seeds each, and a reference of 72 training clips."""
+    chosen = Pairs([p for p in HELD_OUT[:3] for _ in range(8)], list(range(24)))
+    training = shapes.ShapesClips("train", 72, seed=1)
+    return Yardstick(chosen, render, list(zip(training.captions, training.seeds, strict=True)), show=False)
+
+
+def made(yardstick: Yardstick, shift: int = 3_000_000) -> Tensor:
+    """Clips of a perfect model: real ones of other seeds, uint8 [N, T, C, H, W]."""
+    clips = [render(p, shift + s) for p, s in zip(*yardstick.pairs, strict=True)]
+    return torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3)
+
+
+def test_pairs_come_in_groups_of_one_prompt_then_in_turn() -> None:
+    chosen = pairs(HELD_OUT, 600)
+    assert len(chosen.prompts) == len(chosen.seeds) == len(set(chosen.seeds)) == 600
+    groups = [set(chosen.prompts[i : i + 8]) for i in range(0, 256, 8)]
+    assert all(len(g) == 1 for g in groups) and len(set.union(*groups)) == 32
+    assert chosen.prompts[256 : 256 + len(HELD_OUT)] == HELD_OUT
+    assert pairs(HELD_OUT, 600) == chosen and pairs(HELD_OUT, 64).prompts == chosen.prompts[:64]
+
+
+def test_a_perfect_model_measures_as_real_clips_do(yardstick: Yardstick) -> None:
+    real, perfect = yardstick.real_figures(), yardstick.measure(made(yardstick))
+    assert set(real.metrics) == {"clips", *MEASURES}
+    for figures in (real, perfect):
+        assert figures.metrics["clips"] == 24 and figures.metrics["alignment"] == 1.0 and figures.right.all()
+        assert set(figures.metrics["attributes"]) == set(shapes.Attributes._fields)
+        assert figures.metrics["reward"] == pytest.approx(figures.reward.mean(), abs=1e-6)
+        assert figures.metrics["reward"] > 0.9
+    assert real.metrics["sharpness"] == pytest.approx(1)
+    assert real.metrics["frechet"]["distance"] == pytest.approx(0, abs=1e-6)
+    assert perfect.metrics["frechet"]["excess"] < 0.6 * perfect.metrics["frechet"]["floor"]
+    assert perfect.metrics["sharpness"] == pytest.approx(1, abs=0.1)
+    assert perfect.metrics["vendi"]["mean"] == pytest.approx(real.metrics["vendi"]["mean"], rel=0.2)
+
+
+def test_each_defect_moves_its_measure(yardstick: Yardstick) -> None:
+    perfect, clips = yardstick.measure(made(yardstick)).metrics, made(yardstick)
+    blurred = torch.nn.functional.avg_pool3d(clips.float(), (1, 5, 5), 1, (0, 2, 2), count_include_pad=False)
+    soft = yardstick.measure(blurred.byte()).metrics
+    assert soft["sharpness"] < 0.6 * perfect["sharpness"]
+    assert soft["frechet"]["distance"] > perfect["frechet"]["distance"]
+    collapsed = clips[torch.arange(24) // 8 * 8]
+    one = yardstick.measure(collapsed).metrics
+    assert one["alignment"] == 1.0 and one["vendi"]["mean"] == pytest.approx(1, abs=1e-3)
+    assert one["spread"]["position"] == pytest.approx(0, abs=1e-4)
+    wrong = yardstick.measure(clips.roll(8, 0)).metrics
+    assert wrong["alignment"] == 0.0 and wrong["reward"] < perfect["reward"] - 0.2
+    assert wrong["vendi"]["mean"] == pytest.approx(perfect["vendi"]["mean"])
+
+
+def test_fewer_clips_may_be_looked_at_whatever_their_number(yardstick: Yardstick) -> None:
+    for count in (16, 17):  # the seventeenth is the only one of its prompt
+        figures = yardstick.measure(made(yardstick), count)
+        assert figures.metrics["clips"] == len(figures.right) == len(figures.reward) == count
+
+
+def test_a_difference_is_students_minus_teachers_on_shared_pairs() -> None:
+    student = Figures({}, np.array([True] * 60 + [False] * 4), np.full(64, 0.75))
+    teacher_right, teacher_reward = np.array([True] * 20 + [False] * 12), np.full(32, 0.5)
+    found = difference(student, teacher_right, teacher_reward)
+    assert found["pairs"] == 32
+    assert found["alignment"]["difference"] == pytest.approx(12 / 32)
+    assert 0 < found["alignment"]["low"] < 12 / 32 < found["alignment"]["high"]
+    assert found["reward"] == {"difference": 0.25, "low": 0.25, "high": 0.25}
+
+
+class Planted:
+    """A surrogate and its pixel reward: the truth is a latent's first number, the guess what `says` makes of it."""
+
+    def __init__(self, says: Callable[[Tensor], Tensor]) -> None:
+        self.says = says
+        self.reward = self
+
+    def predict(self, x: Tensor, condition: object) -> Tensor:
+        return self.says(x[:, 0, 0, 0, 0])
+
+    def score(self, videos: Tensor, prompts: list[str]) -> Tensor:
+        return 255 * videos[:, 0, 0, 0, 0]
+
+
+def test_the_latent_rewards_figures_are_of_its_guesses(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = torch.tensor([0.0, 0.05, 0.3, 0.35, 0.7, 1.0])
+
+    def gives(values: Tensor) -> Sampler:
+        return Sampler("planted", 1, lambda drawn, condition: values.reshape(-1, 1, 1, 1, 1))
+
+    samplers = [gives(truth[:3]), gives(truth[3:])]
+    monkeypatch.setattr("dollar.evaluation.evaluate.decode", lambda teacher, latents: latents)
+
+    def figures(says: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        return latent_reward_figures(Planted(says), teacher, samplers, HELD_OUT[:3])
+
+    right = figures(lambda r: r + 0.5)
+    assert right["correlation"] == pytest.approx(1) and right["pairwise"] == 1 and right["clips"] == 6
+    assert right["mse"] == pytest.approx(0.25)
+    assert right["pairs"] == 13  # of 15: 0 and 0.05, and 0.3 and 0.35, are too close to tell
+    backwards = figures(lambda r: -r)
+    assert backwards["correlation"] == pytest.approx(-1) and backwards["pairwise"] == 0
+    # The best taken for the worst: wrong in the five pairs that it should win.
+    blind = figures(lambda r: torch.where(r == 1, -1.0, r))
+    assert blind["pairwise"] == pytest.approx(8 / 13)
+
+
+def test_metrics_json_has_every_figure(
+    command: Callable, tiny_teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The evaluation of a student whose clips are put in its hands, so that only measuring costs time."""
+    runs, folder = f"runs={tmp_path}", f"teacher.folder={tiny_teacher_folder}"
+    trained = command("train", *TINY_RUN, *TINY_DATA, runs, folder, "run=one", "cycles=1", "student.steps=[2,1]")
+    assert trained.code == 0, trained.err
+
+    def hand_over(sampler: Sampler, teacher: Teacher, prompts: list[str], seeds: list[int], **_: object) -> Tensor:
+        clips = [render(p, 7_000_000 + s) for p, s in zip(prompts, seeds, strict=True)]
+        videos = torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3)
+        return torch.zeros_like(videos) if sampler.name == "untrained" else videos
+
+    monkeypatch.setattr("dollar.sampling.make_clips", hand_over)
+    settings = ("clips=64", "teacher_clips=64", "teacher_steps=4", "training_clips=72", "lrm_prompts=3", "repeats=2")
+    student = f"checkpoint={tmp_path / 'one' / 'student'}"
+    done = command("evaluate", student, *settings, "parallel.device=cpu", "shown=1")
+    assert done.code == 0, done.err
+    metrics = json.loads((tmp_path / "one" / "metrics.json").read_text())
+    assert metrics["teacher"].keys() >= MEASURES and metrics["teacher"]["steps"] == 4
+    assert set(metrics["student"]) == {"2", "1"}
+    for figures in metrics["student"].values():
+        assert MEASURES | {"seconds", "speedup", "speedup_ceiling", "difference"} <= figures.keys()
+        assert set(figures["seconds"]) == {"text", "diffusion", "decode"}
+        assert set(figures["attributes"]) == set(shapes.Attributes._fields)
+        assert figures["clips"] == 64 and figures["alignment"] == metrics["teacher"]["alignment"] > 0.95
+        assert figures["difference"]["alignment"] == {"difference": 0.0, "low": 0.0, "high": 0.0}
+        assert figures["speedup"] > 0 and figures["speedup_ceiling"] > 0
+    assert {"text", "diffusion", "decode"} == set(metrics["teacher"]["seconds"])
+    assert {"correlation", "pairwise", "mse"} <= metrics["lrm"].keys() and metrics["lrm"]["clips"] == 3 * 7
+    assert metrics["untrained"]["2"]["alignment"] == 0.0
+    page = (tmp_path / "one" / "report.html").read_text()
+    assert page.startswith("<!") and "http://" not in page.replace("http://www.w3.org", "") and "data:image/gif" in page
+    assert "student 2" in done.out and "student 1" in done.out and "metrics.json" in done.out

@@ -1,0 +1,296 @@
+"""The commands: every configuration composes, mistakes get a sentence at once, and a run does what it says."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PROMPT, ROOT, TINY_DATA, TINY_RUN, compose
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from dollar import media
+from dollar.data.clips import read_video
+
+CONF = ROOT / "conf"
+COMMANDS = sorted(p.stem for p in CONF.glob("*.yaml"))
+CHOICES = [(folder.name, p.stem) for folder in sorted(CONF.iterdir()) if folder.is_dir() for p in folder.glob("*.yaml")]
+
+
+# Configurations
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_configuration_that_composes(name: str) -> None:
+    config = compose(name)
+    assert (ROOT / "launch" / f"{name}.py").is_file()
+    if name != "train":
+        OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes(group: str, choice: str) -> None:
+    extra = ["data.path=somewhere"] if (group, choice) == ("data", "clips") else []
+    config = compose("train", f"{group}={choice}", *extra)
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert plain["cycles"] > 0
+    import build
+
+    build.objective_of(config), build.plan_of(config)
+
+
+def test_every_target_exists() -> None:
+    from hydra.utils import get_object
+
+    found = set()
+    for path in CONF.rglob("*.yaml"):
+        lines = [line.split("_target_:")[1].strip() for line in path.read_text().splitlines() if "_target_:" in line]
+        found |= {t for t in lines if t != "null"}
+    assert len(found) >= 5
+    for target in found:
+        assert callable(get_object(target)), target
+
+
+def test_every_key_has_a_comment() -> None:
+    """The configuration is the manual: no key of train.yaml and of the loss goes without a word."""
+    for path in (CONF / "train.yaml", CONF / "loss" / "dollar.yaml"):
+        for line in path.read_text().split("\nhydra:")[0].splitlines():
+            is_value = ":" in line and not line.strip().startswith(("#", "-")) and line.split(":", 1)[1].strip()
+            assert not is_value or "#" in line, f"{path.name}: {line}"
+
+
+def test_the_papers_setting() -> None:
+    """Section 4.1 of the paper, with its guidance weights w written as s = 1 + w."""
+    c = compose("train", "experiment=dollar_paper")
+    assert (c.teacher.name, c.teacher.frames, c.teacher.height, c.teacher.width, c.teacher.fps) == (
+        *("cogvideox_2b", 129, 192, 320, 12),
+    )
+    assert list(c.student.timesteps) == [999, 749, 499, 249] and list(c.student.steps) == [4]
+    assert (c.beta_vsd, c.beta_cd, c.beta_ft) == (1.0, 0.5, 1.0)
+    assert c.vsd.guidance_scale == 1 + 3.5 and c.cd.guidance_scale == 1 + 7.5
+    assert (c.cd.m, c.cd.grid, c.fake_updates, c.ft.accumulate) == (5, 50, 5, 7)
+    assert (c.cycles, c.batch) == (40_000, 8)
+    assert all(c.optim[name].lr == 2e-5 for name in ("student", "fake", "lrm"))
+    assert c.parallel.dtype == "bfloat16" and c.parallel.activation_checkpointing is True
+
+
+# Mistakes
+
+
+def sentence(said, *words: str) -> None:
+    """One line on standard error, no traceback, and an exit code that says no."""
+    assert said.code != 0
+    assert "Traceback" not in said.err + said.out
+    lines = [line for line in said.err.splitlines() if line.strip()]
+    assert len(lines) == 1, said.err
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.fixture
+def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading weights is a mistake by itself."""
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("the mistake must be told before weights are read")
+
+    monkeypatch.setattr("transformers.T5EncoderModel.from_pretrained", forbidden)
+    monkeypatch.setattr("diffusers.CogVideoXTransformer3DModel.from_pretrained", forbidden)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["beta_vds=1"], ["no key 'beta_vds'", "'beta_vsd'"]),
+        (["student.timestep=[999]"], ["no key 'student.timestep'", "'student.timesteps'"]),
+        (["guidance_scale=3"], ["no key 'guidance_scale'", "guidance_scale"]),
+        (["loss=dolar"], ["no loss=dolar", "'dollar'"]),
+        (["teacher=shape"], ["no teacher=shape", "'shapes'"]),
+        (["experiment=paper"], ["no experiment=paper", "dollar_paper"]),
+        (["cycles=many"], ["cycles=many", "a whole number"]),
+        (["cycles=1.5"], ["cycles=1.5", "a whole number"]),
+        (["beta_cd=half"], ["beta_cd=half", "a number"]),
+        (["lrm.text=3"], ["lrm.text=3", "true or false"]),
+        (["student.timesteps=[999,0]"], ["student.timesteps", "positive"]),
+        (["student.timesteps=[249,999]"], ["student.timesteps", "use [999, 249]"]),
+        (["student.steps=[4,3]"], ["student.steps has 3", "use of [4, 2, 1]"]),
+        (["student.timesteps=[]"], ["student.timesteps", "positive"]),
+        (["beta_cd=-0.5"], ["beta_cd is -0.5"]),
+        (["cd.target=fake"], ["cd.target is 'fake'", "student or ema or teacher"]),
+        (["batch=0"], ["batch is 0"]),
+        (["cycles=0"], ["cycles is 0"]),
+        (["teacher.folder=/nowhere/at/all"], ["no teacher at /nowhere/at/all", "teacher=shapes"]),
+        (["parallel.dtype=float8"], ["parallel.dtype is 'float8'", "bfloat16"]),
+    ],
+)
+def test_a_mistake_in_training_is_a_sentence(
+    command: Callable, nothing_expensive: None, tmp_path: Path, overrides: list[str], words: list[str]
+) -> None:
+    place = [] if any(o.startswith("teacher") for o in overrides) else ["teacher.folder=/nowhere"]
+    sentence(command("train", f"runs={tmp_path}", *place, *overrides), *words)
+    assert list(tmp_path.iterdir()) == []  # nothing was begun
+
+
+def test_a_mistake_on_the_command_line_itself() -> None:
+    """What a shell sees: one process, its standard error and its exit code."""
+    said = subprocess.run(
+        [sys.executable, str(ROOT / "launch" / "train.py"), "beta_vds=1"],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": ""},
+    )
+    assert said.returncode != 0 and said.stdout == ""
+    assert said.stderr.strip() == "train.py: there is no key 'beta_vds'; the nearest is 'beta_vsd'"
+
+
+def test_mistakes_in_sampling_are_sentences(command: Callable, nothing_expensive: None, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    out = f"out={tmp_path / 'out'}"
+    sentence(command("sample", out, f"prompts={tmp_path / 'empty.txt'}"), "has no prompts in it")
+    sentence(command("sample", out, f"prompts={tmp_path / 'latin.txt'}"), "not valid UTF-8", "offset 3")
+    sentence(command("sample", out, f"prompts={tmp_path / 'none.txt'}"), "does not exist")
+    sentence(command("sample", out), "there is no prompt")
+    sentence(command("sample", out, f"prompt='{PROMPT}'", "clips=0"), "clips is 0")
+    sentence(command("sample", out, "promt=x"), "no key 'promt'", "'prompt'")
+    sentence(command("sample", out, f"prompt='{PROMPT}'", f"checkpoint={tmp_path}"), "no student in")
+    sentence(command("sample", out, f"prompt='{PROMPT}'", "teacher.folder=/nowhere"), "no teacher at /nowhere")
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_in_evaluation_are_sentences(command: Callable, nothing_expensive: None, tmp_path: Path) -> None:
+    sentence(command("evaluate", "clips=10"), "at least 64")
+    sentence(command("evaluate", f"checkpoint={tmp_path / 'student'}"), "no student in")
+
+
+# A run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture
+def train(command: Callable, runs: Path, tiny_teacher_folder: Path) -> Callable:
+    def run(*overrides: str):
+        places = (f"runs={runs}", f"teacher.folder={tiny_teacher_folder}")
+        return command("train", *TINY_RUN, *TINY_DATA, *places, *overrides)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(runs: Path) -> list[str]:
+    """The arguments of the run that several tests look at; the first of them trains it."""
+    return ["run=first", "cycles=2", "student.steps=[4,2]", "validation.every=2", "keep_best=reward_2"]
+
+
+def test_a_run_is_trained_and_found_finished(train: Callable, runs: Path, finished: list[str]) -> None:
+    said = train(*finished)
+    assert said.code == 0, said.err
+    assert "VSD s = 4.5 (the paper's w = 3.5), CD s = 8.5 (w = 7.5)" in said.out
+    folder = runs / "first"
+    expected = {"config.yaml", "metrics.jsonl", "checkpoints", "best", "student", "lrm"}
+    assert expected <= {p.name for p in folder.iterdir()}
+    assert OmegaConf.load(folder / "config.yaml").student.steps == [4, 2]
+    card = json.loads((folder / "student" / "student.json").read_text())
+    assert card["steps"] == [4, 2] and card["cycle"] == 2 and card["teacher"]["name"] == "tiny"
+    # The student is the averaged one.
+    saved = load_file(next((folder / "student" / "transformer").glob("*.safetensors")))
+    state = load_file(next((folder / "checkpoints").glob("step-*/state.safetensors")))
+    assert all(torch.equal(t, state[f"ema/transformer.{n}"]) for n, t in saved.items())
+    assert any(not torch.equal(t, state[f"student/transformer.{n}"]) for n, t in saved.items())
+
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    again = train(*finished)
+    assert again.code == 0 and "is finished: 2 of 2 cycles" in again.out
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_another_configuration_does_not_touch_it(train: Callable, runs: Path, finished: list[str]) -> None:
+    train(*finished)
+    before = (runs / "first" / "config.yaml").read_text()
+    said = train(*finished, "beta_cd=0.25", "seed=5")
+    sentence(said, "holds a run of another configuration", "beta_cd was 0.5, now 0.25", "seed was 0, now 5", "run=NAME")
+    assert (runs / "first" / "config.yaml").read_text() == before
+
+
+def test_more_cycles_go_on_from_there(train: Callable, runs: Path, finished: list[str]) -> None:
+    arguments = [a for a in finished if not a.startswith(("run=", "cycles="))]
+    train(*arguments, "run=longer", "cycles=1")
+    said = train(*arguments, "run=longer", "cycles=2")
+    assert said.code == 0 and "going on at cycle 1" in said.out
+    lines = [json.loads(line) for line in (runs / "longer" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss/vsd" in line] == [1, 2]
+    train(*finished)
+    saved = Path("checkpoints", "step-00000002", "state.safetensors")
+    kept = [load_file(runs / run / saved) for run in ("first", "longer")]
+    assert kept[0].keys() == kept[1].keys() and all(torch.equal(t, kept[1][n]) for n, t in kept[0].items())
+
+
+def test_a_student_is_sampled(
+    train: Callable, command: Callable, runs: Path, finished: list[str], tmp_path: Path
+) -> None:
+    train(*finished)
+    student, out = f"checkpoint={runs / 'first' / 'student'}", tmp_path / "out"
+    other = "a large blue cross standing still on a white background"
+    said = command("sample", student, f"out={out}", f"prompt=['{PROMPT}','{other}']", "steps=2", "clips=2", "seed=5")
+    assert said.code == 0, said.err
+    rows = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
+    pairs = [(row["prompt"], row["seed"]) for row in rows]
+    assert pairs == list(itertools.product([PROMPT, other], [5, 6]))
+    assert all(row["steps"] == 2 and row["by"] == "student" for row in rows)
+    for row in rows:
+        assert len(read_video(out / row["file"], torch.arange(9).numpy() / 8)) == 9
+        assert (out / row["file"]).with_suffix(".gif").read_bytes().startswith(b"GIF8")
+        assert str(out / row["file"]) in said.out
+    assert len({(out / row["file"]).read_bytes() for row in rows}) == 4
+    name = media.safe_name(PROMPT, 5, 2)
+    first = (out / f"{name}.mp4").read_bytes()
+    command("sample", student, f"out={tmp_path / 'again'}", f"prompt={PROMPT}", "steps=2", "seed=5", "gif=false")
+    assert (tmp_path / "again" / f"{name}.mp4").read_bytes() == first
+    assert not list((tmp_path / "again").glob("*.gif"))
+
+
+def test_a_step_count_it_was_not_trained_for_is_refused(
+    train: Callable, command: Callable, runs: Path, finished: list[str], tmp_path: Path
+) -> None:
+    train(*finished)
+    arguments = (f"checkpoint={runs / 'first' / 'student'}", f"prompt={PROMPT}", "steps=3")
+    sentence(command("sample", *arguments, f"out={tmp_path / 'a'}"), "steps is 3", "trained for 4 or 2")
+    assert not (tmp_path / "a").exists()
+    forced = command("sample", *arguments, f"out={tmp_path / 'b'}", "force=true")
+    assert forced.code == 0 and len(list((tmp_path / "b").glob("*.mp4"))) == 1
+
+
+def test_the_teacher_is_sampled_too(command: Callable, tiny_teacher_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n\n{PROMPT}\n")
+    size = [o for o in TINY_RUN if o.startswith("teacher.")]
+    said = command(
+        *("sample", *size, f"teacher.folder={tiny_teacher_folder}", f"prompts={tmp_path / 'prompts.txt'}", "steps=3"),
+        f"out={tmp_path / 'out'}",
+    )
+    assert said.code == 0, said.err
+    (row, twin) = (json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").read_text().splitlines())
+    assert row["by"] == "teacher" and row["steps"] == 3 and row["prompt"] == twin["prompt"] == PROMPT
+
+
+def test_a_sweep_has_a_folder_for_each_job_and_a_table(train: Callable, runs: Path) -> None:
+    said = train("-m", "run=sweep", "cycles=1", "beta_ft=0", "beta_cd=0,0.5", "validation.every=1")
+    assert said.code == 0, said.err
+    jobs = sorted(p.parent.parent.name for p in (runs / "sweep").glob("*/student/student.json"))
+    assert len(jobs) == 2 and "beta_cd=0" in jobs[0] and "beta_cd=0.5" in jobs[1]
+    rows = json.loads((runs / "sweep" / "sweep.json").read_text())
+    assert [row["run"] for row in rows] == jobs
+    assert all("validation/reward_4" in row for row in rows)
+    table = said.out[said.out.rindex("\nrun") :]
+    assert "reward_4" in table and all(job in table for job in jobs)

@@ -1,0 +1,242 @@
+"""The embedded teacher's making: what the autoencoder is taught, stages that resume, a folder that diffusers reads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dollar import pretraining
+from dollar.data import shapes
+from dollar.models.ema import Ema
+from dollar.parallel.world import World
+from dollar.pretraining import (
+    CHANNELS,
+    CROP,
+    EVENNESS,
+    SHORT,
+    Cells,
+    Stage,
+    TextToLatents,
+    decoder_loss,
+    encoder_loss,
+    finishing_loss,
+    new_autoencoder,
+    new_scheduler,
+    new_text_encoder,
+    new_tokenizer,
+    new_transformer,
+    run_stage,
+    save_pipeline,
+    train_autoencoder,
+    train_teacher,
+    whole_clips,
+    windows,
+)
+
+
+@pytest.fixture(scope="module")
+def cells() -> Cells:
+    return Cells.fit(0, clips=60)
+
+
+# What is learned from
+
+
+def test_batches_are_functions_of_their_samples() -> None:
+    whole = whole_clips([3, 4], seed=0)
+    assert whole.shape == (2, 3, shapes.FRAMES, shapes.HEIGHT, shapes.WIDTH)
+    assert whole.min() >= -1 and whole.max() <= 1 and whole.min() < -0.5
+    assert torch.equal(whole[1:], whole_clips([4], seed=0))
+    assert not torch.equal(whole[1:], whole_clips([4], seed=1))
+
+
+def test_windows_look_at_the_object() -> None:
+    found = windows(range(6), seed=0)
+    assert found.shape == (12, 3, SHORT, CROP, CROP)
+    assert torch.equal(found, windows(range(6), seed=0)) and not torch.equal(found, windows(range(6, 12), seed=0))
+    assert all(window.flatten(1).std(1).max() > 0.1 for window in found)  # a background alone is nearly flat
+
+
+def test_the_taught_latents_are_whitened_principal_components(cells: Cells) -> None:
+    pixels = whole_clips(range(60), seed=0)
+    latents = cells.encode(pixels)
+    assert latents.shape == (60, CHANNELS, 5, 16, 16)
+    flat = latents.transpose(0, 1).flatten(1).double()
+    covariance = torch.cov(flat, correction=0)
+    variances = covariance.diag()
+    torch.testing.assert_close(flat.mean(1), torch.zeros(CHANNELS).double(), rtol=0, atol=1e-3)
+    off = covariance - variances.diag()
+    assert off.abs().max() < 1e-3 * variances.max()
+    # What is left of a component's variance v is v^(1 - EVENNESS).
+    raw = (cells.scale.double() ** (-1 / EVENNESS)) ** 2
+    torch.testing.assert_close(variances, raw ** (1 - EVENNESS), rtol=1e-2, atol=1e-5)
+    assert (variances.diff() <= 1e-6).all()
+
+
+def test_the_taught_latents_keep_the_clips(cells: Cells) -> None:
+    """Read back linearly, they explain nearly all of the pixels' variance."""
+    pixels = whole_clips(range(100, 110), seed=0)
+    cut = Cells._cut(pixels)
+    components = cells.encode(pixels).permute(0, 2, 3, 4, 1) / cells.scale
+    error = (components @ cells.basis + cells.mean - cut).square().mean()
+    assert error < 0.05 * cut.var()
+    # The first frame is a cell of its own, as if it had stood still.
+    still = cells.encode(pixels[:, :, :1].expand(-1, -1, 5, -1, -1))
+    torch.testing.assert_close(still[:, :, 0], cells.encode(pixels)[:, :, 0])
+    torch.testing.assert_close(still[:, :, 0], still[:, :, 1])
+
+
+def test_the_fit_is_the_same_every_time(cells: Cells) -> None:
+    again = Cells.fit(0, clips=60)
+    assert torch.equal(again.basis, cells.basis) and torch.equal(again.scale, cells.scale)
+    assert (cells.basis.sum(1) >= -1e-5).all()
+    torch.testing.assert_close(cells.basis @ cells.basis.T, torch.eye(CHANNELS), rtol=0, atol=1e-4)
+
+
+def test_each_loss_teaches_its_own_part(cells: Cells) -> None:
+    torch.manual_seed(0)
+    vae, pixels = new_autoencoder(), windows([0], seed=0)
+    for loss, part, other in (
+        (decoder_loss(vae, cells, pixels), vae.decoder, vae.encoder),
+        (encoder_loss(vae, cells, pixels), vae.encoder, vae.decoder),
+        (finishing_loss(vae, pixels), vae.decoder, vae.encoder),
+    ):
+        vae.zero_grad(set_to_none=True)
+        loss["total"].backward()
+        assert all(v.ndim == 0 and v.isfinite() for v in loss.values())
+        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in part.parameters())
+        assert all(p.grad is None for p in other.parameters())
+
+
+# Stages
+
+
+def stage_of(steps: int) -> Stage:
+    return Stage(steps=steps, batch=1, lr=0.1, warmup=2, decay_from=0.5, save_every=2)
+
+
+def test_the_rate_rises_holds_and_falls() -> None:
+    stage = Stage(steps=100, batch=1, lr=2.0, warmup=10, decay_from=0.6)
+    rates = [stage.rate(s) for s in range(100)]
+    assert rates[0] == pytest.approx(0.2) and rates[9:60] == [2.0] * 51
+    assert rates[80] == pytest.approx(1.0) and rates[99] == pytest.approx(0.05)
+    assert all(later <= earlier for earlier, later in pairwise(rates[60:])) and min(rates) > 0
+
+
+def line(folder: Path, steps: int, until: int | None = None) -> tuple[torch.nn.Module, Ema]:
+    """A stage that fits a line; `until` stops it as a killed process would be stopped."""
+    torch.manual_seed(0)
+    network = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1)
+    ema = Ema(network, 0.9)
+
+    def loss(step: int) -> dict[str, torch.Tensor]:
+        if step == until:
+            raise KeyboardInterrupt
+        torch.manual_seed(100 + step)
+        x = torch.randn(8, 3)
+        return {"total": (network(x) - x[:, :2]).square().mean()}
+
+    with contextlib.suppress(KeyboardInterrupt):
+        run_stage(folder, stage_of(steps), network, optimizer, loss, World(), ema)
+    return network, ema
+
+
+def test_a_stage_resumes_exactly(tmp_path: Path) -> None:
+    whole, average = line(tmp_path / "whole", 9)
+    line(tmp_path / "broken", 9, until=5)  # saved after 4
+    resumed, resumed_average = line(tmp_path / "broken", 9)
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert all(torch.equal(a, b) for a, b in zip(average.average, resumed_average.average, strict=True))
+    assert average.updates == resumed_average.updates == 9
+    files = [load_file(tmp_path / f / "state.safetensors") for f in ("whole", "broken")]
+    assert files[0].keys() == files[1].keys() and all(torch.equal(files[0][k], files[1][k]) for k in files[0])
+    unfinished = line(tmp_path / "short", 9, until=5)[0]
+    assert not torch.equal(next(unfinished.parameters()), next(whole.parameters()))
+
+
+def test_a_finished_stage_does_nothing(tmp_path: Path) -> None:
+    first, _ = line(tmp_path, 4)
+    again, _ = line(tmp_path, 4, until=0)  # any step would stop it
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+
+
+def test_a_crash_while_saving_leaves_the_older_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, _ = line(tmp_path / "whole", 6)
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    line(tmp_path / "broken", 6, until=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining.os, "replace", die)
+        line(tmp_path / "broken", 6)
+    assert os.path.exists(tmp_path / "broken" / "state.tmp")
+    found, _ = line(tmp_path / "broken", 6)
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
+
+
+def test_a_gradient_that_is_not_finite_is_not_stepped_on(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Linear(2, 1)
+    before = network.weight.detach().clone()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    loss = lambda step: {"total": network(torch.full((1, 2), float("nan"))).sum()}  # noqa: E731
+    run_stage(tmp_path, stage_of(2), network, optimizer, loss, World())
+    assert torch.equal(network.weight, before)
+
+
+# The whole
+
+
+def test_every_caption_is_made_of_known_words() -> None:
+    tokenizer = new_tokenizer()
+    ids = tokenizer(shapes.captions("all")).input_ids
+    assert {len(i) for i in ids} == {len(ids[0])} and len(ids[0]) <= 12
+    assert not any(tokenizer.unk_token_id in i for i in ids)
+    assert len({tuple(i) for i in ids}) == len(ids)
+    assert tokenizer("a mauve circle").input_ids.count(tokenizer.unk_token_id) == 1
+
+
+def test_the_networks_have_the_promised_size() -> None:
+    count = sum(p.numel() for p in new_transformer(12).parameters())
+    assert 1.5e6 < count < 2.5e6
+
+
+def test_parts_are_trained_resumed_and_written_as_a_pipeline(tmp_path: Path, cells: Cells) -> None:
+    from diffusers import CogVideoXPipeline
+
+    step = {name: Stage(steps=1, batch=1, lr=1e-3) for name in ("decoder", "encoder", "finish")}
+    vae = train_autoencoder(tmp_path / "work", step, cells, 0, World())
+    again = train_autoencoder(tmp_path / "work", step, cells, 0, World())
+    assert all(torch.equal(a, b) for a, b in zip(vae.parameters(), again.parameters(), strict=True))
+    stage = Stage(steps=2, batch=2, lr=1e-3, warmup=1)
+    network, tokenizer = train_teacher(tmp_path / "work", cells, stage, 0, clips=4, text_length=12)
+    untrained = TextToLatents(new_text_encoder(len(tokenizer)), new_transformer(12))
+    assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in untrained.parameters())
+    save_pipeline(tmp_path / "teacher", vae, network, tokenizer)
+
+    size = sum(p.stat().st_size for p in (tmp_path / "teacher").rglob("*"))
+    assert size < 10e6  # what may be shipped
+    pipeline = CogVideoXPipeline.from_pretrained(tmp_path / "teacher", torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    assert dict(pipeline.scheduler.config) | dict(new_scheduler().config) == dict(pipeline.scheduler.config)
+    frames = pipeline(
+        shapes.captions("train")[0],
+        num_frames=9,
+        height=32,
+        width=32,
+        num_inference_steps=1,
+        max_sequence_length=12,
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+    ).frames
+    assert frames.shape == (1, 9, 32, 32, 3) and np.isfinite(frames).all()
