@@ -39,8 +39,8 @@ class Student:
                     f"steps is {steps}, but the student in {self.folder} was trained for {trained}; "
                     "use one of these, or force=true to see what it does"
                 )
-            grid = teacher.denoiser.schedule.grid(steps)[:-1].tolist()
-            few_step = teacher.few_step(grid, self.card["between"])
+            schedule = self.denoiser.schedule
+            few_step = FewStep(schedule, schedule.grid(steps)[:-1], self.card["between"])
         return student_sampler(teacher, self.denoiser, few_step)
 
 

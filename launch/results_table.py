@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig
+
+LONGEST = 200  # bytes of a folder's name
 
 
 class ResultsTable(Callback):
@@ -21,10 +25,12 @@ class ResultsTable(Callback):
         """Remember one job."""
         if job_return.cfg is None or job_return.hydra_cfg is None:
             return
-        name = job_return.hydra_cfg.hydra.job.override_dirname
-        folder = Path(job_return.cfg.runs) / str(job_return.cfg.run) / (name.replace("/", "_") or "defaults")
+        hydra = job_return.hydra_cfg.hydra
+        if hydra.mode != RunMode.MULTIRUN:
+            return
+        folder = job_folder(job_return.cfg, hydra.job.override_dirname)
         failed = job_return.status != JobStatus.COMPLETED
-        self.rows.append({"run": name, **({"failed": True} if failed else last_scores(folder))})
+        self.rows.append({"run": folder.name, **({"failed": True} if failed else last_scores(folder))})
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table."""
@@ -37,6 +43,14 @@ class ResultsTable(Callback):
         folder = Path(config.runs) / str(config.run)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "sweep.json").write_text(json.dumps(self.rows, indent=1))
+
+
+def job_folder(config: DictConfig, overrides: str) -> Path:
+    """runs/<run>/<overrides> of one job of a sweep; many overrides are cut to a name that file systems take."""
+    name = overrides.replace("/", "_") or "defaults"
+    if len(name.encode()) > LONGEST:
+        name = f"{name[: LONGEST - 20]}...{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return Path(config.runs) / str(config.run) / name
 
 
 def last_scores(folder: Path) -> dict[str, float]:

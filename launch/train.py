@@ -8,6 +8,7 @@ from typing import Any
 
 from door import enter
 from omegaconf import DictConfig, OmegaConf
+from results_table import job_folder
 
 CONFIG = "config.yaml"
 # Keys that may change when a run goes on: they say how long and how often, not what is learned.
@@ -19,11 +20,10 @@ def run_folder(config: DictConfig) -> Path:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    folder = Path(config.runs) / str(config.run)
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
-        folder = folder / (hydra.job.override_dirname.replace("/", "_") or "defaults")
-    return folder
+        return job_folder(config, hydra.job.override_dirname)
+    return Path(config.runs) / str(config.run)
 
 
 def check_same(config: DictConfig, folder: Path) -> None:

@@ -7,9 +7,11 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
+import copy
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,6 +116,11 @@ def load_tiny_teacher(folder: Path, **changes: Any) -> Teacher:
 
 def compose(config_name: str = "train", *overrides: str) -> Any:
     """conf/<config_name>.yaml with overrides, as a command composes it."""
+    return copy.deepcopy(_composed(config_name, *overrides))
+
+
+@lru_cache
+def _composed(config_name: str, *overrides: str) -> Any:
     import door
     import hydra
 
@@ -226,8 +233,8 @@ def build(teacher: Teacher, tmp_path: Path) -> Callable[..., Trainer]:
     """build("key=value", ...) -> a trainer of its own folder."""
     made: list[Trainer] = []
 
-    def make(*overrides: str, folder: str | None = None, **how: Any) -> Trainer:
-        made.append(tiny_trainer(teacher, tmp_path / (folder or f"run{len(made)}"), *overrides, **how))
+    def make(*overrides: str, **how: Any) -> Trainer:
+        made.append(tiny_trainer(teacher, tmp_path / f"run{len(made)}", *overrides, **how))
         return made[-1]
 
     yield make

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from dollar.pretraining import (
     Cells,
     Stage,
     TextToLatents,
+    convolution_optimizers,
     decoder_loss,
     encoder_loss,
     finishing_loss,
@@ -124,42 +125,44 @@ def stage_of(steps: int) -> Stage:
 
 def test_the_rate_rises_holds_and_falls() -> None:
     stage = Stage(steps=100, batch=1, lr=2.0, warmup=10, decay_from=0.6)
-    rates = [stage.rate(s) for s in range(100)]
-    assert rates[0] == pytest.approx(0.2) and rates[9:60] == [2.0] * 51
-    assert rates[80] == pytest.approx(1.0) and rates[99] == pytest.approx(0.05)
+    rates = [stage.pace(s) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9:60] == [1.0] * 51
+    assert rates[80] == pytest.approx(0.5) and rates[99] == pytest.approx(0.025)
     assert all(later <= earlier for earlier, later in pairwise(rates[60:])) and min(rates) > 0
 
 
-def line(folder: Path, steps: int, until: int | None = None) -> tuple[torch.nn.Module, Ema]:
+def line(folder: Path, steps: int, until: int | None = None, muon: bool = False) -> tuple[torch.nn.Module, Ema]:
     """A stage that fits a line; `until` stops it as a killed process would be stopped."""
     torch.manual_seed(0)
-    network = torch.nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1)
+    network = torch.nn.Conv3d(3, 2, 1)
+    adam = torch.optim.AdamW(network.parameters(), lr=0.1)
+    optimizers = convolution_optimizers(network, 0.1) if muon else [adam]
     ema = Ema(network, 0.9)
 
     def loss(step: int) -> dict[str, torch.Tensor]:
         if step == until:
             raise KeyboardInterrupt
         torch.manual_seed(100 + step)
-        x = torch.randn(8, 3)
+        x = torch.randn(8, 3, 1, 2, 2)
         return {"total": (network(x) - x[:, :2]).square().mean()}
 
     with contextlib.suppress(KeyboardInterrupt):
-        run_stage(folder, stage_of(steps), network, optimizer, loss, World(), ema)
+        run_stage(folder, stage_of(steps), network, optimizers, loss, World(), ema)
     return network, ema
 
 
-def test_a_stage_resumes_exactly(tmp_path: Path) -> None:
-    whole, average = line(tmp_path / "whole", 9)
-    line(tmp_path / "broken", 9, until=5)  # saved after 4
-    resumed, resumed_average = line(tmp_path / "broken", 9)
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_stage_resumes_exactly(tmp_path: Path, muon: bool) -> None:
+    whole, average = line(tmp_path / "whole", 9, muon=muon)
+    line(tmp_path / "broken", 9, until=5, muon=muon)  # saved after 4
+    resumed, resumed_average = line(tmp_path / "broken", 9, muon=muon)
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
     assert all(torch.equal(a, b) for a, b in zip(average.average, resumed_average.average, strict=True))
     assert average.updates == resumed_average.updates == 9
     files = [load_file(tmp_path / f / "state.safetensors") for f in ("whole", "broken")]
     assert files[0].keys() == files[1].keys() and all(torch.equal(files[0][k], files[1][k]) for k in files[0])
-    unfinished = line(tmp_path / "short", 9, until=5)[0]
+    unfinished = line(tmp_path / "short", 9, until=5, muon=muon)[0]
     assert not torch.equal(next(unfinished.parameters()), next(whole.parameters()))
 
 
@@ -177,9 +180,9 @@ def test_a_crash_while_saving_leaves_the_older_state(tmp_path: Path, monkeypatch
 
     line(tmp_path / "broken", 6, until=3)
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining.os, "replace", die)
+        patch.setattr(pretraining, "os", SimpleNamespace(replace=die))
         line(tmp_path / "broken", 6)
-    assert os.path.exists(tmp_path / "broken" / "state.tmp")
+    assert (tmp_path / "broken" / "state.tmp").exists()
     found, _ = line(tmp_path / "broken", 6)
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
 
@@ -190,7 +193,7 @@ def test_a_gradient_that_is_not_finite_is_not_stepped_on(tmp_path: Path) -> None
     before = network.weight.detach().clone()
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     loss = lambda step: {"total": network(torch.full((1, 2), float("nan"))).sum()}  # noqa: E731
-    run_stage(tmp_path, stage_of(2), network, optimizer, loss, World())
+    run_stage(tmp_path, stage_of(2), network, [optimizer], loss, World())
     assert torch.equal(network.weight, before)
 
 
@@ -208,7 +211,7 @@ def test_every_caption_is_made_of_known_words() -> None:
 
 def test_the_networks_have_the_promised_size() -> None:
     count = sum(p.numel() for p in new_transformer(12).parameters())
-    assert 1.5e6 < count < 2.5e6
+    assert 1.5e6 < count < 3e6
 
 
 def test_parts_are_trained_resumed_and_written_as_a_pipeline(tmp_path: Path, cells: Cells) -> None:
@@ -228,7 +231,8 @@ def test_parts_are_trained_resumed_and_written_as_a_pipeline(tmp_path: Path, cel
     assert size < 10e6  # what may be shipped
     pipeline = CogVideoXPipeline.from_pretrained(tmp_path / "teacher", torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    assert dict(pipeline.scheduler.config) | dict(new_scheduler().config) == dict(pipeline.scheduler.config)
+    expected = {k: v for k, v in new_scheduler().config.items() if not k.startswith("_")}
+    assert expected.items() <= pipeline.scheduler.config.items()
     frames = pipeline(
         shapes.captions("train")[0],
         num_frames=9,

@@ -99,9 +99,10 @@ def test_a_step_count_it_was_not_trained_for_is_refused_unless_forced(teacher: T
     student = load_student(folder, teacher)
     with pytest.raises(ValueError, match=r"steps is 3, but the student in .* was trained for 4 or 2; .*force=true"):
         student.sampler(teacher, 3)
-    forced = student.sampler(teacher, 5, force=True)
-    assert forced.steps == 5
-    assert make_latents(forced, teacher, [PROMPT], [0], show=False).isfinite().all()
+    for steps in (3, 5, 7):  # whether or not a scheduler could be saved with them
+        forced = student.sampler(teacher, steps, force=True)
+        assert forced.steps == steps
+        assert make_latents(forced, teacher, [PROMPT], [0], show=False).isfinite().all()
 
 
 def test_folders_that_are_no_students_are_sentences(teacher: Teacher, folder: Path) -> None:

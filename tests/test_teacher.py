@@ -141,6 +141,7 @@ def test_a_student_that_gives_x_0_is_exported_as_one(
     [
         ([999, 700], "renoise", r"\[999, 700\] can't be given.*2 steps.*renoise.*\[999, 499\] can"),
         ([999, 759, 499, 259], "ddim", r"can't be given.*between=ddim.*\[999, 749, 499, 249\] can"),
+        ([999, 666, 332], "renoise", r"3 steps.*\[998, 665, 332\] can"),  # 1000 is no multiple of 3
         ([1000, 500], "renoise", "starts at 1000; this teacher's noisiest timestep is 999"),
         ([499, 999], "renoise", r"use \[999, 499\]"),
         ([999, 0], "renoise", "positive times"),

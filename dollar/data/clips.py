@@ -134,6 +134,11 @@ class ClipFolder:
         return len(self.items)
 
     @property
+    def captions(self) -> list[str]:
+        """Each clip's caption."""
+        return [item.caption for item in self.items]
+
+    @property
     def stills(self) -> list[int]:
         """The indices whose clip is a repeated picture."""
         return [i for i, item in enumerate(self.items) if item.still]

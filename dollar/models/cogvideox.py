@@ -224,10 +224,11 @@ def student_scheduler(scheduler: Any, timesteps: list[int], between: str) -> Any
         candidate.set_timesteps(steps)
         if candidate.timesteps.tolist() == timesteps:
             return candidate
-    even = [round(total - i * total / steps) - 1 for i in range(steps)]
+    even = ddim_scheduler(scheduler) if between == "ddim" else lcm_scheduler(scheduler, steps)
+    even.set_timesteps(steps)
     raise ValueError(
         f"student.timesteps {timesteps} can't be given to a diffusers pipeline as {steps} steps with "
-        f"student.between={between}; the evenly spaced {even} can"
+        f"student.between={between}; the evenly spaced {even.timesteps.tolist()} can"
     )
 
 
