@@ -26,7 +26,7 @@ from dollar.parallel.world import World
 CROP, SHORT = 32, 9  # pixels and frames of the windows around the object that the autoencoder learns from
 CELL = (4, 4, 4)  # frames and pixels that become one latent
 CHANNELS = 12
-EVENNESS = 0.75  # 0 leaves the latents' channels as unequal as the pixels' components, 1 makes them all of unit variance
+EVENNESS = 0.75  # 0 leaves the channels as unequal as the pixels' components, 1 gives all unit variance
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Cells:
     """The latents that the autoencoder is taught: the leading principal components of cells of 4 frames by 4x4 pixels.
 
     A small CogVideoX autoencoder finds latents of its own only very slowly (docs/log.md). These are known at once, keep
-    what matters (12 of 192 components, read back linearly from 3x3 cells, show all five attributes of 95 % of clips), and let
+    what matters (12 of 192, read back linearly from 3x3 cells, show all five attributes of 95 % of clips), and let
     encoder, decoder and teacher be trained apart. The first frame is a cell of its own, as if it had stood still.
     """
 
@@ -229,7 +229,7 @@ def train_autoencoder(folder: Path, stages: dict[str, Stage], cells: Cells, seed
             torch.manual_seed(seed * 1_000_003 + own[0])  # the noise of the latents
             if name == "decoder":
                 return decoder_loss(vae, cells, windows(own, seed).to(world.device))
-            pixels = whole_clips(own, seed + 1) if name == "finish" or step % 4 == 0 else windows(own, seed)
+            pixels = whole_clips(own, seed + 1) if step % 4 == 0 else windows(own, seed + 1)
             if name == "encoder":
                 return encoder_loss(vae, cells, pixels.to(world.device))
             return finishing_loss(vae, pixels.to(world.device))
@@ -294,9 +294,7 @@ def _save(
 
 
 @torch.no_grad()
-def _resume(
-    folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], ema: Ema | None
-) -> int:
+def _resume(folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], ema: Ema | None) -> int:
     path = folder / "state.safetensors"
     if not path.is_file():
         return 0
