@@ -87,7 +87,8 @@ def test_every_entry_of_a_state_matters(build: Build) -> None:
 
     def goes_on(tensors: dict[str, Tensor], plain: dict) -> bool:
         trainer = build(*APART)
-        trainer.data._latents = unbroken.data._latents  # encoded once for all
+        trainer.data._latents = unbroken.data._latents  # encoded and scored once for all
+        trainer.distiller.latent_reward._known = dict(unbroken.distiller.latent_reward._known)
         try:
             trainer.load(checkpoint.State(tensors, plain))
             assert_same(run(trainer, 4), expected)
@@ -330,6 +331,7 @@ def close(found: Tensor, expected: Tensor, name: str) -> None:
 
 def test_two_processes_agree_with_one(tmp_path: Path, tiny_teacher_folder: Path) -> None:
     """One launch for all that takes a launch; see `work`."""
+    work(tmp_path / "one", tiny_teacher_folder, World())
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     paths = [str(ROOT), str(ROOT / "launch"), str(ROOT / "tests")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
@@ -341,7 +343,6 @@ def test_two_processes_agree_with_one(tmp_path: Path, tiny_teacher_folder: Path)
         timeout=240,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    work(tmp_path / "one", tiny_teacher_folder, World())
 
     def saved(who: str, which: str) -> checkpoint.State:
         return checkpoint.load(checkpoint.newest(tmp_path / who / which / "checkpoints"))
@@ -355,7 +356,7 @@ def test_two_processes_agree_with_one(tmp_path: Path, tiny_teacher_folder: Path)
             close(two.tensors[name], value, name)
         for key, value in one.plain["statistics"].items():
             assert two.plain["statistics"][key] == pytest.approx(value, rel=1e-5)
-    # Two processes went on from what one process had saved, and one from what two had.
+    # Two processes went on from what one had saved, and now one goes on from what two had.
     assert saved("two", "resumed").plain["cycle"] == 4
     crossed = tiny_trainer(load_tiny_teacher(tiny_teacher_folder), tmp_path / "crossed", *APART)
     crossed.load(checkpoint.load(tmp_path / "two" / "apart" / "checkpoints" / "step-00000003"))
@@ -380,7 +381,7 @@ def work(folder: Path, teacher_folder: Path, world: World) -> None:
         assert trainer.train()
         trainer.log.close()
     resumed = trainer_of("resumed", *APART, "cycles=4")
-    resumed.load(checkpoint.load(checkpoint.newest(folder / "apart" / "checkpoints")))
+    resumed.load(checkpoint.load(checkpoint.newest(folder.parent / "one" / "apart" / "checkpoints")))
     assert resumed.train()
     resumed.log.close()
     if world.size == 1:
