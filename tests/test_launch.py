@@ -292,5 +292,6 @@ def test_a_sweep_has_a_folder_for_each_job_and_a_table(train: Callable, runs: Pa
     rows = json.loads((runs / "sweep" / "sweep.json").read_text())
     assert sorted(row["run"] for row in rows) == jobs
     assert all("validation/reward_4" in row for row in rows)
+    assert (runs / "sweep" / "multirun.yaml").is_file() and not Path("multirun.yaml").exists()
     table = said.out[said.out.rindex("\nrun") :]
     assert "reward_4" in table and all(job in table for job in jobs)
