@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +41,6 @@ class Teacher:
     save_network: Callable[[nn.Module, Path, FewStep, Prediction], None]
     load_network: Callable[[Path], nn.Module]
     negative_prompt: str = ""
-    description: dict[str, Any] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
