@@ -409,12 +409,12 @@ class Trainer:
 
     @contextlib.contextmanager
     def _stop_on_signal(self) -> Iterator[None]:
-        """SIGTERM and SIGINT finish the cycle, save and end the loop, in every process."""
+        """SIGTERM, SIGINT and SIGUSR1 finish the cycle, save and end the loop, in every process."""
 
         def stop(*_: Any) -> None:
             self.stopping = True
 
-        before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
+        before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
         try:
             yield
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def build_teacher(config: DictConfig, world: World) -> Teacher:
 
 def objective_of(config: DictConfig) -> Objective:
     """Eq. 16's weights and settings; ValueError names a key at fault."""
+    if config.beta_ft > 0 and config.reward.get("_target_") is None:
+        raise ValueError("beta_ft is above 0 but reward=none; name a reward, or set beta_ft=0")
     return Objective(
         beta_vsd=config.beta_vsd,
         beta_cd=config.beta_cd,
@@ -86,10 +89,7 @@ def plan_of(config: DictConfig) -> Plan:
 
 def build_latent_reward(config: DictConfig, teacher: Teacher, world: World) -> LatentReward:
     """The latent reward model with the pixel reward that it follows."""
-    reward = None if config.reward.get("_target_") is None else instantiate(config.reward)
-    if reward is None:
-        raise ValueError("beta_ft is above 0 but reward=none; name a reward, or set beta_ft=0")
-    lrm = config.lrm
+    reward, lrm = instantiate(config.reward), config.lrm
     if getattr(reward, "sees_motion", False) and lrm.temporal == "frames":
         print(f"note: {type(reward).__name__} sees motion, which lrm.temporal=frames can't; conv3d can")
     generator_state = torch.random.get_rng_state()
@@ -146,12 +146,13 @@ def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Pa
     clips = instantiate(config.data.clips)
     if hasattr(clips, "report") and world.is_main:
         print(clips.report)
+    prompts = instantiate(config.data.held_out) if config.data.held_out else list(dict.fromkeys(clips.captions))
+    reward = surrogate.reward if surrogate else _reward_or_none(config)
+    check_captions(reward, [*clips.captions, *prompts])
     data = LatentBatches(clips, teacher.codec.encode, config.seed, config.data.cache)
     log = Log(folder, active=world.is_main, resume_step=resume_cycle + 1)
     validation = None
     if config.validation.every > 0:
-        prompts = instantiate(config.data.held_out) if config.data.held_out else list(dict.fromkeys(clips.captions))
-        reward = surrogate.reward if surrogate else _reward_or_none(config)
         validation = Validation(teacher, denoiser, samplers, prompts, reward, log, world, **_validation(config))
     if plan.keep_best is not None and (validation is None or plan.keep_best not in validation.names):
         measured = f"validation measures {', '.join(validation.names)}" if validation else "validation.every is 0"
@@ -178,6 +179,18 @@ def _validation(config: DictConfig) -> dict[str, Any]:
 
 def _reward_or_none(config: DictConfig) -> Any:
     return None if config.reward.get("_target_") is None else instantiate(config.reward)
+
+
+def check_captions(reward: Any, captions: Iterable[str]) -> None:
+    """Raise ValueError where a reward that knows which captions it can judge finds one that it can't."""
+    if hasattr(reward, "check"):
+        try:
+            reward.check(dict.fromkeys(captions))
+        except ValueError as error:
+            raise ValueError(
+                f"the reward {type(reward).__name__} can't judge these clips: {error} Name a reward that can, or train "
+                "without one by reward=none beta_ft=0"
+            ) from error
 
 
 def optimizer(config: DictConfig, name: str, network: torch.nn.Module) -> torch.optim.Optimizer:

@@ -42,6 +42,20 @@ def check_same(config: DictConfig, folder: Path) -> None:
         )
 
 
+def check_init(config: DictConfig) -> None:
+    """Raise ValueError unless the student to start from, if any, has outputs of the meaning that is asked for."""
+    if config.init is None:
+        return
+    from dollar.student import read_card
+
+    before, now = read_card(config.init).get("parameterization", "homogeneous"), config.student.parameterization
+    if before != now:
+        raise ValueError(
+            f"the student in {config.init} is {before} and student.parameterization is {now}; use {before}, or start "
+            "from the teacher with init=null"
+        )
+
+
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     plain: Any = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
     found: dict[str, Any] = {}
@@ -64,6 +78,7 @@ def main(config: DictConfig) -> float | None:
     dtype_of(config, "dtype"), dtype_of(config, "teacher_dtype")
     check_timesteps(config.student.timesteps)
     check_steps(config.student.timesteps, config.student.steps)
+    check_init(config)
     folder = run_folder(config)
     check_same(config, folder)
 

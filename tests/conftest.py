@@ -71,7 +71,7 @@ def build_tiny_teacher(folder: Path, seed: int = 0) -> None:
     """A diffusers CogVideoX folder of random weights: 2 blocks of 32 channels, 12 tokens for a tiny clip."""
     from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline, CogVideoXTransformer3DModel
 
-    from dollar.pretraining import new_scheduler, new_text_encoder, new_tokenizer
+    from dollar.pretraining.teacher import new_scheduler, new_text_encoder, new_tokenizer
 
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)

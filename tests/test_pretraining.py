@@ -12,33 +12,35 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dollar import pretraining
 from dollar.data import shapes
 from dollar.models.ema import Ema
 from dollar.parallel.world import World
-from dollar.pretraining import (
+from dollar.pretraining import stages
+from dollar.pretraining.autoencoder import (
     CHANNELS,
     CROP,
     EVENNESS,
+    LOSSES,
     SHORT,
     Cells,
-    Stage,
-    TextToLatents,
-    convolution_optimizers,
     decoder_loss,
     encoder_loss,
-    finishing_loss,
+    joint_loss,
     new_autoencoder,
+    train_autoencoder,
+    whole_clips,
+    windows,
+)
+from dollar.pretraining.stages import Stage, optimizers_of, run_stage
+from dollar.pretraining.teacher import (
+    TextToLatents,
+    encode_clips,
     new_scheduler,
     new_text_encoder,
     new_tokenizer,
     new_transformer,
-    run_stage,
     save_pipeline,
-    train_autoencoder,
     train_teacher,
-    whole_clips,
-    windows,
 )
 
 
@@ -104,16 +106,28 @@ def test_the_fit_is_the_same_every_time(cells: Cells) -> None:
 def test_each_loss_teaches_its_own_part(cells: Cells) -> None:
     torch.manual_seed(0)
     vae, pixels = new_autoencoder(), windows([0], seed=0)
-    for loss, part, other in (
-        (decoder_loss(vae, cells, pixels), vae.decoder, vae.encoder),
-        (encoder_loss(vae, cells, pixels), vae.encoder, vae.decoder),
-        (finishing_loss(vae, pixels), vae.decoder, vae.encoder),
+    for loss, parts, others in (
+        (decoder_loss, [vae.decoder], [vae.encoder]),
+        (encoder_loss, [vae.encoder], [vae.decoder]),
+        (joint_loss, [vae.encoder, vae.decoder], []),
     ):
         vae.zero_grad(set_to_none=True)
-        loss["total"].backward()
-        assert all(v.ndim == 0 and v.isfinite() for v in loss.values())
-        assert any(p.grad is not None and p.grad.abs().max() > 0 for p in part.parameters())
-        assert all(p.grad is None for p in other.parameters())
+        losses = loss(vae, cells, pixels)
+        losses["total"].backward()
+        assert all(v.ndim == 0 and v.isfinite() for v in losses.values())
+        for part in parts:
+            assert any(p.grad is not None and p.grad.abs().max() > 0 for p in part.parameters())
+        assert all(p.grad is None for other in others for p in other.parameters())
+
+
+def test_leaving_the_taught_latents_has_a_price(cells: Cells) -> None:
+    vae, pixels = new_autoencoder(), windows([0], seed=0)
+    torch.manual_seed(0)
+    free = joint_loss(vae, cells, pixels, anchor=0.0)
+    torch.manual_seed(0)
+    held = joint_loss(vae, cells, pixels, anchor=0.5)
+    torch.testing.assert_close(held["total"] - free["total"], 0.5 * held["drift"])
+    assert held["drift"] > 0
 
 
 # Stages
@@ -136,7 +150,7 @@ def line(folder: Path, steps: int, until: int | None = None, muon: bool = False)
     torch.manual_seed(0)
     network = torch.nn.Conv3d(3, 2, 1)
     adam = torch.optim.AdamW(network.parameters(), lr=0.1)
-    optimizers = convolution_optimizers(network, 0.1) if muon else [adam]
+    optimizers = optimizers_of(network, 0.1, 0.02, outer=()) if muon else [adam]
     ema = Ema(network, 0.9)
 
     def loss(step: int) -> dict[str, torch.Tensor]:
@@ -180,7 +194,7 @@ def test_a_crash_while_saving_leaves_the_older_state(tmp_path: Path, monkeypatch
 
     line(tmp_path / "broken", 6, until=3)
     with monkeypatch.context() as patch:
-        patch.setattr(pretraining, "os", SimpleNamespace(replace=die))
+        patch.setattr(stages, "os", SimpleNamespace(replace=die))
         line(tmp_path / "broken", 6)
     assert (tmp_path / "broken" / "state.tmp").exists()
     found, _ = line(tmp_path / "broken", 6)
@@ -211,18 +225,41 @@ def test_every_caption_is_made_of_known_words() -> None:
 
 def test_the_networks_have_the_promised_size() -> None:
     count = sum(p.numel() for p in new_transformer(12).parameters())
-    assert 1.5e6 < count < 3e6
+    assert 1.5e6 < count < 3.5e6
 
 
-def test_parts_are_trained_resumed_and_written_as_a_pipeline(tmp_path: Path, cells: Cells) -> None:
+def test_each_weight_has_one_optimizer() -> None:
+    network = TextToLatents(new_text_encoder(20), new_transformer(12))
+    muon, adam = optimizers_of(network, 1e-3, 5e-4, outer=("patch_embed",))
+    assert isinstance(muon, stages.Muon)
+    inner, rest = {id(w) for w in muon.weights}, {id(p) for g in adam.param_groups for p in g["params"]}
+    assert not inner & rest and inner | rest == {id(p) for p in network.parameters()}
+    assert all(w.ndim >= 2 for w in muon.weights)
+    assert id(network.transformer.patch_embed.proj.weight) in rest
+
+
+def test_clips_are_encoded_in_their_order() -> None:
+    vae = new_autoencoder()
+    captions, latents = encode_clips(vae, 5, 0, World())
+    source = shapes.ShapesClips("train", 5, 0)
+    assert list(captions) == list(source.captions) and latents.shape == (5, CHANNELS, 5, 16, 16)
+    pixels = torch.from_numpy(source.clip(4)[0]).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    with torch.no_grad():
+        expected = vae.encode(pixels).latent_dist.mode()[0] * vae.config.scaling_factor
+    torch.testing.assert_close(latents[4], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_parts_are_trained_resumed_and_written_as_a_pipeline(tmp_path: Path) -> None:
     from diffusers import CogVideoXPipeline
 
-    step = {name: Stage(steps=1, batch=1, lr=1e-3) for name in ("decoder", "encoder", "finish")}
-    vae = train_autoencoder(tmp_path / "work", step, cells, 0, World())
-    again = train_autoencoder(tmp_path / "work", step, cells, 0, World())
+    step = {name: Stage(steps=1, batch=1, lr=1e-3) for name in LOSSES}
+    vae = train_autoencoder(tmp_path / "work", step, 0, World())
+    again = train_autoencoder(tmp_path / "work", step, 0, World())
     assert all(torch.equal(a, b) for a, b in zip(vae.parameters(), again.parameters(), strict=True))
+    latents = encode_clips(vae, 16, 1, World())[1]
+    assert 0.7 < latents.std() < 1.4  # the scaling factor was fitted to other clips
     stage = Stage(steps=2, batch=2, lr=1e-3, warmup=1)
-    network, tokenizer = train_teacher(tmp_path / "work", cells, stage, 0, clips=4, text_length=12)
+    network, tokenizer = train_teacher(tmp_path / "work", vae, stage, 0, clips=4, text_length=12)
     untrained = TextToLatents(new_text_encoder(len(tokenizer)), new_transformer(12))
     assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in untrained.parameters())
     save_pipeline(tmp_path / "teacher", vae, network, tokenizer)

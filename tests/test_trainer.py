@@ -145,7 +145,7 @@ def test_runs_of_fewer_terms_resume_too(build: Build, settings: tuple[str, ...])
 # Signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_finishes_the_cycle_saves_and_ends(build: Build, number: int) -> None:
     expected = run(build(), 3)
     stopped = build("cycles=3", "save_every=100")

@@ -206,5 +206,19 @@ def test_what_cannot_be_judged_is_refused() -> None:
         ShapesVerifier().score(videos, [])
     with pytest.raises(ValueError, match="one caption a clip"):
         ShapesVerifier().score(videos[:, :9], [shapes.caption(SOME[0])])
-    with pytest.raises(ValueError, match="nan"):
-        ShapesVerifier().score(videos * float("nan"), [shapes.caption(SOME[0])])
+
+
+def test_a_clip_with_broken_pixels_has_no_score_and_no_company_is_hurt() -> None:
+    videos = to_videos([real(SOME[0]), real(SOME[1])])
+    prompts = [shapes.caption(SOME[0]), shapes.caption(SOME[1])]
+    whole = ShapesVerifier().judge(videos, prompts)
+    videos[0, 3, 0, 5, 5] = float("inf")
+    judged = ShapesVerifier().judge(videos, prompts)
+    assert judged.margins[0].isnan().all() and not judged.right[0].any()
+    assert torch.equal(judged.margins[1], whole.margins[1]) and torch.equal(judged.right[1], whole.right[1])
+
+
+def test_prompts_are_checked_before_any_clip_is_made() -> None:
+    ShapesVerifier().check(shapes.captions("train")[:3])
+    with pytest.raises(ValueError, match="a dog"):
+        ShapesVerifier().check([shapes.captions("train")[0], "a dog"])

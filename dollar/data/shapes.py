@@ -14,7 +14,7 @@ import numpy as np
 
 FRAMES, HEIGHT, WIDTH, FPS = 17, 64, 64, 8
 
-SIZES = {"small": (7.0, 8.0), "large": (11.5, 12.5)}  # radius range in pixels
+SIZES = {"small": (9.0, 10.0), "large": (13.5, 14.5)}  # radius range in pixels
 COLOURS = {
     "red": (220, 40, 40),
     "green": (40, 180, 60),
@@ -27,9 +27,9 @@ SHAPES = ("circle", "square", "triangle", "cross")
 MOTIONS = ("moving left", "moving right", "moving up", "moving down", "circling around", "standing still")
 BACKGROUNDS = {"black": (12, 12, 12), "gray": (128, 128, 128), "white": (243, 243, 243), "brown": (110, 70, 35)}
 
-SPEED = (1.1, 1.7)  # pixels a frame, straight motions
+SPEED = (0.8, 1.3)  # pixels a frame, straight motions
 ORBIT_RADIUS = (8.0, 11.0)  # pixels
-ORBIT_SPEED = (0.30, 0.44)  # radians a frame, clockwise on the screen
+ORBIT_SPEED = (0.22, 0.34)  # radians a frame, clockwise on the screen
 EXTENT = 1.2  # farthest point of any shape from its centre, in radii (the triangle's tip)
 HELD_OUT_FRACTION = 0.2
 

@@ -7,6 +7,7 @@ distance to the nearest other one, and it is right when the asked class is neare
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -71,7 +72,7 @@ class Verdict(NamedTuple):
 class Judgement(NamedTuple):
     """Clips against their captions; the columns are in the order of `shapes.Attributes`.
 
-    margins: [B, 5] float in [0, 1]; right: [B, 5] bool; position: [B, 2] mean centre (x, y) in pixels; phase: [B]
+    margins: [B, 5] float in [0, 1], nan where pixels are not finite; right: [B, 5] bool; position: [B, 2] mean centre (x, y) in pixels; phase: [B]
     radians, nan unless circling; speed: [B] pixels a frame, radians a frame when circling.
     """
 
@@ -89,8 +90,16 @@ class ShapesVerifier:
     sees_motion = True
 
     def score(self, videos: Tensor, prompts: list[str]) -> Tensor:
-        """Mean of the five margins; videos [B, T, C, H, W] in [0, 1], prompts B captions. Returns [B] in [0, 1]."""
+        """Mean of the five margins; videos [B, T, C, H, W] in [0, 1], prompts B captions. Returns [B] in [0, 1].
+
+        A clip with pixels that are not finite gets nan, which is for the caller to leave out and count.
+        """
         return self.judge(videos, prompts).margins.mean(1)
+
+    def check(self, prompts: Iterable[str]) -> None:
+        """Raise ValueError for the first prompt that can't be judged."""
+        for prompt in prompts:
+            shapes.parse(prompt)
 
     def judge(self, videos: Tensor, prompts: list[str]) -> Judgement:
         """Margins and right or wrong per attribute; videos as in `score`. ValueError if a prompt is no caption."""
@@ -100,20 +109,19 @@ class ShapesVerifier:
                 f"got videos of shape {tuple(videos.shape)} and {len(prompts)} prompts; the shapes world needs "
                 f"[B, {', '.join(map(str, expected))}] and B prompts. Decode at this size, one caption a clip."
             )
-        if not torch.isfinite(videos).all():
-            raise ValueError(
-                "got videos with nan or infinite pixels; the verifier needs finite ones. Look at the decoder."
-            )
         asked = [shapes.parse(prompt) for prompt in prompts]
-        readings = [read(255 * video.detach().float().clamp(0, 1).cpu().numpy()) for video in videos]
+        readings = [read(255 * video.detach().float().nan_to_num().clamp(0, 1).cpu().numpy()) for video in videos]
         verdicts = [compare(reading, attributes) for reading, attributes in zip(readings, asked, strict=True)]
+        broken = ~videos.flatten(1).isfinite().all(1)
 
         def gather(rows: list, dtype: torch.dtype, *shape: int) -> Tensor:
             return torch.tensor(np.array(rows), dtype=dtype, device=videos.device).reshape(len(asked), *shape)
 
+        margins = gather([verdict.margins for verdict in verdicts], torch.float32, 5)
+        right = gather([verdict.right for verdict in verdicts], torch.bool, 5)
         return Judgement(
-            margins=gather([verdict.margins for verdict in verdicts], torch.float32, 5),
-            right=gather([verdict.right for verdict in verdicts], torch.bool, 5),
+            margins=margins.masked_fill(broken[:, None], float("nan")),
+            right=right & ~broken[:, None],
             position=gather([reading.position for reading in readings], torch.float32, 2),
             phase=gather([reading.phase for reading in readings], torch.float32),
             speed=gather([reading.speed for reading in readings], torch.float32),

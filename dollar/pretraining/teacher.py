@@ -1,0 +1,166 @@
+"""The embedded teacher's text encoder and transformer, trained together on the autoencoder's latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dollar.data import shapes
+from dollar.diffusion.draws import Draws
+from dollar.diffusion.schedule import VariancePreserving, diffuse
+from dollar.log import progress
+from dollar.losses.score_matching import native
+from dollar.models.codec import Codec
+from dollar.models.ema import Ema
+from dollar.parallel.world import World
+from dollar.pretraining.autoencoder import CELL, CHANNELS
+from dollar.pretraining.stages import Stage, optimizers_of, run_stage
+
+
+def new_tokenizer() -> Any:
+    """A T5 tokenizer that knows the shapes world's words."""
+    from transformers import T5TokenizerFast
+
+    words = sorted({word for caption in shapes.captions("all") for word in caption.split()})
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -10.0), *((f"▁{word}", -1.0) for word in words)]
+    return T5TokenizerFast(vocab=vocabulary, extra_ids=0)
+
+
+def new_text_encoder(vocabulary: int) -> nn.Module:
+    """A T5 encoder of two layers and 64 channels."""
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=vocabulary,
+            d_model=64,
+            d_kv=16,
+            d_ff=128,
+            num_layers=2,
+            num_heads=4,
+            dropout_rate=0.0,
+            feed_forward_proj="gated-gelu",
+            pad_token_id=0,
+            eos_token_id=1,
+        )
+    )
+
+
+def new_transformer(text_length: int) -> nn.Module:
+    """CogVideoX's transformer of 3.1 million parameters: 80 tokens a clip, 3 blocks of 256 channels.
+
+    A token has 128 numbers. The width is twice that, since v-prediction must carry all of their noise through.
+    """
+    from diffusers import CogVideoXTransformer3DModel
+
+    return CogVideoXTransformer3DModel(
+        num_attention_heads=8,
+        attention_head_dim=32,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        time_embed_dim=64,
+        text_embed_dim=64,
+        num_layers=3,
+        sample_width=shapes.WIDTH // CELL[2],
+        sample_height=shapes.HEIGHT // CELL[1],
+        sample_frames=shapes.FRAMES,
+        patch_size=4,
+        temporal_compression_ratio=4,
+        max_text_seq_length=text_length,
+    )
+
+
+def new_scheduler() -> Any:
+    """CogVideoX's released settings, without SNR shift: these latents have little redundancy to hide noise in."""
+    from diffusers import CogVideoXDDIMScheduler
+
+    return CogVideoXDDIMScheduler(
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        snr_shift_scale=1.0,
+    )
+
+
+class TextToLatents(nn.Module):
+    """Text encoder and transformer, trained together: the native output for noisy latents and token ids."""
+
+    def __init__(self, text_encoder: nn.Module, transformer: nn.Module) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.transformer = transformer
+
+    def forward(self, x_t: Tensor, t: Tensor, ids: Tensor) -> Tensor:
+        """x_t [B, C, F, h, w], t [B], ids [B, L] -> v [B, C, F, h, w]."""
+        embeddings = self.text_encoder(ids)[0]
+        output = self.transformer(x_t.transpose(1, 2), embeddings, t, return_dict=False)[0]
+        return output.transpose(1, 2).float()
+
+
+def train_teacher(
+    folder: Path,
+    vae: Any,
+    stage: Stage,
+    seed: int,
+    clips: int,
+    text_length: int,
+    drop_caption: float = 0.1,
+    decay: float = 0.999,
+    world: World = World(),  # noqa: B008
+    precision: torch.dtype = torch.float32,
+) -> tuple[TextToLatents, Any]:
+    """Train text encoder and transformer on v-prediction; returns them with averaged weights, and the tokenizer.
+
+    drop_caption: fraction of captions replaced by the empty one, for guidance; decay: of the averaged weights.
+    """
+    tokenizer = new_tokenizer()
+    torch.manual_seed(seed)
+    network = TextToLatents(new_text_encoder(len(tokenizer)), new_transformer(text_length)).to(world.device)
+    optimizers = optimizers_of(network, stage.lr, stage.lr / 2, outer=("patch_embed", "proj_out", "shared", "relative"))
+    ema = Ema(network, decay)
+    device = world.device
+    schedule = VariancePreserving(new_scheduler().alphas_cumprod)
+    captions, latents = encode_clips(vae, clips, seed, world)
+
+    def loss(step: int) -> dict[str, Tensor]:
+        draws = Draws(seed, step, world.own(step * stage.batch, stage.batch), device)
+        chosen = (draws.uniform("clip").cpu() * clips).long()
+        dropped = draws.uniform("caption").cpu() < drop_caption
+        prompts = ["" if gone else captions[i] for i, gone in zip(chosen.tolist(), dropped.tolist(), strict=True)]
+        ids = tokenizer(prompts, padding="max_length", max_length=text_length, return_tensors="pt").input_ids
+        x_0 = latents[chosen].to(device)
+        t, eps = schedule.uniform(draws.uniform("time")), draws.normal("noise", x_0.shape[1:])
+        a, b = (c.float().to(device).reshape(-1, 1, 1, 1, 1) for c in schedule.coefficients(t))
+        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
+            v = network(diffuse(x_0, eps, t, schedule), t, ids.to(device))
+        return {"total": native(v, a * eps - b * x_0).mean()}
+
+    run_stage(folder / "teacher", stage, network, optimizers, loss, world, ema)
+    with torch.no_grad():
+        torch._foreach_copy_([p.detach() for p in ema.parameters], ema.average)
+    return network, tokenizer
+
+
+def encode_clips(vae: Any, clips: int, seed: int, world: World) -> tuple[Sequence[str], Tensor]:
+    """Captions and scaled latents [N, C, F, h, w] of `clips` training clips; the processes share the work."""
+    source, codec = shapes.ShapesClips("train", clips, seed), Codec(vae, vae.config.scaling_factor, chunk=2)
+    padded = -(-clips // world.size) * world.size  # an equal share for each process, as `gather` needs
+    own, found = list(world.own(0, padded)), []
+    for start in progress(range(0, len(own), 16), "encoding clips", active=world.is_main):
+        pixels = np.stack([source.clip(i % clips)[0] for i in own[start : start + 16]])  # [16, T, H, W, 3]
+        found.append(codec.encode(torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).float() / 255))
+    return source.captions, world.gather(torch.cat(found))[:clips].cpu()
+
+
+def save_pipeline(folder: Path, vae: Any, network: TextToLatents, tokenizer: Any) -> None:
+    """Write a diffusers folder in half precision."""
+    from diffusers import CogVideoXPipeline
+
+    pipeline = CogVideoXPipeline(tokenizer, network.text_encoder, vae, network.transformer, new_scheduler())
+    pipeline.to(torch.float16).save_pretrained(folder)
