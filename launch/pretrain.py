@@ -19,7 +19,7 @@ def main(config: DictConfig) -> None:
 
     world = start(config.parallel.device, config.parallel.timeout_minutes)
     work = Path(config.work)
-    names = ("decoder", "encoder", "joint", "teacher")
+    names = ("decoder", "encoder", "joint", "finish", "teacher")
     stages = {name: Stage(**OmegaConf.to_container(config[name])) for name in names}  # type: ignore[arg-type]
     with quiet():
         vae = train_autoencoder(work, stages, config.seed, world)

@@ -25,6 +25,7 @@ from dollar.pretraining.autoencoder import (
     Cells,
     decoder_loss,
     encoder_loss,
+    finishing_loss,
     joint_loss,
     new_autoencoder,
     train_autoencoder,
@@ -110,6 +111,7 @@ def test_each_loss_teaches_its_own_part(cells: Cells) -> None:
         (decoder_loss, [vae.decoder], [vae.encoder]),
         (encoder_loss, [vae.encoder], [vae.decoder]),
         (joint_loss, [vae.encoder, vae.decoder], []),
+        (finishing_loss, [vae.decoder], [vae.encoder]),
     ):
         vae.zero_grad(set_to_none=True)
         losses = loss(vae, cells, pixels)

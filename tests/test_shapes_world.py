@@ -78,7 +78,7 @@ def test_no_shape_reaches_beyond_its_extent(shape: str) -> None:
     reach = shapes.EXTENT * 10 + 1e-6
     corners = {
         "square": 0.88 * np.sqrt(2),
-        "cross": np.hypot(1, 0.36),
+        "cross": np.hypot(1, shapes.ARM),
     }  # the corner of a box, not of its bounding circle
     reach = max(reach, 10 * corners.get(shape, 0) + 1e-6)
     assert (shapes.signed_distance(shape, reach * np.cos(angle), reach * np.sin(angle), 10.0) > -1e-6).all()

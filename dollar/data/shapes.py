@@ -14,7 +14,7 @@ import numpy as np
 
 FRAMES, HEIGHT, WIDTH, FPS = 17, 64, 64, 8
 
-SIZES = {"small": (9.0, 10.0), "large": (13.5, 14.5)}  # radius range in pixels
+SIZES = {"small": (10.0, 11.0), "large": (14.5, 15.5)}  # radius range in pixels
 COLOURS = {
     "red": (220, 40, 40),
     "green": (40, 180, 60),
@@ -27,10 +27,11 @@ SHAPES = ("circle", "square", "triangle", "cross")
 MOTIONS = ("moving left", "moving right", "moving up", "moving down", "circling around", "standing still")
 BACKGROUNDS = {"black": (12, 12, 12), "gray": (128, 128, 128), "white": (243, 243, 243), "brown": (110, 70, 35)}
 
-SPEED = (0.8, 1.3)  # pixels a frame, straight motions
+SPEED = (0.8, 1.2)  # pixels a frame, straight motions
 ORBIT_RADIUS = (8.0, 11.0)  # pixels
-ORBIT_SPEED = (0.22, 0.34)  # radians a frame, clockwise on the screen
+ORBIT_SPEED = (0.16, 0.24)  # radians a frame, clockwise on the screen
 EXTENT = 1.2  # farthest point of any shape from its centre, in radii (the triangle's tip)
+ARM = 0.4  # half the width of a cross's bars, in radii
 HELD_OUT_FRACTION = 0.2
 
 
@@ -123,7 +124,7 @@ def signed_distance(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> 
         inner = EXTENT / 2 * radius  # inscribed circle of an equilateral triangle whose tip points up
         return np.maximum(y, np.abs(x) * np.sqrt(3) / 2 - y / 2) - inner
     if shape == "cross":
-        arm = 0.36 * radius
+        arm = ARM * radius
         return np.minimum(
             np.maximum(np.abs(x) - radius, np.abs(y) - arm), np.maximum(np.abs(x) - arm, np.abs(y) - radius)
         )

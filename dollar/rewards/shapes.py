@@ -33,9 +33,9 @@ PRESENT_OVERLAP = 0.5  # the least overlap with some shape that makes a frame's 
 PRESENCE_RAMP = (0.4, 0.8)  # overlaps between which the soft presence rises from 0 to 1
 LEAST_CONTRAST = 60.0  # levels between object and background; the world's own least is about 80
 FOREGROUND_RAMP = (0.25, 0.75)  # parts of the contrast between which foreground rises from 0 to 1
-WINDOW = 18  # pixels from the object's centre to the side of the square in which shapes are compared
+WINDOW = 20  # pixels from the object's centre to the side of the square in which shapes are compared
 
-AREA = {"circle": np.pi, "square": 1.76**2, "triangle": 3**1.5 * (shapes.EXTENT / 2) ** 2, "cross": 2.88 - 0.72**2}
+AREA = {"circle": np.pi, "square": 1.76**2, "triangle": 3**1.5 * (shapes.EXTENT / 2) ** 2, "cross": 8 * shapes.ARM - 4 * shapes.ARM**2}
 """Area of each shape of radius 1."""
 
 
