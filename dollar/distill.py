@@ -68,8 +68,13 @@ class Objective:
                 raise ValueError(f"{name} is {getattr(self, name)}; a weight is 0 (off) or positive")
         if self.beta_vsd == self.beta_cd == self.beta_ft == 0:
             raise ValueError("beta_vsd, beta_cd and beta_ft are all 0, so the student has nothing to learn from")
-        if self.balance is not None and self.balance <= 0:
+        if self.balance is not None and (isinstance(self.balance, str) or self.balance <= 0):
             raise ValueError(f"balance is {self.balance}; use null for no limit, or a positive share such as 0.5")
+        if self.balance is not None and (self.ft_update == "separate" or self.beta_vsd == 0):
+            raise ValueError(
+                f"balance is {self.balance}, but it compares the reward's gradient with VSD's in one update; it needs "
+                "ft.update=joint and beta_vsd above 0, or set balance=null"
+            )
         if not 1 <= self.cd_m <= self.cd_grid:
             raise ValueError(f"cd.m is {self.cd_m}; a walk has 1 to cd.grid = {self.cd_grid} steps")
 

@@ -76,7 +76,11 @@ class LatentReward:
         ask = [i for i, value in enumerate(known) if value is None]
         reward = torch.tensor([float("nan") if value is None else value for value in known])
         if ask:
-            reward[ask] = self._score(self.codec.decode(latents[ask]), [prompts[i] for i in ask])
+            # A clip that stands under two captions is decoded once.
+            first = {keys[i] or (-1, i): i for i in reversed(ask)}
+            places = {key: place for place, key in enumerate(first)}
+            decoded = self.codec.decode(latents[list(first.values())])[[places[keys[i] or (-1, i)] for i in ask]]
+            reward[ask] = self._score(decoded, [prompts[i] for i in ask])
             for i in ask:
                 if keys[i] is not None:
                     self._known[(keys[i], prompts[i])] = float(reward[i])  # type: ignore[index]

@@ -135,15 +135,19 @@ def strip(clip: np.ndarray, every: int = 1) -> np.ndarray:
     return np.concatenate(list(clip[::every]), axis=1)
 
 
-def safe_name(prompt: str, seed: int, steps: int) -> str:
-    """A file name without ending for the clip of (prompt, seed, steps): ASCII, under 120 characters, unique.
+def safe_name(prompt: str, seed: int, steps: int, by: str) -> str:
+    """A file name without ending for the clip of (prompt, seed, steps) by a sampler: ASCII, under 140 characters.
 
     Readable words come first; the prompt's hash keeps prompts with the same words apart.
     """
-    ascii_text = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
-    words = re.sub(r"[^a-z0-9]+", "-", ascii_text)[:SLUG].strip("-") or "prompt"
+
+    def plain(text: str) -> str:
+        ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+        return re.sub(r"[^a-z0-9]+", "-", ascii_text)
+
+    words = plain(prompt)[:SLUG].strip("-") or "prompt"
     digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    return f"{words}-{digest}-seed{seed}-steps{steps}"
+    return f"{words}-{digest}-seed{seed}-{plain(by)[:20]}-steps{steps}"
 
 
 def _join(clips: Sequence[np.ndarray], gap: int, axis: int) -> np.ndarray:

@@ -114,8 +114,8 @@ def measure_seconds(sampler: Sampler, teacher: Teacher, prompt: str, repeats: in
 
 
 @torch.no_grad()
-def measure_forward(teacher: Teacher, batch: int, repeats: int = 20) -> float:
-    """Median seconds of one forward of the teacher's network on `batch` latents."""
+def measure_forward(teacher: Teacher, denoiser: Denoiser, batch: int, repeats: int = 20) -> float:
+    """Median seconds of one forward of a denoiser (the teacher's or a student's) on `batch` latents."""
     x = teacher.noise(generators(range(batch)))
     t = teacher.denoiser.schedule.grid(1)[:1].expand(batch).to(x.device)
     condition = teacher.null(batch)
@@ -123,7 +123,7 @@ def measure_forward(teacher: Teacher, batch: int, repeats: int = 20) -> float:
     for _ in range(repeats + 1):
         _synchronise(teacher.device)
         start = time.perf_counter()
-        teacher.denoiser(x, t, condition)
+        denoiser(x, t, condition)
         _synchronise(teacher.device)
         taken.append(time.perf_counter() - start)
     return float(torch.tensor(taken[1:]).median())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +49,8 @@ class Student:
 def check_steps(timesteps: Sequence[int], steps: Sequence[int]) -> None:
     """Raise ValueError unless each step count divides the number of timesteps."""
     longest = len(timesteps)
+    if not steps:
+        raise ValueError("student.steps is empty; give the step counts to train for, such as [4,2,1]")
     for count in steps:
         if count < 1 or longest % count:
             fitting = [n for n in range(longest, 0, -1) if longest % n == 0]
@@ -85,9 +89,11 @@ def save_student(
 ) -> None:
     """Write transformer/, scheduler/ and student.json; the scheduler is that of the longest grid."""
     longest = samplers[max(samplers)]
-    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(folder.name + ".tmp")  # the old student stays until the new one is whole
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
     prediction = prediction_of(teacher, card.get("parameterization", "homogeneous"))
-    teacher.save_network(network, folder, longest, prediction)
+    teacher.save_network(network, aside, longest, prediction)
     full = {
         **card,
         "teacher_name": teacher.name,
@@ -95,7 +101,9 @@ def save_student(
         "steps": sorted(samplers, reverse=True),
         "between": longest.between,
     }
-    (folder / CARD).write_text(json.dumps(full, indent=1))
+    (aside / CARD).write_text(json.dumps(full, indent=1))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(aside, folder)
 
 
 def read_card(folder: str | Path) -> dict[str, Any]:
@@ -105,7 +113,12 @@ def read_card(folder: str | Path) -> dict[str, Any]:
         near = next((str(p.parent) for p in sorted(folder.glob(f"**/{CARD}"))), None)
         hint = f"there is one in {near}" if near else "a finished run has one in runs/<run>/student"
         raise ValueError(f"no student in {folder}: it has no {CARD}; {hint}")
-    return json.loads((folder / CARD).read_text())
+    try:
+        return dict(json.loads((folder / CARD).read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{folder / CARD} can't be read ({error}); run the training command again to write it"
+        ) from None
 
 
 def load_student(folder: str | Path, teacher: Teacher, compute_dtype: torch.dtype = torch.float32) -> Student:

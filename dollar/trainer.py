@@ -22,12 +22,12 @@ from dollar.models.ema import Ema
 from dollar.models.text import TextEncoder
 from dollar.parallel import checkpoint
 from dollar.parallel.shard import assign, whole
-from dollar.parallel.world import World
+from dollar.parallel.world import World, peak_memory
 
 # cycle -> (scalars, higher is better for each that keep_best may name)
 Validate = Callable[[int], dict[str, float]]
 
-MISMATCH = 7919  # how far away in the data a clip's wrong caption is taken from; a prime, so that epochs don't align
+MISMATCH = 7919  # how many clips on a clip's wrong caption is taken from; a prime, so that groups don't align
 
 
 @dataclass
@@ -53,7 +53,16 @@ class Plan:
     max_skipped: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("cycles", "batch", "fake_updates", "ft_accumulate", "lrm_clips", "lrm_updates", "save_every"):
+        for name in (
+            "cycles",
+            "batch",
+            "fake_updates",
+            "ft_accumulate",
+            "lrm_clips",
+            "lrm_updates",
+            "save_every",
+            "keep",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
@@ -234,8 +243,9 @@ class Trainer:
         prompts: list[str] = [*batch.prompts, *batch.prompts]
         keys: list[tuple[int, int] | None] = [*batch.keys, *[None] * len(own)]
         if self.plan.lrm_mismatched:
-            # Real clips with other captions are pairs that cost no decoding.
-            prompts += self.data.batch([i + MISMATCH for i in own], latents=False).prompts
+            # A real clip always has the same wrong caption, so each such pair is decoded and scored once.
+            captions = self.data.clips.captions
+            prompts += [captions[(clip + MISMATCH) % len(captions)] for clip, _ in batch.keys]
             keys += batch.keys
         return prompts, keys
 
@@ -245,8 +255,8 @@ class Trainer:
         assert surrogate is not None and self.distiller.last is not None
         draws = self._reward_draws(cycle * self.plan.fake_updates)
         n = len(draws.indices)
-        prompts, keys = self._reward_pairs(draws)
         real = self.data.batch(draws.indices).latents
+        prompts, keys = self._reward_pairs(draws)
         assert real is not None
         real, sample = real.to(self.world.device), self.distiller.last
         made = sample.x_hat[:n]
@@ -322,14 +332,13 @@ class Trainer:
         return every > 0 and (self.cycle % every == 0 or self.cycle == self.plan.cycles)
 
     def _report(self, scalars: dict[str, float]) -> None:
-        if self.world.device.type == "cuda":
-            scalars["memory/peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        scalars["memory/peak_gib"] = peak_memory(self.world.device)
         self.log.scalars(self.cycle, scalars)
 
     def _validate(self) -> None:
         assert self.validate is not None
         with self.ema.swapped():
-            scores = self.validate(self.cycle)
+            scores = self.world.mean(self.validate(self.cycle))  # one verdict, so that all keep the best or none
             self.log.scalars(self.cycle, {f"validation/{name}": value for name, value in scores.items()})
             name = self.plan.keep_best
             if name is None:

@@ -35,6 +35,16 @@ def dtype_of(config: DictConfig, key: str) -> torch.dtype:
     return DTYPES[name]
 
 
+def take_teacher(config: DictConfig) -> None:
+    """Put the teacher of the student in `checkpoint` into the configuration; keys of the command line stay."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from dollar.student import read_card
+
+    given = [o.removeprefix("teacher.") for o in HydraConfig.get().overrides.task if o.startswith("teacher.")]
+    config.teacher = OmegaConf.merge(read_card(config.checkpoint)["teacher"], OmegaConf.from_dotlist(given))
+
+
 def build_teacher(config: DictConfig, world: World) -> Teacher:
     """The teacher that conf/teacher names, on this process's device."""
     return instantiate(config.teacher, device=world.device, compute_dtype=dtype_of(config, "teacher_dtype"))

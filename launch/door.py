@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from results_table import FAILED
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
@@ -24,7 +29,12 @@ OmegaConf.register_new_resolver("embedded", lambda name: str(ROOT / "dollar" / "
 
 
 def enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
-    """Run `main` with the composed configuration; a ValueError is printed as its sentence, with exit code 2."""
+    """Run `main` with the composed configuration; a ValueError is printed as its sentence, with exit code 2.
+
+    In a sweep an error ends its own job only; the exit code is 2 when any job failed.
+    """
+    failures = []
+    sys.argv[1:] = [quote_prompt(a) for a in sys.argv[1:]]
     try:
         check_overrides(config_name, sys.argv[1:])
     except ValueError as error:
@@ -41,7 +51,32 @@ def enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
             print(f"{Path(sys.argv[0]).name}: {told}", file=sys.stderr)
             sys.exit(2)
 
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(guarded)()
+    def job(config: DictConfig) -> Any:
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            return guarded(config)
+        try:
+            return guarded(config)
+        except SystemExit as end:
+            if end.code != 2:  # asked to stop: no further job
+                raise
+        except Exception:
+            traceback.print_exc()
+        failures.append(HydraConfig.get().job.override_dirname)
+        return FAILED
+
+    hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+    if failures:
+        sys.exit(2)
+
+
+def quote_prompt(argument: str) -> str:
+    """A prompt as one quoted word, so that commas, brackets and apostrophes in it mean nothing to hydra."""
+    key, _, value = argument.partition("=")
+    if key != "prompt" or value[:1] in ("", "[", '"', "'") or value == "null":
+        return argument
+    # Within quotes hydra reads a backslash as one, unless a quote follows.
+    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), value)
+    return f'{key}="{escaped}"'
 
 
 def check_overrides(config_name: str, arguments: list[str]) -> None:
@@ -93,11 +128,13 @@ def _keys(config: DictConfig) -> dict[str, Any]:
 def _check_type(key: str, text: str, default: Any) -> None:
     """Numbers stay numbers and switches stay switches; values with commas between them are a sweep."""
     wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(type(default))
+    if isinstance(default, list) and not text.startswith(("[", "choice(")):
+        raise ValueError(f"{key}={text}: {key} is a list (now {default}); write {key}=[{text}]")
     if wanted is None or text.startswith(("range(", "choice(", "interval(")):
         return
     for part in text.split(","):
         given = OmegaConf.create(f"value: {part}").value
         number = isinstance(given, int if isinstance(default, int) else (int, float)) and not isinstance(given, bool)
         fits = isinstance(given, bool) if isinstance(default, bool) else number
-        if not fits and given is not None:
+        if not fits:
             raise ValueError(f"{key}={part}: {key} is {wanted} (now {default})")

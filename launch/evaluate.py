@@ -2,36 +2,59 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from door import enter
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
+
+
+def check(config: DictConfig) -> None:
+    """Raise ValueError for numbers that could only fail after an hour of sampling."""
+    if config.clips < 64 or config.teacher_clips < 64:
+        raise ValueError(
+            f"clips={config.clips}, teacher_clips={config.teacher_clips}: at least 64 of each are needed for a Frechet "
+            "distance in 16 directions and for the report's rows; 1024 for figures to quote"
+        )
+    if config.training_clips <= 64:
+        raise ValueError(
+            f"training_clips={config.training_clips}: diversity is measured in 64 directions, more is needed"
+        )
+    for key in ("repeats", "shown", "lrm_prompts", "teacher_steps"):
+        if config[key] < 1:
+            raise ValueError(f"{key} is {config[key]}; it must be at least 1")
+    if config.steps is not None and not isinstance(config.steps, ListConfig):
+        raise ValueError(f"steps is {config.steps}; write steps=[{config.steps}]")
+    if config.checkpoint is not None and config.steps is not None:
+        from dollar.student import read_card
+
+        trained = read_card(config.checkpoint)["steps"]
+        if unknown := [k for k in config.steps if k not in trained]:
+            raise ValueError(f"steps has {unknown}, but the student in {config.checkpoint} was trained for {trained}")
 
 
 def main(config: DictConfig) -> None:
     """Print the table and write metrics.json and report.html."""
-    if config.clips < 64 or config.teacher_clips < 64:
-        raise ValueError(
-            f"clips={config.clips}, teacher_clips={config.teacher_clips}: at least 64 of each are needed, since the "
-            "Frechet distance lives in 64 directions; 1024 for figures to quote"
-        )
-    from build import build_teacher, dtype_of, quiet
+    check(config)
+    from build import build_teacher, dtype_of, quiet, take_teacher
 
     from dollar.data import shapes
-    from dollar.evaluation.evaluate import Yardstick, pairs
+    from dollar.evaluation.evaluate import Yardstick, check_size, pairs
     from dollar.evaluation.report import format_table
     from dollar.parallel.world import start
-    from dollar.student import load_student, read_card
+    from dollar.student import load_student
 
     if config.checkpoint is not None:
-        config.teacher = read_card(config.checkpoint)["teacher"]
+        take_teacher(config)
     out = Path(config.out or (Path(config.checkpoint).parent if config.checkpoint else "runs/teacher"))
     out.mkdir(parents=True, exist_ok=True)
     with quiet():
-        world = start(config.parallel.device)
+        world = start(config.parallel.device, config.parallel.timeout_minutes)
         teacher = build_teacher(config, world)
+        check_size(teacher)
         chosen = pairs(shapes.captions("held_out"), max(config.clips, config.teacher_clips))
         training = shapes.ShapesClips("train", config.training_clips, seed=1)
         yardstick = Yardstick(
@@ -41,15 +64,40 @@ def main(config: DictConfig) -> None:
         )
         metrics: dict[str, Any] = {"real": yardstick.real_figures(config.clips).metrics}
         clips, known = measure_teacher(config, teacher, yardstick, metrics)
+        write_metrics(metrics, out)
         if config.checkpoint is not None:
             student = load_student(config.checkpoint, teacher, dtype_of(config, "dtype"))
             measure_student(config, teacher, student, yardstick, metrics, clips, known)
+            write_metrics(metrics, out)  # what is known is kept, whatever comes
             measure_latent_reward(config, teacher, student, metrics)
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=1))
+            write_metrics(metrics, out)
     print("\n" + format_table(metrics) + "\n")
     if config.report:
         write_report_of(config, metrics, clips, chosen, out, teacher.fps)
     print(f"figures are in {out / 'metrics.json'}" + (f", pictures in {out / 'report.html'}" if config.report else ""))
+
+
+def write_metrics(metrics: dict[str, Any], out: Path) -> None:
+    """metrics.json, in one atomic step; what is not a number is null there, since JSON knows no nan."""
+    from dollar.media import atomically
+
+    def strict(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: strict(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [strict(inner) for inner in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    with atomically(out / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(strict(metrics), indent=1, allow_nan=False))
+
+
+def identity(teacher: Any) -> dict[str, Any]:
+    """What stored figures must have been made with: these weights, at this guidance."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(teacher.folder).rglob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return {"weights": digest.hexdigest(), "guidance_scale": teacher.guidance_scale}
 
 
 def measure_teacher(config: DictConfig, teacher: Any, yardstick: Any, metrics: dict[str, Any]) -> tuple[dict, dict]:
@@ -61,31 +109,40 @@ def measure_teacher(config: DictConfig, teacher: Any, yardstick: Any, metrics: d
     first = Pairs(yardstick.pairs.prompts[:n], yardstick.pairs.seeds[:n])
     videos = make_clips(sampler, teacher, *first)
     fresh = yardstick.measure(videos)
-    full = Path(config.teacher_metrics)
     known: dict[str, Any] = {"right": fresh.right.tolist(), "reward": fresh.reward.tolist()}
     metrics["teacher"] = {"steps": sampler.steps, **fresh.metrics}
     # The shipped figures are of the embedded teacher at its own 50 steps; a fresh check of fewer clips stands beside.
-    if full.is_file() and n < config.clips and config.teacher_steps == 50:
-        stored = json.loads(full.read_text())
-        if stored["teacher_name"] == teacher.name and str(config.clips) in stored["by_clips"]:
-            known = stored["pairs"]
-            agree = sum(a == b for a, b in zip(known["right"], fresh.right.tolist(), strict=False)) / n
-            metrics["teacher"] = {"steps": 50, **stored["by_clips"][str(config.clips)]}
-            metrics["teacher_fresh"] = {**fresh.metrics, "agreement_with_stored": agree}
-            print(f"teacher: stored figures of {config.clips} clips; {n} made afresh, {agree:.0%} judged alike")
-    metrics["teacher"]["seconds"] = measure_seconds(
-        sampler, teacher, first.prompts[0], max(3, config.repeats // 4)
-    )._asdict()
+    stored = stored_figures(config, teacher)
+    if stored is not None:
+        known = stored["pairs"]
+        agree = sum(a == b for a, b in zip(known["right"], fresh.right.tolist(), strict=False)) / n
+        metrics["teacher"] = {"steps": 50, **stored["by_clips"][str(config.clips)]}
+        metrics["teacher_fresh"] = {**fresh.metrics, "agreement_with_stored": agree}
+        print(f"teacher: stored figures of {config.clips} clips; {n} made afresh, {agree:.0%} judged alike")
+    metrics["teacher"]["seconds"] = measure_seconds(sampler, teacher, first.prompts[0], config.repeats)._asdict()
     if config.checkpoint is None:
         sizes = [c for c in (256, 512, 1024) if c <= n]
         stored = {
-            "teacher_name": teacher.name,
+            **identity(teacher),
             "by_clips": {str(c): yardstick.measure(videos, c).metrics for c in sizes},
             "pairs": {"right": fresh.right.tolist(), "reward": [round(float(r), 5) for r in fresh.reward]},
         }
         target = Path(config.out or "runs/teacher") / "teacher_metrics.json"
         target.write_text(json.dumps(stored))
     return {f"teacher {sampler.steps}": videos}, known
+
+
+def stored_figures(config: DictConfig, teacher: Any) -> dict[str, Any] | None:
+    """The teacher's figures that were measured before on as many clips, if they are of this very teacher."""
+    full = Path(config.teacher_metrics)
+    if not full.is_file() or config.teacher_clips >= config.clips or config.teacher_steps != 50:
+        return None
+    stored = json.loads(full.read_text())
+    mine = identity(teacher)
+    if any(stored.get(key) != value for key, value in mine.items()) or str(config.clips) not in stored["by_clips"]:
+        print(f"note: the figures in {full} are of another teacher, guidance or number of clips, and are not used")
+        return None
+    return stored
 
 
 def measure_student(
@@ -106,11 +163,11 @@ def measure_student(
         sampler = student.sampler(teacher, steps)
         clips[f"student {steps}"] = make_clips(sampler, teacher, *chosen)
         figures = yardstick.measure(clips[f"student {steps}"])
-        timing = speed(teacher, sampler, reference, chosen.prompts[0], config.repeats)
+        timing = speed(teacher, student.denoiser, sampler, reference, chosen.prompts[0], config.repeats)
         metrics["student"][str(steps)] = {
             **figures.metrics,
             **timing,
-            "difference": difference(figures, right, reward),
+            "difference": difference(figures, right, reward, chosen.prompts),
         }
     if config.untrained:
         most = max(student.few_steps)
@@ -156,10 +213,15 @@ def write_report_of(config: DictConfig, metrics: dict, clips: dict, chosen: Any,
         rows.append(SampleRow(chosen.prompts[i], chosen.seeds[i], made))
     scalars = read_scalars(out) if (out / "metrics.jsonl").is_file() else {}
     notes = [
-        f"Each system made {config.clips} clips of held-out prompts from the same (prompt, seed) pairs; the teacher "
-        f"takes {config.teacher_steps} guided steps. Differences are student minus teacher, with 95 % paired bootstrap "
-        "intervals."
+        f"Each student made {config.clips} clips of held-out prompts, the teacher {metrics['teacher']['clips']} of the "
+        f"same (prompt, seed) pairs by {config.teacher_steps} guided steps. Differences are student minus teacher on "
+        "the pairs that both made, with 95 % paired bootstrap intervals over prompts."
     ]
+    if metrics["teacher"]["clips"] != config.clips:
+        notes.append(
+            "The teacher made fewer clips, so its Frechet distance and diversity are not to be compared with the "
+            "student's: both depend on the number of clips."
+        )
     write_report(out / "report.html", metrics, scalars, rows, f"Student of {config.teacher.name}", notes, fps)
 
 

@@ -13,6 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 LONGEST = 200  # bytes of a folder's name
+FAILED = "failed"  # what a job of a sweep returns when it ended with an error
 
 
 class ResultsTable(Callback):
@@ -29,7 +30,7 @@ class ResultsTable(Callback):
         if hydra.mode != RunMode.MULTIRUN:
             return
         folder = job_folder(job_return.cfg, hydra.job.override_dirname)
-        failed = job_return.status != JobStatus.COMPLETED
+        failed = job_return.status != JobStatus.COMPLETED or job_return.return_value == FAILED
         self.rows.append({"run": folder.name, **({"failed": True} if failed else last_scores(folder))})
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 from door import enter
@@ -14,6 +15,8 @@ def prompts_of(config: DictConfig) -> list[str]:
     from dollar.data.prompts import read_prompts
 
     if config.prompts is not None:
+        if config.prompt is not None:
+            raise ValueError("prompt and prompts are both given; use prompts=FILE or prompt=TEXT")
         return read_prompts(config.prompts)
     given = list(config.prompt) if isinstance(config.prompt, ListConfig) else [config.prompt]
     prompts = [p for p in given if p is not None and str(p).strip()]
@@ -27,33 +30,48 @@ def prompts_of(config: DictConfig) -> list[str]:
 def main(config: DictConfig) -> None:
     """Sample, write mp4s and GIFs, and list them in manifest.jsonl."""
     prompts = prompts_of(config)
-    if config.clips < 1:
-        raise ValueError(f"clips is {config.clips}; at least 1 clip a prompt is needed")
-    from build import build_teacher, dtype_of, quiet
+    for key in ("clips", "batch"):
+        if config[key] < 1:
+            raise ValueError(f"{key} is {config[key]}; it must be at least 1")
+    if config.steps is not None and config.steps < 1:
+        raise ValueError(f"steps is {config.steps}; it must be at least 1, or null")
+    if config.checkpoint is not None and config.guidance_scale is not None:
+        raise ValueError("guidance_scale is the teacher's; a student has its guidance within. Leave one of them out")
+    from build import build_teacher, dtype_of, quiet, take_teacher
 
     from dollar import media
     from dollar.parallel.world import start
     from dollar.sampling import make_clips, teacher_sampler
-    from dollar.student import load_student, read_card
+    from dollar.student import load_student
 
     if config.checkpoint is not None:
-        config.teacher = read_card(config.checkpoint)["teacher"]
+        take_teacher(config)
+    out = Path(config.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"out={out} is a file; name a folder")
     with quiet():
-        world = start(config.parallel.device)
+        world = start(config.parallel.device, config.parallel.timeout_minutes)
         teacher = build_teacher(config, world)
+        by = "teacher"
         if config.checkpoint is None:
             sampler = teacher_sampler(teacher, config.steps or 50, config.guidance_scale)
         else:
             student = load_student(config.checkpoint, teacher, dtype_of(config, "dtype"))
             sampler = student.sampler(teacher, config.steps or max(student.few_steps), config.force)
+            by = student.folder.resolve().parent.name
+        for prompt in dict.fromkeys(prompts):
+            if unknown := teacher.text.unknown(prompt):
+                print(f"note: the teacher doesn't know {', '.join(unknown)} in {prompt!r}")
         asked = [(prompt, config.seed + i) for prompt in prompts for i in range(config.clips)]
+        out.mkdir(parents=True, exist_ok=True)
         videos = make_clips(sampler, teacher, [p for p, _ in asked], [s for _, s in asked], config.batch)
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
+    seen: Counter[str] = Counter()
     with (out / "manifest.jsonl").open("a", encoding="utf-8") as manifest:
         for (prompt, seed), video in zip(asked, videos, strict=True):
             clip = media.to_uint8(video.float() / 255)
-            name = media.safe_name(prompt, seed, sampler.steps)
+            name = media.safe_name(prompt, seed, sampler.steps, by)
+            seen[name] += 1
+            name += f"-{seen[name]}" if seen[name] > 1 else ""  # a prompt that was given twice is made twice
             media.write_mp4(out / f"{name}.mp4", clip, teacher.fps)
             if config.gif:
                 media.write_gif(out / f"{name}.gif", clip, teacher.fps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ from omegaconf import DictConfig, OmegaConf
 from results_table import job_folder
 
 CONFIG = "config.yaml"
+STOPPED = 3  # exit code of a run that was asked to stop and saved; in a sweep no further job is begun
 # Keys that may change when a run goes on: they say how long and how often, not what is learned.
-FREE = ("cycles", "save_every", "keep", "validation", "log", "runs", "run", "parallel", "keep_best")
+FREE = (
+    *("cycles", "save_every", "keep", "validation", "log", "runs", "run", "keep_best"),
+    *("parallel.device", "parallel.timeout_minutes", "parallel.activation_checkpointing"),
+)
 
 
 def run_folder(config: DictConfig) -> Path:
@@ -28,9 +33,9 @@ def run_folder(config: DictConfig) -> Path:
 
 def check_same(config: DictConfig, folder: Path) -> None:
     """Raise ValueError if the folder holds a run of another configuration."""
-    if not (folder / CONFIG).is_file() or not (folder / "checkpoints").is_dir():
+    if not (folder / CONFIG).is_file() or not any((folder / part).is_dir() for part in ("checkpoints", "student")):
         return  # nothing is there, or nothing that could be lost
-    before, now = _flat(OmegaConf.load(folder / CONFIG)), _flat(config)
+    before, now = _flat(OmegaConf.load(folder / CONFIG)), _flat(to_store(config))
     differing = [
         k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not k.startswith(FREE)
     ]
@@ -56,10 +61,19 @@ def check_init(config: DictConfig) -> None:
         )
 
 
+def to_store(config: DictConfig) -> dict[str, Any]:
+    """The configuration as it is stored: resolved, but for the embedded folders, which may move with the project."""
+    unresolved: Any = OmegaConf.to_container(config.teacher, resolve=False)
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    if "${embedded:" in str(unresolved["folder"]):
+        resolved["teacher"]["folder"] = unresolved["folder"]
+    return resolved
+
+
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    plain: Any = OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    entries: Any = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
     found: dict[str, Any] = {}
-    for key, value in plain.items():
+    for key, value in entries.items():
         if isinstance(value, dict):
             found |= _flat(value, f"{prefix}{key}.")
         else:
@@ -84,6 +98,7 @@ def main(config: DictConfig) -> float | None:
 
     from build import build_teacher, build_trainer, quiet
 
+    from dollar.media import atomically
     from dollar.parallel import checkpoint
     from dollar.parallel.world import finish, start
 
@@ -92,7 +107,7 @@ def main(config: DictConfig) -> float | None:
         latest = checkpoint.newest(folder / "checkpoints")
         state = None if latest is None else checkpoint.load(latest)
         done = 0 if state is None else state.plain["cycle"]
-        if done >= config.cycles and (folder / "student" / "student.json").is_file():
+        if done >= config.cycles and is_written(folder / "student", done):
             if world.is_main:
                 print(f"{folder} is finished: {done} of {config.cycles} cycles. Its student is in {folder / 'student'}")
             finish(world)
@@ -101,7 +116,8 @@ def main(config: DictConfig) -> float | None:
         trainer = build_trainer(config, world, teacher, folder, done)
         if world.is_main:
             folder.mkdir(parents=True, exist_ok=True)
-            OmegaConf.save(config, folder / CONFIG, resolve=True)
+            with atomically(folder / CONFIG) as temporary:
+                OmegaConf.save(OmegaConf.create(to_store(config)), temporary)
             announce(config, world.size, folder, done)
         if state is not None:
             trainer.load(state)
@@ -112,7 +128,19 @@ def main(config: DictConfig) -> float | None:
             print(f"stopped after cycle {trainer.cycle} and saved; the same command goes on from there")
         trainer.log.close()
     finish(world)
+    if not finished:
+        sys.exit(STOPPED)
     return _last_reward(folder)
+
+
+def is_written(student: Path, cycles: int) -> bool:
+    """Whether the student of a run of so many cycles is there."""
+    from dollar.student import read_card
+
+    try:
+        return read_card(student)["trained"] == cycles
+    except (ValueError, KeyError):
+        return False
 
 
 def announce(config: DictConfig, processes: int, folder: Path, done: int) -> None:
@@ -151,18 +179,20 @@ def write_student(trainer: Any, teacher: Any, config: DictConfig) -> None:
             for name, parameter in network.named_parameters():
                 parameter.copy_(weights[name])
         samplers = few_steps(teacher, config.student.timesteps, config.student.steps, config.student.between)
+        stored = to_store(config)
         card = {
             "cycle": cycle,
+            "trained": trainer.cycle,
             "parameterization": config.student.parameterization,
-            "teacher": OmegaConf.to_container(config.teacher, resolve=True),
-            "config": OmegaConf.to_container(config, resolve=True),
+            "teacher": stored["teacher"],
+            "config": stored,
         }
-        save_student(trainer.folder / "student", teacher, network, samplers, card)
         surrogate = trainer.distiller.latent_reward
         if surrogate is not None:
             (trainer.folder / "lrm").mkdir(exist_ok=True)
             save_file(surrogate.model.state_dict(), trainer.folder / "lrm" / "model.safetensors")
             (trainer.folder / "lrm" / "statistics.json").write_text(json.dumps(surrogate.statistics.state_dict()))
+        save_student(trainer.folder / "student", teacher, network, samplers, card)
         print(f"the student of cycle {cycle} is in {trainer.folder / 'student'}")
     trainer.world.barrier()
 

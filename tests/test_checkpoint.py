@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from dollar.parallel import checkpoint
 from dollar.parallel.world import World
@@ -68,13 +69,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path: Path
     older, newer = save(tmp_path, 3), save(tmp_path, 12)
     assert checkpoint.newest(tmp_path) == newer
     DAMAGE[kind](newer)
-    with pytest.warns(UserWarning, match=r"step-00000012 is damaged.*The one before it is used"):
+    with pytest.warns(UserWarning, match=r"step-00000012 is damaged.*An older one"):
         assert checkpoint.newest(tmp_path) == older
     with pytest.raises(ValueError, match=r"step-00000012 is damaged.*Name an older one"):
         checkpoint.load(newer)
     shutil.rmtree(older)
-    with pytest.warns(UserWarning, match="damaged"):
-        assert checkpoint.newest(tmp_path) is None
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(ValueError, match=r"every checkpoint.*start anew"):
+        checkpoint.newest(tmp_path)
 
 
 def test_leftovers_of_a_crash_are_no_checkpoints(tmp_path: Path) -> None:
@@ -106,13 +107,17 @@ def test_a_crash_at_any_moment_leaves_the_older_one(tmp_path: Path, monkeypatch,
     assert checkpoint.newest(save(tmp_path, 2).parent) == tmp_path / "step-00000002"
 
 
-def test_a_full_disk_leaves_the_older_ones_and_says_how_much_is_needed(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("kind", [OSError, SafetensorError])
+@pytest.mark.parametrize("moment", ["save_file", "_sync"])
+def test_a_full_disk_leaves_the_older_ones_and_says_how_much_is_needed(
+    tmp_path: Path, monkeypatch, kind: type[Exception], moment: str
+) -> None:
     older = save(tmp_path, 1)
 
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise kind("No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, moment, full)
     with pytest.raises(OSError, match=r"step 2 could not be written.*It needs 56 bytes and [\d,]+ are free"):
         save(tmp_path, 2)
     assert [p.name for p in tmp_path.iterdir()] == [older.name]
@@ -130,6 +135,16 @@ def test_only_the_newest_are_kept(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(checkpoint.shutil, "rmtree", stuck)
     with pytest.warns(UserWarning, match="step-00000010 could not be removed: busy"):
         save(tmp_path, 101, keep=2)
+
+
+def test_what_was_just_written_is_never_pruned(tmp_path: Path) -> None:
+    for step in (20, 40, 60):
+        save(tmp_path, step, keep=3)
+    for step in (40, 60):
+        flip(tmp_path / f"step-{step:08d}" / checkpoint.TENSORS)
+    written = save(tmp_path, 30, keep=2)  # the run went on from 20 and was stopped
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000020", "step-00000030"]
+    assert checkpoint.newest(tmp_path) == written
 
 
 def test_the_same_step_is_saved_anew(tmp_path: Path) -> None:

@@ -77,6 +77,26 @@ def test_a_folder_of_clips_trains(
     assert any("validation/reward_4" in line for line in lines)
 
 
+def test_a_clip_that_breaks_later_is_replaced_with_its_stand_ins_caption(folder: Path, tmp_path: Path) -> None:
+    from dollar.data.clips import ClipFolder
+    from dollar.data.latents import LatentBatches
+
+    for name in ("still.png", "corrupt.mp4", "empty.mp4", "sound.mp4", "short.mp4", "captions.jsonl"):
+        (folder / name).unlink()
+    for name in ("red", "blue", "green"):
+        (folder / f"{name}.txt").write_text(f"a {name} clip")
+    clips = ClipFolder(folder, frames=5, height=16, width=16, fps=4)
+    data = LatentBatches(clips, lambda videos: videos, seed=0)
+    (folder / "blue.mp4").write_bytes((folder / "blue.mp4").read_bytes()[:200])  # after it was found usable
+    with pytest.warns(UserWarning, match=r"blue\.mp4 can't be decoded.*stands in, with its own caption"):
+        batch = data.batch(range(3))
+    assert sorted(set(batch.prompts)) == ["a green clip", "a red clip"]
+    for prompt, video in zip(batch.prompts, batch.latents, strict=True):
+        red, green, blue = video.mean((0, 2, 3))
+        assert (red > green and red > blue) if "red" in prompt else (green > red and green > blue)
+    assert data.batch(range(3), latents=False).prompts == batch.prompts
+
+
 def test_too_many_bad_clips_stop_the_run_at_once(build: Callable[..., Trainer], folder: Path) -> None:
     with pytest.raises(Exception, match=r"50% of its 8 clips are bad; at most 40%"):
         build("data.clips.max_bad_fraction=0.4", data=("data=clips", f"data.path={folder}"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,7 +18,7 @@ from dollar.diffusion.draws import Draws
 from dollar.diffusion.schedule import diffuse
 from dollar.distill import Distiller, Objective
 from dollar.latent_reward import LatentReward
-from dollar.models.denoiser import Condition
+from dollar.models.denoiser import Condition, Denoiser
 from dollar.models.ema import Ema
 from dollar.models.latent_reward_model import LatentRewardModel
 from dollar.models.teacher import Teacher
@@ -366,6 +368,41 @@ def test_every_consistency_target_is_its_own(teacher: Teacher, m: int) -> None:
     torch.testing.assert_close(later["ema"], later["teacher"], rtol=1e-3, atol=1e-5)
     assert ((later["student"] - later["teacher"]).abs() > 1e-2 * later["teacher"]).any()  # not where a walk ended
     assert ((later["teacher"] - start["teacher"]).abs() > 1e-3 * start["teacher"]).all()
+
+
+def test_the_consistency_loss_is_lines_9_and_10(teacher: Teacher) -> None:
+    """By hand: noise a clip to a time of the grid, two guided DDIM steps of the teacher, compare the predictions."""
+    distiller = distiller_of(teacher, cd_m=2, cd_grid=10, cd_guidance_scale=6.0, vsd_guidance_scale=3.0)
+    draws, condition, x_0 = batch(teacher)
+    draws = next(d for d in (replace(draws, cycle=c) for c in range(50)) if 9 in d.integers("cd time", 10))
+    alphas = teacher.denoiser.schedule.alphas_cumprod.double()
+    grid = [999, 899, 799, 699, 599, 499, 399, 299, 199, 99, -1]
+
+    def x_0_of(denoiser: Denoiser, x: Tensor, t: int, who: Condition) -> Tensor:
+        return denoiser(x.float(), torch.tensor([t]), who).detach().double()
+
+    def f(x: Tensor, t: int, who: Condition) -> Tensor:
+        scaled = 10.0 * t
+        c_skip, c_out = 0.25 / (scaled**2 + 0.25), scaled / math.sqrt(scaled**2 + 0.25)
+        return c_skip * x + c_out * x_0_of(distiller.student, x, t, who)
+
+    expected = []
+    for i, start in enumerate(draws.integers("cd time", 10).tolist()):
+        own = Condition(*(part[i : i + 1] for part in condition))
+        alpha = alphas[grid[start]]
+        noise = draws.normal("cd noise", LATENT)[i : i + 1].double()
+        first = x = alpha.sqrt() * x_0[i : i + 1].double() + (1 - alpha).sqrt() * noise
+        for t, following in list(itertools.pairwise(grid))[start : start + 2]:
+            guided, blind = (x_0_of(teacher.denoiser, x, t, who) for who in (own, teacher.null(1)))
+            guess = blind + 6.0 * (guided - blind)
+            eps = (x - alphas[t].sqrt() * guess) / (1 - alphas[t]).sqrt()
+            beta = torch.tensor(1.0).double() if following == -1 else alphas[following]
+            x = beta.sqrt() * guess + (1 - beta).sqrt() * eps
+        end = grid[min(start + 2, 10)]
+        difference = f(first, grid[start], own) - (x if end == -1 else f(x, end, own))
+        expected.append(((difference**2 + 1e-6).sqrt() - 1e-3).mean())
+    found = distiller._consistency_loss(draws, condition, x_0)
+    torch.testing.assert_close(found.double(), torch.stack(expected), rtol=1e-3, atol=1e-5)
 
 
 def test_a_walk_to_the_end_of_the_grid_meets_the_teachers_sample(teacher: Teacher) -> None:

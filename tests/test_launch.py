@@ -39,7 +39,11 @@ def test_every_command_has_a_configuration_that_composes(name: str) -> None:
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_composes(group: str, choice: str) -> None:
-    extra = {("data", "clips"): ["data.path=somewhere"], ("reward", "none"): ["beta_ft=0"]}.get((group, choice), [])
+    extra = {
+        ("data", "clips"): ["data.path=somewhere"],
+        ("reward", "none"): ["beta_ft=0"],
+        ("experiment", "dollar_paper"): ["beta_ft=0"],
+    }.get((group, choice), [])
     config = compose("train", f"{group}={choice}", *extra)
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert plain["cycles"] > 0
@@ -128,6 +132,14 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
         (["batch=0"], ["batch is 0"]),
         (["cycles=0"], ["cycles is 0"]),
         (["teacher.folder=/nowhere/at/all"], ["no teacher at /nowhere/at/all", "teacher=shapes"]),
+        (["student.steps=1"], ["student.steps=1", "a list", "student.steps=[1]"]),
+        (["student.steps=[]"], ["student.steps is empty"]),
+        (["vsd.range=0.5"], ["vsd.range is a list"]),
+        (["cycles=null"], ["cycles=null", "a whole number"]),
+        (["keep=0"], ["keep is 0"]),
+        (["balance=0.5", "ft.update=separate"], ["balance is 0.5", "ft.update=joint"]),
+        (["data.path=somewhere"], ["no key 'data.path'"]),
+        (["parallel.device=gpu"], ["parallel.device is 'gpu'", "auto, cpu or cuda"]),
         (["reward=none"], ["beta_ft is above 0", "reward=none"]),
         (["init=nowhere"], ["no student in nowhere", "student.json"]),
         (["parallel.dtype=float8"], ["parallel.dtype is 'float8'", "bfloat16"]),
@@ -163,6 +175,9 @@ def test_mistakes_in_sampling_are_sentences(command: Callable, nothing_expensive
     sentence(command("sample", out, f"prompts={tmp_path / 'none.txt'}"), "does not exist")
     sentence(command("sample", out), "there is no prompt")
     sentence(command("sample", out, f"prompt='{PROMPT}'", "clips=0"), "clips is 0")
+    sentence(command("sample", out, f"prompt='{PROMPT}'", "steps=0"), "steps is 0")
+    sentence(command("sample", out, f"prompt='{PROMPT}'", f"prompts={tmp_path / 'empty.txt'}"), "both given")
+    sentence(command("sample", f"out={tmp_path / 'empty.txt'}", f"prompt='{PROMPT}'"), "is a file")
     sentence(command("sample", out, "promt=x"), "no key 'promt'", "'prompt'")
     sentence(command("sample", out, f"prompt='{PROMPT}'", f"checkpoint={tmp_path}"), "no student in")
     sentence(command("sample", out, f"prompt='{PROMPT}'", "teacher.folder=/nowhere"), "no teacher at /nowhere")
@@ -171,6 +186,8 @@ def test_mistakes_in_sampling_are_sentences(command: Callable, nothing_expensive
 
 def test_mistakes_in_evaluation_are_sentences(command: Callable, nothing_expensive: None, tmp_path: Path) -> None:
     sentence(command("evaluate", "clips=10"), "at least 64")
+    sentence(command("evaluate", "lrm_prompts=0"), "lrm_prompts is 0")
+    sentence(command("evaluate", "steps=4"), "write steps=[4]")
     sentence(command("evaluate", f"checkpoint={tmp_path / 'student'}"), "no student in")
 
 
@@ -277,7 +294,7 @@ def test_a_student_is_sampled(
         assert (out / row["file"]).with_suffix(".gif").read_bytes().startswith(b"GIF8")
         assert str(out / row["file"]) in said.out
     assert len({(out / row["file"]).read_bytes() for row in rows}) == 4
-    name = media.safe_name(PROMPT, 5, 2)
+    name = media.safe_name(PROMPT, 5, 2, "first")
     command("sample", student, f"out={tmp_path / 'again'}", f"prompt={PROMPT}", "steps=2", "seed=5", "gif=false")
     times = np.arange(9) / 8
     alone, in_company = (read_video(place / f"{name}.mp4", times) for place in (tmp_path / "again", out))
@@ -320,3 +337,21 @@ def test_a_sweep_has_a_folder_for_each_job_and_a_table(train: Callable, runs: Pa
     assert (runs / "sweep" / "multirun.yaml").is_file() and not Path("multirun.yaml").exists()
     table = said.out[said.out.rindex("\nrun") :]
     assert "reward_4" in table and all(job in table for job in jobs)
+
+
+def test_a_bad_job_ends_alone_and_the_table_says_so(train: Callable, runs: Path) -> None:
+    said = train("run=partly", "cycles=1", "beta_cd=0,-1", "validation.every=1", flags=("-m",))
+    assert said.code == 2 and "beta_cd is -1" in said.err
+    rows = {row["run"]: row for row in json.loads((runs / "partly" / "sweep.json").read_text())}
+    bad = next(name for name in rows if "beta_cd=-1" in name)
+    good = next(name for name in rows if "beta_cd=0" in name)
+    assert rows[bad] == {"run": bad, "failed": True} and "validation/reward_4" in rows[good]
+
+
+@pytest.mark.parametrize("text", ["a dog's tail, wagging", "one (black) dog = two [dogs]", 'say "hi" \\ now', "plain"])
+def test_a_prompt_may_hold_anything(text: str) -> None:
+    from door import quote_prompt
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    assert OverridesParser.create().parse_override(quote_prompt(f"prompt={text}")).value() == text
+    assert quote_prompt("prompt=['a','b']") == "prompt=['a','b']" and quote_prompt("steps=4") == "steps=4"

@@ -215,6 +215,19 @@ def test_paired_interval_of_a_constant_difference() -> None:
     assert paired_interval(a + 0.5, a) == pytest.approx((0.5, 0.5, 0.5))
 
 
+def test_pairs_of_one_prompt_are_one_observation() -> None:
+    """With all pairs of a prompt alike, eight pairs a prompt tell no more than one."""
+    once = np.random.default_rng(1).normal(size=50)
+    eight, prompts = np.repeat(once, 8), [f"prompt {i}" for i in range(50) for _ in range(8)]
+    alone, clustered = paired_interval(once, 0 * once), paired_interval(eight, 0 * eight, prompts)
+    naive = paired_interval(eight, 0 * eight)
+    assert clustered.difference == pytest.approx(alone.difference)
+    assert clustered.high - clustered.low == pytest.approx(alone.high - alone.low, rel=0.05)
+    assert naive.high - naive.low < 0.5 * (clustered.high - clustered.low)
+    uneven = paired_interval([1.0, 1.0, 1.0, 4.0], [0.0] * 4, ["a", "a", "a", "b"])
+    assert uneven.difference == 7 / 4 and uneven.low == 1 and uneven.high == 4
+
+
 def test_paired_interval_is_the_normal_one_for_many_samples() -> None:
     rng = np.random.default_rng(0)
     shared, noise = 10 * rng.normal(size=400), rng.normal(size=400)

@@ -153,13 +153,17 @@ def test_names_are_safe_and_unique() -> None:
         "\ud800",
         "con\n",
     ]
-    names = [media.safe_name(p, 3, 4) for p in prompts]
-    names += [media.safe_name("a b", 4, 4), media.safe_name("a b", 3, 2)]
+    names = [media.safe_name(p, 3, 4, "demo") for p in prompts]
+    names += [
+        media.safe_name("a b", 3, 4, "teacher"),
+        media.safe_name("a b", 4, 4, "demo"),
+        media.safe_name("a b", 3, 2, "demo"),
+    ]
     assert len({n.lower() for n in names}) == len(names)
     for name in names:
         assert len(name) < 120 and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
-    assert media.safe_name("A red circle!", 0, 4).startswith("a-red-circle-")
-    assert media.safe_name("A red circle!", 0, 4) == media.safe_name("A red circle!", 0, 4)
+    assert media.safe_name("A red circle!", 0, 4, "demo").startswith("a-red-circle-")
+    assert media.safe_name("A red circle!", 0, 4, "demo") == media.safe_name("A red circle!", 0, 4, "demo")
 
 
 @pytest.mark.parametrize("bad", [plain(0).astype(float), plain(0)[0], plain(0)[:0], plain(0)[..., :1]])

@@ -121,4 +121,4 @@ def test_times_are_measured(teacher: Teacher) -> None:
     assert all(s > 0 for s in seconds)
     ten = measure_seconds(teacher_sampler(teacher, 20), teacher, PROMPT, repeats=2)
     assert ten.diffusion > 2 * seconds.diffusion
-    assert measure_forward(teacher, 2, repeats=2) > 0
+    assert measure_forward(teacher, teacher.denoiser, 2, repeats=2) > 0

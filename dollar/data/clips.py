@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -156,7 +157,13 @@ class ClipFolder:
             item = self.items[number]
             try:
                 return self._window(number, int(u * item.windows)), item.caption
-            except DECODING_ERRORS:
+            except DECODING_ERRORS as error:
+                if not self.report.failed[item.path]:
+                    warnings.warn(
+                        f"{item.path} can't be decoded beyond its beginning ({error}); the clip after it stands in, "
+                        "with its own caption",
+                        stacklevel=2,
+                    )
                 self.report.failed[item.path] += 1
         raise ValueError(f"none of the {len(self)} clips of {self.path} can be decoded any more; is it still readable?")
 
@@ -278,6 +285,8 @@ def _extent(container: av.container.InputContainer) -> tuple[float, float]:
 
 def _pictures(container: av.container.InputContainer, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
     """(seconds from the first picture, frame) of the video, from the key frame at or before `start` on."""
+    if not container.streams.video:
+        raise ValueError("no video stream")
     stream = container.streams.video[0]
     origin, unit = stream.start_time or 0, stream.time_base
     if not unit:

@@ -48,13 +48,15 @@ class LatentBatches:
         self.seed = seed
         self.cache = cache
         self._latents: dict[tuple[int, int], Tensor] = {}
+        self._stand_ins: dict[tuple[int, int], str] = {}  # captions of clips that took a broken one's place
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def batch(self, samples: Sequence[int], latents: bool = True) -> Batch:
         """The batch of these global sample indices; without latents it costs nothing but the prompts."""
         keys = [self._key(i) for i in samples]
-        prompts = [self.clips.captions[clip] for clip, _ in keys]
-        return Batch(prompts, self._encoded(keys) if latents else None, keys)
+        encoded = self._encoded(keys) if latents else None
+        prompts = [self._stand_ins.get(key, self.clips.captions[key[0]]) for key in keys]
+        return Batch(prompts, encoded, keys)
 
     def _key(self, sample: int) -> tuple[int, int]:
         """(clip, window) of a global sample index."""
@@ -69,8 +71,15 @@ class LatentBatches:
         missing = [key for key in dict.fromkeys(keys) if key not in self._latents]
         fresh = {}
         if missing:
-            videos = np.stack([self.clips.clip(index, (window + 0.5) / WINDOWS)[0] for index, window in missing])
-            pixels = torch.from_numpy(videos).permute(0, 1, 4, 2, 3).float() / 255  # [B, T, C, H, W]
+            clips = [self.clips.clip(index, (window + 0.5) / WINDOWS) for index, window in missing]
+            self._stand_ins |= {
+                key: caption
+                for key, (_, caption) in zip(missing, clips, strict=True)
+                if caption != self.clips.captions[key[0]]
+            }
+            pixels = (
+                torch.from_numpy(np.stack([video for video, _ in clips])).permute(0, 1, 4, 2, 3).float() / 255
+            )  # [B, T, C, H, W]
             fresh = dict(zip(missing, self.encode(pixels), strict=True))
         encoded = torch.stack([fresh[key] if key in fresh else self._latents[key] for key in keys])
         room = self.cache - len(self._latents)

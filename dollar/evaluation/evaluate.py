@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
+from dollar.data import shapes
 from dollar.evaluation.alignment import alignment
 from dollar.evaluation.bootstrap import paired_interval
 from dollar.evaluation.features import RandomFeatures
@@ -17,6 +19,7 @@ from dollar.evaluation.sharpness import sharpness
 from dollar.evaluation.vendi import spread, vendi_per_prompt
 from dollar.latent_reward import LatentReward
 from dollar.log import progress
+from dollar.models.denoiser import Denoiser
 from dollar.models.teacher import Teacher
 from dollar.rewards.shapes import Judgement, ShapesVerifier
 from dollar.sampling import Sampler, decode, make_latents, measure_forward, measure_seconds
@@ -42,6 +45,16 @@ def pairs(prompts: Sequence[str], count: int) -> Pairs:
     return Pairs(chosen[:count], list(range(count)))
 
 
+def check_size(teacher: Teacher) -> None:
+    """Raise ValueError unless the teacher makes clips of the shapes world's size, which these measures read."""
+    needed = (shapes.FRAMES, shapes.HEIGHT, shapes.WIDTH)
+    if teacher.clip_shape != needed:
+        raise ValueError(
+            f"the teacher {teacher.name} makes clips of {teacher.clip_shape} (frames, height, width); evaluation reads "
+            f"the shapes world's, {needed}"
+        )
+
+
 class Figures(NamedTuple):
     """A system's measures (as metrics.json keeps them), and per clip: all five right, and the reward."""
 
@@ -62,7 +75,7 @@ class Yardstick:
         self.many = FrechetReference.fit(fitted, 64)
         ours = list(zip(chosen.prompts, chosen.seeds, strict=True))
         self.videos, self.real = self._real([(p, 1_000_000 + s) for p, s in ours], render, "matched real clips", show)
-        _, self.other = self._real([(p, 2_000_000 + s) for p, s in ours], render, "other real clips", show)
+        self.others, self.other = self._real([(p, 2_000_000 + s) for p, s in ours], render, "other real clips", show)
 
     def _real(self, which: Sequence[tuple[str, int]], render: Render, name: str, show: bool) -> tuple[Tensor, Tensor]:
         videos, features = [], []
@@ -90,8 +103,8 @@ class Yardstick:
         return Figures(metrics, judged.right.all(1).numpy(), judged.margins.mean(1).numpy())
 
     def real_figures(self, count: int | None = None) -> Figures:
-        """The measures of the matched real clips themselves: what a perfect model would get."""
-        return self.measure(self.videos, count)
+        """The measures of other real clips of the same prompts: what a perfect model would get."""
+        return self.measure(self.others, count)
 
     def _judge(self, videos: Tensor, prompts: list[str]) -> tuple[Judgement, Tensor]:
         judged, features = [], []
@@ -102,32 +115,36 @@ class Yardstick:
         return Judgement(*(torch.cat(field) for field in zip(*judged, strict=True))), torch.cat(features)
 
 
-def difference(student: Figures, teacher_right: np.ndarray, teacher_reward: np.ndarray) -> dict[str, Any]:
-    """Student minus teacher on the pairs that both have, with 95 % paired bootstrap intervals."""
+def difference(
+    student: Figures, teacher_right: np.ndarray, teacher_reward: np.ndarray, prompts: Sequence[str]
+) -> dict[str, Any]:
+    """Student minus teacher on the pairs that both have, with 95 % paired bootstrap intervals over prompts."""
     n = min(len(student.right), len(teacher_right))
+    right, was_right = student.right[:n].astype(float), teacher_right[:n].astype(float)
     return {
         "pairs": n,
-        "alignment": paired_interval(student.right[:n].astype(float), teacher_right[:n].astype(float))._asdict(),
-        "reward": paired_interval(student.reward[:n], teacher_reward[:n])._asdict(),
+        "alignment": paired_interval(right, was_right, prompts[:n])._asdict(),
+        "reward": paired_interval(student.reward[:n], teacher_reward[:n], prompts[:n])._asdict(),
     }
 
 
-def speed(teacher: Teacher, sampler: Sampler, reference: Sampler, prompt: str, repeats: int = 20) -> dict[str, Any]:
+def speed(
+    teacher: Teacher, student: Denoiser, sampler: Sampler, reference: Sampler, prompt: str, repeats: int = 20
+) -> dict[str, Any]:
     """Seconds of one clip, the diffusion speed-up over the teacher, and the most that K forwards could give.
 
     The teacher runs both halves of guidance in one doubled batch, which costs less than two forwards, so the ceiling is
-    N T(2B) / (K T(B)) with both times measured here.
+    N T(2B) / (K T(B)). Both samplers and both forwards are timed here, in turn, so that a busy machine slows all alike.
     """
-    slow = measure_seconds(reference, teacher, prompt, max(3, repeats // 4))
+    slow = measure_seconds(reference, teacher, prompt, repeats)
     fast = measure_seconds(sampler, teacher, prompt, repeats)
-    ceiling = (
-        reference.steps * measure_forward(teacher, 2, repeats) / (sampler.steps * measure_forward(teacher, 1, repeats))
-    )
+    doubled = measure_forward(teacher, teacher.denoiser, 2, repeats)
+    single = measure_forward(teacher, student, 1, repeats)
     return {
         "seconds": fast._asdict(),
         "teacher_seconds": slow._asdict(),
         "speedup": slow.diffusion / fast.diffusion,
-        "speedup_ceiling": ceiling,
+        "speedup_ceiling": reference.steps * doubled / (sampler.steps * single),
     }
 
 
@@ -136,8 +153,8 @@ def latent_reward_figures(
 ) -> dict[str, float]:
     """How well the latent reward model follows the pixel reward on generated clips of mixed quality.
 
-    correlation: Pearson's; pairwise: how often the better of two clips is told, where rewards differ by more than 0.1;
-    mse: in the reward's unit.
+    correlation: Pearson's; rank_correlation: Spearman's; pairwise: how often the better of two clips is told, where
+    rewards differ by more than 0.1; mse: in the reward's unit.
     """
     true, predicted = [], []
     for number, sampler in enumerate(samplers):
@@ -151,6 +168,7 @@ def latent_reward_figures(
     clear = gaps > 0.1
     return {
         "correlation": float(torch.corrcoef(torch.stack([p, r]))[0, 1]),
+        "rank_correlation": float(spearmanr(p.numpy(), r.numpy()).statistic),
         "pairwise": float((guesses[clear] > 0).double().mean()),
         "mse": float(((p - r) ** 2).mean()),
         "clips": len(r),

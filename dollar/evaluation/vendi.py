@@ -1,4 +1,6 @@
-"""Diversity within a prompt: the Vendi score of features (Eq. 17), and the spread of what the verifier reads.
+"""Diversity within a prompt: the Vendi score of features, and the spread of what the verifier reads.
+
+After Eq. 17, which averages over key frames; here one feature stands for the whole clip, so that motion counts too.
 
 The Vendi score needs features in which clips of one prompt differ. Whitened ones do:
 `FrechetReference.fit(real, dimensions=64).project(features)` of `RandomFeatures` gives real clips of the shapes world

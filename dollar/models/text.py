@@ -41,6 +41,11 @@ class TextEncoder:
             torch.stack([mask for _, mask in known]).to(self.device),
         )
 
+    def unknown(self, prompt: str) -> list[str]:
+        """The words of a prompt that the tokenizer has no token for; most tokenizers have one for everything."""
+        token = self.tokenizer.unk_token_id
+        return [w for w in prompt.split() if token is not None and token in self.tokenizer(w).input_ids]
+
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Embeddings [B, L, D] and mask [B, L] on the CPU, computed anew."""

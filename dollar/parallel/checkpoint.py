@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -47,7 +48,7 @@ def save(
         del full
     if world.is_main:
         _write(folder, step, gathered, dict(plain))
-        _prune(folder, keep)
+        _prune(folder, step, keep)
     world.barrier()
 
 
@@ -61,16 +62,15 @@ def _write(folder: Path, step: int, tensors: dict[str, Tensor], plain: dict[str,
         (aside / PLAIN).write_text(json.dumps(plain))
         manifest = {name: _fingerprint(aside / name) for name in (TENSORS, PLAIN)}
         (aside / MANIFEST).write_text(json.dumps(manifest))
-    except OSError as error:
+        for name in (TENSORS, PLAIN, MANIFEST, "."):
+            _sync(aside / name)
+    except (OSError, SafetensorError) as error:  # safetensors says a full disk in its own exception
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
         shutil.rmtree(aside, ignore_errors=True)
         raise OSError(
             f"the checkpoint of step {step} could not be written to {folder}: {error}. It needs {needed:,} bytes and "
             f"{shutil.disk_usage(folder).free:,} are free; the older checkpoints are untouched"
         ) from error
-    for name in (TENSORS, PLAIN, MANIFEST):
-        _sync(aside / name)
-    _sync(aside)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(aside, final)
     _sync(folder)
@@ -89,8 +89,15 @@ def _fingerprint(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _prune(folder: Path, keep: int) -> None:
-    for old in _steps(folder)[:-keep]:
+def _prune(folder: Path, step: int, keep: int) -> None:
+    """Keep this step and the `keep` - 1 before it.
+
+    Later ones are what a run left behind when it went on from an older checkpoint because they were damaged.
+    """
+    this = folder / f"step-{step:08d}"
+    earlier = [p for p in _steps(folder) if p.name < this.name]
+    later = [p for p in _steps(folder) if p.name > this.name]
+    for old in [*earlier[: max(0, len(earlier) - keep + 1)], *later]:
         try:
             shutil.rmtree(old)
         except OSError as error:
@@ -116,12 +123,21 @@ def fault(checkpoint: Path) -> str | None:
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest whole checkpoint below a folder, or None; damaged ones are named in a warning and passed over."""
+    """The newest whole checkpoint below a folder, None if there is none at all.
+
+    Damaged ones are named in a warning and passed over; ValueError when all are damaged.
+    """
+    troubles = []
     for checkpoint in reversed(_steps(folder)):
         trouble = fault(checkpoint)
         if trouble is None:
             return checkpoint
-        warnings.warn(f"the checkpoint {checkpoint} is damaged: {trouble}. The one before it is used", stacklevel=2)
+        troubles.append(f"{checkpoint.name}: {trouble}")
+        warnings.warn(f"the checkpoint {checkpoint} is damaged: {trouble}. An older one is looked for", stacklevel=2)
+    if troubles:
+        raise ValueError(
+            f"every checkpoint in {folder} is damaged ({'; '.join(troubles)}). Remove the folder to start anew"
+        )
     return None
 
 

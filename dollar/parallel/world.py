@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -75,12 +77,25 @@ class World:
             dist.barrier()
 
 
+def peak_memory(device: torch.device) -> float:
+    """The most memory that was in use so far, in GiB: of the GPU's allocator, or of this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
 def start(device: str = "auto", timeout_minutes: float = 10.0) -> World:
     """Join the processes that torchrun started, or be alone; device `auto` takes a GPU where there is one."""
     local = int(os.environ.get("LOCAL_RANK", 0))
-    if device == "auto":
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("parallel.device is cuda, but torch sees no GPU here; use auto or cpu")
+    if device in ("auto", "cuda"):
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"parallel.device is {device!r}; use auto, cpu or cuda") from None
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:

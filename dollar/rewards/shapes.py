@@ -35,7 +35,12 @@ LEAST_CONTRAST = 60.0  # levels between object and background; the world's own l
 FOREGROUND_RAMP = (0.25, 0.75)  # parts of the contrast between which foreground rises from 0 to 1
 WINDOW = 20  # pixels from the object's centre to the side of the square in which shapes are compared
 
-AREA = {"circle": np.pi, "square": 1.76**2, "triangle": 3**1.5 * (shapes.EXTENT / 2) ** 2, "cross": 8 * shapes.ARM - 4 * shapes.ARM**2}
+AREA = {
+    "circle": np.pi,
+    "square": 1.76**2,
+    "triangle": 3**1.5 * (shapes.EXTENT / 2) ** 2,
+    "cross": 8 * shapes.ARM - 4 * shapes.ARM**2,
+}
 """Area of each shape of radius 1."""
 
 
@@ -72,8 +77,8 @@ class Verdict(NamedTuple):
 class Judgement(NamedTuple):
     """Clips against their captions; the columns are in the order of `shapes.Attributes`.
 
-    margins: [B, 5] float in [0, 1], nan where pixels are not finite; right: [B, 5] bool; position: [B, 2] mean centre (x, y) in pixels; phase: [B]
-    radians, nan unless circling; speed: [B] pixels a frame, radians a frame when circling.
+    margins: [B, 5] float in [0, 1], nan where pixels are not finite; right: [B, 5] bool; position: [B, 2] mean centre
+    (x, y) in pixels; phase: [B] radians, nan unless circling; speed: [B] pixels a frame, radians a frame when circling.
     """
 
     margins: Tensor
@@ -180,7 +185,7 @@ def find_foreground(clip: np.ndarray) -> np.ndarray:
     # Objects never touch the picture's border, so a plane through it is the background with its slope of light.
     difference = flat - flat[:, :, _BORDER] @ _PLANE_FIT @ _PLANES
     away = np.sqrt(np.square(difference).sum(1))  # [T, H * W]
-    # The 40th largest distance lies on any object (the smallest covers 90 pixels) and above single noisy pixels.
+    # The 40th largest distance lies on any object (the smallest covers 180 pixels) and above single noisy pixels.
     contrast = max(float(np.median(np.partition(away, -40, axis=1)[:, -40])), LEAST_CONTRAST)
     low, high = FOREGROUND_RAMP
     return np.clip((away / contrast - low) / (high - low), 0, 1).reshape(-1, HEIGHT, WIDTH)
