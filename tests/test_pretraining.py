@@ -182,6 +182,13 @@ def test_a_stage_resumes_exactly(tmp_path: Path, muon: bool) -> None:
     assert not torch.equal(next(unfinished.parameters()), next(whole.parameters()))
 
 
+def test_another_network_is_not_continued(tmp_path: Path) -> None:
+    line(tmp_path, 2)
+    with pytest.raises(ValueError, match=r"another network: its weight is \[2, 3, 1, 1, 1\] and \[3, 3, 1, 1, 1\]"):
+        network = torch.nn.Conv3d(3, 3, 1)
+        run_stage(tmp_path, stage_of(4), network, [torch.optim.AdamW(network.parameters())], lambda step: {}, World())
+
+
 def test_a_finished_stage_does_nothing(tmp_path: Path) -> None:
     first, _ = line(tmp_path, 4)
     again, _ = line(tmp_path, 4, until=0)  # any step would stop it

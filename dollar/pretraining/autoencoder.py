@@ -25,12 +25,12 @@ class Cells:
     """The latents that the autoencoder is taught: the leading principal components of cells of 4 frames by 4x4 pixels.
 
     A small CogVideoX autoencoder finds latents of its own only very slowly (docs/log.md). These are known at once, keep
-    what matters (12 of 192, read back linearly from 3x3 cells, show all five attributes of 95 % of clips), and let
+    what matters (8 of 192), and let
     encoder, decoder and teacher be trained apart. The first frame is a cell of its own, as if it had stood still.
     """
 
     def __init__(self, mean: Tensor, basis: Tensor, scale: Tensor) -> None:
-        self.mean, self.basis, self.scale = mean, basis, scale  # [192], [12, 192], [12]
+        self.mean, self.basis, self.scale = mean, basis, scale  # [192], [C, 192], [C]
 
     @classmethod
     def fit(cls, seed: int, clips: int = 400) -> Cells:
@@ -53,13 +53,13 @@ class Cells:
         return rearrange(together, "b c (f t) (h y) (w x) -> b f h w (c t y x)", t=t, y=y, x=x)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Latents [B, 12, F, h, w] of pixels [B, 3, T, H, W] in [-1, 1]."""
+        """Latents [B, C, F, h, w] of pixels [B, 3, T, H, W] in [-1, 1]."""
         components = (self._cut(pixels) - self.mean) @ (self.basis * self.scale[:, None]).T
         return rearrange(components, "b f h w c -> b c f h w")
 
 
 def new_autoencoder() -> Any:
-    """CogVideoX's autoencoder, small: 4x in time, 4x4 in space, 12 channels."""
+    """CogVideoX's autoencoder, small: 4x in time, 4x4 in space, 8 channels."""
     from diffusers import AutoencoderKLCogVideoX
 
     vae = AutoencoderKLCogVideoX(

@@ -121,7 +121,13 @@ def _resume(folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.O
     with safe_open(path, "pt") as file:
         plain = file.metadata()
     for name, parameter in network.named_parameters():
-        parameter.copy_(tensors[f"network/{name}"])
+        saved = tensors.get(f"network/{name}")
+        if saved is None or saved.shape != parameter.shape:
+            raise ValueError(
+                f"{path} is of another network: its {name} is {None if saved is None else list(saved.shape)} and "
+                f"{list(parameter.shape)} is needed. Give another folder with work=FOLDER, or remove this one"
+            )
+        parameter.copy_(saved)
     parameters = [[p for group in o.param_groups for p in group["params"]] for o in optimizers]
     for key, value in tensors.items():
         if key.startswith("optimizer/"):
