@@ -21,10 +21,10 @@ TRAIN := $(PY) launch/train.py
 else
 PROCESSES := $(shell [ $(CORES) -gt 1 ] && echo 2 || echo 1)
 THREADS := $(shell echo $$(($(CORES) / $(PROCESSES))))
-TRAIN := OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/torchrun --nproc-per-node $(PROCESSES) launch/train.py
+TRAIN := OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/torchrun --standalone --nproc-per-node $(PROCESSES) launch/train.py
 endif
 
-.PHONY: demo demo-full test lint types check teacher-metrics clean
+.PHONY: demo demo-full test lint types check teacher-metrics
 
 $(READY): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -163,7 +163,7 @@ def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Pa
     log = Log(folder, active=world.is_main, resume_step=resume_cycle + 1)
     validation = None
     if config.validation.every > 0:
-        validation = Validation(teacher, denoiser, samplers, prompts, reward, log, world, **_validation(config))
+        validation = Validation(teacher, denoiser, samplers, prompts, reward, log, world, **validation_of(config))
     if plan.keep_best is not None and (validation is None or plan.keep_best not in validation.names):
         measured = f"validation measures {', '.join(validation.names)}" if validation else "validation.every is 0"
         raise ValueError(f"keep_best is {plan.keep_best!r}; {measured}")
@@ -182,8 +182,12 @@ def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Pa
     )
 
 
-def _validation(config: DictConfig) -> dict[str, Any]:
+def validation_of(config: DictConfig) -> dict[str, Any]:
+    """The numbers of validation; ValueError names a key at fault."""
     v = config.validation
+    for key, least in (("every", 0), ("prompts", 1), ("clips", 0), ("guidance_steps", 1)):
+        if v[key] < least:
+            raise ValueError(f"validation.{key} is {v[key]}; it must be at least {least}")
     return {"count": v.prompts, "shown": v.clips, "teacher_steps": v.guidance_steps}
 
 

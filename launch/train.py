@@ -83,12 +83,16 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def main(config: DictConfig) -> float | None:
     """Train, go on with what was stopped, or find the run finished; returns the last validation reward for sweeps."""
-    from build import dtype_of, objective_of, plan_of
+    from build import dtype_of, objective_of, plan_of, validation_of
 
     from dollar.diffusion.timesteps import check_timesteps
     from dollar.student import check_steps
 
-    objective_of(config), plan_of(config)  # mistakes in numbers are told before anything is loaded
+    (
+        objective_of(config),
+        plan_of(config),
+        validation_of(config),
+    )  # mistakes in numbers are told before anything is loaded
     dtype_of(config, "dtype"), dtype_of(config, "teacher_dtype")
     check_timesteps(config.student.timesteps)
     check_steps(config.student.timesteps, config.student.steps)

@@ -137,6 +137,8 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
         (["vsd.range=0.5"], ["vsd.range is a list"]),
         (["cycles=null"], ["cycles=null", "a whole number"]),
         (["keep=0"], ["keep is 0"]),
+        (["validation.prompts=0"], ["validation.prompts is 0"]),
+        (["validation.guidance_steps=0"], ["validation.guidance_steps is 0"]),
         (["balance=0.5", "ft.update=separate"], ["balance is 0.5", "ft.update=joint"]),
         (["data.path=somewhere"], ["no key 'data.path'"]),
         (["parallel.device=gpu"], ["parallel.device is 'gpu'", "auto, cpu or cuda"]),

@@ -12,7 +12,7 @@ from dollar import media
 from dollar.diffusion.timesteps import FewStep
 from dollar.evaluation.alignment import alignment
 from dollar.latent_reward import Reward
-from dollar.log import Log
+from dollar.log import Log, progress
 from dollar.models.denoiser import Denoiser
 from dollar.models.teacher import Teacher
 from dollar.parallel.world import World
@@ -63,7 +63,7 @@ class Validation:
         """Scores of the student as it is now; logs its clips at this cycle."""
         scores: dict[str, float] = {}
         shown: list[list[np.ndarray]] = [[clip] for clip in self._teacher_clips()]
-        for sampler in self.samplers:
+        for sampler in progress(self.samplers, "validation", active=self.world.is_main):
             videos = make_clips(sampler, self.teacher, self.prompts, self.seeds, show=False)
             for row, video in zip(shown, videos, strict=False):
                 row.append(media.to_uint8(video.float() / 255))
@@ -86,6 +86,8 @@ class Validation:
         return {name: float(measured[name]) for name in ("alignment", "reward")}  # type: ignore[arg-type]
 
     def _teacher_clips(self) -> list[np.ndarray]:
+        if self.shown == 0:
+            return []
         if self._teachers is None:
             n = self.shown
             sampler = teacher_sampler(self.teacher, self.teacher_steps)
