@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from dollar.diffusion.draws import Draws
@@ -31,6 +32,29 @@ class Observation(NamedTuple):
     latents: Tensor
     reward: Tensor
     usable: Tensor
+
+
+class Agreement(NamedTuple):
+    """How well predictions follow the truth: Pearson's and Spearman's correlation, nan where either doesn't vary;
+    pairwise: how often the better of two is told, over `pairs` of them."""
+
+    correlation: float
+    rank_correlation: float
+    pairwise: float
+    pairs: int
+
+
+def agreement(predicted: Tensor, true: Tensor, gap: float) -> Agreement:
+    """Agreement of predictions [N] with true rewards [N]; gap: true difference from which a pair counts."""
+    p, r = predicted.double().cpu(), true.double().cpu()
+    clear = r[:, None] - r > gap
+    told = (p[:, None] - p)[clear] > 0
+    if len(p) < 2 or p.std() == 0 or r.std() == 0:
+        return Agreement(float("nan"), float("nan"), float(told.double().mean()), int(clear.sum()))
+    linear = float(torch.corrcoef(torch.stack([p, r]))[0, 1])
+    return Agreement(
+        linear, float(spearmanr(p.numpy(), r.numpy()).statistic), float(told.double().mean()), int(clear.sum())
+    )
 
 
 class LatentReward:
@@ -102,6 +126,13 @@ class LatentReward:
         self.bad += int((~usable.bool()).sum())
         self.statistics.update(every[usable.bool()])
         self.past = [*self.past, observation][-self.memory :]
+
+    @torch.no_grad()
+    def follow(self) -> Agreement:
+        """How well it follows the pixel reward on all that is remembered here; pairs half a deviation apart count."""
+        predicted = torch.cat([self.predict(o.latents, self.encode_text(o.prompts))[o.usable] for o in self.past])
+        true = torch.cat([o.reward[o.usable] for o in self.past])
+        return agreement(predicted, true, 0.5 * float(self.statistics.sd))
 
     def loss(self, draws: Draws, purpose: str) -> Tensor:
         """The fit's loss [B] (Eq. 14) on one remembered observation for each place of the batch, 0 where unusable.

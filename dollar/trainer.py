@@ -270,6 +270,10 @@ class Trainer:
             self.distiller.logged["loss/lrm"] = float(loss.detach())
             self._step(lrm)
             self.lrm_count += 1
+        if self.plan.gradients_every > 0 and cycle % self.plan.gradients_every == 0:
+            followed = surrogate.follow()
+            self.distiller.logged["reward/rank_correlation"] = followed.rank_correlation
+            self.distiller.logged["reward/pairwise"] = followed.pairwise
 
     def _log_rewards(self, data: Tensor, true: Tensor, made: Tensor, sample: Sample) -> None:
         assert self.distiller.latent_reward is not None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
+from dollar.latent_reward import agreement
 from dollar.losses.latent_reward import RunningStatistics, fine_tune, fit
 from dollar.models.latent_reward_model import LatentRewardModel
 
@@ -215,3 +218,13 @@ def test_a_reward_that_is_not_finite_does_not_enter(bad):
     with pytest.raises(ValueError, match="must be finite"):
         running.update(torch.tensor([1.0, bad]))
     assert running.state_dict() == before
+
+
+def test_agreement_is_of_order_and_of_clear_pairs():
+    true = torch.tensor([0.0, 0.05, 0.3, 0.9])
+    bent = agreement(true**3, true, gap=0.1)
+    assert bent.rank_correlation == pytest.approx(1) and bent.correlation < 0.99 and bent.pairwise == 1
+    assert bent.pairs == 5  # of six, one too close to tell
+    assert agreement(-true, true, gap=0.1)[:3] == pytest.approx((-1, -1, 0))
+    flat = agreement(torch.ones(4), true, gap=0.1)
+    assert math.isnan(flat.correlation) and math.isnan(flat.rank_correlation) and flat.pairwise == 0

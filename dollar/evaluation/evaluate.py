@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from dollar.data import shapes
@@ -17,7 +16,7 @@ from dollar.evaluation.features import RandomFeatures
 from dollar.evaluation.frechet import FrechetReference
 from dollar.evaluation.sharpness import sharpness
 from dollar.evaluation.vendi import spread, vendi_per_prompt
-from dollar.latent_reward import LatentReward
+from dollar.latent_reward import LatentReward, agreement
 from dollar.log import progress
 from dollar.models.denoiser import Denoiser
 from dollar.models.teacher import Teacher
@@ -164,13 +163,4 @@ def latent_reward_figures(
             predicted.append(surrogate.predict(latents, teacher.text(prompts)).cpu())
         true.append(surrogate.reward.score(decode(teacher, latents).float() / 255, list(prompts)).cpu())
     p, r = torch.cat(predicted).double(), torch.cat(true).double()
-    gaps, guesses = r[:, None] - r, p[:, None] - p
-    clear = gaps > 0.1
-    return {
-        "correlation": float(torch.corrcoef(torch.stack([p, r]))[0, 1]),
-        "rank_correlation": float(spearmanr(p.numpy(), r.numpy()).statistic),
-        "pairwise": float((guesses[clear] > 0).double().mean()),
-        "mse": float(((p - r) ** 2).mean()),
-        "clips": len(r),
-        "pairs": int(clear.sum()),
-    }
+    return {**agreement(p, r, gap=0.1)._asdict(), "mse": float(((p - r) ** 2).mean()), "clips": len(r)}
