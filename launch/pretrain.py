@@ -12,6 +12,7 @@ def main(config: DictConfig) -> None:
     """Autoencoder, then text encoder and transformer; writes a diffusers folder."""
     from build import dtype_of, quiet
 
+    from dollar.models.cogvideox import check_folder
     from dollar.parallel.world import finish, start
     from dollar.pretraining.autoencoder import train_autoencoder
     from dollar.pretraining.stages import Stage
@@ -22,7 +23,10 @@ def main(config: DictConfig) -> None:
     names = ("decoder", "encoder", "joint", "finish", "teacher")
     stages = {name: Stage(**OmegaConf.to_container(config[name])) for name in names}  # type: ignore[arg-type]
     with quiet():
-        vae = train_autoencoder(work, stages, config.seed, world)
+        init = None if config.init is None else Path(config.init)
+        if init is not None:
+            check_folder(init)
+        vae = train_autoencoder(work, stages, config.seed, world, init)
         network, tokenizer = train_teacher(
             work,
             vae,
@@ -34,6 +38,7 @@ def main(config: DictConfig) -> None:
             config.ema,
             world,
             dtype_of(config, "dtype"),
+            init,
         )
         if world.is_main:
             save_pipeline(Path(config.out), vae, network, tokenizer)

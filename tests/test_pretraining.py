@@ -273,6 +273,14 @@ def test_parts_are_trained_resumed_and_written_as_a_pipeline(tmp_path: Path) -> 
     assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in untrained.parameters())
     save_pipeline(tmp_path / "teacher", vae, network, tokenizer)
 
+    begun = TextToLatents(new_text_encoder(len(tokenizer)), new_transformer(12))
+    begun.load_pretrained(tmp_path / "teacher")
+    for there, here in zip(network.parameters(), begun.parameters(), strict=True):
+        torch.testing.assert_close(here, there.half().float())  # pre-training can start from what was shipped
+    nothing = {name: Stage(steps=0, batch=1, lr=1e-3) for name in LOSSES}
+    from_there = train_autoencoder(tmp_path / "other", nothing, 0, World(), tmp_path / "teacher")
+    torch.testing.assert_close(from_there.decoder.conv_in.conv.weight, vae.decoder.conv_in.conv.weight.half().float())
+
     size = sum(p.stat().st_size for p in (tmp_path / "teacher").rglob("*"))
     assert size < 10e6  # what may be shipped
     pipeline = CogVideoXPipeline.from_pretrained(tmp_path / "teacher", torch_dtype=torch.float32)

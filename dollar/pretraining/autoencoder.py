@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dollar.data import shapes
@@ -190,10 +191,15 @@ def _pixel_loss(vae: Any, latents: Tensor, pixels: Tensor, noise: float) -> Loss
 LOSSES = {"decoder": decoder_loss, "encoder": encoder_loss, "joint": joint_loss, "finish": finishing_loss}
 
 
-def train_autoencoder(folder: Path, stages: dict[str, Stage], seed: int, world: World) -> Any:
-    """Teach the decoder, then the encoder, train both together, finish the decoder; resumes from `folder`."""
+def train_autoencoder(folder: Path, stages: dict[str, Stage], seed: int, world: World, init: Path | None = None) -> Any:
+    """Teach the decoder, then the encoder, train both together, finish the decoder; resumes from `folder`.
+
+    init: a diffusers folder whose autoencoder is the start, instead of random weights.
+    """
     torch.manual_seed(seed)
     vae = new_autoencoder().to(world.device)
+    if init is not None:
+        vae.load_state_dict(load_file(init / "vae" / "diffusion_pytorch_model.safetensors"))
     with torch.no_grad():  # the encoder is certain of its latents: no noise worth the name is ever added
         vae.encoder.conv_out.conv.bias[CHANNELS:] = -12.0
         vae.encoder.conv_out.conv.weight[CHANNELS:] = 0.0

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dollar.data import shapes
@@ -96,6 +97,13 @@ class TextToLatents(nn.Module):
         self.text_encoder = text_encoder
         self.transformer = transformer
 
+    def load_pretrained(self, folder: Path) -> None:
+        """Take the weights of a diffusers folder of the same architecture."""
+        words = load_file(folder / "text_encoder" / "model.safetensors")
+        words.setdefault("encoder.embed_tokens.weight", words["shared.weight"])  # one tensor, saved once
+        self.text_encoder.load_state_dict(words)
+        self.transformer.load_state_dict(load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors"))
+
     def forward(self, x_t: Tensor, t: Tensor, ids: Tensor) -> Tensor:
         """x_t [B, C, F, h, w], t [B], ids [B, L] -> v [B, C, F, h, w]."""
         embeddings = self.text_encoder(ids)[0]
@@ -114,14 +122,18 @@ def train_teacher(
     decay: float = 0.999,
     world: World = World(),  # noqa: B008
     precision: torch.dtype = torch.float32,
+    init: Path | None = None,
 ) -> tuple[TextToLatents, Any]:
     """Train text encoder and transformer on v-prediction; returns them with averaged weights, and the tokenizer.
 
-    drop_caption: fraction of captions replaced by the empty one, for guidance; decay: of the averaged weights.
+    drop_caption: fraction of captions replaced by the empty one, for guidance; decay: of the averaged weights; init: a
+    diffusers folder whose networks are the start, instead of random weights.
     """
     tokenizer = new_tokenizer()
     torch.manual_seed(seed)
     network = TextToLatents(new_text_encoder(len(tokenizer)), new_transformer(text_length)).to(world.device)
+    if init is not None:
+        network.load_pretrained(init)
     optimizers = optimizers_of(network, stage.lr, stage.lr / 2, outer=("patch_embed", "proj_out", "shared", "relative"))
     ema = Ema(network, decay)
     device = world.device
