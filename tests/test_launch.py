@@ -219,7 +219,7 @@ def finished(runs: Path) -> list[str]:
 def test_a_run_is_trained_and_found_finished(train: Callable, runs: Path, finished: list[str]) -> None:
     said = train(*finished)
     assert said.code == 0, said.err
-    assert re.search(r"VSD s = 4\.5 .*w = 3\.5.*CD s = 8\.5 .*w = 7\.5", said.out)  # in both forms
+    assert re.search(r"VSD s = 2\.0 .*w = 1\.0.*CD s = 2\.0 .*w = 1\.0", said.out)  # in both forms
     folder = runs / "first"
     expected = {"config.yaml", "metrics.jsonl", "checkpoints", "best", "student", "lrm"}
     assert expected <= {p.name for p in folder.iterdir()}
