@@ -179,13 +179,17 @@ def finishing_loss(vae: Any, cells: Cells, pixels: Tensor) -> Losses:
 def _pixel_loss(vae: Any, latents: Tensor, pixels: Tensor, noise: float) -> Losses:
     """Mean error of decoded pixels and of their differences, since edges make the shape and changes the motion.
 
-    A decoder that doubles frames tends to show each twice; differences in time count more, so that it doesn't.
+    A decoder that doubles frames tends to show each twice; differences in time count more, so that it doesn't. Absolute
+    errors grow in proportion to an edge's displacement, and don't care which of two frames bears it; the squared error of
+    blurred pixels grows faster and shares it.
     noise: deviation of what is added to the latents, for a decoder that bears the small errors of a denoiser.
     """
     error = vae.decode(latents + noise * torch.randn_like(latents)).sample - pixels
     changes, rows, columns = (error.diff(dim=d).abs().mean() for d in (2, 3, 4))
-    total = error.abs().mean() + 0.5 * (rows + columns) + 1.5 * changes
-    return {"total": total, "pixels": error.abs().mean(), "edges": rows + columns, "changes": changes}
+    displaced = nn.functional.avg_pool3d(error, (1, 5, 5), (1, 2, 2)).square().mean()
+    total = error.abs().mean() + 0.5 * (rows + columns) + 1.5 * changes + 20 * displaced
+    parts = {"edges": rows + columns, "changes": changes, "displaced": displaced}
+    return {"total": total, "pixels": error.abs().mean(), **parts}
 
 
 LOSSES = {"decoder": decoder_loss, "encoder": encoder_loss, "joint": joint_loss, "finish": finishing_loss}
