@@ -180,8 +180,8 @@ def _pixel_loss(vae: Any, latents: Tensor, pixels: Tensor, noise: float) -> Loss
     """Mean error of decoded pixels and of their differences, since edges make the shape and changes the motion.
 
     A decoder that doubles frames tends to show each twice; differences in time count more, so that it doesn't. Absolute
-    errors grow in proportion to an edge's displacement, and don't care which of two frames bears it; the squared error of
-    blurred pixels grows faster and shares it.
+    errors grow in proportion to an edge's displacement, and don't care which of two frames bears it; the squared error
+    of blurred pixels grows faster and shares it.
     noise: deviation of what is added to the latents, for a decoder that bears the small errors of a denoiser.
     """
     error = vae.decode(latents + noise * torch.randn_like(latents)).sample - pixels
