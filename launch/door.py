@@ -59,7 +59,7 @@ def enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
         except SystemExit as end:
             if end.code != 2:  # asked to stop: no further job
                 raise
-        except Exception:
+        except Exception:  # whatever it was, the other jobs go on and the table names this one
             traceback.print_exc()
         failures.append(HydraConfig.get().job.override_dirname)
         return FAILED

@@ -88,11 +88,8 @@ def main(config: DictConfig) -> float | None:
     from dollar.diffusion.timesteps import check_timesteps
     from dollar.student import check_steps
 
-    (
-        objective_of(config),
-        plan_of(config),
-        validation_of(config),
-    )  # mistakes in numbers are told before anything is loaded
+    # Mistakes in numbers are told before anything is loaded.
+    objective_of(config), plan_of(config), validation_of(config)
     dtype_of(config, "dtype"), dtype_of(config, "teacher_dtype")
     check_timesteps(config.student.timesteps)
     check_steps(config.student.timesteps, config.student.steps)

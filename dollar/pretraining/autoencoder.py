@@ -25,9 +25,9 @@ EVENNESS = 0.75  # 0 leaves the channels as unequal as the pixels' components, 1
 class Cells:
     """The latents that the autoencoder is taught: the leading principal components of cells of 4 frames by 4x4 pixels.
 
-    A small CogVideoX autoencoder finds latents of its own only very slowly (docs/log.md). These are known at once, keep
-    what matters (8 of 192), and let
-    encoder, decoder and teacher be trained apart. The first frame is a cell of its own, as if it had stood still.
+    A small CogVideoX autoencoder finds latents of its own only very slowly (docs/log.md). These are known at once and
+    keep what matters (8 of 192), so encoder and decoder learn them first and find better ones from there. The first
+    frame is a cell of its own, as if it had stood still.
     """
 
     def __init__(self, mean: Tensor, basis: Tensor, scale: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +139,10 @@ def train_teacher(
     ema = Ema(network, decay)
     device = world.device
     schedule = VariancePreserving(new_scheduler().alphas_cumprod)
-    captions, latents = encode_clips(vae, clips, seed, world)
+    encoded = cache(lambda: encode_clips(vae, clips, seed, world))  # at the first update; a finished stage needs none
 
     def loss(step: int) -> dict[str, Tensor]:
+        captions, latents = encoded()
         draws = Draws(seed, step, world.own(step * stage.batch, stage.batch), device)
         chosen = (draws.uniform("clip").cpu() * clips).long()
         dropped = draws.uniform("caption").cpu() < drop_caption
