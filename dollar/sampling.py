@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,14 +16,6 @@ from dollar.models.teacher import Teacher
 
 # (noise generators, condition) -> latents [B, C, F, h, w]
 Diffusion = Callable[[list[torch.Generator], Condition], Tensor]
-
-
-class Seconds(NamedTuple):
-    """Where one clip's time went."""
-
-    text: float
-    diffusion: float
-    decode: float
 
 
 @dataclass(frozen=True)
@@ -87,48 +77,3 @@ def make_clips(
 ) -> Tensor:
     """Videos uint8 [N, T, C, H, W] of N (prompt, seed) pairs."""
     return decode(teacher, make_latents(sampler, teacher, prompts, seeds, batch, show), show)
-
-
-@torch.no_grad()
-def measure_seconds(sampler: Sampler, teacher: Teacher, prompt: str, repeats: int = 20) -> Seconds:
-    """Median seconds of text encoding, diffusion and decoding for one clip, after a warm-up, synchronised."""
-
-    def timed(work: Callable[[], object]) -> float:
-        taken = []
-        for _ in range(repeats + 1):
-            _synchronise(teacher.device)
-            start = time.perf_counter()
-            work()
-            _synchronise(teacher.device)
-            taken.append(time.perf_counter() - start)
-        return float(torch.tensor(taken[1:]).median())
-
-    condition = teacher.text([prompt])
-    teacher.null(1)
-    latents = sampler.diffusion(generators([0]), condition)
-    return Seconds(
-        timed(lambda: teacher.text.encode([prompt])),
-        timed(lambda: sampler.diffusion(generators([0]), condition)),
-        timed(lambda: teacher.codec.decode(latents)),
-    )
-
-
-@torch.no_grad()
-def measure_forward(teacher: Teacher, denoiser: Denoiser, batch: int, repeats: int = 20) -> float:
-    """Median seconds of one forward of a denoiser (the teacher's or a student's) on `batch` latents."""
-    x = teacher.noise(generators(range(batch)))
-    t = teacher.denoiser.schedule.grid(1)[:1].expand(batch).to(x.device)
-    condition = teacher.null(batch)
-    taken = []
-    for _ in range(repeats + 1):
-        _synchronise(teacher.device)
-        start = time.perf_counter()
-        denoiser(x, t, condition)
-        _synchronise(teacher.device)
-        taken.append(time.perf_counter() - start)
-    return float(torch.tensor(taken[1:]).median())
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -68,9 +68,12 @@ def main(config: DictConfig) -> None:
         if config.checkpoint is not None:
             student = load_student(config.checkpoint, teacher, dtype_of(config, "dtype"))
             measure_student(config, teacher, student, yardstick, metrics, clips, known)
+            measure_times(config, teacher, metrics, chosen.prompts[0], student)
             write_metrics(metrics, out)  # what is known is kept, whatever comes
             measure_latent_reward(config, teacher, student, metrics)
-            write_metrics(metrics, out)
+        else:
+            measure_times(config, teacher, metrics, chosen.prompts[0])
+        write_metrics(metrics, out)
     print("\n" + format_table(metrics) + "\n")
     if config.report:
         write_report_of(config, metrics, clips, chosen, out, teacher.fps)
@@ -103,7 +106,7 @@ def identity(teacher: Any) -> dict[str, Any]:
 def measure_teacher(config: DictConfig, teacher: Any, yardstick: Any, metrics: dict[str, Any]) -> tuple[dict, dict]:
     """A fresh look at the teacher, beside its full figures where they are known."""
     from dollar.evaluation.evaluate import Pairs
-    from dollar.sampling import make_clips, measure_seconds, teacher_sampler
+    from dollar.sampling import make_clips, teacher_sampler
 
     n, sampler = config.teacher_clips, teacher_sampler(teacher, config.teacher_steps)
     first = Pairs(yardstick.pairs.prompts[:n], yardstick.pairs.seeds[:n])
@@ -119,7 +122,6 @@ def measure_teacher(config: DictConfig, teacher: Any, yardstick: Any, metrics: d
         metrics["teacher"] = {"steps": 50, **stored["by_clips"][str(config.clips)]}
         metrics["teacher_fresh"] = {**fresh.metrics, "agreement_with_stored": agree}
         print(f"teacher: stored figures of {config.clips} clips; {n} made afresh, {agree:.0%} judged alike")
-    metrics["teacher"]["seconds"] = measure_seconds(sampler, teacher, first.prompts[0], config.repeats)._asdict()
     if config.checkpoint is None:
         sizes = [c for c in (256, 512, 1024) if c <= n]
         stored = {
@@ -151,22 +153,19 @@ def measure_student(
     """The student at each step count, and the same sampler with the teacher's weights."""
     import numpy as np
 
-    from dollar.evaluation.evaluate import Pairs, difference, speed
-    from dollar.sampling import make_clips, student_sampler, teacher_sampler
+    from dollar.evaluation.evaluate import Pairs, difference
+    from dollar.sampling import make_clips, student_sampler
 
     chosen = Pairs(yardstick.pairs.prompts[: config.clips], yardstick.pairs.seeds[: config.clips])
-    reference = teacher_sampler(teacher, config.teacher_steps)
-    counts = list(config.steps) if config.steps else sorted(student.few_steps, reverse=True)
+    counts = counts_of(config, student)
     right, reward = np.array(known["right"]), np.array(known["reward"])
     metrics["student"] = {}
     for steps in counts:
         sampler = student.sampler(teacher, steps)
         clips[f"student {steps}"] = make_clips(sampler, teacher, *chosen)
         figures = yardstick.measure(clips[f"student {steps}"])
-        timing = speed(teacher, student.denoiser, sampler, reference, chosen.prompts[0], config.repeats)
         metrics["student"][str(steps)] = {
             **figures.metrics,
-            **timing,
             "difference": difference(figures, right, reward, chosen.prompts),
         }
     if config.untrained:
@@ -174,6 +173,25 @@ def measure_student(
         sampler = student_sampler(teacher, teacher.denoiser, student.few_steps[most], "untrained")
         clips[f"untrained {most}"] = make_clips(sampler, teacher, *chosen)
         metrics["untrained"] = {str(most): yardstick.measure(clips[f"untrained {most}"]).metrics}
+
+
+def counts_of(config: DictConfig, student: Any) -> list[int]:
+    """The step counts to measure, the most steps first."""
+    return list(config.steps) if config.steps else sorted(student.few_steps, reverse=True)
+
+
+def measure_times(config: DictConfig, teacher: Any, metrics: dict[str, Any], prompt: str, student: Any = None) -> None:
+    """Seconds of a clip for the teacher, and for the student with its speed-up, all in turn."""
+    from dollar.evaluation.speed import measure_speed
+    from dollar.sampling import teacher_sampler
+
+    reference = teacher_sampler(teacher, config.teacher_steps)
+    samplers = [] if student is None else [student.sampler(teacher, k) for k in counts_of(config, student)]
+    denoiser = None if student is None else student.denoiser
+    seconds, speeds = measure_speed(teacher, reference, prompt, config.repeats, denoiser, samplers)
+    metrics["teacher"]["seconds"] = seconds
+    for steps, speed in speeds.items():
+        metrics["student"][str(steps)] |= speed
 
 
 def measure_latent_reward(config: DictConfig, teacher: Any, student: Any, metrics: dict[str, Any]) -> None:

@@ -26,7 +26,8 @@ def main(config: DictConfig) -> None:
         init = None if config.init is None else Path(config.init)
         if init is not None:
             check_folder(init)
-        vae = train_autoencoder(work, stages, config.seed, world, init)
+        precision = dtype_of(config, "dtype")
+        vae = train_autoencoder(work, stages, config.seed, world, precision, init)
         network, tokenizer = train_teacher(
             work,
             vae,
@@ -37,7 +38,7 @@ def main(config: DictConfig) -> None:
             config.drop_caption,
             config.ema,
             world,
-            dtype_of(config, "dtype"),
+            precision,
             init,
         )
         if world.is_main:

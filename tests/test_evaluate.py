@@ -13,9 +13,9 @@ from conftest import TINY_DATA, TINY_RUN
 from torch import Tensor
 
 from dollar.data import shapes
-from dollar.evaluation.evaluate import Figures, Pairs, Yardstick, difference, latent_reward_figures, pairs, speed
+from dollar.evaluation.evaluate import Figures, Pairs, Yardstick, difference, latent_reward_figures, pairs
 from dollar.models.teacher import Teacher
-from dollar.sampling import Sampler, Seconds
+from dollar.sampling import Sampler
 
 HELD_OUT = shapes.captions("held_out")
 MEASURES = {"alignment", "attributes", "reward", "frechet", "sharpness", "vendi", "spread"}
@@ -94,23 +94,6 @@ def test_a_difference_is_students_minus_teachers_on_shared_pairs() -> None:
     assert found["alignment"]["difference"] == pytest.approx(12 / 32)
     assert 0 < found["alignment"]["low"] < 12 / 32 < found["alignment"]["high"]
     assert found["reward"] == {"difference": 0.25, "low": 0.25, "high": 0.25}
-
-
-def test_speed_is_teachers_over_students_time_and_its_ceiling_counts_forwards(
-    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    student = teacher.denoiser_of(teacher.new_network(), torch.float32)
-    times = {"teacher": 8.0, "student": 0.25}
-    forwards = {(id(teacher.denoiser), 2): 1.5, (id(student), 1): 1.0}
-    monkeypatch.setattr(
-        "dollar.evaluation.evaluate.measure_seconds",
-        lambda s, *_: Seconds(text=0.1, diffusion=times[s.name], decode=0.2),
-    )
-    monkeypatch.setattr("dollar.evaluation.evaluate.measure_forward", lambda t, d, batch, _: forwards[id(d), batch])
-    slow, fast = (Sampler(name, steps, lambda g, c: None) for name, steps in (("teacher", 50), ("student", 4)))
-    found = speed(teacher, student, fast, slow, HELD_OUT[0], 2)
-    assert found["speedup"] == 32 and found["speedup_ceiling"] == 50 * 1.5 / (4 * 1.0)
-    assert found["seconds"]["diffusion"] == 0.25 and found["teacher_seconds"]["diffusion"] == 8.0
 
 
 class Planted:

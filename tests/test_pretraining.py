@@ -278,7 +278,7 @@ def test_parts_are_trained_resumed_and_written_as_a_pipeline(tmp_path: Path) -> 
     for there, here in zip(network.parameters(), begun.parameters(), strict=True):
         torch.testing.assert_close(here, there.half().float())  # pre-training can start from what was shipped
     nothing = {name: Stage(steps=0, batch=1, lr=1e-3) for name in LOSSES}
-    from_there = train_autoencoder(tmp_path / "other", nothing, 0, World(), tmp_path / "teacher")
+    from_there = train_autoencoder(tmp_path / "other", nothing, 0, World(), init=tmp_path / "teacher")
     torch.testing.assert_close(from_there.decoder.conv_in.conv.weight, vae.decoder.conv_in.conv.weight.half().float())
 
     size = sum(p.stat().st_size for p in (tmp_path / "teacher").rglob("*"))

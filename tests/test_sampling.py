@@ -15,8 +15,6 @@ from dollar.sampling import (
     generators,
     make_clips,
     make_latents,
-    measure_forward,
-    measure_seconds,
     student_sampler,
     teacher_sampler,
 )
@@ -114,11 +112,3 @@ def test_folders_that_are_no_students_are_sentences(teacher: Teacher, folder: Pa
     (folder / "student.json").write_text(json.dumps({**card, "teacher_name": "shapes"}))
     with pytest.raises(ValueError, match="came from the teacher shapes, not tiny; use teacher=shapes"):
         load_student(folder, teacher)
-
-
-def test_times_are_measured(teacher: Teacher) -> None:
-    seconds = measure_seconds(teacher_sampler(teacher, 2), teacher, PROMPT, repeats=2)
-    assert all(s > 0 for s in seconds)
-    ten = measure_seconds(teacher_sampler(teacher, 20), teacher, PROMPT, repeats=2)
-    assert ten.diffusion > 2 * seconds.diffusion
-    assert measure_forward(teacher, teacher.denoiser, 2, repeats=2) > 0

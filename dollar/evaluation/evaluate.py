@@ -18,10 +18,9 @@ from dollar.evaluation.sharpness import sharpness
 from dollar.evaluation.vendi import spread, vendi_per_prompt
 from dollar.latent_reward import LatentReward, agreement
 from dollar.log import progress
-from dollar.models.denoiser import Denoiser
 from dollar.models.teacher import Teacher
 from dollar.rewards.shapes import Judgement, ShapesVerifier
-from dollar.sampling import Sampler, decode, make_latents, measure_forward, measure_seconds
+from dollar.sampling import Sampler, decode, make_latents
 
 VENDI_PROMPTS, VENDI_SEEDS = 32, 8
 # (prompt, seed) -> a real clip, uint8 [T, H, W, 3]
@@ -124,26 +123,6 @@ def difference(
         "pairs": n,
         "alignment": paired_interval(right, was_right, prompts[:n])._asdict(),
         "reward": paired_interval(student.reward[:n], teacher_reward[:n], prompts[:n])._asdict(),
-    }
-
-
-def speed(
-    teacher: Teacher, student: Denoiser, sampler: Sampler, reference: Sampler, prompt: str, repeats: int = 20
-) -> dict[str, Any]:
-    """Seconds of one clip, the diffusion speed-up over the teacher, and the most that K forwards could give.
-
-    The teacher runs both halves of guidance in one doubled batch, which costs less than two forwards, so the ceiling is
-    N T(2B) / (K T(B)). Both samplers and both forwards are timed here, in turn, so that a busy machine slows all alike.
-    """
-    slow = measure_seconds(reference, teacher, prompt, repeats)
-    fast = measure_seconds(sampler, teacher, prompt, repeats)
-    doubled = measure_forward(teacher, teacher.denoiser, 2, repeats)
-    single = measure_forward(teacher, student, 1, repeats)
-    return {
-        "seconds": fast._asdict(),
-        "teacher_seconds": slow._asdict(),
-        "speedup": slow.diffusion / fast.diffusion,
-        "speedup_ceiling": reference.steps * doubled / (sampler.steps * single),
     }
 
 

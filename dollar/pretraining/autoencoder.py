@@ -195,7 +195,14 @@ def _pixel_loss(vae: Any, latents: Tensor, pixels: Tensor, noise: float) -> Loss
 LOSSES = {"decoder": decoder_loss, "encoder": encoder_loss, "joint": joint_loss, "finish": finishing_loss}
 
 
-def train_autoencoder(folder: Path, stages: dict[str, Stage], seed: int, world: World, init: Path | None = None) -> Any:
+def train_autoencoder(
+    folder: Path,
+    stages: dict[str, Stage],
+    seed: int,
+    world: World,
+    precision: torch.dtype = torch.float32,
+    init: Path | None = None,
+) -> Any:
     """Teach the decoder, then the encoder, train both together, finish the decoder; resumes from `folder`.
 
     init: a diffusers folder whose autoencoder is the start, instead of random weights.
@@ -218,7 +225,8 @@ def train_autoencoder(folder: Path, stages: dict[str, Stage], seed: int, world: 
             # A window costs an eighth of a clip, but only whole clips have the statistics that the norms will see.
             whole = name != "decoder" and step % 3 == 0
             pixels = whole_clips(own[: -(-len(own) // 2)], seed) if whole else windows(own, seed)
-            return loss_of(vae, cells, pixels.to(world.device))
+            with torch.autocast(world.device.type, precision, enabled=precision != torch.float32):
+                return loss_of(vae, cells, pixels.to(world.device))
 
         optimizers = optimizers_of(trained, stage.lr, stage.lr / 5, outer=("conv_out",))
         run_stage(folder / f"vae_{name}", stage, trained, optimizers, loss, world)

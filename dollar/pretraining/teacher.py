@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dollar.data import shapes
 from dollar.diffusion.draws import Draws
-from dollar.diffusion.schedule import VariancePreserving, diffuse
+from dollar.diffusion.schedule import VariancePreserving, diffuse, expand_like
 from dollar.log import progress
 from dollar.losses.score_matching import native
 from dollar.models.codec import Codec
@@ -112,6 +112,15 @@ class TextToLatents(nn.Module):
         return output.transpose(1, 2).float()
 
 
+def evened(a: Tensor, b: Tensor) -> Tensor:
+    """Weights [B] that make the error of v about equally large at all times; a, b [B]: coefficients of data and noise.
+
+    Unweighted, half of what the network follows is the error at almost no and almost nothing but noise, where v can't
+    be known; what an object looks like is settled between. The reciprocal is the measured error's course in time.
+    """
+    return 5 / (1 / b + 1 / (a + 0.05))
+
+
 def train_teacher(
     folder: Path,
     vae: Any,
@@ -150,10 +159,11 @@ def train_teacher(
         ids = tokenizer(prompts, padding="max_length", max_length=text_length, return_tensors="pt").input_ids
         x_0 = latents[chosen].to(device)
         t, eps = schedule.uniform(draws.uniform("time")), draws.normal("noise", x_0.shape[1:])
-        a, b = (c.float().to(device).reshape(-1, 1, 1, 1, 1) for c in schedule.coefficients(t))
+        a, b = (c.float().to(device) for c in schedule.coefficients(t))
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             v = network(diffuse(x_0, eps, t, schedule), t, ids.to(device))
-        return {"total": native(v, a * eps - b * x_0).mean()}
+        error = native(v, expand_like(a, eps) * eps - expand_like(b, x_0) * x_0)
+        return {"total": (evened(a, b) * error).mean(), "v": error.mean()}
 
     run_stage(folder / "teacher", stage, network, optimizers, loss, world, ema)
     with torch.no_grad():

@@ -1,0 +1,76 @@
+"""Times and speed-ups: measured in turn, against planted durations and on a real tiny teacher."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from dollar.evaluation import speed
+from dollar.evaluation.speed import in_turn, measure_speed
+from dollar.models.teacher import Teacher
+from dollar.sampling import Sampler, teacher_sampler
+
+PROMPT = "a small red circle moving left on a black background"
+
+
+def test_works_are_timed_in_turn_without_their_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, order = [0.0], []
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: now[0])
+
+    def work(name: str, *seconds: float) -> object:
+        left = list(seconds)
+
+        def run() -> None:
+            order.append(name)
+            now[0] += left.pop(0)
+
+        return run
+
+    found = in_turn({"a": work("a", 9, 1, 5, 2), "b": work("b", 9, 3, 3, 4)}, 3, torch.device("cpu"))  # type: ignore[dict-item]
+    assert order == ["a", "b"] * 4
+    assert found == {"a": 2, "b": 3}
+
+
+def test_speed_is_teachers_over_students_time_and_its_ceiling_counts_forwards(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    took = {
+        "text": 0.1,
+        "decode": 0.2,
+        "reference": 8.0,
+        "doubled": 1.5,
+        "single": 1.0,
+        "4 steps": 0.25,
+        "1 steps": 0.1,
+    }
+
+    def planted(works: dict, *_: object) -> dict[str, float]:
+        for work in works.values():
+            work()  # all of them can be run
+        return {name: took[name] for name in works}
+
+    monkeypatch.setattr(speed, "in_turn", planted)
+    student = teacher.denoiser_of(teacher.new_network(), torch.float32)
+    asked: list[int] = []
+
+    def sampler(steps: int) -> Sampler:
+        def diffusion(generators: list[torch.Generator], condition: object) -> Tensor:
+            asked.append(steps)
+            return teacher.noise(generators)
+
+        return Sampler("any", steps, diffusion)
+
+    slow, speeds = measure_speed(teacher, sampler(50), PROMPT, 2, student, [sampler(4), sampler(1)])
+    assert slow == {"text": 0.1, "diffusion": 8.0, "decode": 0.2}
+    assert speeds[4]["speedup"] == 32 and speeds[4]["speedup_ceiling"] == 50 * 1.5 / (4 * 1.0)
+    assert speeds[1]["speedup"] == 80 and speeds[1]["speedup_ceiling"] == 50 * 1.5
+    assert speeds[4]["seconds"] == {"text": 0.1, "diffusion": 0.25, "decode": 0.2}
+    assert set(asked) == {50, 4, 1}
+
+
+def test_the_teacher_is_timed_alone(teacher: Teacher) -> None:
+    two, none = measure_speed(teacher, teacher_sampler(teacher, 2), PROMPT, repeats=2)
+    assert none == {} and all(s > 0 for s in two.values())
+    twenty, _ = measure_speed(teacher, teacher_sampler(teacher, 20), PROMPT, repeats=2)
+    assert twenty["diffusion"] > 2 * two["diffusion"]
