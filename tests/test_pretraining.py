@@ -280,6 +280,8 @@ def test_parts_are_trained_resumed_and_written_as_a_pipeline(tmp_path: Path) -> 
     nothing = {name: Stage(steps=0, batch=1, lr=1e-3) for name in LOSSES}
     from_there = train_autoencoder(tmp_path / "other", nothing, 0, World(), init=tmp_path / "teacher")
     torch.testing.assert_close(from_there.decoder.conv_in.conv.weight, vae.decoder.conv_in.conv.weight.half().float())
+    with pytest.raises(ValueError, match=r"is of another network: its \S+ is \[\d+.*init=null from random weights"):
+        TextToLatents(new_text_encoder(len(tokenizer) + 1), new_transformer(12)).load_pretrained(tmp_path / "teacher")
 
     size = sum(p.stat().st_size for p in (tmp_path / "teacher").rglob("*"))
     assert size < 10e6  # what may be shipped

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dollar.data import shapes
 from dollar.parallel.world import World
-from dollar.pretraining.stages import Stage, optimizers_of, run_stage
+from dollar.pretraining.stages import START, Stage, optimizers_of, run_stage, take_weights
 
 CROP, SHORT = 32, 9  # pixels and frames of the windows around the object that the autoencoder learns from
 CELL = (4, 4, 4)  # frames and pixels that become one latent
@@ -216,7 +216,8 @@ def train_autoencoder(
     torch.manual_seed(seed)
     vae = new_autoencoder().to(world.device)
     if init is not None:
-        vae.load_state_dict(load_file(init / "vae" / "diffusion_pytorch_model.safetensors"))
+        path = init / "vae" / "diffusion_pytorch_model.safetensors"
+        take_weights(vae, load_file(path), path, START)
     with torch.no_grad():  # the encoder is certain of its latents: no noise worth the name is ever added
         vae.encoder.conv_out.conv.bias[CHANNELS:] = -12.0
         vae.encoder.conv_out.conv.weight[CHANNELS:] = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from dollar.log import Log, progress
 from dollar.models.ema import Ema
 from dollar.parallel.world import World
+
+START = "Start with init=FOLDER from one that launch/pretrain.py has made, or with init=null from random weights"
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,19 @@ def optimizers_of(network: nn.Module, lr: float, adam_lr: float, outer: Sequence
         Muon([named[n] for n in named if n in inner], lr),
         torch.optim.Adam(rest, lr=adam_lr, betas=(0.9, 0.99)),
     ]
+
+
+@torch.no_grad()
+def take_weights(network: nn.Module, weights: Mapping[str, Tensor], source: Path, remedy: str) -> None:
+    """Copy weights into the network by name; ValueError, with the remedy, when they are another network's."""
+    for name, parameter in network.named_parameters():
+        saved = weights.get(name)
+        if saved is None or saved.shape != parameter.shape:
+            raise ValueError(
+                f"{source} is of another network: its {name} is {None if saved is None else list(saved.shape)} and "
+                f"{list(parameter.shape)} is needed. {remedy}"
+            )
+        parameter.copy_(saved)
 
 
 def run_stage(
@@ -120,14 +135,8 @@ def _resume(folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.O
     tensors = load_file(path)
     with safe_open(path, "pt") as file:
         plain = file.metadata()
-    for name, parameter in network.named_parameters():
-        saved = tensors.get(f"network/{name}")
-        if saved is None or saved.shape != parameter.shape:
-            raise ValueError(
-                f"{path} is of another network: its {name} is {None if saved is None else list(saved.shape)} and "
-                f"{list(parameter.shape)} is needed. Give another folder with work=FOLDER, or remove this one"
-            )
-        parameter.copy_(saved)
+    weights = {key.removeprefix("network/"): value for key, value in tensors.items() if key.startswith("network/")}
+    take_weights(network, weights, path, "Give another folder with work=FOLDER, or remove this one")
     parameters = [[p for group in o.param_groups for p in group["params"]] for o in optimizers]
     for key, value in tensors.items():
         if key.startswith("optimizer/"):

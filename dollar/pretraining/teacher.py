@@ -21,7 +21,7 @@ from dollar.models.codec import Codec
 from dollar.models.ema import Ema
 from dollar.parallel.world import World
 from dollar.pretraining.autoencoder import CELL, CHANNELS
-from dollar.pretraining.stages import Stage, optimizers_of, run_stage
+from dollar.pretraining.stages import START, Stage, optimizers_of, run_stage, take_weights
 
 
 def new_tokenizer() -> Any:
@@ -99,11 +99,12 @@ class TextToLatents(nn.Module):
         self.transformer = transformer
 
     def load_pretrained(self, folder: Path) -> None:
-        """Take the weights of a diffusers folder of the same architecture."""
-        words = load_file(folder / "text_encoder" / "model.safetensors")
-        words.setdefault("encoder.embed_tokens.weight", words["shared.weight"])  # one tensor, saved once
-        self.text_encoder.load_state_dict(words)
-        self.transformer.load_state_dict(load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors"))
+        """Take the weights of a diffusers folder; ValueError when it is of another architecture."""
+        for network, path in (
+            (self.text_encoder, folder / "text_encoder" / "model.safetensors"),
+            (self.transformer, folder / "transformer" / "diffusion_pytorch_model.safetensors"),
+        ):
+            take_weights(network, load_file(path), path, START)
 
     def forward(self, x_t: Tensor, t: Tensor, ids: Tensor) -> Tensor:
         """x_t [B, C, F, h, w], t [B], ids [B, L] -> v [B, C, F, h, w]."""
