@@ -23,6 +23,8 @@ from dollar.parallel.world import World
 from dollar.pretraining.autoencoder import CELL, CHANNELS
 from dollar.pretraining.stages import START, Stage, optimizers_of, run_stage, take_weights
 
+HARDEST = {"circling around": 3.5}  # how many times as often clips of a motion that comes last are taken
+
 
 def new_tokenizer() -> Any:
     """A T5 tokenizer that knows the shapes world's words."""
@@ -114,12 +116,13 @@ class TextToLatents(nn.Module):
 
 
 def evened(a: Tensor, b: Tensor) -> Tensor:
-    """Weights [B] that make the error of v about equally large at all times; a, b [B]: coefficients of data and noise.
+    """Weights [B] that make the error of v more even over the times; a, b [B]: coefficients of data and noise.
 
     Unweighted, half of what the network follows is the error at almost no and almost nothing but noise, where v can't
-    be known; what an object looks like is settled between. The reciprocal is the measured error's course in time.
+    be known; what an object looks like is settled between. The reciprocal follows the measured error's course in time,
+    but less at much noise, where the motion is settled.
     """
-    return 5 / (1 / b + 1 / (a + 0.05))
+    return 5 / (1 / b + 1 / (a + 0.2))
 
 
 def train_teacher(
@@ -149,12 +152,17 @@ def train_teacher(
     ema = Ema(network, decay)
     device = world.device
     schedule = VariancePreserving(new_scheduler().alphas_cumprod)
-    encoded = cache(lambda: encode_clips(vae, clips, seed, world))  # at the first update; a finished stage needs none
+
+    @cache  # at the first update; a finished stage needs none
+    def encoded() -> tuple[Sequence[str], Tensor, Tensor]:
+        captions, latents = encode_clips(vae, clips, seed, world)
+        weights = [HARDEST.get(shapes.parse(caption).motion, 1.0) for caption in captions]
+        return captions, latents, torch.tensor(weights, dtype=torch.double).cumsum(0)
 
     def loss(step: int) -> dict[str, Tensor]:
-        captions, latents = encoded()
+        captions, latents, shares = encoded()
         draws = Draws(seed, step, world.own(step * stage.batch, stage.batch), device)
-        chosen = (draws.uniform("clip").cpu() * clips).long()
+        chosen = torch.searchsorted(shares, draws.uniform("clip").cpu().double() * shares[-1], right=True)
         dropped = draws.uniform("caption").cpu() < drop_caption
         prompts = ["" if gone else captions[i] for i, gone in zip(chosen.tolist(), dropped.tolist(), strict=True)]
         ids = tokenizer(prompts, padding="max_length", max_length=text_length, return_tensors="pt").input_ids
