@@ -28,8 +28,8 @@ MOTIONS = ("moving left", "moving right", "moving up", "moving down", "circling 
 BACKGROUNDS = {"black": (12, 12, 12), "gray": (128, 128, 128), "white": (243, 243, 243), "brown": (110, 70, 35)}
 
 SPEED = (0.8, 1.2)  # pixels a frame, straight motions
-ORBIT_RADIUS = (8.0, 11.0)  # pixels
-ORBIT_SPEED = (0.16, 0.24)  # radians a frame, clockwise on the screen
+ORBIT_RADIUS = (5.0, 6.5)  # pixels
+ORBIT_SPEED = (0.20, 0.28)  # radians a frame, clockwise on the screen
 EXTENT = 1.2  # farthest point of any shape from its centre, in radii (the triangle's tip)
 ARM = 0.4  # half the width of a cross's bars, in radii
 HELD_OUT_FRACTION = 0.2
