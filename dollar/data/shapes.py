@@ -30,6 +30,7 @@ BACKGROUNDS = {"black": (12, 12, 12), "gray": (128, 128, 128), "white": (243, 24
 SPEED = (0.8, 1.2)  # pixels a frame, straight motions
 ORBIT_RADIUS = (5.0, 6.5)  # pixels
 ORBIT_SPEED = (0.20, 0.28)  # radians a frame, clockwise on the screen
+ORBIT_PHASE = (0.0, np.pi / 2)  # radians from the right, where the first frame lies on the orbit
 EXTENT = 1.2  # farthest point of any shape from its centre, in radii (the triangle's tip)
 ARM = 0.4  # half the width of a cross's bars, in radii
 HELD_OUT_FRACTION = 0.2
@@ -96,7 +97,7 @@ def trajectory(motion: str, radius: float, rng: np.random.Generator) -> Trajecto
     time = np.arange(FRAMES)
     low, high = EXTENT * radius + 1, WIDTH - EXTENT * radius - 1
     if motion == "circling around":
-        orbit, speed, phase = rng.uniform(*ORBIT_RADIUS), rng.uniform(*ORBIT_SPEED), rng.uniform(0, 2 * np.pi)
+        orbit, speed, phase = rng.uniform(*ORBIT_RADIUS), rng.uniform(*ORBIT_SPEED), rng.uniform(*ORBIT_PHASE)
         centre = rng.uniform(low + orbit, high - orbit, size=2)
         angle = phase + speed * time
         return Trajectory(centre + orbit * np.stack([np.cos(angle), np.sin(angle)], 1), speed, phase)
