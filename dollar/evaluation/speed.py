@@ -28,6 +28,7 @@ def in_turn(works: Mapping[str, Callable[[], object]], repeats: int, device: tor
     return {name: statistics.median(seconds[1:]) for name, seconds in taken.items()}
 
 
+@torch.no_grad()
 def measure_speed(
     teacher: Teacher,
     reference: Sampler,

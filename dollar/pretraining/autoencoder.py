@@ -112,7 +112,7 @@ def _copy_channels(convolution: nn.Conv2d | nn.Conv3d, amount: float) -> None:
 def random_clips(samples: Iterable[int], seed: int, bent: float = 0.0) -> list[np.ndarray]:
     """Training clips drawn anew for every global sample index, uint8 [T, H, W, 3].
 
-    bent: how many of them circle for certain. No other motion bends within a cell, and what the decoder gets wrong is
+    bent: the fraction that circles for certain. No other motion bends within a cell, and what the decoder gets wrong is
     nearly all there.
     """
     every, clips = shapes.captions("train"), []
