@@ -24,6 +24,7 @@ from dollar.pretraining.autoencoder import (
     SHORT,
     Cells,
     decoder_loss,
+    edge_energy,
     encoder_loss,
     finishing_loss,
     joint_loss,
@@ -130,6 +131,25 @@ def test_leaving_the_taught_latents_has_a_price(cells: Cells) -> None:
     held = joint_loss(vae, cells, pixels, anchor=0.5)
     torch.testing.assert_close(held["total"] - free["total"], 0.5 * held["drift"])
     assert held["drift"] > 0
+
+
+def test_the_energy_of_edges_tells_soft_from_displaced() -> None:
+    pixels = windows([0, 1], seed=0)
+    energy = edge_energy(pixels)
+    assert energy.shape == pixels.shape
+    square = torch.zeros(1, 3, 1, 32, 32)
+    square[..., 10:20, 10:20] = 2.0
+    # Forty edges a channel of a difference of 2: their squares are kept, whatever window they are averaged over.
+    torch.testing.assert_close(edge_energy(square).sum(), torch.tensor(3 * 40 * 4.0), rtol=1e-5, atol=0)
+    blurred = torch.nn.functional.avg_pool3d(pixels, (1, 3, 3), 1, (0, 1, 1), count_include_pad=False)
+    moved = pixels.roll(1, dims=4)
+
+    def gap(other: torch.Tensor) -> tuple[float, float]:
+        here = (slice(None), slice(None), slice(None), slice(4, -4), slice(4, -4))  # away from what was rolled in
+        return float((edge_energy(other) - energy)[here].abs().mean()), float((other - pixels)[here].abs().mean())
+
+    (soft, soft_pixels), (displaced, displaced_pixels) = gap(blurred), gap(moved)
+    assert soft_pixels < displaced_pixels and soft > 1.3 * displaced  # pixels alone prefer the soft edge
 
 
 # Stages
