@@ -29,7 +29,10 @@ from dollar.models.denoiser import Condition, Denoiser
 
 @dataclass
 class Objective:
-    """L = beta_vsd L_VSD + beta_cd L_CD + beta_ft L_FT (Eq. 16) and what each term needs; conf/loss explains each."""
+    """L = beta_vsd L_VSD + beta_cd L_CD + beta_ft L_FT (Eq. 16) and what each term needs; conf/loss explains each.
+
+    The defaults are the paper's.
+    """
 
     beta_vsd: float = 1.0
     beta_cd: float = 0.5
@@ -75,6 +78,16 @@ class Objective:
                 f"balance is {self.balance}, but it compares the reward's gradient with VSD's in one update; it needs "
                 "ft.update=joint and beta_vsd above 0, or set balance=null"
             )
+        if self.balance is not None and self.beta_ft == 0:
+            raise ValueError(f"balance is {self.balance}, but beta_ft is 0, so there is nothing to hold back")
+        if not 0 <= self.vsd_range[0] < self.vsd_range[1] <= 1:
+            raise ValueError(f"vsd.range is {list(self.vsd_range)}; give two rising fractions of T, as [0.02, 0.98]")
+        for name in ("vsd", "cd"):
+            if getattr(self, f"{name}_guidance_scale") < 0:
+                raise ValueError(
+                    f"{name}.guidance_scale is {getattr(self, f'{name}_guidance_scale')}, which leads away from the "
+                    "prompt; 1 is no guidance and the usual values lie between 2 and 9"
+                )
         if not 1 <= self.cd_m <= self.cd_grid:
             raise ValueError(f"cd.m is {self.cd_m}; a walk has 1 to cd.grid = {self.cd_grid} steps")
 
@@ -87,11 +100,15 @@ class Sample(NamedTuple):
 
 
 class Pullback(NamedTuple):
-    """One term of the student's update: `gradient` at `tensor`, to be carried back to the weights and then freed."""
+    """One term of the student's update: `gradient` at `tensor`, to be carried back to the weights.
+
+    last: whether the branch is then done with; if not, another term follows through the same activations.
+    """
 
     name: str
     tensor: Tensor
     gradient: Tensor
+    last: bool = True
 
 
 @dataclass
@@ -169,8 +186,8 @@ class Distiller:
             gradients["ft"] = self._balanced(o.beta_ft * self._fine_tune_gradient(condition), gradients.get("vsd"))
         self._log_gradients(gradients)
         if apart:
-            for left, (name, gradient) in zip(range(len(gradients) - 1, -1, -1), gradients.items(), strict=True):
-                yield Pullback(name + ("" if left == 0 else "+"), x_hat, gradient)
+            for place, (name, gradient) in enumerate(gradients.items(), 1):
+                yield Pullback(name, x_hat, gradient, last=place == len(gradients))
         elif gradients:
             # Both gradients are added at x_hat and carried back through the student once (Eq. 16).
             yield Pullback("+".join(gradients), x_hat, torch.stack(list(gradients.values())).sum(0))

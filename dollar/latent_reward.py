@@ -106,7 +106,7 @@ class LatentReward:
             decoded = self.codec.decode(latents[list(first.values())])[[places[keys[i] or (-1, i)] for i in ask]]
             reward[ask] = self._score(decoded, [prompts[i] for i in ask])
             for i in ask:
-                if keys[i] is not None:
+                if keys[i] is not None and reward[i].isfinite():
                     self._known[(keys[i], prompts[i])] = float(reward[i])  # type: ignore[index]
         usable = reward.isfinite()
         return Observation(turn, list(prompts), latents.detach(), reward.to(latents.device), usable.to(latents.device))
@@ -120,12 +120,15 @@ class LatentReward:
             )
         return scored.detach().float().cpu()
 
-    def remember(self, observation: Observation) -> None:
-        """Take an observation into the memory and the statistics."""
+    def remember(self, observation: Observation) -> bool:
+        """Take an observation into the memory and the statistics; False, and no trace, if no process can use any."""
         every, usable = self.gather(observation.reward), self.gather(observation.usable)
         self.bad += int((~usable.bool()).sum())
+        if not usable.any():
+            return False
         self.statistics.update(every[usable.bool()])
         self.past = [*self.past, observation][-self.memory :]
+        return True
 
     @torch.no_grad()
     def follow(self) -> Agreement:

@@ -20,6 +20,7 @@ from dollar.models.teacher import Teacher
 from dollar.sampling import Sampler, student_sampler
 
 CARD = "student.json"
+KEYS = ("teacher_name", "timesteps", "steps", "between")  # what every card has
 
 
 @dataclass
@@ -114,11 +115,14 @@ def read_card(folder: str | Path) -> dict[str, Any]:
         hint = f"there is one in {near}" if near else "a finished run has one in runs/<run>/student"
         raise ValueError(f"no student in {folder}: it has no {CARD}; {hint}")
     try:
-        return dict(json.loads((folder / CARD).read_text()))
+        card = dict(json.loads((folder / CARD).read_text()))
+        if lacking := [key for key in KEYS if key not in card]:
+            raise ValueError(f"it lacks {', '.join(lacking)}")
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{folder / CARD} can't be read ({error}); run the training command again to write it"
         ) from None
+    return card
 
 
 def load_student(folder: str | Path, teacher: Teacher, compute_dtype: torch.dtype = torch.float32) -> Student:

@@ -36,35 +36,35 @@ class Plan:
 
     cycles: int
     batch: int
-    seed: int = 0
-    fake_updates: int = 5
-    fake_warmup: int = 0
-    ft_accumulate: int = 7
-    lrm_clips: int = 4
-    lrm_warmup: int = 50
-    lrm_updates: int = 1
-    lrm_mismatched: bool = True
-    clip_gradient: float = 1.0
-    save_every: int = 50
-    keep: int = 2
-    validate_every: int = 50
-    gradients_every: int = 20
-    keep_best: str | None = None
-    max_skipped: int = 20
+    seed: int
+    fake_updates: int
+    fake_warmup: int
+    ft_accumulate: int
+    lrm_clips: int
+    lrm_warmup: int
+    lrm_updates: int
+    lrm_mismatched: bool
+    clip_gradient: float
+    save_every: int
+    keep: int
+    validate_every: int
+    gradients_every: int
+    keep_best: str | None
+    max_skipped: int = 20  # updates in a row that may be skipped before the run ends
 
     def __post_init__(self) -> None:
-        for name in (
-            "cycles",
-            "batch",
-            "fake_updates",
-            "ft_accumulate",
-            "lrm_clips",
-            "lrm_updates",
-            "save_every",
-            "keep",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        least = dict.fromkeys(("cycles", "batch", "fake_updates", "ft_accumulate", "lrm_clips", "lrm_updates"), 1)
+        least |= {"save_every": 1, "keep": 1, "seed": 0, "fake_warmup": 0, "lrm_warmup": 0, "gradients_every": 0}
+        for name, smallest in least.items():
+            if getattr(self, name) < smallest:
+                key = name.replace("ft_", "ft.").replace("lrm_", "lrm.").replace("gradients", "log.gradients")
+                raise ValueError(f"{key} is {getattr(self, name)}; it must be at least {smallest}")
+        if self.clip_gradient <= 0:
+            raise ValueError(f"clip_gradient is {self.clip_gradient}; it must be positive, or nothing is learned")
+        if self.lrm_clips > self.batch:
+            raise ValueError(
+                f"lrm.clips is {self.lrm_clips}, more than the batch={self.batch} that they are taken from"
+            )
 
 
 @dataclass
@@ -195,10 +195,10 @@ class Trainer:
         seen: dict[str, list[Tensor]] = {}
         for term in self.distiller.student_terms(draws, condition, batch.latents, warm, apart=looking):
             before = _gradients(student) if looking else []
-            torch.autograd.backward(term.tensor, term.gradient, retain_graph=term.name.endswith("+"))
+            torch.autograd.backward(term.tensor, term.gradient, retain_graph=not term.last)
             if looking:
                 after = _gradients(student)
-                seen[term.name.rstrip("+")] = [a - b for a, b in zip(after, before, strict=True)]
+                seen[term.name] = [a - b for a, b in zip(after, before, strict=True)]
         if seen:
             self._log_terms(seen)
         if any(p.grad is not None for p in student.parameters) and self._step(student):
@@ -262,8 +262,11 @@ class Trainer:
         made = sample.x_hat[:n]
         latents = torch.cat([real, made, real] if self.plan.lrm_mismatched else [real, made])
         observed = surrogate.observe(draws.cycle, latents, prompts, keys)
-        surrogate.remember(observed)
+        known = surrogate.remember(observed)
         self._log_rewards(observed.reward[:n], observed.reward[n : 2 * n], made, sample)
+        if not known:
+            self._count(lrm, False, "cycles in a row gave no reward that is a number. Look at the reward by itself")
+            return
         for update in range(self.plan.lrm_updates):
             loss = surrogate.loss(draws, f"lrm {update}").mean()
             loss.backward()
@@ -300,6 +303,10 @@ class Trainer:
             torch.autograd.backward(term.tensor, term.gradient)
         self.learners["lrm"].optimizer.zero_grad(set_to_none=True)  # it was only looked through
         gradients = [p.grad for p in student.parameters if p.grad is not None]
+        if self.plan.gradients_every > 0 and cycle % self.plan.gradients_every == 0:
+            self.distiller.logged["grad_norm/term/ft"] = float(
+                torch.cat([whole(g).flatten() for g in gradients]).norm()
+            )
         if not self._ft_gradients:
             self._ft_gradients = [torch.zeros_like(g) for g in gradients]
         for held, gradient in zip(self._ft_gradients, gradients, strict=True):
@@ -309,28 +316,37 @@ class Trainer:
         if self._ft_held == self.plan.ft_accumulate:
             for p, held in zip(student.parameters, self._ft_gradients, strict=True):
                 p.grad = held / self._ft_held
-            if self._step(student):
+            if self._step(student, "student_ft"):
                 self.ema.update()
             self._ft_gradients, self._ft_held = [], 0
 
-    def _step(self, learner: Learner) -> bool:
-        """Clip, check and step; a gradient that is not finite skips the update in every process. True if it stepped."""
+    def _step(self, learner: Learner, name: str | None = None) -> bool:
+        """Clip, check and step; a gradient that is not finite skips the update in every process. True if it stepped.
+
+        name: what the gradient's norm is logged as, where the learner has updates of several kinds.
+        """
         if learner.shared:
             self.world.average([p.grad for p in learner.parameters])
         norm = whole(nn.utils.clip_grad_norm_(learner.parameters, self.plan.clip_gradient))
-        self.distiller.logged[f"grad_norm/{learner.name}"] = float(norm)
+        self.distiller.logged[f"grad_norm/{name or learner.name}"] = float(norm)
         sound = not self.world.any(not bool(torch.isfinite(norm)))
         if sound:
             learner.optimizer.step()
         learner.optimizer.zero_grad(set_to_none=True)
+        trouble = (
+            f"updates of the {learner.name} in a row had gradients that were not finite. Lower optim.{learner.name}.lr"
+        )
+        self._count(learner, sound, trouble)
+        return sound
+
+    def _count(self, learner: Learner, sound: bool, trouble: str) -> None:
+        """Keep count of skipped updates; FloatingPointError, naming the trouble, when too many came in a row."""
         learner.in_a_row = 0 if sound else learner.in_a_row + 1
         learner.skipped += not sound
         if learner.in_a_row >= self.plan.max_skipped:
             raise FloatingPointError(
-                f"{learner.in_a_row} updates of the {learner.name} in a row had gradients that were not finite. Lower "
-                f"optim.{learner.name}.lr, or go on from an older checkpoint in {self.folder / 'checkpoints'}"
+                f"{learner.in_a_row} {trouble}, or go on from an older checkpoint in {self.folder / 'checkpoints'}"
             )
-        return sound
 
     def _due(self, every: int) -> bool:
         return every > 0 and (self.cycle % every == 0 or self.cycle == self.plan.cycles)

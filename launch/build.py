@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -36,13 +35,24 @@ def dtype_of(config: DictConfig, key: str) -> torch.dtype:
 
 
 def take_teacher(config: DictConfig) -> None:
-    """Put the teacher of the student in `checkpoint` into the configuration; keys of the command line stay."""
+    """Put the teacher of the student in `checkpoint` into the configuration; keys of the command line stay.
+
+    ValueError where the command line names another teacher.
+    """
     from hydra.core.hydra_config import HydraConfig
 
     from dollar.student import read_card
 
-    given = [o.removeprefix("teacher.") for o in HydraConfig.get().overrides.task if o.startswith("teacher.")]
-    config.teacher = OmegaConf.merge(read_card(config.checkpoint)["teacher"], OmegaConf.from_dotlist(given))
+    card, overrides = read_card(config.checkpoint), HydraConfig.get().overrides.task
+    if "teacher" not in card:
+        raise ValueError(f"the student in {config.checkpoint} doesn't say which teacher made it; train it again")
+    if any(o.startswith("teacher=") for o in overrides) and config.teacher.name != card["teacher_name"]:
+        raise ValueError(
+            f"teacher is {config.teacher.name}, but the student in {config.checkpoint} came from the teacher "
+            f"{card['teacher_name']}; leave teacher= out"
+        )
+    given = [o.removeprefix("teacher.") for o in overrides if o.startswith("teacher.")]
+    config.teacher = OmegaConf.merge(card["teacher"], OmegaConf.from_dotlist(given))
 
 
 def build_teacher(config: DictConfig, world: World) -> Teacher:
@@ -75,8 +85,20 @@ def objective_of(config: DictConfig) -> Objective:
     )
 
 
-def plan_of(config: DictConfig) -> Plan:
-    """The loop's numbers."""
+def plan_of(config: DictConfig, processes: int = 1) -> Plan:
+    """The loop's numbers; ValueError names a key at fault."""
+    if config.batch % processes or config.lrm.clips % processes:
+        raise ValueError(
+            f"batch={config.batch} and lrm.clips={config.lrm.clips} must be multiples of the {processes} processes"
+        )
+    for network, keys in config.optim.items():
+        if not keys.lr > 0 or not all(0 <= beta < 1 for beta in keys.betas) or keys.weight_decay < 0:
+            raise ValueError(
+                f"optim.{network} is {OmegaConf.to_container(keys)}; lr must be positive, betas lie from 0 to below 1, "
+                "and weight_decay is 0 or positive"
+            )
+    if not 0 <= config.ema < 1:
+        raise ValueError(f"ema is {config.ema}; it is a decay, 0 (off) or more and below 1")
     return Plan(
         cycles=config.cycles,
         batch=config.batch,
@@ -118,11 +140,7 @@ def build_latent_reward(config: DictConfig, teacher: Teacher, world: World) -> L
 def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Path, resume_cycle: int) -> Trainer:
     """Everything that a run holds, ready for `load` or `train`."""
     objective, plan = objective_of(config), plan_of(config)
-    if plan.batch % world.size or plan.lrm_clips % world.size or plan.lrm_clips > plan.batch:
-        raise ValueError(
-            f"batch={plan.batch} and lrm.clips={plan.lrm_clips} must be multiples of the {world.size} processes, "
-            "and lrm.clips at most batch"
-        )
+    teacher.denoiser.schedule.grid(objective.cd_grid)  # a grid that this schedule doesn't have is told now
     samplers = few_steps(teacher, config.student.timesteps, config.student.steps, config.student.between)
     start = teacher.new_network() if config.init is None else load_student(config.init, teacher).denoiser.network
     start.train().requires_grad_(True)
@@ -160,13 +178,14 @@ def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Pa
     reward = surrogate.reward if surrogate else _reward_or_none(config)
     check_captions(reward, [*clips.captions, *prompts])
     data = LatentBatches(clips, teacher.codec.encode, config.seed, config.data.cache)
+    if plan.keep_best is not None and config.validation.every == 0:
+        raise ValueError(f"keep_best is {plan.keep_best!r}, but validation.every is 0, so nothing is measured")
     log = Log(folder, active=world.is_main, resume_step=resume_cycle + 1)
     validation = None
     if config.validation.every > 0:
         validation = Validation(teacher, denoiser, samplers, prompts, reward, log, world, **validation_of(config))
-    if plan.keep_best is not None and (validation is None or plan.keep_best not in validation.names):
-        measured = f"validation measures {', '.join(validation.names)}" if validation else "validation.every is 0"
-        raise ValueError(f"keep_best is {plan.keep_best!r}; {measured}")
+        if plan.keep_best not in (None, *validation.names):
+            raise ValueError(f"keep_best is {plan.keep_best!r}; validation measures {', '.join(validation.names)}")
     return Trainer(
         plan,
         distiller,
@@ -214,9 +233,8 @@ def optimizer(config: DictConfig, name: str, network: torch.nn.Module) -> torch.
     return torch.optim.AdamW(network.parameters(), **{**keys, "betas": tuple(keys["betas"])})
 
 
-@contextlib.contextmanager
-def quiet():
-    """diffusers' and transformers' progress bars and notes off, for output that a person reads."""
+def quiet() -> None:
+    """Turn diffusers' and transformers' progress bars and notes off, for output that a person reads."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -224,4 +242,3 @@ def quiet():
     diffusers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import sys
@@ -21,15 +22,27 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from results_table import FAILED
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
+FOLDERS = ("checkpoint", "init", "out", "prompts", "runs", "work")  # keys whose value is a path, whatever it looks like
+PAIRS = ("betas", "range")  # lists of two numbers
+# What a key whose default is null must be, by a value of that kind.
+KINDS: dict[str, Any] = {
+    "sample.steps": 4,
+    "sample.guidance_scale": 1.0,
+    "evaluate.steps": [4, 1],
+    "train.balance": 1.0,
+}
+# Mistakes of the user's, or of his machine, that a sentence explains better than a traceback.
+TOLD = (ValueError, OSError, FloatingPointError, OmegaConfBaseException)
 OmegaConf.register_new_resolver("embedded", lambda name: str(ROOT / "dollar" / "assets" / name), replace=True)
 
 
 def enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
-    """Run `main` with the composed configuration; a ValueError is printed as its sentence, with exit code 2.
+    """Run `main` with the composed configuration; a mistake is printed as its sentence, with exit code 2.
 
     In a sweep an error ends its own job only; the exit code is 2 when any job failed.
     """
@@ -38,18 +51,20 @@ def enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
     try:
         check_overrides(config_name, sys.argv[1:])
     except ValueError as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
+        _refuse(error)
 
     def guarded(config: DictConfig) -> Any:
         try:
+            for key in FOLDERS:
+                if config.get(key) is not None:
+                    config[key] = str(config[key])
             return main(config)
-        except (ValueError, InstantiationException) as error:
+        except (*TOLD, InstantiationException) as error:
             # Hydra wraps what a constructor raises; the user's sentence is inside.
             told = error.__cause__ if isinstance(error, InstantiationException) else error
-            if os.environ.get("DOLLAR_TRACEBACK") or not isinstance(told, ValueError):
+            if os.environ.get("DOLLAR_TRACEBACK") or not isinstance(told, TOLD):
                 raise
-            print(f"{Path(sys.argv[0]).name}: {told}", file=sys.stderr)
-            sys.exit(2)
+            _refuse(told)
 
     def job(config: DictConfig) -> Any:
         if HydraConfig.get().mode != RunMode.MULTIRUN:
@@ -69,19 +84,40 @@ def enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
         sys.exit(2)
 
 
+def _refuse(error: BaseException) -> None:
+    print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def check_folder_for(key: str, path: Path) -> None:
+    """Raise ValueError unless results can be written to this folder, which may not be there yet."""
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise ValueError(f"{key}={path}: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"{key}={path}: nothing may be written to {there}; name another folder")
+
+
 def quote_prompt(argument: str) -> str:
-    """A prompt as one quoted word, so that commas, brackets and apostrophes in it mean nothing to hydra."""
+    """A prompt as one quoted word, so that commas, brackets, quotes and ${} in it mean nothing to hydra.
+
+    A list [first, second] and what is quoted already stay as they are.
+    """
     key, _, value = argument.partition("=")
-    if key != "prompt" or value[:1] in ("", "[", '"', "'") or value == "null":
+    enclosed = len(value) > 1 and (value[0], value[-1]) in (("[", "]"), ('"', '"'), ("'", "'"))
+    if key != "prompt" or enclosed or value in ("", "null"):
         return argument
     # Within quotes hydra reads a backslash as one, unless a quote follows.
     escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), value)
-    return f'{key}="{escaped}"'
+    return f'{key}="{escaped}"'.replace("${", "\\${")
 
 
 def check_overrides(config_name: str, arguments: list[str]) -> None:
     """Raise ValueError for an unknown key (naming the nearest) or a value of another type than the default."""
-    pairs = [a.split("=", 1) for a in arguments if "=" in a and not a.startswith(("-", "hydra", "+", "~"))]
+    words = [a for a in arguments if not a.startswith("-")]
+    if bare := [w for w in words if "=" not in w and not w.startswith("~")]:
+        raise ValueError(f"{bare[0]!r} says nothing; everything is given as key=value")
+    pairs = [w.lstrip("+").split("=", 1) for w in words if "=" in w and not w.startswith(("hydra", "~"))]
     groups = {p.name for p in CONF.iterdir() if p.is_dir()}
     chosen = [f"{key}={value.split(',')[0]}" for key, value in pairs if key in groups]
     for key, value in pairs:
@@ -96,7 +132,8 @@ def check_overrides(config_name: str, arguments: list[str]) -> None:
             continue
         if key not in known:
             raise ValueError(f"there is no key {key!r}; {_nearest(key, sorted({*known, *groups}))}")
-        _check_type(key, value, known[key])
+        default = known[key]
+        _check_type(key, value, KINDS.get(f"{config_name}.{key}") if default is None else default, default is None)
 
 
 def _check_choice(group: str, value: str) -> None:
@@ -125,16 +162,40 @@ def _keys(config: DictConfig) -> dict[str, Any]:
     return found
 
 
-def _check_type(key: str, text: str, default: Any) -> None:
-    """Numbers stay numbers and switches stay switches; values with commas between them are a sweep."""
-    wanted = {bool: "true or false", int: "a whole number", float: "a number"}.get(type(default))
-    if isinstance(default, list) and not text.startswith(("[", "choice(")):
-        raise ValueError(f"{key}={text}: {key} is a list (now {default}); write {key}=[{text}]")
-    if wanted is None or text.startswith(("range(", "choice(", "interval(")):
+def _check_type(key: str, text: str, default: Any, optional: bool = False) -> None:
+    """Numbers stay numbers, switches stay switches and lists lists of such; commas between values make a sweep."""
+    if text.startswith(("range(", "choice(", "interval(", "glob(")) or (optional and text == "null"):
         return
-    for part in text.split(","):
-        given = OmegaConf.create(f"value: {part}").value
-        number = isinstance(given, int if isinstance(default, int) else (int, float)) and not isinstance(given, bool)
-        fits = isinstance(given, bool) if isinstance(default, bool) else number
-        if not fits:
-            raise ValueError(f"{key}={part}: {key} is {wanted} (now {default})")
+    if isinstance(default, list):
+        _check_list(key, text, default)
+    elif isinstance(default, (bool, int, float)):
+        for part in text.split(","):
+            if not _alike(OmegaConf.create(f"value: {part}").value, default):
+                raise ValueError(f"{key}={part}: {key} is {_kind(default)}" + ("" if optional else f" (now {default})"))
+
+
+def _check_list(key: str, text: str, default: list) -> None:
+    try:
+        given = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))["value"]  # type: ignore[index, call-overload]
+    except Exception:  # whatever the reader of lists says, hydra says it better
+        return
+    if not isinstance(given, list):
+        raise ValueError(f"{key}={text}: {key} is a list (now {default}); write {key}=[{text}]")
+    numbers = bool(default) and isinstance(default[0], (int, float))
+    for item in given:
+        if numbers and not _alike(item, 1.0):
+            raise ValueError(f"{key}={text}: {item!r} is no number, as all in {key} are (now {default})")
+    if key.rsplit(".", 1)[-1] in PAIRS and len(given) != len(default):
+        raise ValueError(f"{key}={text}: {key} has {len(default)} numbers (now {default})")
+
+
+def _kind(default: Any) -> str:
+    return {bool: "true or false", int: "a whole number", float: "a number"}[type(default)]
+
+
+def _alike(given: Any, default: Any) -> bool:
+    if isinstance(given, bool) or isinstance(default, bool):
+        return isinstance(given, bool) and isinstance(default, bool)
+    if isinstance(default, int):
+        return isinstance(given, int)
+    return isinstance(given, (int, float)) and math.isfinite(given)

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from door import enter
+from door import check_folder_for, enter
 from omegaconf import DictConfig, ListConfig
 
 
@@ -50,30 +50,31 @@ def main(config: DictConfig) -> None:
     if config.checkpoint is not None:
         take_teacher(config)
     out = Path(config.out or (Path(config.checkpoint).parent if config.checkpoint else "runs/teacher"))
+    check_folder_for("out", out)
     out.mkdir(parents=True, exist_ok=True)
-    with quiet():
-        world = start(config.parallel.device, config.parallel.timeout_minutes)
-        teacher = build_teacher(config, world)
-        check_size(teacher)
-        chosen = pairs(shapes.captions("held_out"), max(config.clips, config.teacher_clips))
-        training = shapes.ShapesClips("train", config.training_clips, seed=1)
-        yardstick = Yardstick(
-            chosen,
-            lambda p, s: shapes.render(shapes.parse(p), s),
-            list(zip(training.captions, training.seeds, strict=True)),
-        )
-        metrics: dict[str, Any] = {"real": yardstick.real_figures(config.clips).metrics}
-        clips, known = measure_teacher(config, teacher, yardstick, metrics)
-        write_metrics(metrics, out)
-        if config.checkpoint is not None:
-            student = load_student(config.checkpoint, teacher, dtype_of(config, "dtype"))
-            measure_student(config, teacher, student, yardstick, metrics, clips, known)
-            measure_times(config, teacher, metrics, chosen.prompts[0], student)
-            write_metrics(metrics, out)  # what is known is kept, whatever comes
-            measure_latent_reward(config, teacher, student, metrics)
-        else:
-            measure_times(config, teacher, metrics, chosen.prompts[0])
-        write_metrics(metrics, out)
+    quiet()
+    world = start(config.parallel.device, config.parallel.timeout_minutes)
+    teacher = build_teacher(config, world)
+    check_size(teacher)
+    chosen = pairs(shapes.captions("held_out"), max(config.clips, config.teacher_clips))
+    training = shapes.ShapesClips("train", config.training_clips, seed=1)
+    yardstick = Yardstick(
+        chosen,
+        lambda p, s: shapes.render(shapes.parse(p), s),
+        list(zip(training.captions, training.seeds, strict=True)),
+    )
+    metrics: dict[str, Any] = {"real": yardstick.real_figures(config.clips).metrics}
+    clips, known = measure_teacher(config, teacher, yardstick, metrics)
+    write_metrics(metrics, out)
+    if config.checkpoint is not None:
+        student = load_student(config.checkpoint, teacher, dtype_of(config, "dtype"))
+        measure_student(config, teacher, student, yardstick, metrics, clips, known)
+        measure_times(config, teacher, metrics, chosen.prompts[0], student)
+        write_metrics(metrics, out)  # what is known is kept, whatever comes
+        measure_latent_reward(config, teacher, student, metrics)
+    else:
+        measure_times(config, teacher, metrics, chosen.prompts[0])
+    write_metrics(metrics, out)
     print("\n" + format_table(metrics) + "\n")
     if config.report:
         write_report_of(config, metrics, clips, chosen, out, teacher.fps)

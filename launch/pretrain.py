@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from door import enter
+from door import check_folder_for, enter
 from omegaconf import DictConfig, OmegaConf
 
 
@@ -18,32 +18,38 @@ def main(config: DictConfig) -> None:
     from dollar.pretraining.stages import Stage
     from dollar.pretraining.teacher import save_pipeline, train_teacher
 
-    world = start(config.parallel.device, config.parallel.timeout_minutes)
     work = Path(config.work)
+    check_folder_for("out", Path(config.out))
+    check_folder_for("work", work)
+    if not 0 <= config.drop_caption <= 1:
+        raise ValueError(f"drop_caption is {config.drop_caption}; it is a fraction, between 0 and 1")
+    if config.seed < 0:
+        raise ValueError(f"seed is {config.seed}; it must be at least 0")
+    world = start(config.parallel.device, config.parallel.timeout_minutes)
     names = ("decoder", "encoder", "joint", "finish", "teacher")
     stages = {name: Stage(**OmegaConf.to_container(config[name])) for name in names}  # type: ignore[arg-type]
-    with quiet():
-        init = None if config.init is None else Path(config.init)
-        if init is not None:
-            check_folder(init)
-        precision = dtype_of(config, "dtype")
-        vae = train_autoencoder(work, stages, config.seed, world, precision, init)
-        network, tokenizer = train_teacher(
-            work,
-            vae,
-            stages["teacher"],
-            config.seed,
-            config.clips,
-            config.text_length,
-            config.drop_caption,
-            config.ema,
-            world,
-            precision,
-            init,
-        )
-        if world.is_main:
-            save_pipeline(Path(config.out), vae, network, tokenizer)
-            print(f"the teacher is in {config.out}; its curves are in {work}")
+    quiet()
+    init = None if config.init is None else Path(config.init)
+    if init is not None:
+        check_folder(init)
+    precision = dtype_of(config, "dtype")
+    vae = train_autoencoder(work, stages, config.seed, world, precision, init)
+    network, tokenizer = train_teacher(
+        work,
+        vae,
+        stages["teacher"],
+        config.seed,
+        config.clips,
+        config.text_length,
+        config.drop_caption,
+        config.ema,
+        world,
+        precision,
+        init,
+    )
+    if world.is_main:
+        save_pipeline(Path(config.out), vae, network, tokenizer)
+        print(f"the teacher is in {config.out}; its curves are in {work}")
     finish(world)
 
 

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from door import enter
+from door import check_folder_for, enter
 from omegaconf import DictConfig, ListConfig
 
 
@@ -19,7 +19,7 @@ def prompts_of(config: DictConfig) -> list[str]:
             raise ValueError("prompt and prompts are both given; use prompts=FILE or prompt=TEXT")
         return read_prompts(config.prompts)
     given = list(config.prompt) if isinstance(config.prompt, ListConfig) else [config.prompt]
-    prompts = [p for p in given if p is not None and str(p).strip()]
+    prompts = [str(p) for p in given if p is not None and str(p).strip()]
     if not prompts:
         raise ValueError(
             'there is no prompt; give prompt="a small red circle moving left on a black background" or prompts=FILE'
@@ -47,24 +47,23 @@ def main(config: DictConfig) -> None:
     if config.checkpoint is not None:
         take_teacher(config)
     out = Path(config.out)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"out={out} is a file; name a folder")
-    with quiet():
-        world = start(config.parallel.device, config.parallel.timeout_minutes)
-        teacher = build_teacher(config, world)
-        by = "teacher"
-        if config.checkpoint is None:
-            sampler = teacher_sampler(teacher, config.steps or 50, config.guidance_scale)
-        else:
-            student = load_student(config.checkpoint, teacher, dtype_of(config, "dtype"))
-            sampler = student.sampler(teacher, config.steps or max(student.few_steps), config.force)
-            by = student.folder.resolve().parent.name
-        for prompt in dict.fromkeys(prompts):
-            if unknown := teacher.text.unknown(prompt):
-                print(f"note: the teacher doesn't know {', '.join(unknown)} in {prompt!r}")
-        asked = [(prompt, config.seed + i) for prompt in prompts for i in range(config.clips)]
-        out.mkdir(parents=True, exist_ok=True)
-        videos = make_clips(sampler, teacher, [p for p, _ in asked], [s for _, s in asked], config.batch)
+    check_folder_for("out", out)
+    quiet()
+    world = start(config.parallel.device, config.parallel.timeout_minutes)
+    teacher = build_teacher(config, world)
+    by = "teacher"
+    if config.checkpoint is None:
+        sampler = teacher_sampler(teacher, config.steps or 50, config.guidance_scale)
+    else:
+        student = load_student(config.checkpoint, teacher, dtype_of(config, "dtype"))
+        sampler = student.sampler(teacher, config.steps or max(student.few_steps), config.force)
+        by = student.folder.resolve().parent.name
+    for prompt in dict.fromkeys(prompts):
+        if unknown := teacher.text.unknown(prompt):
+            print(f"note: the teacher doesn't know {', '.join(unknown)} in {prompt!r}")
+    asked = [(prompt, config.seed + i) for prompt in prompts for i in range(config.clips)]
+    out.mkdir(parents=True, exist_ok=True)
+    videos = make_clips(sampler, teacher, [p for p, _ in asked], [s for _, s in asked], config.batch)
     seen: Counter[str] = Counter()
     with (out / "manifest.jsonl").open("a", encoding="utf-8") as manifest:
         for (prompt, seed), video in zip(asked, videos, strict=True):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
-from door import enter
+from door import check_folder_for, enter
 from omegaconf import DictConfig, OmegaConf
 from results_table import job_folder
 
 CONFIG = "config.yaml"
 STOPPED = 3  # exit code of a run that was asked to stop and saved; in a sweep no further job is begun
-# Keys that may change when a run goes on: they say how long and how often, not what is learned.
+# Keys, and what lies below them, that may change when a run goes on: how long and how often, not what is learned.
 FREE = (
     *("cycles", "save_every", "keep", "validation", "log", "runs", "run", "keep_best"),
     *("parallel.device", "parallel.timeout_minutes", "parallel.activation_checkpointing"),
@@ -21,10 +22,13 @@ FREE = (
 
 
 def run_folder(config: DictConfig) -> Path:
-    """runs/<run>, or a folder below it for each job of a sweep, named by its overrides."""
+    """runs/<run>, or a folder below it for each job of a sweep, named by its overrides; ValueError for no name."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    name = "" if config.run is None else str(config.run).strip()
+    if name in ("", ".") or ".." in Path(name).parts or Path(name).is_absolute():
+        raise ValueError(f"run={name} names no folder below runs={config.runs}; give run=NAME, a word of its own")
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         return job_folder(config, hydra.job.override_dirname)
@@ -33,18 +37,26 @@ def run_folder(config: DictConfig) -> Path:
 
 def check_same(config: DictConfig, folder: Path) -> None:
     """Raise ValueError if the folder holds a run of another configuration."""
-    if not (folder / CONFIG).is_file() or not any((folder / part).is_dir() for part in ("checkpoints", "student")):
+    if not any((folder / part).is_dir() for part in ("checkpoints", "student")):
         return  # nothing is there, or nothing that could be lost
-    before, now = _flat(OmegaConf.load(folder / CONFIG)), _flat(to_store(config))
-    differing = [
-        k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not k.startswith(FREE)
-    ]
+    try:
+        before, now = _flat(OmegaConf.load(folder / CONFIG)), _flat(to_store(config))
+    except Exception as error:  # whatever is wrong with the file, its run can't be told from another
+        raise ValueError(
+            f"{folder} holds a run, but its {CONFIG} can't be read ({type(error).__name__}), so it is not known what "
+            "was trained there. Give this run a name of its own with run=NAME, or remove the folder"
+        ) from None
+    differing = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not _free(k)]
     if differing:
         shown = "; ".join(f"{k} was {before.get(k)}, now {now.get(k)}" for k in differing[:5])
         raise ValueError(
             f"{folder} holds a run of another configuration ({shown}). Give this one a name of its own with run=NAME, "
             "or remove the folder"
         )
+
+
+def _free(key: str) -> bool:
+    return any(key == free or key.startswith(free + ".") for free in FREE)
 
 
 def check_init(config: DictConfig) -> None:
@@ -89,13 +101,14 @@ def main(config: DictConfig) -> float | None:
     from dollar.student import check_steps
 
     # Mistakes in numbers are told before anything is loaded.
-    objective_of(config), plan_of(config), validation_of(config)
+    objective_of(config), plan_of(config, int(os.environ.get("WORLD_SIZE", 1))), validation_of(config)
     dtype_of(config, "dtype"), dtype_of(config, "teacher_dtype")
     check_timesteps(config.student.timesteps)
     check_steps(config.student.timesteps, config.student.steps)
     check_init(config)
     folder = run_folder(config)
     check_same(config, folder)
+    check_folder_for("runs", folder)
 
     from build import build_teacher, build_trainer, quiet
 
@@ -104,30 +117,30 @@ def main(config: DictConfig) -> float | None:
     from dollar.parallel.world import finish, start
 
     world = start(config.parallel.device, config.parallel.timeout_minutes)
-    with quiet():
-        latest = checkpoint.newest(folder / "checkpoints")
-        state = None if latest is None else checkpoint.load(latest)
-        done = 0 if state is None else state.plain["cycle"]
-        if done >= config.cycles and is_written(folder / "student", done):
-            if world.is_main:
-                print(f"{folder} is finished: {done} of {config.cycles} cycles. Its student is in {folder / 'student'}")
-            finish(world)
-            return _last_reward(folder)
-        teacher = build_teacher(config, world)
-        trainer = build_trainer(config, world, teacher, folder, done)
+    quiet()
+    latest = checkpoint.newest(folder / "checkpoints")
+    state = None if latest is None else checkpoint.load(latest)
+    done = 0 if state is None else state.plain["cycle"]
+    if done >= config.cycles and is_written(folder / "student", done):
         if world.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
-            with atomically(folder / CONFIG) as temporary:
-                OmegaConf.save(OmegaConf.create(to_store(config)), temporary)
-            announce(config, world.size, folder, done)
-        if state is not None:
-            trainer.load(state)
-        finished = trainer.train()
-        if finished:
-            write_student(trainer, teacher, config)
-        elif world.is_main:
-            print(f"stopped after cycle {trainer.cycle} and saved; the same command goes on from there")
-        trainer.log.close()
+            print(f"{folder} is finished: {done} of {config.cycles} cycles. Its student is in {folder / 'student'}")
+        finish(world)
+        return _last_reward(folder)
+    teacher = build_teacher(config, world)
+    trainer = build_trainer(config, world, teacher, folder, done)
+    if world.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomically(folder / CONFIG) as temporary:
+            OmegaConf.save(OmegaConf.create(to_store(config)), temporary)
+        announce(config, world.size, folder, done)
+    if state is not None:
+        trainer.load(state)
+    finished = trainer.train()
+    if finished:
+        write_student(trainer, teacher, config)
+    elif world.is_main:
+        print(f"stopped after cycle {trainer.cycle} and saved; the same command goes on from there")
+    trainer.log.close()
     finish(world)
     if not finished:
         sys.exit(STOPPED)

@@ -68,8 +68,8 @@ def carry_back(distiller: Distiller, draws: Draws, condition, x_0, warm: bool = 
     network, found = distiller.student.network, {}
     for term in distiller.student_terms(draws, condition, x_0, warm, **how):
         clear(network)
-        torch.autograd.backward(term.tensor, term.gradient, retain_graph=term.name.endswith("+"))
-        found[term.name.rstrip("+")] = gradients(network).clone()
+        torch.autograd.backward(term.tensor, term.gradient, retain_graph=not term.last)
+        found[term.name] = gradients(network).clone()
     clear(network)
     return found
 
@@ -293,7 +293,7 @@ def test_balance_caps_the_rewards_share_of_each_sample(teacher: Teacher) -> None
 
     def at_x_hat(**settings: float | None) -> dict[str, Tensor]:
         terms = distiller_of(teacher, beta_cd=0, **settings).student_terms(draws, condition, x_0, True, apart=True)
-        return {t.name.rstrip("+"): t.gradient for t in terms}
+        return {t.name: t.gradient for t in terms}
 
     free = at_x_hat(balance=None, beta_ft=100.0)
     held = at_x_hat(balance=0.5, beta_ft=100.0)

@@ -48,6 +48,17 @@ def test_pairs_come_in_groups_of_one_prompt_then_in_turn() -> None:
     assert pairs(HELD_OUT, 600) == chosen and pairs(HELD_OUT, 64).prompts == chosen.prompts[:64]
 
 
+def test_any_beginning_of_the_pairs_asks_for_everything() -> None:
+    counts = {64: (4, 1, 2), 128: (8, 2, 3), 256: (15, 5, 7)}  # clips: how often each size, motion, shape at least
+    for clips, least in counts.items():
+        asked = [shapes.parse(p) for p in dict.fromkeys(pairs(HELD_OUT, clips).prompts)]
+        groups = ((shapes.SIZES, "size"), (shapes.MOTIONS, "motion"), (shapes.SHAPES, "shape"))
+        for (values, name), n in zip(groups, least, strict=True):
+            for value in values:
+                assert sum(getattr(a, name) == value for a in asked) >= n, (clips, value)
+    assert len({a.colour for a in asked}) == 6 and len({a.background for a in asked}) == 4
+
+
 def test_a_perfect_model_measures_as_real_clips_do(yardstick: Yardstick) -> None:
     real, perfect = yardstick.real_figures(), yardstick.measure(made(yardstick))
     assert set(real.metrics) == {"clips", *MEASURES}

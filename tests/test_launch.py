@@ -145,6 +145,22 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
         (["reward=none"], ["beta_ft is above 0", "reward=none"]),
         (["init=nowhere"], ["no student in nowhere", "student.json"]),
         (["parallel.dtype=float8"], ["parallel.dtype is 'float8'", "bfloat16"]),
+        (["seed"], ["'seed' says nothing", "key=value"]),
+        (["+beta_vds=1"], ["no key 'beta_vds'", "'beta_vsd'"]),
+        (["beta_vsd=.nan"], ["beta_vsd=.nan", "a number"]),
+        (["balance=half"], ["balance=half", "a number"]),
+        (["balance=0.5", "beta_ft=0"], ["balance is 0.5", "beta_ft is 0"]),
+        (["student.timesteps=[999,abc]"], ["student.timesteps", "'abc' is no number"]),
+        (["optim.student.betas=[0.9]"], ["optim.student.betas", "has 2 numbers"]),
+        (["optim.fake.lr=-1"], ["optim.fake", "lr must be positive"]),
+        (["vsd.range=[0.98,0.02]"], ["vsd.range is [0.98, 0.02]", "rising"]),
+        (["clip_gradient=0"], ["clip_gradient is 0", "positive"]),
+        (["cd.guidance_scale=-7"], ["cd.guidance_scale is -7", "1 is no guidance"]),
+        (["lrm.clips=9"], ["lrm.clips is 9", "batch=8"]),
+        (["lrm.warmup=-3"], ["lrm.warmup is -3"]),
+        (["ema=1.0"], ["ema is 1.0", "below 1"]),
+        (["run="], ["names no folder", "run=NAME"]),
+        (["run=a/../../b"], ["names no folder", "run=NAME"]),
     ],
 )
 def test_a_mistake_in_training_is_a_sentence(
@@ -181,6 +197,9 @@ def test_mistakes_in_sampling_are_sentences(command: Callable, nothing_expensive
     sentence(command("sample", out, f"prompt='{PROMPT}'", f"prompts={tmp_path / 'empty.txt'}"), "both given")
     sentence(command("sample", f"out={tmp_path / 'empty.txt'}", f"prompt='{PROMPT}'"), "is a file")
     sentence(command("sample", out, "promt=x"), "no key 'promt'", "'prompt'")
+    sentence(command("sample", out, f"prompt='{PROMPT}'", "steps=abc"), "steps=abc", "a whole number")
+    sentence(command("sample", out, f"prompt='{PROMPT}'", "guidance_scale=abc"), "guidance_scale=abc", "a number")
+    sentence(command("sample", out, f"prompt='{PROMPT}'", "checkpoint=5"), "no student in 5")
     sentence(command("sample", out, f"prompt='{PROMPT}'", f"checkpoint={tmp_path}"), "no student in")
     sentence(command("sample", out, f"prompt='{PROMPT}'", "teacher.folder=/nowhere"), "no teacher at /nowhere")
     assert not (tmp_path / "out").exists()
@@ -191,6 +210,11 @@ def test_mistakes_in_evaluation_are_sentences(command: Callable, nothing_expensi
     sentence(command("evaluate", "lrm_prompts=0"), "lrm_prompts is 0")
     sentence(command("evaluate", "steps=4"), "write steps=[4]")
     sentence(command("evaluate", f"checkpoint={tmp_path / 'student'}"), "no student in")
+    (tmp_path / "file").write_text("")
+    sentence(command("evaluate", f"out={tmp_path / 'file' / 'below'}"), "is a file; name a folder")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "student.json").write_text("{}")
+    sentence(command("evaluate", f"checkpoint={tmp_path / 'odd'}"), "can't be read (it lacks teacher_name")
 
 
 # A run
@@ -355,10 +379,22 @@ def test_a_bad_job_ends_alone_and_the_table_says_so(train: Callable, runs: Path)
     assert rows[bad] == {"run": bad, "failed": True} and "validation/reward_4" in rows[good]
 
 
-@pytest.mark.parametrize("text", ["a dog's tail, wagging", "one (black) dog = two [dogs]", 'say "hi" \\ now', "plain"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a dog's tail, wagging",
+        "one (black) dog = two [dogs]",
+        'say "hi" \\ now',
+        "plain",
+        "a ${oc.env:HOME} of ${nothing}",
+        "'tis a dog",
+        "[red dog",
+    ],
+)
 def test_a_prompt_may_hold_anything(text: str) -> None:
     from door import quote_prompt
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    assert OverridesParser.create().parse_override(quote_prompt(f"prompt={text}")).value() == text
+    quoted = OverridesParser.create().parse_override(quote_prompt(f"prompt={text}")).value()
+    assert OmegaConf.create({"prompt": quoted}).prompt == text
     assert quote_prompt("prompt=['a','b']") == "prompt=['a','b']" and quote_prompt("steps=4") == "steps=4"

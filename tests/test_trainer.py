@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -202,6 +202,39 @@ def test_too_many_in_a_row_stop_the_run_with_a_sentence(build: Build) -> None:
     assert trainer.cycle == 2
 
 
+class Speechless:
+    """A reward that has no answer."""
+
+    def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        return torch.full((len(prompts),), float("nan"))
+
+
+def test_a_reward_without_answers_teaches_nothing_and_steers_nothing(build: Build) -> None:
+    trainer = build("cycles=9", "lrm.warmup=2")
+    surrogate, lrm = trainer.distiller.latent_reward, trainer.learners["lrm"]
+    real, before = surrogate.reward, fingerprint(lrm.network)
+    surrogate.reward = Speechless()
+    trainer.plan.max_skipped = 3
+    for cycle in range(2):
+        measured = trainer.run_cycle(cycle)
+        assert "loss/ft" not in measured and "loss/lrm" not in measured
+        assert measured["skipped/lrm"] == cycle + 1 and measured["reward/unusable"] > 0
+    assert torch.equal(fingerprint(lrm.network), before) and trainer.lrm_count == 0
+    with pytest.raises(FloatingPointError, match="3 cycles in a row gave no reward that is a number"):
+        trainer.run_cycle(2)
+    surrogate.reward = real  # what was not answered is asked again
+    lrm.in_a_row = 0
+    assert trainer.run_cycle(3)["loss/lrm"] > 0 and trainer.lrm_count == trainer.plan.lrm_updates
+    assert len(surrogate._known) == trainer.plan.lrm_clips
+
+
+def test_the_separate_update_shows_its_gradient(build: Build) -> None:
+    trainer = build("ft.update=separate", "ft.accumulate=2", "log.gradients_every=1", "lrm.warmup=0")
+    first, second = trainer.run_cycle(0), trainer.run_cycle(1)
+    assert first["grad_norm/term/ft"] > 0 and first["grad_norm/student"] > 0
+    assert "grad_norm/student_ft" not in first and second["grad_norm/student_ft"] > 0
+
+
 # Validation and the best checkpoint
 
 
@@ -307,7 +340,7 @@ def test_gathered_reward_gradients_are_averaged(build: Build) -> None:
     seen: list[Tensor] = []
     step = trainer._step
 
-    def watched(learner) -> bool:
+    def watched(learner, *name: str) -> bool:
         if learner.name == "student":
             seen.append(torch.cat([p.grad.flatten() for p in learner.parameters]))
         return step(learner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -36,11 +37,27 @@ class Pairs(NamedTuple):
 
 def pairs(prompts: Sequence[str], count: int) -> Pairs:
     """`count` pairs: first 32 prompts with 8 seeds each (for diversity), then all prompts in turn with new seeds."""
-    evenly = np.linspace(0, len(prompts) - 1, min(VENDI_PROMPTS, len(prompts))).round().astype(int)
-    chosen = [prompts[i] for i in evenly for _ in range(VENDI_SEEDS)]
+    chosen = [prompt for prompt in spread_out(prompts, VENDI_PROMPTS) for _ in range(VENDI_SEEDS)]
     while len(chosen) < count:
         chosen += prompts
     return Pairs(chosen[:count], list(range(count)))
+
+
+def spread_out(prompts: Sequence[str], count: int) -> list[str]:
+    """`count` of the prompts, in an order whose every beginning has the words about as often as all prompts have them.
+
+    So a system measured on few clips is asked for the same sizes, colours, shapes and motions as on many.
+    """
+    left, seen = list(dict.fromkeys(prompts)), Counter[str]()
+    chosen: list[str] = []
+    often = Counter(word for prompt in left for word in set(prompt.split()))
+    while left and len(chosen) < count:
+        # The words that came least often so far for how often there are; the first such prompt.
+        rarest = min(left, key=lambda prompt: sum(seen[word] / often[word] for word in set(prompt.split())))
+        left.remove(rarest)
+        chosen.append(rarest)
+        seen.update(set(rarest.split()))
+    return chosen
 
 
 def check_size(teacher: Teacher) -> None:

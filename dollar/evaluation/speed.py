@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from dollar.models.denoiser import Denoiser
@@ -15,8 +15,8 @@ from dollar.sampling import Sampler, generators
 
 
 @torch.no_grad()
-def in_turn(works: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each work: all of them one after another, `repeats` times after a warm-up, synchronised."""
+def in_turn(works: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, np.ndarray]:
+    """Seconds [repeats] of each work: all of them one after another, so often after a warm-up, synchronised."""
     taken: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats + 1):
         for name, work in works.items():
@@ -25,7 +25,7 @@ def in_turn(works: Mapping[str, Callable[[], object]], repeats: int, device: tor
             work()
             _synchronise(device)
             taken[name].append(time.perf_counter() - start)
-    return {name: statistics.median(seconds[1:]) for name, seconds in taken.items()}
+    return {name: np.array(seconds[1:]) for name, seconds in taken.items()}
 
 
 @torch.no_grad()
@@ -41,7 +41,9 @@ def measure_speed(
     step count, its seconds, its speed-up in diffusion time and the most that its count of forwards could give.
 
     The teacher runs both halves of guidance in one doubled batch, which costs less than two forwards, so the ceiling is
-    N T(2B) / (K T(B)).
+    N T(2B) / (K T(B)), each measured as so many forwards in a row. Ratios are taken round by round, and of these the
+    median, since what slows a machine lasts longer than a round. The speed-up passes the ceiling by what the teacher
+    does between its forwards, and the student needn't: guidance and steps.
     """
     condition = teacher.text([prompt])
     latents = reference.diffusion(generators([0]), condition)
@@ -49,35 +51,37 @@ def measure_speed(
     def diffusion(sampler: Sampler) -> Callable[[], object]:
         return lambda: sampler.diffusion(generators([0]), condition)
 
-    def forward(denoiser: Denoiser, batch: int) -> Callable[[], object]:
+    def forwards(denoiser: Denoiser, batch: int, count: int) -> Callable[[], object]:
         x, null = teacher.noise(generators(range(batch))), teacher.null(batch)
         t = denoiser.schedule.grid(1)[:1].expand(batch).to(x.device)
-        return lambda: denoiser(x, t, null)
+        return lambda: [denoiser(x, t, null) for _ in range(count)]
 
     works = {
         "text": lambda: teacher.text.encode([prompt]),
         "decode": lambda: teacher.codec.decode(latents),
         "reference": diffusion(reference),
-        "doubled": forward(teacher.denoiser, 2),
     }
     if student is not None:
-        works["single"] = forward(student, 1)
-    works |= {f"{sampler.steps} steps": diffusion(sampler) for sampler in samplers}
+        works["doubled"] = forwards(teacher.denoiser, 2, reference.steps)
+        for sampler in samplers:
+            works |= {
+                f"{sampler.steps} steps": diffusion(sampler),
+                f"{sampler.steps} forwards": forwards(student, 1, sampler.steps),
+            }
     took = in_turn(works, repeats, teacher.device)
 
-    def seconds(diffusion: float) -> dict[str, float]:
-        return {"text": took["text"], "diffusion": diffusion, "decode": took["decode"]}
+    def seconds(diffusion: str) -> dict[str, float]:
+        parts = {"text": "text", "diffusion": diffusion, "decode": "decode"}
+        return {part: float(np.median(took[work])) for part, work in parts.items()}
 
     speeds = {}
     for sampler in samplers:
-        mine = took[f"{sampler.steps} steps"]
-        ceiling = reference.steps * took["doubled"] / (sampler.steps * took["single"])
         speeds[sampler.steps] = {
-            "seconds": seconds(mine),
-            "speedup": took["reference"] / mine,
-            "speedup_ceiling": ceiling,
+            "seconds": seconds(f"{sampler.steps} steps"),
+            "speedup": float(np.median(took["reference"] / took[f"{sampler.steps} steps"])),
+            "speedup_ceiling": float(np.median(took["doubled"] / took[f"{sampler.steps} forwards"])),
         }
-    return seconds(took["reference"]), speeds
+    return seconds("reference"), speeds
 
 
 def _synchronise(device: torch.device) -> None:

@@ -26,7 +26,7 @@ def consistency(f: Tensor, target: Tensor, distance: str = "pseudo_huber", c: fl
         return mean_flat(d**2 / ((d**2 + c**2).sqrt() + c))
     if distance == "mse":
         return mean_flat(d**2)
-    raise ValueError(f"cd.distance is {distance!r}; use pseudo_huber or mse")
+    raise ValueError(f"the distance is {distance!r}; use pseudo_huber or mse")
 
 
 @torch.no_grad()

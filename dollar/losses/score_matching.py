@@ -45,4 +45,4 @@ def score_matching(
     if form == "cv":
         a, b = schedule.coefficients(t)
         return conjugate(prediction.x_0(x_t, output, t, schedule), x_0, a, b)
-    raise ValueError(f"fake.loss is {form!r}; use native or cv")
+    raise ValueError(f"the form of the loss is {form!r}; use native or cv")

@@ -37,4 +37,4 @@ def vsd_weight(x: Tensor, x0_real: Tensor, t: Tensor, schedule: Schedule, weight
         return (a**2 / b**2).to(x.device, torch.float32)
     if weighting == "constant":
         return torch.ones(len(x), device=x.device)
-    raise ValueError(f"vsd.weighting is {weighting!r}; use dmd, score or constant")
+    raise ValueError(f"the weighting is {weighting!r}; use dmd, score or constant")

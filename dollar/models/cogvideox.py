@@ -63,8 +63,8 @@ def check_folder(folder: Path) -> None:
     """Raise ValueError, naming what is missing, unless the folder holds a whole CogVideoX pipeline."""
     if not folder.is_dir():
         raise ValueError(
-            f"no teacher at {folder}: the folder doesn't exist. Give teacher.folder a diffusers folder, or use "
-            "teacher=shapes for the embedded one"
+            f"no teacher at {folder}: the folder doesn't exist. Name a diffusers folder; the embedded one is "
+            "dollar/assets/shapes (teacher=shapes)"
         )
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} is not a diffusers pipeline: it has no model_index.json")
@@ -106,6 +106,9 @@ def load(
     """Read a CogVideoX pipeline from a diffusers folder; ValueError names what is missing or disagrees."""
     folder = Path(folder)
     check_folder(folder)
+    for key, value in (("fps", fps), ("text_length", text_length), ("decode_chunk", decode_chunk)):
+        if value <= 0:
+            raise ValueError(f"teacher.{key} is {value}; it must be positive")
     # Imported here because diffusers and transformers take seconds, and --help should not.
     from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
     from transformers import AutoTokenizer, T5EncoderModel
@@ -125,6 +128,8 @@ def load(
     schedule = VariancePreserving(scheduler.alphas_cumprod)
     prediction = PREDICTIONS[_PREDICTION_NAMES[scheduler.config.prediction_type]]
     network = CogVideoXNetwork(transformer)
+    if text_length > (most := transformer.config.max_text_seq_length):
+        raise ValueError(f"teacher.text_length is {text_length}; this transformer takes at most {most} tokens")
 
     def new_network() -> nn.Module:
         return copy.deepcopy(network).train().requires_grad_(True)
@@ -206,6 +211,8 @@ def few_step(scheduler: Any, timesteps: Sequence[int], between: str) -> FewStep:
     """
     check_timesteps(timesteps)
     wanted, total = [int(t) for t in timesteps], len(scheduler.alphas_cumprod)
+    if wanted != list(timesteps):
+        raise ValueError(f"student.timesteps is {list(timesteps)}; this teacher's times are whole numbers, as {wanted}")
     if wanted[0] >= total:
         raise ValueError(f"student.timesteps starts at {wanted[0]}; this teacher's noisiest timestep is {total - 1}")
     saved = student_scheduler(scheduler, wanted, between)

@@ -51,7 +51,7 @@ class LatentRewardModel(nn.Module):
         super().__init__()
         if temporal not in ("frames", "conv3d"):
             raise ValueError(f"lrm.temporal is {temporal!r}; use frames or conv3d")
-        if width % groups:
+        if groups < 1 or width % groups:
             raise ValueError(f"lrm.width is {width}; it must be a multiple of the {groups} groups of its normalisation")
         self.temporal = temporal
         first: nn.Module

@@ -97,6 +97,10 @@ def start(device: str = "auto", timeout_minutes: float = 10.0) -> World:
     except RuntimeError:
         raise ValueError(f"parallel.device is {device!r}; use auto, cpu or cuda") from None
     if chosen.type == "cuda":
+        if (chosen.index or 0) >= torch.cuda.device_count():
+            raise ValueError(
+                f"parallel.device is {device}, but torch sees {torch.cuda.device_count()} GPUs here; use auto"
+            )
         torch.cuda.set_device(chosen)
     if "RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return World(device=chosen)

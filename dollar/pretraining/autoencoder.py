@@ -205,7 +205,7 @@ def _pixel_loss(vae: Any, latents: Tensor, pixels: Tensor, noise: float, sharpen
 
 
 def edge_energy(pixels: Tensor) -> Tensor:
-    """Mean squared difference of neighbouring pixels, across and down, around each pixel; [B, 3, T, H, W] to the same."""
+    """Mean squared difference of neighbouring pixels, across and down, around each pixel; both [B, 3, T, H, W]."""
     down, across = (nn.functional.pad(pixels.diff(dim=d).square(), pad) for d, pad in ((3, (0, 0, 0, 1)), (4, (0, 1))))
     return nn.functional.avg_pool3d(down + across, (1, 5, 5), 1, (0, 2, 2))
 

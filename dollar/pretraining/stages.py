@@ -32,6 +32,11 @@ class Stage:
     clip_gradient: float = 5.0
     save_every: int = 100
 
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 0), ("batch", 1), ("warmup", 1), ("save_every", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"a stage has {name}={getattr(self, name)}; it must be at least {least}")
+
     def pace(self, step: int) -> float:
         """The share of the learning rate at a step."""
         start = self.decay_from * self.steps
