@@ -20,6 +20,7 @@ from dollar.latent_reward import Observation
 from dollar.log import Log, progress
 from dollar.models.ema import Ema
 from dollar.models.text import TextEncoder
+from dollar.pace import falling
 from dollar.parallel import checkpoint
 from dollar.parallel.shard import assign, whole
 from dollar.parallel.world import World, peak_memory
@@ -45,6 +46,7 @@ class Plan:
     lrm_updates: int
     lrm_mismatched: bool
     clip_gradient: float
+    decay_from: float
     save_every: int
     keep: int
     validate_every: int
@@ -61,6 +63,8 @@ class Plan:
                 raise ValueError(f"{key} is {getattr(self, name)}; it must be at least {smallest}")
         if self.clip_gradient <= 0:
             raise ValueError(f"clip_gradient is {self.clip_gradient}; it must be positive, or nothing is learned")
+        if not 0 <= self.decay_from <= 1:
+            raise ValueError(f"decay_from is {self.decay_from}; it is a fraction of the cycles, 1 for rates that stay")
         if self.lrm_clips > self.batch:
             raise ValueError(
                 f"lrm.clips is {self.lrm_clips}, more than the batch={self.batch} that they are taken from"
@@ -158,6 +162,7 @@ class Trainer:
     def run_cycle(self, cycle: int) -> dict[str, float]:
         """One cycle of Algorithm 1; returns what it measured."""
         self.distiller.logged = {}
+        self._set_rates(cycle)
         times = {}
         start = time.perf_counter()
         self._student_turn(cycle)  # lines 7-11
@@ -171,6 +176,13 @@ class Trainer:
             times["time/lrm"] = time.perf_counter() - start
         skipped = {f"skipped/{name}": float(learner.skipped) for name, learner in self.learners.items()}
         return self.world.mean(self.distiller.logged) | times | skipped
+
+    def _set_rates(self, cycle: int) -> None:
+        """Let the rates of student and fake score fall together; the latent reward model follows to the end."""
+        share = falling(cycle, self.plan.cycles, self.plan.decay_from)
+        for learner in (self.learners[name] for name in ("student", "fake") if name in self.learners):
+            for group in learner.optimizer.param_groups:
+                group["lr"] = share * group.setdefault("initial_lr", group["lr"])
 
     def _draws(self, cycle: int, update: int = 0) -> Draws:
         turn = cycle * self.plan.fake_updates + update

@@ -111,6 +111,7 @@ def plan_of(config: DictConfig, processes: int = 1) -> Plan:
         lrm_updates=config.lrm.updates,
         lrm_mismatched=config.lrm.mismatched,
         clip_gradient=config.clip_gradient,
+        decay_from=config.decay_from,
         save_every=config.save_every,
         keep=config.keep,
         validate_every=config.validation.every,

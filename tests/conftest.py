@@ -138,6 +138,7 @@ TINY_RUN = (
     "fake_updates=2",
     "lrm.clips=2",
     "lrm.width=16",
+    "decay_from=1",
     "lrm.groups=4",
     "lrm.memory=3",
     "lrm.updates=2",

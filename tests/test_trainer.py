@@ -142,6 +142,32 @@ def test_runs_of_fewer_terms_resume_too(build: Build, settings: tuple[str, ...])
     assert_same(run(second, 3), expected)
 
 
+def test_rates_fall_over_the_last_cycles_and_resume_where_they_were(build: Build) -> None:
+    settings = ("cycles=5", "decay_from=0.2", "optim.student.lr=1e-3", "optim.fake.lr=2e-3", "optim.lrm.lr=3e-3")
+    trainer, rates = build(*settings), []
+    cycle = trainer.run_cycle
+
+    def watched(number: int) -> dict[str, float]:
+        measured = cycle(number)
+        rates.append([learner.optimizer.param_groups[0]["lr"] for learner in trainer.learners.values()])
+        return measured
+
+    trainer.run_cycle = watched
+    expected = run(trainer, 5)
+    shares = torch.tensor([1, 1, 0.75, 0.5, 0.25])
+    student, fake, lrm = torch.tensor(rates).T
+    torch.testing.assert_close(student, 1e-3 * shares)
+    torch.testing.assert_close(fake, 2e-3 * shares)
+    torch.testing.assert_close(lrm, torch.full((5,), 3e-3))
+    unfinished = build(*settings)
+    for number in range(3):
+        unfinished.run_cycle(number)
+        unfinished.cycle += 1
+    again = build(*settings)
+    again.load(checkpoint.State(*unfinished.state()))
+    assert_same(run(again, 5), expected)
+
+
 # Signals
 
 
@@ -343,7 +369,7 @@ def test_gathered_reward_gradients_are_averaged(build: Build) -> None:
     def watched(learner, *name: str) -> bool:
         if learner.name == "student":
             seen.append(torch.cat([p.grad.flatten() for p in learner.parameters]))
-        return step(learner)
+        return step(learner, *name)
 
     trainer._step = watched
     for cycle in range(2):

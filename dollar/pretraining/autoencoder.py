@@ -109,19 +109,20 @@ def _copy_channels(convolution: nn.Conv2d | nn.Conv3d, amount: float) -> None:
         weight[(out, out % weight.shape[1], *centre)] += amount
 
 
-def random_clips(samples: Iterable[int], seed: int, bent: float = 0.0) -> list[np.ndarray]:
-    """Training clips drawn anew for every global sample index, uint8 [T, H, W, 3].
-
-    bent: the fraction that circles for certain. No other motion bends within a cell, and what the decoder gets wrong is
-    nearly all there.
-    """
+def random_clips(samples: Iterable[int], seed: int, hard: float = 0.0) -> list[np.ndarray]:
+    """Training clips drawn anew for every global sample index, uint8 [T, H, W, 3]; hard: the fraction of `is_hard`."""
     every, clips = shapes.captions("train"), []
-    circling = [caption for caption in every if shapes.parse(caption).motion == "circling around"]
+    hardest = [caption for caption in every if is_hard(shapes.parse(caption))]
     for sample in samples:
         rng = np.random.Generator(np.random.PCG64([seed, sample]))
-        captions = circling if bent > 0 and rng.random() < bent else every
+        captions = hardest if hard > 0 and rng.random() < hard else every
         clips.append(shapes.render(shapes.parse(captions[rng.integers(len(captions))]), int(rng.integers(2**31))))
     return clips
+
+
+def is_hard(asked: shapes.Attributes) -> bool:
+    """What a small decoder gets wrong first: paths that bend within a cell, and the corners of small shapes."""
+    return asked.motion == "circling around" or (asked.size == "small" and asked.shape in ("triangle", "cross"))
 
 
 def to_pixels(clips: Sequence[np.ndarray]) -> Tensor:
@@ -129,15 +130,15 @@ def to_pixels(clips: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
 
 
-def whole_clips(samples: Iterable[int], seed: int, bent: float = 0.0) -> Tensor:
+def whole_clips(samples: Iterable[int], seed: int, hard: float = 0.0) -> Tensor:
     """Pixels [B, 3, T, H, W] of whole clips."""
-    return to_pixels(random_clips(samples, seed, bent))
+    return to_pixels(random_clips(samples, seed, hard))
 
 
-def windows(samples: Iterable[int], seed: int, bent: float = 0.0) -> Tensor:
+def windows(samples: Iterable[int], seed: int, hard: float = 0.0) -> Tensor:
     """Pixels [2 B, 3, 9, 32, 32]: two short windows around each clip's (small) object."""
     rng = np.random.Generator(np.random.PCG64([seed, *samples]))
-    return to_pixels([_window(clip, rng) for clip in random_clips(samples, seed, bent) for _ in range(2)])
+    return to_pixels([_window(clip, rng) for clip in random_clips(samples, seed, hard) for _ in range(2)])
 
 
 def _window(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -179,7 +180,7 @@ def finishing_loss(vae: Any, cells: Cells, pixels: Tensor) -> Losses:
     """The decoder's error on the finished encoder's latents, with edges as sharp as the clips' own."""
     with torch.no_grad():
         latents = vae.encode(pixels).latent_dist.mean
-    return _pixel_loss(vae, latents, pixels, noise=0.05, sharpen=15.0)
+    return _pixel_loss(vae, latents, pixels, noise=0.05, sharpen=2.0)
 
 
 def _pixel_loss(vae: Any, latents: Tensor, pixels: Tensor, noise: float, sharpen: float = 0.0) -> Losses:
@@ -244,7 +245,7 @@ def train_autoencoder(
             # A window costs an eighth of a clip, but only whole clips have the statistics that the norms will see.
             whole = name != "decoder" and step % 3 == 0
             own, cut = (own[: -(-len(own) // 2)], whole_clips) if whole else (own, windows)
-            pixels = cut(own, seed, bent=0.5)
+            pixels = cut(own, seed, hard=0.75)
             with torch.autocast(world.device.type, precision, enabled=precision != torch.float32):
                 return loss_of(vae, cells, pixels.to(world.device))
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dollar.log import Log, progress
 from dollar.models.ema import Ema
+from dollar.pace import falling
 from dollar.parallel.world import World
 
 START = "Start with init=FOLDER from one that launch/pretrain.py has made, or with init=null from random weights"
@@ -39,9 +40,7 @@ class Stage:
 
     def pace(self, step: int) -> float:
         """The share of the learning rate at a step."""
-        start = self.decay_from * self.steps
-        falling = 1.0 if step < start else max(0.0, (self.steps - step) / (self.steps - start))
-        return min(1.0, (step + 1) / self.warmup) * max(falling, 0.02)
+        return min(1.0, (step + 1) / self.warmup) * falling(step, self.steps, self.decay_from)
 
 
 class Muon(torch.optim.Muon):
