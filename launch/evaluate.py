@@ -97,11 +97,22 @@ def write_metrics(metrics: dict[str, Any], out: Path) -> None:
 
 
 def identity(teacher: Any) -> dict[str, Any]:
-    """What stored figures must have been made with: these weights, at this guidance."""
-    digest = hashlib.sha256()
+    """What stored figures must have been made with: these weights at this guidance, this world, verifier and pairs."""
+    from dollar.data import shapes
+    from dollar.evaluation.evaluate import pairs
+    from dollar.rewards import shapes as verifier
+
+    weights = hashlib.sha256()
     for path in sorted(Path(teacher.folder).rglob("*.safetensors")):
-        digest.update(path.read_bytes())
-    return {"weights": digest.hexdigest(), "guidance_scale": teacher.guidance_scale}
+        weights.update(path.read_bytes())
+    plain = (int, float, str, tuple, dict)
+    constants = [(n, v) for m in (shapes, verifier) for n, v in vars(m).items() if n.isupper() and isinstance(v, plain)]
+    measure = hashlib.sha256(repr((constants, pairs(shapes.captions("held_out"), 1024))).encode())
+    return {
+        "weights": weights.hexdigest(),
+        "guidance_scale": teacher.guidance_scale,
+        "measure": measure.hexdigest(),
+    }
 
 
 def measure_teacher(config: DictConfig, teacher: Any, yardstick: Any, metrics: dict[str, Any]) -> tuple[dict, dict]:
@@ -143,7 +154,9 @@ def stored_figures(config: DictConfig, teacher: Any) -> dict[str, Any] | None:
     stored = json.loads(full.read_text())
     mine = identity(teacher)
     if any(stored.get(key) != value for key, value in mine.items()) or str(config.clips) not in stored["by_clips"]:
-        print(f"note: the figures in {full} are of another teacher, guidance or number of clips, and are not used")
+        print(
+            f"note: the figures in {full} are of another teacher, guidance, world or number of clips, and are not used"
+        )
         return None
     return stored
 

@@ -243,7 +243,7 @@ def finished(runs: Path) -> list[str]:
 def test_a_run_is_trained_and_found_finished(train: Callable, runs: Path, finished: list[str]) -> None:
     said = train(*finished)
     assert said.code == 0, said.err
-    assert re.search(r"VSD s = 2\.0 .*w = 1\.0.*CD s = 2\.0 .*w = 1\.0", said.out)  # in both forms
+    assert re.search(r"VSD s = 1\.25 .*w = 0\.25.*CD s = 2\.0 .*w = 1\.0", said.out)  # in both forms
     folder = runs / "first"
     expected = {"config.yaml", "metrics.jsonl", "checkpoints", "best", "student", "lrm"}
     assert expected <= {p.name for p in folder.iterdir()}
@@ -266,7 +266,7 @@ def test_another_configuration_does_not_touch_it(train: Callable, runs: Path, fi
     train(*finished)
     before = (runs / "first" / "config.yaml").read_text()
     said = train(*finished, "beta_cd=0.25", "seed=5")
-    sentence(said, "holds a run of another configuration", "beta_cd was 0.5, now 0.25", "seed was 0, now 5", "run=NAME")
+    sentence(said, "holds a run of another configuration", "beta_cd was 1.0, now 0.25", "seed was 0, now 5", "run=NAME")
     assert (runs / "first" / "config.yaml").read_text() == before
 
 
