@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS = {
     "dollar.diffusion": 0,
     "dollar.media": 0,
+    "dollar.pace": 0,
     "dollar.losses": 1,
     "dollar.models": 2,
     "dollar.rewards": 2,
