@@ -1,7 +1,7 @@
 """Algorithm 1 of DOLLAR: the losses of one cycle for the student, the fake score and the latent reward model.
 
 Nothing here knows of optimizers, processes or configuration. The trainer asks for gradients to carry back and for
-losses; every random number comes from `Draws`, so a cycle is a function of (weights, batch, seed, cycle).
+losses; every random number comes from `Draws`, so a turn is a function of (weights, batch, seed, turn).
 """
 
 from __future__ import annotations

@@ -273,7 +273,7 @@ class Trainer:
         real, sample = real.to(self.world.device), self.distiller.last
         made = sample.x_hat[:n]
         latents = torch.cat([real, made, real] if self.plan.lrm_mismatched else [real, made])
-        observed = surrogate.observe(draws.cycle, latents, prompts, keys)
+        observed = surrogate.observe(draws.turn, latents, prompts, keys)
         known = surrogate.remember(observed)
         self._log_rewards(observed.reward[:n], observed.reward[n : 2 * n], made, sample)
         if not known:

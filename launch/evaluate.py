@@ -116,7 +116,10 @@ def identity(teacher: Any) -> dict[str, Any]:
 
 
 def measure_teacher(config: DictConfig, teacher: Any, yardstick: Any, metrics: dict[str, Any]) -> tuple[dict, dict]:
-    """A fresh look at the teacher, beside its full figures where they are known."""
+    """A fresh look at the teacher, beside its full figures where they are known.
+
+    Returns its clips by name, for the report, and what is known of it pair by pair: `right` and `reward`.
+    """
     from dollar.evaluation.evaluate import Pairs
     from dollar.sampling import make_clips, teacher_sampler
 
@@ -135,15 +138,22 @@ def measure_teacher(config: DictConfig, teacher: Any, yardstick: Any, metrics: d
         metrics["teacher_fresh"] = {**fresh.metrics, "agreement_with_stored": agree}
         print(f"teacher: stored figures of {config.clips} clips; {n} made afresh, {agree:.0%} judged alike")
     if config.checkpoint is None:
-        sizes = [c for c in (256, 512, 1024) if c <= n]
-        stored = {
-            **identity(teacher),
-            "by_clips": {str(c): yardstick.measure(videos, c).metrics for c in sizes},
-            "pairs": {"right": fresh.right.tolist(), "reward": [round(float(r), 5) for r in fresh.reward]},
-        }
-        target = Path(config.out or "runs/teacher") / "teacher_metrics.json"
-        target.write_text(json.dumps(stored))
+        store_figures(config, teacher, yardstick, videos, fresh)
     return {f"teacher {sampler.steps}": videos}, known
+
+
+def store_figures(config: DictConfig, teacher: Any, yardstick: Any, videos: Any, figures: Any) -> None:
+    """teacher_metrics.json: the teacher's figures of this many clips and of fewer, and its verdicts pair by pair."""
+    from dollar.media import atomically
+
+    sizes = [count for count in (256, 512, 1024) if count <= len(videos)]
+    stored = {
+        **identity(teacher),
+        "by_clips": {str(count): yardstick.measure(videos, count).metrics for count in sizes},
+        "pairs": {"right": figures.right.tolist(), "reward": [round(float(r), 5) for r in figures.reward]},
+    }
+    with atomically(Path(config.out or "runs/teacher") / "teacher_metrics.json") as temporary:
+        temporary.write_text(json.dumps(stored))
 
 
 def stored_figures(config: DictConfig, teacher: Any) -> dict[str, Any] | None:
@@ -249,6 +259,12 @@ def write_report_of(config: DictConfig, metrics: dict, clips: dict, chosen: Any,
         f"same (prompt, seed) pairs by {config.teacher_steps} guided steps. Differences are student minus teacher on "
         "the pairs that both made, with 95 % paired bootstrap intervals over prompts."
     ]
+    if "teacher_fresh" in metrics:
+        fresh = metrics["teacher_fresh"]
+        notes.append(
+            f"The teacher's figures come with it; {fresh['clips']} of its clips were made afresh, and of these "
+            f"{fresh['agreement_with_stored']:.0%} were judged as they were then."
+        )
     if metrics["teacher"]["clips"] != config.clips:
         notes.append(
             "The teacher made fewer clips, so its Frechet distance and diversity are not to be compared with the "

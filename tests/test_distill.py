@@ -77,7 +77,7 @@ def carry_back(distiller: Distiller, draws: Draws, condition, x_0, warm: bool = 
 def of_depth(distiller: Distiller, draws: Draws, steps: int, k: int) -> Draws:
     """Draws of another cycle, in which the student has `steps` steps and is rolled out to its k-th time."""
     for cycle in range(500):
-        draws = replace(draws, cycle=cycle)
+        draws = replace(draws, turn=cycle)
         sampler = distiller.samplers[draws.shared_integer("step count", len(distiller.samplers))]
         if sampler.steps == steps and draws.shared_integer("depth", steps) == k:
             return draws
@@ -102,7 +102,7 @@ def test_a_cycle_is_a_function_of_its_draws(teacher: Teacher) -> None:
     assert torch.equal(before, torch.random.get_rng_state())  # nothing is drawn behind the caller's back
     torch.manual_seed(1)
     assert all(torch.equal(a, b) for a, b in zip(first, all_of_it(draws), strict=True))
-    for other in (replace(draws, seed=1), replace(draws, cycle=6), replace(draws, indices=range(3, 6))):
+    for other in (replace(draws, seed=1), replace(draws, turn=6), replace(draws, indices=range(3, 6))):
         assert not any(torch.equal(a, b) for a, b in zip(first, all_of_it(other), strict=True))
 
 
@@ -374,7 +374,7 @@ def test_the_consistency_loss_is_lines_9_and_10(teacher: Teacher) -> None:
     """By hand: noise a clip to a time of the grid, two guided DDIM steps of the teacher, compare the predictions."""
     distiller = distiller_of(teacher, cd_m=2, cd_grid=10, cd_guidance_scale=6.0, vsd_guidance_scale=3.0)
     draws, condition, x_0 = batch(teacher)
-    draws = next(d for d in (replace(draws, cycle=c) for c in range(50)) if 9 in d.integers("cd time", 10))
+    draws = next(d for d in (replace(draws, turn=c) for c in range(50)) if 9 in d.integers("cd time", 10))
     alphas = teacher.denoiser.schedule.alphas_cumprod.double()
     grid = [999, 899, 799, 699, 599, 499, 399, 299, 199, 99, -1]
 

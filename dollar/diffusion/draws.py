@@ -1,7 +1,8 @@
 """Random numbers that depend on what they are for, never on which process draws them.
 
-A draw is a function of (seed, cycle, purpose, global sample index). One, two or four processes therefore train on the
-same samples and noise, and a resumed run draws what the unbroken one would have drawn.
+A draw is a function of (seed, turn, purpose, global sample index); a turn is one batch, and a cycle has as many as the
+fake score has updates. One, two or four processes therefore train on the same samples and noise, and a resumed run
+draws what the unbroken one would have drawn.
 """
 
 from __future__ import annotations
@@ -14,40 +15,40 @@ import torch
 from torch import Tensor
 
 
-def _generator(seed: int, cycle: int, purpose: str, *index: int) -> torch.Generator:
+def _generator(seed: int, turn: int, purpose: str, *index: int) -> torch.Generator:
     # int(), because numpy's and torch's integers print differently and would draw differently.
-    key = (int(seed), int(cycle), purpose, *map(int, index))
+    key = (int(seed), int(turn), purpose, *map(int, index))
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of one cycle for these global sample indices; drawn on the CPU, moved to `device`."""
+    """The random numbers of one turn for these global sample indices; drawn on the CPU, moved to `device`."""
 
     seed: int
-    cycle: int
+    turn: int
     indices: Sequence[int]
     device: torch.device | str = "cpu"
 
     def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
         """Standard normal [B, *shape], float32."""
-        drawn = [torch.randn(*shape, generator=_generator(self.seed, self.cycle, purpose, i)) for i in self.indices]
+        drawn = [torch.randn(*shape, generator=_generator(self.seed, self.turn, purpose, i)) for i in self.indices]
         return torch.stack(drawn).to(self.device)
 
     def uniform(self, purpose: str) -> Tensor:
         """Uniform in [0, 1), [B], float64."""
         drawn = [
-            torch.rand((), generator=_generator(self.seed, self.cycle, purpose, i), dtype=torch.float64)
+            torch.rand((), generator=_generator(self.seed, self.turn, purpose, i), dtype=torch.float64)
             for i in self.indices
         ]
         return torch.stack(drawn).to(self.device)
 
     def integers(self, purpose: str, high: int) -> Tensor:
         """Uniform whole numbers in [0, high), int64 [B]."""
-        drawn = [torch.randint(high, (), generator=_generator(self.seed, self.cycle, purpose, i)) for i in self.indices]
+        drawn = [torch.randint(high, (), generator=_generator(self.seed, self.turn, purpose, i)) for i in self.indices]
         return torch.stack(drawn).to(self.device)
 
     def shared_integer(self, purpose: str, high: int) -> int:
         """One whole number in [0, high) on which all processes agree, because no sample index enters it."""
-        return int(torch.randint(high, (), generator=_generator(self.seed, self.cycle, purpose)))
+        return int(torch.randint(high, (), generator=_generator(self.seed, self.turn, purpose)))
