@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from door import check_folder_for, enter
 from omegaconf import DictConfig, ListConfig
@@ -65,18 +66,29 @@ def main(config: DictConfig) -> None:
     out.mkdir(parents=True, exist_ok=True)
     videos = make_clips(sampler, teacher, [p for p, _ in asked], [s for _, s in asked], config.batch)
     seen: Counter[str] = Counter()
-    with (out / "manifest.jsonl").open("a", encoding="utf-8") as manifest:
-        for (prompt, seed), video in zip(asked, videos, strict=True):
-            clip = media.to_uint8(video.float() / 255)
-            name = media.safe_name(prompt, seed, sampler.steps, by)
-            seen[name] += 1
-            name += f"-{seen[name]}" if seen[name] > 1 else ""  # a prompt that was given twice is made twice
-            media.write_mp4(out / f"{name}.mp4", clip, teacher.fps)
-            if config.gif:
-                media.write_gif(out / f"{name}.gif", clip, teacher.fps)
-            line = {"file": f"{name}.mp4", "prompt": prompt, "seed": seed, "steps": sampler.steps, "by": sampler.name}
-            manifest.write(json.dumps(line, ensure_ascii=False) + "\n")
-            print(out / f"{name}.mp4")
+    listed = {}
+    for (prompt, seed), video in zip(asked, videos, strict=True):
+        clip = media.to_uint8(video.float() / 255)
+        name = media.safe_name(prompt, seed, sampler.steps, by)
+        seen[name] += 1
+        name += f"-{seen[name]}" if seen[name] > 1 else ""  # a prompt that was given twice is made twice
+        media.write_mp4(out / f"{name}.mp4", clip, teacher.fps)
+        if config.gif:
+            media.write_gif(out / f"{name}.gif", clip, teacher.fps)
+        listed[f"{name}.mp4"] = {"prompt": prompt, "seed": seed, "steps": sampler.steps, "by": sampler.name}
+        print(out / f"{name}.mp4")
+    write_manifest(out / "manifest.jsonl", listed)
+
+
+def write_manifest(path: Path, listed: dict[str, dict[str, Any]]) -> None:
+    """A line for each clip of the folder; clips that were made before stay listed, those made again are listed once."""
+    from dollar.media import atomically
+
+    before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    rows = {row["file"]: row for row in map(json.loads, before)}
+    rows |= {file: {"file": file, **row} for file, row in listed.items()}
+    with atomically(path) as temporary:
+        temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values()), "utf-8")
 
 
 if __name__ == "__main__":

@@ -322,6 +322,9 @@ def test_a_student_is_sampled(
     assert len({(out / row["file"]).read_bytes() for row in rows}) == 4
     name = media.safe_name(PROMPT, 5, 2, "first")
     command("sample", student, f"out={tmp_path / 'again'}", f"prompt={PROMPT}", "steps=2", "seed=5", "gif=false")
+    once = (tmp_path / "again" / "manifest.jsonl").read_text()
+    command("sample", student, f"out={tmp_path / 'again'}", f"prompt={PROMPT}", "steps=2", "seed=5", "gif=false")
+    assert (tmp_path / "again" / "manifest.jsonl").read_text() == once and once.count("\n") == 1
     times = np.arange(9) / 8
     alone, in_company = (read_video(place / f"{name}.mp4", times) for place in (tmp_path / "again", out))
     other_seed = read_video(out / f"{media.safe_name(PROMPT, 6, 2, 'first')}.mp4", times)
