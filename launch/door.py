@@ -28,6 +28,7 @@ from results_table import FAILED
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 FOLDERS = ("checkpoint", "init", "out", "prompts", "runs", "work")  # keys whose value is a path, whatever it looks like
+VALUED = ("--cfg", "-c", "--package", "-p", "--info", "-i")  # options of hydra's that a word without = follows
 PAIRS = ("betas", "range")  # lists of two numbers
 # What a key whose default is null must be, by a value of that kind.
 KINDS: dict[str, Any] = {
@@ -114,7 +115,11 @@ def quote_prompt(argument: str) -> str:
 
 def check_overrides(config_name: str, arguments: list[str]) -> None:
     """Raise ValueError for an unknown key (naming the nearest) or a value of another type than the default."""
-    words = [a for a in arguments if not a.startswith("-")]
+    words = [
+        word
+        for before, word in zip(["", *arguments], arguments, strict=False)
+        if not word.startswith("-") and (before not in VALUED or "=" in word)
+    ]
     if bare := [w for w in words if "=" not in w and not w.startswith("~")]:
         raise ValueError(f"{bare[0]!r} says nothing; everything is given as key=value")
     pairs = [w.lstrip("+").split("=", 1) for w in words if "=" in w and not w.startswith(("hydra", "~"))]

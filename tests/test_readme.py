@@ -1,0 +1,48 @@
+"""Every command that the documents give is one that the project takes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT, compose
+
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+LINES = sorted(
+    {
+        (path.name, line.split("  #")[0].strip())
+        for path in DOCUMENTS
+        for block in re.findall(r"```sh\n(.*?)```", path.read_text(), flags=re.DOTALL)
+        for line in block.splitlines()
+        if line.strip()
+    }
+)
+LAUNCHED = [(document, line) for document, line in LINES if "launch/" in line]
+MADE = [(document, line) for document, line in LINES if line.startswith("make ")]
+
+
+@pytest.mark.parametrize(("document", "line"), LAUNCHED)
+def test_a_command_of_the_documents_composes(document: str, line: str) -> None:
+    import door
+
+    words = shlex.split(line.replace("FOLDER", "somewhere"))
+    command = next(i for i, word in enumerate(words) if word.startswith("launch/"))
+    assert words[0] in ("python", "torchrun") and (ROOT / words[command]).is_file()
+    given = words[command + 1 :]
+    name = words[command].removeprefix("launch/").removesuffix(".py")
+    door.check_overrides(name, given)
+    overrides = [word for word in given if "=" in word]
+    if "-m" in given:  # of a sweep, its first job
+        overrides = [word.split(",")[0] for word in overrides]
+    compose(name, *(door.quote_prompt(word) for word in overrides))
+
+
+@pytest.mark.parametrize(("document", "line"), MADE)
+def test_a_target_of_the_documents_is_there(document: str, line: str) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert line.split()[1] in targets
+
+
+def test_the_documents_give_commands() -> None:
+    assert len(LAUNCHED) >= 8 and len(MADE) >= 2
