@@ -91,7 +91,6 @@ class Judgement(NamedTuple):
 class ShapesVerifier:
     """Pixel reward of the shapes world; neither learned nor differentiable."""
 
-    needs_text = True
     sees_motion = True
 
     def score(self, videos: Tensor, prompts: list[str]) -> Tensor:

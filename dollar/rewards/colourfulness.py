@@ -1,0 +1,27 @@
+"""Colourfulness, as people rate it: a reward for any video that needs no weights and no caption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Colourfulness:
+    """Hasler and Süsstrunk's measure (Measuring colourfulness in natural images, 2003), averaged over the frames."""
+
+    def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        """[B], 0 for gray and about 1 for the most colourful photographs; videos [B, T, 3, H, W] in [0, 1].
+
+        A clip with pixels that are not finite gets nan.
+        """
+        if videos.ndim != 5 or videos.shape[2] != 3:
+            raise ValueError(f"got videos of shape {tuple(videos.shape)}; colourfulness needs [B, T, 3, H, W]")
+        pixels = videos.detach().float()
+        pixels = pixels.clamp(0, 1).where(pixels.isfinite(), float("nan"))
+        red, green, blue = (255 * pixels).unbind(2)  # the measure's unit is a level
+        opponents = (red - green, (red + green) / 2 - blue)
+        spread = torch.stack([o.flatten(2).std(-1, correction=0) for o in opponents]).norm(dim=0)  # [B, T]
+        strength = torch.stack([o.flatten(2).mean(-1) for o in opponents]).norm(dim=0)
+        return (spread + 0.3 * strength).mean(1) / 100  # above 1.09 people call an image extremely colourful
