@@ -5,6 +5,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 RUN ?= demo
 SEED ?= 0
+DTYPE ?= float32
 
 # Idle threads sleep instead of spinning, and freed memory is kept instead of returned: both matter on few cores.
 export OMP_WAIT_POLICY := PASSIVE
@@ -24,7 +25,7 @@ THREADS := $(shell echo $$(($(CORES) / $(PROCESSES))))
 TRAIN := OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/torchrun --standalone --nproc-per-node $(PROCESSES) launch/train.py
 endif
 
-.PHONY: demo demo-full test lint types check teacher-metrics
+.PHONY: demo demo-full one-step test lint types check teacher-metrics
 
 $(READY): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +41,11 @@ demo: $(READY)  ## the main job: train, sample, evaluate, report
 demo-full: $(READY)  ## the same, evaluated on 1,024 pairs
 	$(TRAIN) run=$(RUN) seed=$(SEED)
 	$(PY) launch/evaluate.py checkpoint=runs/$(RUN)/student clips=1024
+
+one-step: $(READY)  ## a student for one step alone: an hour and more on two cores, half where they have bfloat16
+	$(TRAIN) experiment=one_step seed=$(SEED) parallel.dtype=$(DTYPE) parallel.teacher_dtype=$(DTYPE)
+	$(TRAIN) experiment=one_step_finish seed=$(SEED) parallel.dtype=$(DTYPE) parallel.teacher_dtype=$(DTYPE)
+	$(PY) launch/evaluate.py checkpoint=runs/one_step_finish/student clips=1024
 
 teacher-metrics: $(READY)  ## the embedded teacher's full figures, shipped beside it
 	$(PY) launch/evaluate.py clips=1024 teacher_clips=1024 out=runs/teacher report=false
