@@ -61,6 +61,10 @@ class Plan:
             if getattr(self, name) < smallest:
                 key = name.replace("ft_", "ft.").replace("lrm_", "lrm.").replace("gradients", "log.gradients")
                 raise ValueError(f"{key} is {getattr(self, name)}; it must be at least {smallest}")
+        if self.fake_warmup >= self.cycles:
+            raise ValueError(
+                f"fake_warmup is {self.fake_warmup} of cycles={self.cycles}, so the student would never be updated"
+            )
         if self.clip_gradient <= 0:
             raise ValueError(f"clip_gradient is {self.clip_gradient}; it must be positive, or nothing is learned")
         if not 0 <= self.decay_from <= 1:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dollar.data.latents import LatentBatches
 from dollar.distill import Distiller, Objective
-from dollar.evaluation.validate import Validation
+from dollar.evaluation.validate import Validation, score_names
 from dollar.latent_reward import LatentReward
 from dollar.log import Log
 from dollar.models.ema import Ema
@@ -181,12 +181,12 @@ def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Pa
     data = LatentBatches(clips, teacher.codec.encode, config.seed, config.data.cache)
     if plan.keep_best is not None and config.validation.every == 0:
         raise ValueError(f"keep_best is {plan.keep_best!r}, but validation.every is 0, so nothing is measured")
+    if plan.keep_best not in (None, *(scored := score_names(reward, list(samplers)))):
+        raise ValueError(f"keep_best is {plan.keep_best!r}; validation measures {', '.join(scored)}")
     log = Log(folder, active=world.is_main, resume_step=resume_cycle + 1)
     validation = None
     if config.validation.every > 0:
         validation = Validation(teacher, denoiser, samplers, prompts, reward, log, world, **validation_of(config))
-        if plan.keep_best not in (None, *validation.names):
-            raise ValueError(f"keep_best is {plan.keep_best!r}; validation measures {', '.join(validation.names)}")
     return Trainer(
         plan,
         distiller,

@@ -28,7 +28,7 @@ from results_table import FAILED
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 FOLDERS = ("checkpoint", "init", "out", "prompts", "runs", "work")  # keys whose value is a path, whatever it looks like
-VALUED = ("--cfg", "-c", "--package", "-p", "--info", "-i")  # options of hydra's that a word without = follows
+VALUED = ("--cfg", "-c", "--package", "-p", "--info", "-i")  # those options that a word without = follows
 PAIRS = ("betas", "range")  # lists of two numbers
 # What a key whose default is null must be, by a value of that kind.
 KINDS: dict[str, Any] = {
@@ -123,6 +123,10 @@ def check_overrides(config_name: str, arguments: list[str]) -> None:
     if bare := [w for w in words if "=" not in w and not w.startswith("~")]:
         raise ValueError(f"{bare[0]!r} says nothing; everything is given as key=value")
     pairs = [w.lstrip("+").split("=", 1) for w in words if "=" in w and not w.startswith(("hydra", "~"))]
+    if not {"-m", "--multirun"} & set(arguments):
+        for key, value in pairs:
+            if "," in value and not value.startswith(("[", "{", "'", '"')):
+                raise ValueError(f"{key}={value} gives several values; add -m to run one after the other, or give one")
     groups = {p.name for p in CONF.iterdir() if p.is_dir()}
     chosen = [f"{key}={value.split(',')[0]}" for key, value in pairs if key in groups]
     for key, value in pairs:

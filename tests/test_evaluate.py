@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_DATA, TINY_RUN
+from conftest import EMBEDDED, TINY_DATA, TINY_RUN, compose, needs_embedded
 from torch import Tensor
 
 from dollar.data import shapes
@@ -188,3 +188,15 @@ def test_metrics_json_has_every_figure(
     page = (tmp_path / "one" / "report.html").read_text()
     assert page.startswith("<!") and "http://" not in page.replace("http://www.w3.org", "") and "data:image/gif" in page
     assert "student 2" in done.out and "student 1" in done.out and "metrics.json" in done.out
+
+
+@needs_embedded
+def test_the_shipped_figures_are_of_the_shipped_teacher() -> None:
+    from types import SimpleNamespace
+
+    import evaluate as command
+
+    config = compose("evaluate")
+    stored = json.loads(Path(config.teacher_metrics).read_text())
+    mine = command.identity(SimpleNamespace(folder=EMBEDDED, guidance_scale=config.teacher.guidance_scale))
+    assert {key: stored[key] for key in mine} == mine

@@ -19,6 +19,13 @@ from dollar.parallel.world import World
 from dollar.sampling import make_clips, student_sampler, teacher_sampler
 
 
+def score_names(reward: Reward | None, steps: Sequence[int]) -> list[str]:
+    """What a validation of these step counts scores."""
+    measures = [] if reward is None else ["reward"]
+    measures += ["alignment"] if hasattr(reward, "judge") else []
+    return [f"{measure}_{count}" for measure in measures for count in sorted(steps, reverse=True)]
+
+
 class Validation:
     """Samples the student at every step count it is trained for; scores are named `<measure>_<steps>`.
 
@@ -51,13 +58,6 @@ class Validation:
         self.shown = min(shown, len(self.prompts))
         self.teacher_steps = teacher_steps
         self._teachers: list[np.ndarray] | None = None
-
-    @property
-    def names(self) -> list[str]:
-        """What it scores."""
-        measures = [] if self.reward is None else ["reward"]
-        measures += ["alignment"] if hasattr(self.reward, "judge") else []
-        return [f"{measure}_{sampler.steps}" for measure in measures for sampler in self.samplers]
 
     def __call__(self, cycle: int) -> dict[str, float]:
         """Scores of the student as it is now; logs its clips at this cycle."""

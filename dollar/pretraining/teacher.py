@@ -24,8 +24,8 @@ from dollar.pretraining.autoencoder import CELL, CHANNELS
 from dollar.pretraining.stages import START, Stage, optimizers_of, run_stage, take_weights
 
 
-def share(attributes: shapes.Attributes) -> float:
-    """How many times as often as others a clip is taken: more where samples go wrong last, in orbits and crosses."""
+def weight(attributes: shapes.Attributes) -> float:
+    """How many times as often as others a clip is taken: more where the teacher's samples are wrong longest."""
     orbit = 6.0 if attributes.motion == "circling around" else 1.0
     cross = {"small": 3.0, "large": 1.5}[attributes.size] if attributes.shape == "cross" else 1.0
     return orbit * cross
@@ -161,7 +161,7 @@ def train_teacher(
     @cache  # at the first update; a finished stage needs none
     def encoded() -> tuple[Sequence[str], Tensor, Tensor]:
         captions, latents = encode_clips(vae, clips, seed, world)
-        weights = torch.tensor([share(shapes.parse(caption)) for caption in captions], dtype=torch.double)
+        weights = torch.tensor([weight(shapes.parse(caption)) for caption in captions], dtype=torch.double)
         return captions, latents, weights.cumsum(0)
 
     def loss(step: int) -> dict[str, Tensor]:
