@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import EMBEDDED, TINY_DATA, TINY_RUN, compose, needs_embedded
+from conftest import EMBEDDED, ROOT, TINY_DATA, TINY_RUN, compose, needs_embedded
 from torch import Tensor
 
 from dollar.data import shapes
@@ -200,3 +203,12 @@ def test_the_shipped_figures_are_of_the_shipped_teacher() -> None:
     stored = json.loads(Path(config.teacher_metrics).read_text())
     mine = command.identity(SimpleNamespace(folder=EMBEDDED, guidance_scale=config.teacher.guidance_scale))
     assert {key: stored[key] for key in mine} == mine
+
+
+def test_the_pairs_are_the_same_in_every_process() -> None:
+    """Words are hashed anew in each process; with the seed 4 sums of floats once fell another way."""
+    asked = "from dollar.data import shapes; from dollar.evaluation.evaluate import pairs; "
+    asked += "print(pairs(shapes.captions('held_out'), 300))"
+    environment = {**os.environ, "PYTHONHASHSEED": "4"}
+    said = subprocess.run([sys.executable, "-c", asked], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert said.stdout.strip() == str(pairs(HELD_OUT, 300)), said.stderr

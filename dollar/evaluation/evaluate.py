@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,8 +53,9 @@ def spread_out(prompts: Sequence[str], count: int) -> list[str]:
     chosen: list[str] = []
     often = Counter(word for prompt in left for word in set(prompt.split()))
     while left and len(chosen) < count:
-        # The words that came least often so far for how often there are; the first such prompt.
-        rarest = min(left, key=lambda prompt: sum(seen[word] / often[word] for word in set(prompt.split())))
+        # The words that came least often so far for how often there are; the first such prompt. Exactly, since a sum of
+        # floats follows the order of a set of words, which is another in each process.
+        rarest = min(left, key=lambda prompt: sum(Fraction(seen[word], often[word]) for word in set(prompt.split())))
         left.remove(rarest)
         chosen.append(rarest)
         seen.update(set(rarest.split()))
