@@ -48,9 +48,7 @@ one-step: $(READY)  ## a student for one step alone; DTYPE=bfloat16 halves its t
 	$(TRAIN) experiment=one_step run=$(ONE) $(ALIKE)
 	$(TRAIN) experiment=one_step_finish run=$(ONE)_1 init=runs/$(ONE)/student $(ALIKE)
 	$(TRAIN) experiment=one_step_finish run=$(ONE)_2 init=runs/$(ONE)_1/student vsd.range=[0.02,0.5] $(ALIKE)
-	$(TRAIN) experiment=one_step_finish run=$(ONE)_3 init=runs/$(ONE)_2/student vsd.range=[0.02,0.45] cycles=400 $(ALIKE)
-	$(TRAIN) experiment=one_step_finish run=$(ONE)_4 init=runs/$(ONE)_3/student vsd.range=[0.02,0.45] cycles=250 $(ALIKE)
-	$(PY) launch/evaluate.py checkpoint=runs/$(ONE)_4/student clips=1024
+	$(PY) launch/evaluate.py checkpoint=runs/$(ONE)_2/student clips=1024
 
 teacher-metrics: $(READY)  ## the embedded teacher's full figures, shipped beside it
 	$(PY) launch/evaluate.py clips=1024 teacher_clips=1024 out=runs/teacher report=false
