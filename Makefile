@@ -44,7 +44,7 @@ demo-full: $(READY)  ## the same, evaluated on 1,024 pairs
 	$(PY) launch/evaluate.py checkpoint=runs/$(RUN)/student clips=1024
 
 one-step: ALIKE = seed=$(SEED) parallel.dtype=$(DTYPE) parallel.teacher_dtype=$(DTYPE)
-one-step: $(READY)  ## a student for one step alone; DTYPE=bfloat16 halves its time where the processor has it
+one-step: $(READY)  ## a student for one step alone; DTYPE=bfloat16 is faster where the processor has it
 	$(TRAIN) experiment=one_step run=$(ONE) $(ALIKE)
 	$(TRAIN) experiment=one_step_finish run=$(ONE)_1 init=runs/$(ONE)/student $(ALIKE)
 	$(TRAIN) experiment=one_step_finish run=$(ONE)_2 init=runs/$(ONE)_1/student vsd.range=[0.02,0.5] $(ALIKE)

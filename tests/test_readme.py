@@ -1,4 +1,4 @@
-"""The commands of README.md and docs/: each composes, or is a target of the Makefile."""
+"""README.md and docs/: each command of a block composes, and each `make` names a target of the Makefile."""
 
 from __future__ import annotations
 

@@ -9,7 +9,11 @@ from torch import Tensor
 
 
 class Colourfulness:
-    """Hasler and Süsstrunk's measure (Measuring colourfulness in natural images, 2003), averaged over the frames."""
+    """sigma + 0.3 mu of the opponent colours red - green and (red + green) / 2 - blue, averaged over the frames.
+
+    sigma and mu are the lengths of the pairs of their deviations and means over a frame, in levels of 255; from Hasler
+    and Süsstrunk, Measuring colourfulness in natural images, 2003.
+    """
 
     def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
         """[B], 0 for gray and about 1 for the most colourful photographs; videos [B, T, 3, H, W] in [0, 1].
