@@ -6,7 +6,6 @@ READY := $(VENV)/.ready
 RUN ?= demo
 SEED ?= 0
 DTYPE ?= float32
-ONE ?= one_step
 
 # Idle threads sleep instead of spinning, and freed memory is kept instead of returned: both matter on few cores.
 export OMP_WAIT_POLICY := PASSIVE
@@ -43,12 +42,9 @@ demo-full: $(READY)  ## the same, evaluated on 1,024 pairs
 	$(TRAIN) run=$(RUN) seed=$(SEED)
 	$(PY) launch/evaluate.py checkpoint=runs/$(RUN)/student clips=1024
 
-one-step: ALIKE = seed=$(SEED) parallel.dtype=$(DTYPE) parallel.teacher_dtype=$(DTYPE)
 one-step: $(READY)  ## a student for one step alone; DTYPE=bfloat16 is faster where the processor has it
-	$(TRAIN) experiment=one_step run=$(ONE) $(ALIKE)
-	$(TRAIN) experiment=one_step_finish run=$(ONE)_1 init=runs/$(ONE)/student $(ALIKE)
-	$(TRAIN) experiment=one_step_finish run=$(ONE)_2 init=runs/$(ONE)_1/student vsd.range=[0.02,0.5] $(ALIKE)
-	$(PY) launch/evaluate.py checkpoint=runs/$(ONE)_2/student clips=1024
+	$(TRAIN) experiment=one_step seed=$(SEED) parallel.dtype=$(DTYPE) parallel.teacher_dtype=$(DTYPE)
+	$(PY) launch/evaluate.py checkpoint=runs/one_step/student clips=1024
 
 teacher-metrics: $(READY)  ## the embedded teacher's full figures, shipped beside it
 	$(PY) launch/evaluate.py clips=1024 teacher_clips=1024 out=runs/teacher report=false

@@ -41,6 +41,8 @@ class Objective:
     vsd_guidance_scale: float = 4.5
     vsd_weighting: str = "dmd"
     vsd_range: tuple[float, float] = (0.02, 0.98)
+    vsd_lower_half: float = 0.5
+    vsd_lower_half_over: tuple[float, float] = (0.3, 0.7)
     cd_guidance_scale: float = 8.5
     cd_m: int = 5
     cd_grid: int = 50
@@ -82,6 +84,15 @@ class Objective:
             raise ValueError(f"balance is {self.balance}, but beta_ft is 0, so there is nothing to hold back")
         if not 0 <= self.vsd_range[0] < self.vsd_range[1] <= 1:
             raise ValueError(f"vsd.range is {list(self.vsd_range)}; give two rising fractions of T, as [0.02, 0.98]")
+        if not 0 <= self.vsd_lower_half <= 1:
+            raise ValueError(
+                f"vsd.lower_half is {self.vsd_lower_half}; it is a share of the draws, 0.5 for no preference"
+            )
+        if not 0 <= self.vsd_lower_half_over[0] < self.vsd_lower_half_over[1] <= 1:
+            raise ValueError(
+                f"vsd.lower_half_over is {list(self.vsd_lower_half_over)}; give two rising fractions of the run, as "
+                "[0.3, 0.7]"
+            )
         for name in ("vsd", "cd"):
             if getattr(self, f"{name}_guidance_scale") < 0:
                 raise ValueError(
@@ -90,6 +101,17 @@ class Objective:
                 )
         if not 1 <= self.cd_m <= self.cd_grid:
             raise ValueError(f"cd.m is {self.cd_m}; a walk has 1 to cd.grid = {self.cd_grid} steps")
+
+    def place(self, u: Tensor, progress: float) -> Tensor:
+        """Where in its range of times a uniform draw u in [0, 1) falls.
+
+        Evenly at first; in the end vsd.lower_half of all draws fall below 1/2. That share is reached evenly while
+        `progress`, the fraction of the run that is done, passes vsd.lower_half_over.
+        """
+        first, last = self.vsd_lower_half_over
+        done = min(max((progress - first) / (last - first), 0.0), 1.0)
+        share = 0.5 + done * (self.vsd_lower_half - 0.5)
+        return torch.where(u < share, u / share, 1 + (u - share) / (1 - share)) / 2
 
 
 class Sample(NamedTuple):
@@ -117,6 +139,7 @@ class Distiller:
 
     samplers: one FewStep for each step count that the student is trained for. null: (count) -> the condition of
     guidance's other half. averaged: a context in which the student holds its averaged weights (for cd.target=ema).
+    progress: the fraction of the run that is done, for what changes over it.
     """
 
     teacher: Denoiser
@@ -128,6 +151,7 @@ class Distiller:
     null: Callable[[int], Condition]
     latent_reward: LatentReward | None = None
     averaged: Callable[[], AbstractContextManager] = nullcontext
+    progress: float = 0.0
     logged: dict[str, float] = field(default_factory=dict)
     last: Sample | None = None
 
@@ -198,7 +222,7 @@ class Distiller:
         o, schedule = self.objective, self.teacher.schedule
         x_hat = self.last.x_hat.clone().requires_grad_()
         with torch.no_grad():
-            t = schedule.uniform(draws.uniform("vsd time"), *o.vsd_range)
+            t = schedule.uniform(o.place(draws.uniform("vsd time"), self.progress), *o.vsd_range)
             x_t = diffuse(self.last.x_hat, draws.normal("vsd noise", self.latent_shape), t, schedule)
             x0_real = self.teacher.guided(x_t, t, condition, self.null(len(x_t)), o.vsd_guidance_scale)
             x0_fake = self.fake(x_t, t, condition)
@@ -272,7 +296,7 @@ class Distiller:
     def fake_loss(self, draws: Draws, sample: Sample) -> Tensor:
         """The diffusion loss of the fake score on the student's sample (Eq. 4), [B]."""
         schedule = self.fake.schedule
-        t = schedule.uniform(draws.uniform("fake time"))
+        t = schedule.uniform(self.objective.place(draws.uniform("fake time"), self.progress))  # as often as VSD asks
         eps = draws.normal("fake noise", self.latent_shape)
         x_t = diffuse(sample.x_hat, eps, t, schedule)
         output = self.fake.output(x_t, t, sample.condition)

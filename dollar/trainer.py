@@ -167,6 +167,7 @@ class Trainer:
         """One cycle of Algorithm 1; returns what it measured."""
         self.distiller.logged = {}
         self._set_rates(cycle)
+        self.distiller.progress = cycle / self.plan.cycles
         times = {}
         start = time.perf_counter()
         self._student_turn(cycle)  # lines 7-11

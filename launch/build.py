@@ -72,6 +72,8 @@ def objective_of(config: DictConfig) -> Objective:
         vsd_guidance_scale=config.vsd.guidance_scale,
         vsd_weighting=config.vsd.weighting,
         vsd_range=tuple(config.vsd.range),
+        vsd_lower_half=config.vsd.lower_half,
+        vsd_lower_half_over=tuple(config.vsd.lower_half_over),
         cd_guidance_scale=config.cd.guidance_scale,
         cd_m=config.cd.m,
         cd_grid=config.cd.grid,

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 FOLDERS = ("checkpoint", "init", "out", "prompts", "runs", "work")  # keys whose value is a path, whatever it looks like
 VALUED = ("--cfg", "-c", "--package", "-p", "--info", "-i")  # those options that a word without = follows
-PAIRS = ("betas", "range")  # lists of two numbers
+PAIRS = ("betas", "range", "lower_half_over")  # lists of two numbers
 # What a key whose default is null must be, by a value of that kind.
 KINDS: dict[str, Any] = {
     "sample.steps": 4,

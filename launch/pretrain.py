@@ -14,7 +14,7 @@ def main(config: DictConfig) -> None:
 
     from dollar.models.cogvideox import check_folder
     from dollar.parallel.world import finish, start
-    from dollar.pretraining.autoencoder import train_autoencoder
+    from dollar.pretraining.autoencoder import STAGES, train_autoencoder
     from dollar.pretraining.stages import Stage
     from dollar.pretraining.teacher import save_pipeline, train_teacher
 
@@ -26,8 +26,7 @@ def main(config: DictConfig) -> None:
     if config.seed < 0:
         raise ValueError(f"seed is {config.seed}; it must be at least 0")
     world = start(config.parallel.device, config.parallel.timeout_minutes)
-    names = ("decoder", "encoder", "joint", "finish", "teacher")
-    stages = {name: Stage(**OmegaConf.to_container(config[name])) for name in names}  # type: ignore[arg-type]
+    stages = {name: Stage(**OmegaConf.to_container(config[name])) for name in (*STAGES, "teacher")}  # type: ignore[arg-type]
     quiet()
     init = None if config.init is None else Path(config.init)
     if init is not None:

@@ -323,6 +323,41 @@ def test_the_vsd_gradient_is_dmds(teacher: Teacher) -> None:
     torch.testing.assert_close(term.gradient, weight * (fake - real) / x_hat.numel(), rtol=1e-3, atol=1e-8)
 
 
+def test_times_come_to_fall_where_they_are_wanted() -> None:
+    u = torch.arange(1000) / 1000
+    assert torch.equal(Objective().place(u, 0.9), u)
+    preferring = Objective(vsd_lower_half=0.9, vsd_lower_half_over=(0.25, 0.75))
+    for progress, share in ((0.0, 0.5), (0.25, 0.5), (0.5, 0.7), (0.75, 0.9), (1.0, 0.9)):
+        placed = preferring.place(u, progress)
+        assert float((placed < 0.5).float().mean()) == pytest.approx(share, abs=2e-3)
+        assert bool((placed.diff() > 0).all()) and placed[0] == 0 and placed[-1] < 1  # a map of the range to itself
+        # Evenly within each half.
+        for low, half in ((0.0, placed[placed < 0.5]), (0.5, placed[placed >= 0.5])):
+            assert float(half.mean()) == pytest.approx(low + 0.25, abs=5e-3)
+            assert float(half.std()) == pytest.approx(0.5 / 12**0.5, rel=0.03)
+    for share, low in ((1.0, 0.0), (0.0, 0.5)):
+        placed = Objective(vsd_lower_half=share).place(u, 1.0)
+        torch.testing.assert_close(placed, low + u / 2)
+
+
+def test_vsd_and_fake_score_draw_their_times_where_they_are_wanted(teacher: Teacher) -> None:
+    draws, condition, x_0 = batch(teacher)
+    distiller = distiller_of(teacher, beta_cd=0, beta_ft=0, vsd_lower_half=1.0, vsd_lower_half_over=(0.0, 0.5))
+    asked: dict[str, torch.Tensor] = {}
+    for name in ("teacher", "fake"):
+        getattr(distiller, name).network.register_forward_pre_hook(
+            lambda _, inputs, name=name: asked.update({name: inputs[1]})
+        )
+    vsd_u, fake_u = draws.uniform("vsd time"), draws.uniform("fake time")
+    for progress, half in ((0.0, 1.0), (0.75, 0.5)):
+        distiller.progress = progress
+        list(distiller.student_terms(draws, condition, x_0, False))
+        expected = (20 + 960 * half * vsd_u).long()
+        assert torch.equal(asked["teacher"][-3:], expected) and torch.equal(asked["fake"], expected)
+        distiller.fake_loss(draws, distiller.last)
+        assert torch.equal(asked["fake"], (1000 * half * fake_u).long())
+
+
 def test_the_fake_loss_is_denoising_of_the_students_sample(teacher: Teacher) -> None:
     draws, condition, x_0 = batch(teacher)
     for kind in ("native", "cv"):
@@ -474,6 +509,8 @@ def test_a_heterogeneous_student_gives_x_0_itself(teacher: Teacher) -> None:
         ({"balance": 0.0}, "balance is 0.0; use null"),
         ({"cd_m": 11}, "cd.m is 11; a walk has 1 to cd.grid = 10 steps"),
         ({"vsd_weighting": "dmd2"}, "vsd.weighting is 'dmd2'"),
+        ({"vsd_lower_half": 1.5}, "vsd.lower_half is 1.5; it is a share"),
+        ({"vsd_lower_half_over": (0.7, 0.3)}, r"vsd.lower_half_over is \[0.7, 0.3\]; give two rising fractions"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,8 +21,8 @@ from dollar.pretraining.autoencoder import (
     CHANNELS,
     CROP,
     EVENNESS,
-    LOSSES,
     SHORT,
+    STAGES,
     Cells,
     decoder_loss,
     edge_energy,
@@ -29,10 +30,12 @@ from dollar.pretraining.autoencoder import (
     finishing_loss,
     joint_loss,
     new_autoencoder,
+    sharpening_loss,
     train_autoencoder,
     whole_clips,
     windows,
 )
+from dollar.pretraining.critic import Critic, adversarial_losses, share_of
 from dollar.pretraining.stages import Stage, optimizers_of, run_stage
 from dollar.pretraining.teacher import (
     TextToLatents,
@@ -107,15 +110,16 @@ def test_the_fit_is_the_same_every_time(cells: Cells) -> None:
 
 def test_each_loss_teaches_its_own_part(cells: Cells) -> None:
     torch.manual_seed(0)
-    vae, pixels = new_autoencoder(), windows([0], seed=0)
+    vae, critic, pixels = new_autoencoder(), Critic(), windows([0], seed=0)
     for loss, parts, others in (
-        (decoder_loss, [vae.decoder], [vae.encoder]),
-        (encoder_loss, [vae.encoder], [vae.decoder]),
-        (joint_loss, [vae.encoder, vae.decoder], []),
-        (finishing_loss, [vae.decoder], [vae.encoder]),
+        (partial(decoder_loss, vae, cells), [vae.decoder], [vae.encoder, critic]),
+        (partial(encoder_loss, vae, cells), [vae.encoder], [vae.decoder, critic]),
+        (partial(joint_loss, vae, cells), [vae.encoder, vae.decoder], [critic]),
+        (partial(finishing_loss, vae), [vae.decoder], [vae.encoder, critic]),
+        (partial(sharpening_loss, vae, critic), [vae.decoder, critic], [vae.encoder]),
     ):
         vae.zero_grad(set_to_none=True)
-        losses = loss(vae, cells, pixels)
+        losses = loss(pixels)
         losses["total"].backward()
         assert all(v.ndim == 0 and v.isfinite() for v in losses.values())
         for part in parts:
@@ -150,6 +154,60 @@ def test_the_energy_of_edges_tells_soft_from_displaced() -> None:
 
     (soft, soft_pixels), (displaced, displaced_pixels) = gap(blurred), gap(moved)
     assert soft_pixels < displaced_pixels and soft > 1.3 * displaced  # pixels alone prefer the soft edge
+
+
+# The critic
+
+
+def blurred_windows() -> tuple[torch.Tensor, torch.Tensor]:
+    pixels = windows([0, 1], seed=0)
+    return pixels, torch.nn.functional.avg_pool3d(pixels, (1, 3, 3), 1, (0, 1, 1), count_include_pad=False)
+
+
+def test_critic_and_decoder_pull_against_each_other_and_at_their_own_weights_only() -> None:
+    torch.manual_seed(0)
+    critic = Critic()
+    pixels, blurred = blurred_windows()
+    assert critic(pixels).shape == (4 * 4, 1, 16, 16)  # frames 0-2, 2-4, 4-6, 6-8 of each window
+    blurred.requires_grad_()
+    for_decoder, for_critic = adversarial_losses(critic, blurred, pixels)
+    margin = (critic(pixels) - critic(blurred)).detach()
+    torch.testing.assert_close(for_decoder, torch.log1p(margin.exp()).mean())
+    torch.testing.assert_close(for_critic, torch.log1p((-margin).exp()).mean())
+    for_critic.backward(retain_graph=True)
+    assert blurred.grad is None and all(p.grad is not None for p in critic.parameters())
+    critic.zero_grad(set_to_none=True)
+    for_decoder.backward()
+    assert blurred.grad is not None and all(p.grad is None for p in critic.parameters())
+    same = adversarial_losses(critic, pixels, pixels)
+    assert [v.item() for v in same] == pytest.approx([np.log(2)] * 2)
+
+
+def test_what_the_critic_asks_for_is_what_the_blur_took() -> None:
+    torch.manual_seed(0)
+    critic = Critic(width=16)
+    pixels, blurred = blurred_windows()
+    optimizer = torch.optim.Adam(critic.parameters(), lr=2e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = adversarial_losses(critic, blurred, pixels)[1]
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.6  # below log 2: it tells them apart
+    unseen = windows([7, 8], seed=3)
+    soft = torch.nn.functional.avg_pool3d(unseen, (1, 3, 3), 1, (0, 1, 1), count_include_pad=False)
+    with torch.no_grad():
+        mended = [float(adversarial_losses(critic, soft.lerp(unseen, part), unseen)[0]) for part in (0.0, 0.5, 1.0)]
+    assert mended[0] > mended[1] > mended[2] == pytest.approx(np.log(2))  # of clips that it never saw
+
+
+def test_the_critics_share_of_the_gradient_is_as_asked() -> None:
+    x = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    loss, reference = 1e3 * x.sum(), x.square().sum()
+    factor = share_of(loss, reference, x, 0.7)
+    assert not factor.requires_grad
+    mine, other = (torch.autograd.grad(value, x)[0].norm() for value in (factor * loss, reference))
+    torch.testing.assert_close(mine, 0.7 * other)
 
 
 # Stages
@@ -281,7 +339,7 @@ def test_clips_are_encoded_in_their_order() -> None:
 def test_parts_are_trained_resumed_and_written_as_a_pipeline(tmp_path: Path) -> None:
     from diffusers import CogVideoXPipeline
 
-    step = {name: Stage(steps=1, batch=1, lr=1e-3) for name in LOSSES}
+    step = {name: Stage(steps=1, batch=1, lr=1e-3) for name in STAGES}
     vae = train_autoencoder(tmp_path / "work", step, 0, World())
     again = train_autoencoder(tmp_path / "work", step, 0, World())
     assert all(torch.equal(a, b) for a, b in zip(vae.parameters(), again.parameters(), strict=True))
@@ -297,7 +355,7 @@ def test_parts_are_trained_resumed_and_written_as_a_pipeline(tmp_path: Path) -> 
     begun.load_pretrained(tmp_path / "teacher")
     for there, here in zip(network.parameters(), begun.parameters(), strict=True):
         torch.testing.assert_close(here, there.half().float())  # pre-training can start from what was shipped
-    nothing = {name: Stage(steps=0, batch=1, lr=1e-3) for name in LOSSES}
+    nothing = {name: Stage(steps=0, batch=1, lr=1e-3) for name in STAGES}
     from_there = train_autoencoder(tmp_path / "other", nothing, 0, World(), init=tmp_path / "teacher")
     torch.testing.assert_close(from_there.decoder.conv_in.conv.weight, vae.decoder.conv_in.conv.weight.half().float())
     with pytest.raises(ValueError, match=r"is of another network: its \S+ is \[\d+.*init=null from random weights"):

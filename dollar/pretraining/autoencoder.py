@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from dollar.data import shapes
 from dollar.parallel.world import World
+from dollar.pretraining.critic import Critic, adversarial_losses, share_of
 from dollar.pretraining.stages import START, Stage, optimizers_of, run_stage, take_weights
 
 CROP, SHORT = 32, 9  # pixels and frames of the windows around the object that the autoencoder learns from
@@ -176,24 +178,47 @@ def joint_loss(vae: Any, cells: Cells, pixels: Tensor, anchor: float = 0.01) -> 
     return losses | {"total": losses["total"] + anchor * drift, "drift": drift}
 
 
-def finishing_loss(vae: Any, cells: Cells, pixels: Tensor) -> Losses:
-    """The decoder's error on the finished encoder's latents, with edges as sharp as the clips' own."""
-    with torch.no_grad():
-        latents = vae.encode(pixels).latent_dist.mean
-    return _pixel_loss(vae, latents, pixels, noise=0.05, sharpen=2.0)
+def finishing_loss(vae: Any, pixels: Tensor) -> Losses:
+    """The decoder's error on the finished encoder's latents, with edges of the clips' own energy."""
+    return _pixel_loss(vae, _encoded(vae, pixels), pixels, noise=0.05, sharpen=2.0)
+
+
+def sharpening_loss(vae: Any, critic: Critic, pixels: Tensor, share: float = 2.0) -> Losses:
+    """The same, while a critic is learning to tell the decoded clips from their originals.
+
+    share: the size of the critic's gradient at the decoded pixels relative to that of all other terms.
+    """
+    decoded = _decoded(vae, _encoded(vae, pixels), noise=0.05)
+    losses = _errors(decoded, pixels, sharpen=2.0)
+    deceive, tell_apart = adversarial_losses(critic, decoded, pixels)
+    factor = share_of(deceive, losses["total"], decoded, share)
+    total = losses["total"] + factor * deceive + tell_apart
+    return losses | {"total": total, "deceive": deceive, "tell_apart": tell_apart}
+
+
+@torch.no_grad()
+def _encoded(vae: Any, pixels: Tensor) -> Tensor:
+    return vae.encode(pixels).latent_dist.mean
+
+
+def _decoded(vae: Any, latents: Tensor, noise: float) -> Tensor:
+    """noise: deviation of what is added to the latents, for a decoder that bears the small errors of a denoiser."""
+    return vae.decode(latents + noise * torch.randn_like(latents)).sample
 
 
 def _pixel_loss(vae: Any, latents: Tensor, pixels: Tensor, noise: float, sharpen: float = 0.0) -> Losses:
+    return _errors(_decoded(vae, latents, noise), pixels, sharpen)
+
+
+def _errors(decoded: Tensor, pixels: Tensor, sharpen: float) -> Losses:
     """Mean error of decoded pixels and of their differences, since edges make the shape and changes the motion.
 
     A decoder that doubles frames tends to show each twice; differences in time count more, so that it doesn't. Absolute
     errors grow in proportion to an edge's displacement, and don't care which of two frames bears it; the squared error
     of blurred pixels grows faster and shares it.
-    noise: deviation of what is added to the latents, for a decoder that bears the small errors of a denoiser.
     sharpen: weight of the energy of edges. Where an edge may lie a little to either side, a mean error is least for one
     that is soft; its energy in the neighbourhood (squared differences over 5x5 pixels) is right only if it is sharp.
     """
-    decoded = vae.decode(latents + noise * torch.randn_like(latents)).sample
     error = decoded - pixels
     changes, rows, columns = (error.diff(dim=d).abs().mean() for d in (2, 3, 4))
     displaced = nn.functional.avg_pool3d(error, (1, 5, 5), (1, 2, 2)).square().mean()
@@ -211,7 +236,7 @@ def edge_energy(pixels: Tensor) -> Tensor:
     return nn.functional.avg_pool3d(down + across, (1, 5, 5), 1, (0, 2, 2))
 
 
-LOSSES = {"decoder": decoder_loss, "encoder": encoder_loss, "joint": joint_loss, "finish": finishing_loss}
+STAGES = ("decoder", "encoder", "joint", "finish", "sharpen")
 
 
 def train_autoencoder(
@@ -222,9 +247,9 @@ def train_autoencoder(
     precision: torch.dtype = torch.float32,
     init: Path | None = None,
 ) -> Any:
-    """Teach the decoder, then the encoder, train both together, finish the decoder; resumes from `folder`.
+    """Teach the decoder, then the encoder, train both together, finish and sharpen the decoder; resumes from `folder`.
 
-    init: a diffusers folder whose autoencoder is the start, instead of random weights.
+    stages: one for each of STAGES. init: a diffusers folder whose autoencoder is the start, instead of random weights.
     """
     torch.manual_seed(seed)
     vae = new_autoencoder().to(world.device)
@@ -234,10 +259,17 @@ def train_autoencoder(
     with torch.no_grad():  # the encoder is certain of its latents: no noise worth the name is ever added
         vae.encoder.conv_out.conv.bias[CHANNELS:] = -12.0
         vae.encoder.conv_out.conv.weight[CHANNELS:] = 0.0
-    cells = Cells.fit(seed)
-    for name, loss_of in LOSSES.items():
-        stage = stages[name]
-        trained = {"encoder": vae.encoder, "joint": vae}.get(name, vae.decoder)
+    cells, critic = Cells.fit(seed), Critic().to(world.device)
+    decoder_and_critic = nn.ModuleDict({"decoder": vae.decoder, "critic": critic})
+    losses: dict[str, tuple[nn.Module, Callable[[Tensor], Losses]]] = {
+        "decoder": (vae.decoder, partial(decoder_loss, vae, cells)),
+        "encoder": (vae.encoder, partial(encoder_loss, vae, cells)),
+        "joint": (vae, partial(joint_loss, vae, cells)),
+        "finish": (vae.decoder, partial(finishing_loss, vae)),
+        "sharpen": (decoder_and_critic, partial(sharpening_loss, vae, critic)),
+    }
+    for name in STAGES:
+        stage, (trained, loss_of) = stages[name], losses[name]
 
         def loss(step: int, name: str = name, stage: Stage = stage, loss_of: Any = loss_of) -> Losses:
             own = world.own(step * stage.batch, stage.batch)
@@ -247,9 +279,13 @@ def train_autoencoder(
             own, cut = (own[: -(-len(own) // 2)], whole_clips) if whole else (own, windows)
             pixels = cut(own, seed, hard=0.75)
             with torch.autocast(world.device.type, precision, enabled=precision != torch.float32):
-                return loss_of(vae, cells, pixels.to(world.device))
+                return loss_of(pixels.to(world.device))
 
-        optimizers = optimizers_of(trained, stage.lr, stage.lr / 5, outer=("conv_out",))
+        if name == "sharpen":
+            optimizers = optimizers_of(vae.decoder, stage.lr, stage.lr / 5, outer=("conv_out",))
+            optimizers.append(torch.optim.Adam(critic.parameters(), lr=stage.lr, betas=(0.5, 0.99)))
+        else:
+            optimizers = optimizers_of(trained, stage.lr, stage.lr / 5, outer=("conv_out",))
         run_stage(folder / f"vae_{name}", stage, trained, optimizers, loss, world)
     _settle_scale(vae, whole_clips(range(64), seed))
     return vae
