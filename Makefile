@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 RUN ?= demo
 SEED ?= 0
 DTYPE ?= float32
+ONE ?= one_step
 
 # Idle threads sleep instead of spinning, and freed memory is kept instead of returned: both matter on few cores.
 export OMP_WAIT_POLICY := PASSIVE
@@ -43,8 +44,8 @@ demo-full: $(READY)  ## the same, evaluated on 1,024 pairs
 	$(PY) launch/evaluate.py checkpoint=runs/$(RUN)/student clips=1024
 
 one-step: $(READY)  ## a student for one step alone; DTYPE=bfloat16 is faster where the processor has it
-	$(TRAIN) experiment=one_step seed=$(SEED) parallel.dtype=$(DTYPE) parallel.teacher_dtype=$(DTYPE)
-	$(PY) launch/evaluate.py checkpoint=runs/one_step/student clips=1024
+	$(TRAIN) experiment=one_step run=$(ONE) seed=$(SEED) parallel.dtype=$(DTYPE) parallel.teacher_dtype=$(DTYPE)
+	$(PY) launch/evaluate.py checkpoint=runs/$(ONE)/student clips=1024
 
 teacher-metrics: $(READY)  ## the embedded teacher's full figures, shipped beside it
 	$(PY) launch/evaluate.py clips=1024 teacher_clips=1024 out=runs/teacher report=false

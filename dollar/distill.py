@@ -41,7 +41,7 @@ class Objective:
     vsd_guidance_scale: float = 4.5
     vsd_weighting: str = "dmd"
     vsd_range: tuple[float, float] = (0.02, 0.98)
-    vsd_lower_half: float = 0.5
+    vsd_lower_half: float | None = None
     vsd_lower_half_over: tuple[float, float] = (0.3, 0.7)
     cd_guidance_scale: float = 8.5
     cd_m: int = 5
@@ -84,9 +84,9 @@ class Objective:
             raise ValueError(f"balance is {self.balance}, but beta_ft is 0, so there is nothing to hold back")
         if not 0 <= self.vsd_range[0] < self.vsd_range[1] <= 1:
             raise ValueError(f"vsd.range is {list(self.vsd_range)}; give two rising fractions of T, as [0.02, 0.98]")
-        if not 0 <= self.vsd_lower_half <= 1:
+        if self.vsd_lower_half is not None and not 0 <= self.vsd_lower_half <= 1:
             raise ValueError(
-                f"vsd.lower_half is {self.vsd_lower_half}; it is a share of the draws, 0.5 for no preference"
+                f"vsd.lower_half is {self.vsd_lower_half}; it is a share of the draws, 0 to 1, or null for even ones"
             )
         if not 0 <= self.vsd_lower_half_over[0] < self.vsd_lower_half_over[1] <= 1:
             raise ValueError(
@@ -102,16 +102,23 @@ class Objective:
         if not 1 <= self.cd_m <= self.cd_grid:
             raise ValueError(f"cd.m is {self.cd_m}; a walk has 1 to cd.grid = {self.cd_grid} steps")
 
-    def place(self, u: Tensor, progress: float) -> Tensor:
-        """Where in its range of times a uniform draw u in [0, 1) falls.
+    def place(self, u: Tensor, low: float, high: float, progress: float) -> Tensor:
+        """Fractions of T in [low, high) of uniform draws u in [0, 1): spread evenly, unless vsd.lower_half is given.
 
-        Evenly at first; in the end vsd.lower_half of all draws fall below 1/2. That share is reached evenly while
+        Then that share of them comes to fall below the middle of vsd.range. It is reached from an even spread while
         `progress`, the fraction of the run that is done, passes vsd.lower_half_over.
         """
+        even = low + (high - low) * u.double()
+        if self.vsd_lower_half is None:
+            return even
         first, last = self.vsd_lower_half_over
         done = min(max((progress - first) / (last - first), 0.0), 1.0)
-        share = 0.5 + done * (self.vsd_lower_half - 0.5)
-        return torch.where(u < share, u / share, 1 + (u - share) / (1 - share)) / 2
+        middle = sum(self.vsd_range) / 2
+        at_first = (middle - low) / (high - low)
+        share = at_first + done * (self.vsd_lower_half - at_first)
+        below = low + (middle - low) * u.double() / share
+        above = middle + (high - middle) * (u.double() - share) / (1 - share)
+        return torch.where(u < share, below, above)
 
 
 class Sample(NamedTuple):
@@ -222,7 +229,7 @@ class Distiller:
         o, schedule = self.objective, self.teacher.schedule
         x_hat = self.last.x_hat.clone().requires_grad_()
         with torch.no_grad():
-            t = schedule.uniform(o.place(draws.uniform("vsd time"), self.progress), *o.vsd_range)
+            t = schedule.uniform(o.place(draws.uniform("vsd time"), *o.vsd_range, self.progress))
             x_t = diffuse(self.last.x_hat, draws.normal("vsd noise", self.latent_shape), t, schedule)
             x0_real = self.teacher.guided(x_t, t, condition, self.null(len(x_t)), o.vsd_guidance_scale)
             x0_fake = self.fake(x_t, t, condition)
@@ -296,7 +303,8 @@ class Distiller:
     def fake_loss(self, draws: Draws, sample: Sample) -> Tensor:
         """The diffusion loss of the fake score on the student's sample (Eq. 4), [B]."""
         schedule = self.fake.schedule
-        t = schedule.uniform(self.objective.place(draws.uniform("fake time"), self.progress))  # as often as VSD asks
+        # Over all of T (Eq. 4), but where VSD comes to ask more often, there more often.
+        t = schedule.uniform(self.objective.place(draws.uniform("fake time"), 0.0, 1.0, self.progress))
         eps = draws.normal("fake noise", self.latent_shape)
         x_t = diffuse(sample.x_hat, eps, t, schedule)
         output = self.fake.output(x_t, t, sample.condition)

@@ -48,11 +48,13 @@ class Student:
 
 
 def check_steps(timesteps: Sequence[int], steps: Sequence[int]) -> None:
-    """Raise ValueError unless each step count divides the number of timesteps."""
+    """Raise ValueError unless the step counts differ and each divides the number of timesteps."""
     longest = len(timesteps)
     if not steps:
         raise ValueError("student.steps is empty; give the step counts to train for, such as [4,2,1]")
     for count in steps:
+        if list(steps).count(count) > 1:
+            raise ValueError(f"student.steps has {count} twice; give each step count once")
         if count < 1 or longest % count:
             fitting = [n for n in range(longest, 0, -1) if longest % n == 0]
             raise ValueError(

@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -36,6 +37,7 @@ KINDS: dict[str, Any] = {
     "sample.guidance_scale": 1.0,
     "evaluate.steps": [4, 1],
     "train.balance": 1.0,
+    "train.vsd.lower_half": 0.5,
 }
 # Mistakes of the user's, or of his machine, that a sentence explains better than a traceback.
 TOLD = (ValueError, OSError, FloatingPointError, OmegaConfBaseException)
@@ -48,7 +50,7 @@ def enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
     In a sweep an error ends its own job only; the exit code is 2 when any job failed.
     """
     failures = []
-    sys.argv[1:] = [quote_prompt(a) for a in sys.argv[1:]]
+    sys.argv[1:] = [quote_prompt(a) for a in options_first(sys.argv[1:])]
     try:
         check_overrides(config_name, sys.argv[1:])
     except ValueError as error:
@@ -99,6 +101,16 @@ def check_folder_for(key: str, path: Path) -> None:
         raise ValueError(f"{key}={path}: nothing may be written to {there}; name another folder")
 
 
+def options_first(arguments: list[str]) -> list[str]:
+    """The same words with hydra's options before the key=value ones, since it understands no option between those."""
+    options = [
+        word.startswith("-") or (before in VALUED and "=" not in word)
+        for before, word in zip(["", *arguments], arguments, strict=False)
+    ]
+    words = list(zip(options, arguments, strict=True))
+    return [word for option, word in words if option] + [word for option, word in words if not option]
+
+
 def quote_prompt(argument: str) -> str:
     """A prompt as one quoted word, so that commas, brackets, quotes and ${} in it mean nothing to hydra.
 
@@ -122,6 +134,11 @@ def check_overrides(config_name: str, arguments: list[str]) -> None:
     ]
     if bare := [w for w in words if "=" not in w and not w.startswith("~")]:
         raise ValueError(f"{bare[0]!r} says nothing; everything is given as key=value")
+    for word in words:
+        try:
+            OverridesParser.create().parse_override(word)
+        except HydraException as error:
+            raise ValueError(f"{word} can't be read: {str(error).splitlines()[0]}") from None
     pairs = [w.lstrip("+").split("=", 1) for w in words if "=" in w and not w.startswith(("hydra", "~"))]
     if not {"-m", "--multirun"} & set(arguments):
         for key, value in pairs:
@@ -136,9 +153,8 @@ def check_overrides(config_name: str, arguments: list[str]) -> None:
         defaults = hydra.compose(config_name, overrides=chosen)
     GlobalHydra.instance().clear()
     known = _keys(defaults)
-    for key, value in pairs:
-        if key in groups:
-            continue
+    given = [leaf for k, v in pairs if k not in groups for leaf in _leaves(k, v, known)]
+    for key, value in given:
         if key not in known:
             raise ValueError(f"there is no key {key!r}; {_nearest(key, sorted({*known, *groups}))}")
         default = known[key]
@@ -171,6 +187,19 @@ def _keys(config: DictConfig) -> dict[str, Any]:
     return found
 
 
+def _leaves(key: str, text: str, known: dict[str, Any]) -> list[tuple[str, str]]:
+    """A key and its value, or, where the key holds others, those that {inner: value, ...} gives."""
+    inner = sorted(k for k in known if k.startswith(f"{key}."))
+    if not isinstance(known.get(key), dict) or not inner:
+        return [(key, text)]
+    given = OmegaConf.create(f"value: {text}").value if text.startswith("{") else None
+    if not isinstance(given, DictConfig):
+        raise ValueError(f"{key}={text}: {key} holds keys of its own; give one of them, as {inner[0]}=VALUE")
+    values: Any = OmegaConf.to_container(given)
+    written = [(f"{key}.{k}", "null" if v is None else str(v)) for k, v in values.items()]
+    return [leaf for k, v in written for leaf in _leaves(k, v, known)]
+
+
 def _check_type(key: str, text: str, default: Any, optional: bool = False) -> None:
     """Numbers stay numbers, switches stay switches and lists lists of such; commas between values make a sweep."""
     if text.startswith(("range(", "choice(", "interval(", "glob(")) or (optional and text == "null"):
@@ -178,7 +207,7 @@ def _check_type(key: str, text: str, default: Any, optional: bool = False) -> No
     if isinstance(default, list):
         _check_list(key, text, default)
     elif isinstance(default, (bool, int, float)):
-        for part in text.split(","):
+        for part in [text] if text.startswith(("[", "{")) else text.split(","):
             if not _alike(OmegaConf.create(f"value: {part}").value, default):
                 raise ValueError(f"{key}={part}: {key} is {_kind(default)}" + ("" if optional else f" (now {default})"))
 

@@ -28,6 +28,8 @@ def check(config: DictConfig) -> None:
             raise ValueError(f"{key} is {config[key]}; it must be at least 1")
     if config.steps is not None and not isinstance(config.steps, ListConfig):
         raise ValueError(f"steps is {config.steps}; write steps=[{config.steps}]")
+    if config.checkpoint is None and config.steps is not None:
+        raise ValueError(f"steps is {config.steps}, a student's; give checkpoint=FOLDER, or leave steps out")
     if config.checkpoint is not None and config.steps is not None:
         from dollar.student import read_card
 

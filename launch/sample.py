@@ -36,6 +36,14 @@ def main(config: DictConfig) -> None:
             raise ValueError(f"{key} is {config[key]}; it must be at least 1")
     if config.steps is not None and config.steps < 1:
         raise ValueError(f"steps is {config.steps}; it must be at least 1, or null")
+    if config.seed < 0:
+        raise ValueError(f"seed is {config.seed}; it must be at least 0")
+    if config.guidance_scale is not None and config.guidance_scale < 0:
+        raise ValueError(
+            f"guidance_scale is {config.guidance_scale}, which leads away from the prompt; 1 is no guidance"
+        )
+    if not str(config.out).strip():
+        raise ValueError("out is empty; name the folder that the clips are written to")
     if config.checkpoint is not None and config.guidance_scale is not None:
         raise ValueError("guidance_scale is the teacher's; a student has its guidance within. Leave one of them out")
     from build import build_teacher, dtype_of, quiet, take_teacher

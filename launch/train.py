@@ -11,6 +11,7 @@ from typing import Any
 from door import check_folder_for, enter
 from omegaconf import DictConfig, OmegaConf
 from results_table import job_folder
+from same import check_same
 
 CONFIG = "config.yaml"
 STOPPED = 3  # exit code of a run that was asked to stop and saved; in a sweep no further job is begun
@@ -19,6 +20,9 @@ FREE = (
     *("cycles", "save_every", "keep", "validation", "log", "runs", "run", "keep_best"),
     *("parallel.device", "parallel.timeout_minutes", "parallel.activation_checkpointing"),
 )
+
+# Keys that came later, with what every run before them had.
+LATER = {"vsd.lower_half": None, "vsd.lower_half_over": [0.3, 0.7]}
 
 
 def run_folder(config: DictConfig) -> Path:
@@ -35,28 +39,11 @@ def run_folder(config: DictConfig) -> Path:
     return Path(config.runs) / str(config.run)
 
 
-def check_same(config: DictConfig, folder: Path) -> None:
+def check_run(config: DictConfig, folder: Path) -> None:
     """Raise ValueError if the folder holds a run of another configuration."""
-    if not any((folder / part).is_dir() for part in ("checkpoints", "student")):
-        return  # nothing is there, or nothing that could be lost
-    try:
-        before, now = _flat(OmegaConf.load(folder / CONFIG)), _flat(to_store(config))
-    except Exception as error:  # whatever is wrong with the file, its run can't be told from another
-        raise ValueError(
-            f"{folder} holds a run, but its {CONFIG} can't be read ({type(error).__name__}), so it is not known what "
-            "was trained there. Give this run a name of its own with run=NAME, or remove the folder"
-        ) from None
-    differing = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and not _free(k)]
-    if differing:
-        shown = "; ".join(f"{k} was {before.get(k)}, now {now.get(k)}" for k in differing[:5])
-        raise ValueError(
-            f"{folder} holds a run of another configuration ({shown}). Give this one a name of its own with run=NAME, "
-            "or remove the folder"
-        )
-
-
-def _free(key: str) -> bool:
-    return any(key == free or key.startswith(free + ".") for free in FREE)
+    if any((folder / part).is_dir() for part in ("checkpoints", "student")):  # otherwise nothing could be lost
+        way_out = "Give this run a name of its own with run=NAME, or remove the folder"
+        check_same(folder / CONFIG, to_store(config), FREE, LATER, way_out)
 
 
 def check_init(config: DictConfig) -> None:
@@ -82,17 +69,6 @@ def to_store(config: DictConfig) -> dict[str, Any]:
     return resolved
 
 
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    entries: Any = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
-    found: dict[str, Any] = {}
-    for key, value in entries.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
 def main(config: DictConfig) -> float | None:
     """Train, go on with what was stopped, or find the run finished; returns the last validation reward for sweeps."""
     from build import dtype_of, objective_of, plan_of, validation_of
@@ -107,7 +83,7 @@ def main(config: DictConfig) -> float | None:
     check_steps(config.student.timesteps, config.student.steps)
     check_init(config)
     folder = run_folder(config)
-    check_same(config, folder)
+    check_run(config, folder)
     check_folder_for("runs", folder)
 
     from build import build_teacher, build_trainer, quiet

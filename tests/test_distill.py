@@ -325,19 +325,28 @@ def test_the_vsd_gradient_is_dmds(teacher: Teacher) -> None:
 
 def test_times_come_to_fall_where_they_are_wanted() -> None:
     u = torch.arange(1000) / 1000
-    assert torch.equal(Objective().place(u, 0.9), u)
+    assert torch.equal(Objective().place(u, 0.02, 0.98, 0.9), 0.02 + 0.96 * u.double())
     preferring = Objective(vsd_lower_half=0.9, vsd_lower_half_over=(0.25, 0.75))
     for progress, share in ((0.0, 0.5), (0.25, 0.5), (0.5, 0.7), (0.75, 0.9), (1.0, 0.9)):
-        placed = preferring.place(u, progress)
-        assert float((placed < 0.5).float().mean()) == pytest.approx(share, abs=2e-3)
-        assert bool((placed.diff() > 0).all()) and placed[0] == 0 and placed[-1] < 1  # a map of the range to itself
+        placed = preferring.place(u, 0.02, 0.98, progress)
+        assert float((placed < 0.5).double().mean()) == pytest.approx(share, abs=2e-3)
+        assert bool((placed.diff() > 0).all()) and placed[0] == 0.02 and placed[-1] < 0.98
         # Evenly within each half.
-        for low, half in ((0.0, placed[placed < 0.5]), (0.5, placed[placed >= 0.5])):
-            assert float(half.mean()) == pytest.approx(low + 0.25, abs=5e-3)
-            assert float(half.std()) == pytest.approx(0.5 / 12**0.5, rel=0.03)
+        for low, half in ((0.02, placed[placed < 0.5]), (0.5, placed[placed >= 0.5])):
+            assert float(half.mean()) == pytest.approx(low + 0.24, abs=5e-3)
+            assert float(half.std()) == pytest.approx(0.48 / 12**0.5, rel=0.03)
     for share, low in ((1.0, 0.0), (0.0, 0.5)):
-        placed = Objective(vsd_lower_half=share).place(u, 1.0)
-        torch.testing.assert_close(placed, low + u / 2)
+        placed = Objective(vsd_lower_half=share).place(u, 0.0, 1.0, 1.0)
+        torch.testing.assert_close(placed, low + u.double() / 2)
+
+
+def test_the_fake_score_learns_where_vsd_comes_to_ask() -> None:
+    u = torch.arange(1000) / 1000
+    lopsided = Objective(vsd_range=(0.5, 0.98), vsd_lower_half=1.0)
+    assert bool((lopsided.place(u, 0.5, 0.98, 1.0) < 0.74).all())
+    fake = lopsided.place(u, 0.0, 1.0, 1.0)
+    assert bool((fake < 0.74).all()) and float((fake > 0.5).double().mean()) == pytest.approx(0.24 / 0.74, abs=2e-3)
+    torch.testing.assert_close(lopsided.place(u, 0.0, 1.0, 0.0), u.double())  # all of [0, T) before
 
 
 def test_vsd_and_fake_score_draw_their_times_where_they_are_wanted(teacher: Teacher) -> None:

@@ -157,7 +157,16 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
         (["optim.student.betas=[0.9]"], ["optim.student.betas", "has 2 numbers"]),
         (["optim.fake.lr=-1"], ["optim.fake", "lr must be positive"]),
         (["vsd.range=[0.98,0.02]"], ["vsd.range is [0.98, 0.02]", "rising"]),
-        (["vsd.lower_half=2"], ["vsd.lower_half is 2", "0.5 for even ones"]),
+        (["vsd.lower_half=half"], ["vsd.lower_half=half", "a number"]),
+        (["cycles=[1,2]"], ["cycles=[1,2]", "a whole number"]),
+        (["vsd.lower_half=[0.5,0.9]"], ["vsd.lower_half=[0.5,0.9]", "a number"]),
+        (["vsd=3"], ["vsd=3", "keys of its own", "vsd.guidance_scale=VALUE"]),
+        (["optim.student=null"], ["optim.student=null", "keys of its own"]),
+        (["validation={every: abc}"], ["validation.every=abc", "a whole number"]),
+        (["vsd={rang: [0.1, 0.9]}"], ["no key 'vsd.rang'", "'vsd.range'"]),
+        (["student.timesteps=[999"], ["student.timesteps=[999 can't be read"]),
+        (["student.steps=[4,4]"], ["student.steps has 4 twice"]),
+        (["vsd.lower_half=2"], ["vsd.lower_half is 2", "null for even ones"]),
         (["vsd.lower_half_over=[0.5]"], ["vsd.lower_half_over", "has 2 numbers"]),
         (["clip_gradient=0"], ["clip_gradient is 0", "positive"]),
         (["cd.guidance_scale=-7"], ["cd.guidance_scale is -7", "1 is no guidance"]),
@@ -197,6 +206,10 @@ def test_mistakes_in_sampling_are_sentences(command: Callable, nothing_expensive
     sentence(command("sample", out, f"prompts={tmp_path / 'latin.txt'}"), "not valid UTF-8", "offset 3")
     sentence(command("sample", out, f"prompts={tmp_path / 'none.txt'}"), "does not exist")
     sentence(command("sample", out), "there is no prompt")
+    sentence(command("sample", out, f"prompt='{PROMPT}'", "seed=-1"), "seed is -1")
+    sentence(command("sample", out, f"prompt='{PROMPT}'", "guidance_scale=-1"), "guidance_scale is -1", "1 is no guid")
+    sentence(command("sample", f"prompt='{PROMPT}'", "out="), "out is empty")
+    sentence(command("sample", out, f"prompt='{PROMPT}'", "steps=[4,2]"), "steps=[4,2]", "a whole number")
     sentence(command("sample", out, f"prompt='{PROMPT}'", "clips=0"), "clips is 0")
     sentence(command("sample", out, f"prompt='{PROMPT}'", "steps=0"), "steps is 0")
     sentence(command("sample", out, f"prompt='{PROMPT}'", f"prompts={tmp_path / 'empty.txt'}"), "both given")
@@ -210,10 +223,38 @@ def test_mistakes_in_sampling_are_sentences(command: Callable, nothing_expensive
     assert not (tmp_path / "out").exists()
 
 
+def test_mistakes_in_pretraining_are_sentences_before_the_first_stage(
+    command: Callable, nothing_expensive: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = (f"work={tmp_path / 'work'}", f"out={tmp_path / 'out'}")
+    for mistake, *parts in (
+        ("sharpen.lr=-1", "sharpen.lr is -1", "positive"),
+        ("teacher.clip_gradient=0", "teacher.clip_gradient is 0", "positive"),
+        ("joint.decay_from=3", "joint.decay_from is 3", "a fraction"),
+        ("decoder.batch=0", "decoder.batch is 0", "at least 1"),
+        ("finish.steps=-1", "finish.steps is -1", "at least 0"),
+        ("sharpen=3", "sharpen=3", "keys of its own"),
+        ("ema=2", "ema is 2", "below 1"),
+        ("clips=0", "clips is 0"),
+        ("text_length=0", "text_length is 0"),
+        ("drop_caption=2", "drop_caption is 2"),
+        ("seed=-1", "seed is -1"),
+    ):
+        sentence(command("pretrain", *work, mistake), *parts)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    sentence(command("pretrain", *work, "decoder.batch=2"), "decoder.batch is 2", "3 processes")
+    assert not (tmp_path / "work").exists()
+    monkeypatch.delenv("WORLD_SIZE")
+    (tmp_path / "work").mkdir()
+    OmegaConf.save(compose("pretrain", *work, "seed=7"), tmp_path / "work" / "config.yaml")
+    sentence(command("pretrain", *work, "teacher.steps=1"), "another configuration", "seed was 7, now 0", "work=FOLDER")
+
+
 def test_mistakes_in_evaluation_are_sentences(command: Callable, nothing_expensive: None, tmp_path: Path) -> None:
     sentence(command("evaluate", "clips=10"), "at least 64")
     sentence(command("evaluate", "lrm_prompts=0"), "lrm_prompts is 0")
     sentence(command("evaluate", "steps=4"), "write steps=[4]")
+    sentence(command("evaluate", "steps=[4]"), "a student's", "checkpoint=FOLDER")
     sentence(command("evaluate", f"checkpoint={tmp_path / 'student'}"), "no student in")
     (tmp_path / "file").write_text("")
     sentence(command("evaluate", f"out={tmp_path / 'file' / 'below'}"), "is a file; name a folder")
@@ -273,6 +314,20 @@ def test_another_configuration_does_not_touch_it(train: Callable, runs: Path, fi
     said = train(*finished, "beta_cd=0.25", "seed=5")
     sentence(said, "holds a run of another configuration", "beta_cd was 1.0, now 0.25", "seed was 0, now 5", "run=NAME")
     assert (runs / "first" / "config.yaml").read_text() == before
+
+
+def test_a_run_from_before_a_key_came_is_the_same_run(train: Callable, runs: Path, finished: list[str]) -> None:
+    from train import LATER
+
+    train(*finished)
+    stored = runs / "first" / "config.yaml"
+    before = OmegaConf.load(stored)
+    for key in LATER:
+        group, _, name = key.rpartition(".")
+        del OmegaConf.select(before, group)[name]
+    OmegaConf.save(before, stored)
+    assert train(*finished).code == 0
+    sentence(train(*finished, "vsd.lower_half=0.9"), "vsd.lower_half was None, now 0.9")
 
 
 def test_more_cycles_go_on_from_there(train: Callable, runs: Path, finished: list[str]) -> None:

@@ -7,6 +7,7 @@ import shlex
 
 import pytest
 from conftest import ROOT, compose
+from hydra._internal.utils import get_args_parser
 
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 LINES = sorted(
@@ -38,6 +39,9 @@ def test_a_command_of_the_documents_composes(document: str, line: str) -> None:
     given = words[command + 1 :]
     name = words[command].removeprefix("launch/").removesuffix(".py")
     door.check_overrides(name, given)
+    parsed = get_args_parser().parse_args(door.options_first(given))
+    assert sorted(parsed.overrides) == sorted(word for word in given if "=" in word)
+    assert parsed.multirun == ("-m" in given) and parsed.cfg == ("job" if "--cfg" in given else None)
     overrides = [word for word in given if "=" in word]
     if "-m" in given:  # of a sweep, its first job
         overrides = [word.split(",")[0] for word in overrides]

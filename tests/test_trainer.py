@@ -47,6 +47,14 @@ def scalars(trainer: Trainer) -> list[dict]:
     return [{k: v for k, v in line.items() if not k.startswith(("time/", "memory/"))} for line in lines]
 
 
+def test_the_distiller_knows_how_much_of_the_run_is_done(build: Build) -> None:
+    trainer = build("beta_ft=0", "beta_cd=0")
+    trainer.plan.cycles = 8
+    for cycle, done in ((0, 0.0), (2, 0.25), (6, 0.75)):
+        trainer.run_cycle(cycle)
+        assert trainer.distiller.progress == done
+
+
 # Resuming
 
 

@@ -51,8 +51,10 @@ class LatentRewardModel(nn.Module):
         super().__init__()
         if temporal not in ("frames", "conv3d"):
             raise ValueError(f"lrm.temporal is {temporal!r}; use frames or conv3d")
-        if groups < 1 or width % groups:
-            raise ValueError(f"lrm.width is {width}; it must be a multiple of the {groups} groups of its normalisation")
+        if groups < 1 or width < 1 or width % groups:
+            raise ValueError(
+                f"lrm.width is {width}; it must be a positive multiple of the {groups} groups of its normalisation"
+            )
         self.temporal = temporal
         first: nn.Module
         second: nn.Module

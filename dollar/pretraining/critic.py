@@ -31,7 +31,7 @@ class Critic(nn.Sequential):
     def forward(self, pixels: Tensor) -> Tensor:
         """Scores of the patches around every second frame."""
         neighbours = pixels.unfold(2, FRAMES, 2)  # [B, 3, T', H, W, 3]
-        return super().forward(rearrange(neighbours, "b c t h w n -> (b t) (c n) h w"))
+        return super().forward(rearrange(neighbours, "b c t h w n -> (b t) (c n) h w")).float()
 
 
 def adversarial_losses(critic: Critic, decoded: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,12 @@ class Stage:
     def __post_init__(self) -> None:
         for name, least in (("steps", 0), ("batch", 1), ("warmup", 1), ("save_every", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"a stage has {name}={getattr(self, name)}; it must be at least {least}")
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        for name in ("lr", "clip_gradient"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        if not 0 <= self.decay_from <= 1:
+            raise ValueError(f"decay_from is {self.decay_from}; it is a fraction of the steps, 1 for a rate that stays")
 
     def pace(self, step: int) -> float:
         """The share of the learning rate at a step."""
