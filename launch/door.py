@@ -58,6 +58,7 @@ def enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
 
     def guarded(config: DictConfig) -> Any:
         try:
+            check_given(config)
             for key in FOLDERS:
                 if config.get(key) is not None:
                     config[key] = str(config[key])
@@ -99,6 +100,18 @@ def check_folder_for(key: str, path: Path) -> None:
         raise ValueError(f"{key}={path}: {there} is a file; name a folder")
     if not os.access(there, os.W_OK):
         raise ValueError(f"{key}={path}: nothing may be written to {there}; name another folder")
+
+
+def check_given(config: DictConfig) -> None:
+    """Raise ValueError for a key that has no default and was not given."""
+    stack: list[tuple[str, Any]] = [("", OmegaConf.to_container(config, resolve=False))]
+    while stack:
+        prefix, values = stack.pop()
+        for key, value in values.items():
+            if value == "???":
+                raise ValueError(f"{prefix}{key} is missing, and has no default; give {prefix}{key}=VALUE")
+            if isinstance(value, dict):
+                stack.append((f"{prefix}{key}.", value))
 
 
 def options_first(arguments: list[str]) -> list[str]:

@@ -144,6 +144,7 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
         (["validation.guidance_steps=0"], ["validation.guidance_steps is 0"]),
         (["balance=0.5", "ft.update=separate"], ["balance is 0.5", "ft.update=joint"]),
         (["data.path=somewhere"], ["no key 'data.path'"]),
+        (["data=clips"], ["data.path is missing", "give data.path=VALUE"]),
         (["parallel.device=gpu"], ["parallel.device is 'gpu'", "auto, cpu or cuda"]),
         (["reward=none"], ["beta_ft is above 0", "reward=none"]),
         (["init=nowhere"], ["no student in nowhere", "student.json"]),
