@@ -43,9 +43,11 @@ demo-full: $(READY)  ## the same, evaluated on 1,024 pairs
 	$(TRAIN) run=$(RUN) seed=$(SEED)
 	$(PY) launch/evaluate.py checkpoint=runs/$(RUN)/student clips=1024
 
+one-step: ALIKE = seed=$(SEED) parallel.dtype=$(DTYPE) parallel.teacher_dtype=$(DTYPE)
 one-step: $(READY)  ## a student for one step alone; DTYPE=bfloat16 is faster where the processor has it
-	$(TRAIN) experiment=one_step run=$(ONE) seed=$(SEED) parallel.dtype=$(DTYPE) parallel.teacher_dtype=$(DTYPE)
-	$(PY) launch/evaluate.py checkpoint=runs/$(ONE)/student clips=1024
+	$(TRAIN) experiment=one_step run=$(ONE) $(ALIKE)
+	$(TRAIN) experiment=one_step_finish run=$(ONE)_finish init=runs/$(ONE)/student $(ALIKE)
+	$(PY) launch/evaluate.py checkpoint=runs/$(ONE)_finish/student clips=1024
 
 teacher-metrics: $(READY)  ## the embedded teacher's full figures, shipped beside it
 	$(PY) launch/evaluate.py clips=1024 teacher_clips=1024 out=runs/teacher report=false
