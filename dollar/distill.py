@@ -103,7 +103,7 @@ class Objective:
             raise ValueError(f"cd.m is {self.cd_m}; a walk has 1 to cd.grid = {self.cd_grid} steps")
 
     def place(self, u: Tensor, low: float, high: float, progress: float) -> Tensor:
-        """Fractions of T in [low, high) of uniform draws u in [0, 1): spread evenly, unless vsd.lower_half is given.
+        """Fractions of T [B] in [low, high) of draws u [B] in [0, 1): spread evenly, unless vsd.lower_half is given.
 
         Then that share of them comes to fall below the middle of vsd.range. It is reached from an even spread while
         `progress`, the fraction of the run that is done, passes vsd.lower_half_over.

@@ -116,12 +116,14 @@ def check_given(config: DictConfig) -> None:
 
 def options_first(arguments: list[str]) -> list[str]:
     """The same words with hydra's options before the key=value ones, since it understands no option between those."""
-    options = [
-        word.startswith("-") or (before in VALUED and "=" not in word)
-        for before, word in zip(["", *arguments], arguments, strict=False)
-    ]
-    words = list(zip(options, arguments, strict=True))
+    words = list(zip(_options(arguments), arguments, strict=True))
     return [word for option, word in words if option] + [word for option, word in words if not option]
+
+
+def _options(arguments: list[str]) -> list[bool]:
+    """Which words are options of hydra's, or what follows one."""
+    pairs = zip(["", *arguments], arguments, strict=False)
+    return [word.startswith("-") or (before in VALUED and "=" not in word) for before, word in pairs]
 
 
 def quote_prompt(argument: str) -> str:
@@ -140,11 +142,7 @@ def quote_prompt(argument: str) -> str:
 
 def check_overrides(config_name: str, arguments: list[str]) -> None:
     """Raise ValueError for an unknown key (naming the nearest) or a value of another type than the default."""
-    words = [
-        word
-        for before, word in zip(["", *arguments], arguments, strict=False)
-        if not word.startswith("-") and (before not in VALUED or "=" in word)
-    ]
+    words = [word for option, word in zip(_options(arguments), arguments, strict=True) if not option]
     if bare := [w for w in words if "=" not in w and not w.startswith("~")]:
         raise ValueError(f"{bare[0]!r} says nothing; everything is given as key=value")
     for word in words:
@@ -205,10 +203,12 @@ def _leaves(key: str, text: str, known: dict[str, Any]) -> list[tuple[str, str]]
     inner = sorted(k for k in known if k.startswith(f"{key}."))
     if not isinstance(known.get(key), dict) or not inner:
         return [(key, text)]
-    given = OmegaConf.create(f"value: {text}").value if text.startswith("{") else None
-    if not isinstance(given, DictConfig):
+    given = OverridesParser.create().parse_override(f"{key}={text}")
+    if given.is_sweep_override():
+        return [(key, text)]
+    values = given.value()
+    if not isinstance(values, dict):
         raise ValueError(f"{key}={text}: {key} holds keys of its own; give one of them, as {inner[0]}=VALUE")
-    values: Any = OmegaConf.to_container(given)
     written = [(f"{key}.{k}", "null" if v is None else str(v)) for k, v in values.items()]
     return [leaf for k, v in written for leaf in _leaves(k, v, known)]
 

@@ -52,7 +52,11 @@ def main(config: DictConfig) -> None:
     check_folder_for("work", work)
     stages = check(config, int(os.environ.get("WORLD_SIZE", 1)))
     stored = OmegaConf.to_container(config, resolve=True)
-    if (work / CONFIG).exists():
+    init = None if config.init is None else Path(config.init)
+    if init is not None:
+        check_folder(init)
+    precision = dtype_of(config, "dtype")
+    if any(work.glob("*/state.safetensors")):  # otherwise nothing could be lost
         check_same(work / CONFIG, stored, FREE, {}, "Give another folder with work=FOLDER, or remove this one")
     world = start(config.parallel.device, config.parallel.timeout_minutes)
     if world.is_main:
@@ -60,10 +64,6 @@ def main(config: DictConfig) -> None:
         with atomically(work / CONFIG) as temporary:
             OmegaConf.save(OmegaConf.create(stored), temporary)
     quiet()
-    init = None if config.init is None else Path(config.init)
-    if init is not None:
-        check_folder(init)
-    precision = dtype_of(config, "dtype")
     vae = train_autoencoder(work, stages, config.seed, world, precision, init)
     network, tokenizer = train_teacher(
         work,

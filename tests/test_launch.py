@@ -164,6 +164,7 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
         (["vsd=3"], ["vsd=3", "keys of its own", "vsd.guidance_scale=VALUE"]),
         (["optim.student=null"], ["optim.student=null", "keys of its own"]),
         (["validation={every: abc}"], ["validation.every=abc", "a whole number"]),
+        (["vsd={lower_half:2}"], ["vsd.lower_half is 2"]),  # read as hydra reads it
         (["vsd={rang: [0.1, 0.9]}"], ["no key 'vsd.rang'", "'vsd.range'"]),
         (["student.timesteps=[999"], ["student.timesteps=[999 can't be read"]),
         (["student.steps=[4,4]"], ["student.steps has 4 twice"]),
@@ -246,7 +247,11 @@ def test_mistakes_in_pretraining_are_sentences_before_the_first_stage(
     sentence(command("pretrain", *work, "decoder.batch=2"), "decoder.batch is 2", "3 processes")
     assert not (tmp_path / "work").exists()
     monkeypatch.delenv("WORLD_SIZE")
-    (tmp_path / "work").mkdir()
+    sentence(command("pretrain", *work, f"init={tmp_path / 'none'}"), "no teacher at")
+    sentence(command("pretrain", *work, "parallel.dtype=float8"), "parallel.dtype is 'float8'")
+    assert not (tmp_path / "work").exists()  # so that the mended command isn't taken for another run's
+    (tmp_path / "work" / "vae_decoder").mkdir(parents=True)
+    (tmp_path / "work" / "vae_decoder" / "state.safetensors").touch()
     OmegaConf.save(compose("pretrain", *work, "seed=7"), tmp_path / "work" / "config.yaml")
     sentence(command("pretrain", *work, "teacher.steps=1"), "another configuration", "seed was 7, now 0", "work=FOLDER")
 

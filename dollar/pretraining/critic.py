@@ -14,7 +14,7 @@ FRAMES = 3  # consecutive frames that the critic sees together
 class Critic(nn.Sequential):
     """How much each patch of 14 pixels and three frames looks like an original: [B', 1, H/2, W/2].
 
-    It takes pixels [B, 3, T, H, W] in [-1, 1]; T must be 3 or more.
+    It takes pixels [B, 3, T, H, W] in [-1, 1] with T of 3 or more; B' is B times the (T - 1) // 2 triples of frames.
     """
 
     def __init__(self, width: int = 32) -> None:
