@@ -28,13 +28,14 @@ class Sampler:
 
 
 def teacher_sampler(teacher: Teacher, steps: int = 50, guidance_scale: float | None = None) -> Sampler:
-    """The teacher by guided DDIM steps, as its diffusers pipeline samples it."""
+    """The teacher by guided one-step solver steps (DDIM, Euler), as its diffusers pipeline samples it."""
     schedule = teacher.denoiser.schedule
-    scale = teacher.guidance_scale if guidance_scale is None else guidance_scale
+    own = 1.0 if teacher.family.embeds_guidance else teacher.guidance_scale  # a network that is told it needs no more
+    scale = own if guidance_scale is None else guidance_scale
 
     def diffusion(generators: list[torch.Generator], condition: Condition) -> Tensor:
         denoise = teacher.denoiser.given(condition, teacher.null(len(generators)), scale)
-        return sample(denoise, teacher.noise(generators), schedule.grid(steps), schedule)
+        return sample(denoise, teacher.noise(generators), teacher.grid(steps), schedule)
 
     return Sampler("teacher", steps, diffusion)
 

@@ -16,6 +16,7 @@ from torch import nn
 from dollar.diffusion.prediction import SAMPLE, Prediction
 from dollar.diffusion.timesteps import FewStep
 from dollar.models.denoiser import Denoiser
+from dollar.models.pipeline import Weights, lack
 from dollar.models.teacher import Teacher
 from dollar.sampling import Sampler, student_sampler
 
@@ -43,7 +44,8 @@ class Student:
                     "use one of these, or force=true to see what it does"
                 )
             schedule = self.denoiser.schedule
-            few_step = FewStep(schedule, schedule.grid(steps)[:-1], self.card["between"])
+            longest = self.few_steps[max(self.few_steps)]
+            few_step = FewStep(schedule, schedule.grid(steps)[:-1], longest.between, longest.boundary)
         return student_sampler(teacher, self.denoiser, few_step)
 
 
@@ -100,7 +102,7 @@ def save_student(
     full = {
         **card,
         "teacher_name": teacher.name,
-        "timesteps": longest.times.tolist(),
+        "timesteps": list(longest.asked),
         "steps": sorted(samplers, reverse=True),
         "between": longest.between,
     }
@@ -125,6 +127,15 @@ def read_card(folder: str | Path) -> dict[str, Any]:
             f"{folder / CARD} can't be read ({error}); run the training command again to write it"
         ) from None
     return card
+
+
+def student_weights(folder: str | Path) -> Weights:
+    """The tensors of a student's transformer, to be read one by one; ValueError where there is no student."""
+    folder = Path(folder)
+    read_card(folder)
+    if missing := lack(folder / "transformer", "transformer"):
+        raise ValueError(f"the student in {folder} lacks {missing}; run the training command again to write it")
+    return Weights.of(sorted((folder / "transformer").glob("*.safetensors")))
 
 
 def load_student(folder: str | Path, teacher: Teacher, compute_dtype: torch.dtype = torch.float32) -> Student:

@@ -18,9 +18,9 @@ from dollar.log import Log
 from dollar.models.ema import Ema
 from dollar.models.latent_reward_model import LatentRewardModel
 from dollar.models.teacher import Teacher
-from dollar.parallel.shard import parallelize
+from dollar.parallel.shard import fill_from, trainable_copy
 from dollar.parallel.world import World
-from dollar.student import denoiser_of, few_steps, load_student
+from dollar.student import denoiser_of, few_steps, student_weights
 from dollar.trainer import Learner, Plan, Trainer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -145,17 +145,17 @@ def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Pa
     objective, plan = objective_of(config), plan_of(config)
     teacher.denoiser.schedule.grid(objective.cd_grid)  # a grid that this schedule doesn't have is told now
     samplers = few_steps(teacher, config.student.timesteps, config.student.steps, config.student.between)
-    start = teacher.new_network() if config.init is None else load_student(config.init, teacher).denoiser.network
-    start.train().requires_grad_(True)
     recompute = config.parallel.activation_checkpointing
-    student = parallelize(start, world, recompute)
+    student = trainable_copy(teacher, world, recompute)
+    if config.init is not None:
+        fill_from(student, student_weights(config.init))
     learners = {"student": Learner("student", student, optimizer(config, "student", student))}
     dtype = dtype_of(config, "dtype")
     longest = samplers[max(samplers)]
     denoiser = denoiser_of(teacher, student, longest, objective.student_parameterization, dtype)
     fake = teacher.denoiser
     if objective.beta_vsd > 0:
-        network = parallelize(teacher.new_network(), world, recompute)
+        network = trainable_copy(teacher, world, recompute)
         learners["fake"] = Learner("fake", network, optimizer(config, "fake", network))
         fake = teacher.denoiser_of(network, dtype)
     surrogate = None

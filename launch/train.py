@@ -147,7 +147,6 @@ def announce(config: DictConfig, processes: int, folder: Path, done: int) -> Non
 
 def write_student(trainer: Any, teacher: Any, config: DictConfig) -> None:
     """runs/<run>/student (averaged weights, the best checkpoint's where keep_best is set) and runs/<run>/lrm."""
-    import torch
     from safetensors.torch import save_file
 
     from dollar.parallel import checkpoint
@@ -156,7 +155,11 @@ def write_student(trainer: Any, teacher: Any, config: DictConfig) -> None:
 
     learner = trainer.learners["student"]
     averages = dict(zip((n for n, _ in learner.network.named_parameters()), trainer.ema.average, strict=True))
-    weights = {n: whole(a).cpu() for n, a in averages.items()}
+    weights = {}
+    for name, average in averages.items():
+        gathered = whole(average)  # every process must ask for it, only the first keeps it
+        if trainer.world.is_main:
+            weights[name] = gathered.cpu()
     cycle = trainer.cycle
     best = checkpoint.newest(trainer.folder / "best") if config.keep_best else None
     if best is not None:
@@ -164,10 +167,8 @@ def write_student(trainer: Any, teacher: Any, config: DictConfig) -> None:
         weights = {n: tensors[f"ema/{n}"] for n in weights}
         cycle = plain["best"]["cycle"]
     if trainer.world.is_main:
-        network = teacher.new_network()
-        with torch.no_grad():
-            for name, parameter in network.named_parameters():
-                parameter.copy_(weights[name])
+        network = teacher.empty_network()
+        network.load_state_dict(weights, strict=False, assign=True)
         samplers = few_steps(teacher, config.student.timesteps, config.student.steps, config.student.between)
         stored = to_store(config)
         card = {

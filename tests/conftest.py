@@ -27,6 +27,7 @@ for folder in (ROOT, ROOT / "launch"):  # for the processes that tests start
 
 from dollar.data import shapes  # noqa: E402
 from dollar.models.teacher import Teacher  # noqa: E402
+from dollar.parallel.shard import trainable_copy  # noqa: E402
 from dollar.parallel.world import World  # noqa: E402
 from dollar.trainer import Trainer  # noqa: E402
 
@@ -111,7 +112,12 @@ def build_tiny_teacher(folder: Path, seed: int = 0) -> None:
 def load_tiny_teacher(folder: Path, **changes: Any) -> Teacher:
     from dollar.models.cogvideox import load
 
-    return load("tiny", folder, **{**TINY, **changes})
+    return load(**{"name": "tiny", "folder": folder, **TINY, **changes})
+
+
+def new_network(teacher: Teacher) -> nn.Module:
+    """A network with the teacher's weights, to be trained."""
+    return trainable_copy(teacher, World())
 
 
 def compose(config_name: str = "train", *overrides: str) -> Any:

@@ -8,10 +8,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from operator import itemgetter
 
 import pytest
 import torch
-from conftest import LATENT, Redness, clear, fingerprint, gradients
+from conftest import LATENT, Redness, clear, fingerprint, gradients, new_network
 from torch import Tensor
 
 from dollar.diffusion.draws import Draws
@@ -37,7 +38,7 @@ def distiller_of(teacher: Teacher, steps: tuple[int, ...] = (4, 2, 1), reward: b
     """The networks of a run that has been going on for a while: student and fake score have moved from the teacher."""
     objective = Objective(**{"cd_m": 2, "cd_grid": 10, **settings})
     samplers = list(few_steps(teacher, TIMES, steps, "renoise").values())
-    student, fake = teacher.new_network(), teacher.new_network()
+    student, fake = new_network(teacher), new_network(teacher)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for p in [*student.parameters(), *fake.parameters()]:
@@ -119,7 +120,7 @@ def test_a_sample_does_not_depend_on_the_others_of_its_batch(teacher: Teacher) -
     draws, condition, x_0 = batch(teacher)
     whole = distiller.fresh_sample(draws, condition, x_0)
     for i in range(3):
-        own = Condition(*(part[i : i + 1] for part in condition))
+        own = condition.map(itemgetter(slice(i, i + 1)))
         alone = distiller.fresh_sample(replace(draws, indices=[i]), own, x_0[i : i + 1])
         torch.testing.assert_close(alone.x_hat, whole.x_hat[i : i + 1], rtol=1e-4, atol=1e-5)
 
@@ -432,7 +433,7 @@ def test_the_consistency_loss_is_lines_9_and_10(teacher: Teacher) -> None:
 
     expected = []
     for i, start in enumerate(draws.integers("cd time", 10).tolist()):
-        own = Condition(*(part[i : i + 1] for part in condition))
+        own = condition.map(itemgetter(slice(i, i + 1)))
         alpha = alphas[grid[start]]
         noise = draws.normal("cd noise", LATENT)[i : i + 1].double()
         first = x = alpha.sqrt() * x_0[i : i + 1].double() + (1 - alpha).sqrt() * noise
@@ -534,7 +535,7 @@ def test_gradient_sizes_at_x_hat_do_not_depend_on_the_batch(teacher: Teacher) ->
     for indices in ([1], [1, 1]):
         distiller = distiller_of(teacher, beta_cd=0)
         pick: Callable = lambda x, indices=indices: torch.stack([x[i] for i in indices])  # noqa: E731
-        same = Condition(*(pick(part) for part in condition))
+        same = condition.map(pick)
         carry_back(distiller, replace(draws, indices=indices), same, pick(x_0))
         logged.append(distiller.logged)
     for name in ("grad_norm/x_hat/vsd", "grad_norm/x_hat/ft", "cosine/x_hat/vsd_ft"):

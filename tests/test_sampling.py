@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import LATENT, PROMPT, fingerprint
+from conftest import LATENT, PROMPT, fingerprint, new_network
 
 from dollar.models.teacher import Teacher
 from dollar.sampling import (
@@ -28,7 +28,7 @@ TIMES = [999, 749, 499, 249]
 def folder(teacher: Teacher, tmp_path: Path) -> Path:
     """A student's folder, trained for 4 and 2 steps."""
     torch.manual_seed(3)
-    network = teacher.new_network()
+    network = new_network(teacher)
     with torch.no_grad():
         for p in network.parameters():
             p += 0.01 * torch.randn(p.shape)

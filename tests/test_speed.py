@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import new_network
 from torch import Tensor
 
 from dollar.evaluation import speed
@@ -54,7 +55,7 @@ def test_speed_is_teachers_over_students_time_and_its_ceiling_counts_forwards(
         return {name: took[name] * slowed / 3 for name in works}
 
     monkeypatch.setattr(speed, "in_turn", planted)
-    student = teacher.denoiser_of(teacher.new_network(), torch.float32)
+    student = teacher.denoiser_of(new_network(teacher), torch.float32)
     asked: list[int] = []
 
     def sampler(steps: int) -> Sampler:

@@ -48,7 +48,7 @@ def test_sampling_is_lcm_schedulers_bit_for_bit(steps, diffusers_name, name):
         x, denoised = scheduler.step(output, t, x, generator=generator, return_dict=False)
 
     schedule = VariancePreserving(scheduler.alphas_cumprod)
-    student = FewStep(schedule, scheduler.timesteps)
+    student = FewStep(schedule, scheduler.timesteps, boundary=True)
     ours = student.sample(lambda x_t, t: PREDICTIONS[name].x_0(x_t, network(x_t, t), t, schedule), noise_from(5))
     assert torch.equal(ours, denoised)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, World, fingerprint, load_tiny_teacher, tiny_trainer
+from conftest import ROOT, World, fingerprint, load_tiny_teacher, new_network, tiny_trainer
 from torch import Tensor
 
 from dollar.models.teacher import Teacher
@@ -314,7 +314,7 @@ def test_validation_scores_every_step_count_and_shows_clips(build: Build) -> Non
 
 
 def test_the_teacher_stays_as_it_was(build: Build, teacher: Teacher) -> None:
-    parts = [teacher.denoiser.network, teacher.codec.vae, teacher.text.model]
+    parts = [teacher.denoiser.network, teacher.codec.vae, *teacher.text.models]
     before = [fingerprint(part) for part in parts]
     trainer = build()
     student = fingerprint(trainer.learners["student"].network)
@@ -327,7 +327,7 @@ def test_the_teacher_stays_as_it_was(build: Build, teacher: Teacher) -> None:
 def test_a_run_starts_from_a_finished_student(build: Build, teacher: Teacher, tmp_path: Path) -> None:
     from dollar.student import few_steps, load_student, save_student
 
-    network = teacher.new_network()
+    network = new_network(teacher)
     with torch.no_grad():
         for p in network.parameters():
             p += 0.01

@@ -60,13 +60,16 @@ def check_timesteps(timesteps: Sequence[float], key: str = "student.timesteps") 
 class FewStep:
     """How a student of K steps samples.
 
-    schedule: the exported scheduler's own numbers. times: [K], descending. between: `renoise` (x_0 with fresh noise, as
-    LCM and DMD2 do) or `ddim` (the noise that x_t and x_0 imply).
+    schedule: the exported scheduler's own numbers. times: [K], descending, in the schedule's unit. between: `renoise`
+    (x_0 with fresh noise, as LCM and DMD2 do) or `ddim` (the noise that x_t and x_0 imply). boundary: whether the
+    exported scheduler applies the consistency boundary to x_0. asked: the times as a configuration gives them.
     """
 
     schedule: Schedule
     times: Tensor
     between: str = "renoise"
+    boundary: bool = False
+    asked: tuple[float, ...] = ()
     _next: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -84,10 +87,10 @@ class FewStep:
         return self.times[k].to(like.device).expand(len(like))
 
     def generate(self, predict: NativeFunction, x: Tensor, k: int) -> Tensor:
-        """The student's x_0 from x at its k-th time: f with renoise (as LCMScheduler gives it), x_0hat with ddim."""
+        """The student's x_0 from x at its k-th time: x_0hat, or f where its scheduler has the boundary (LCM's has)."""
         t = self.time(k, x)
         x_0 = predict(x, t)
-        return consistency_function(x, x_0, self.schedule.thousandths(t)) if self.between == "renoise" else x_0
+        return consistency_function(x, x_0, self.schedule.thousandths(t)) if self.boundary else x_0
 
     def advance(self, x: Tensor, x_0: Tensor, k: int, noise: NoiseFunction) -> Tensor:
         """x at the (k+1)-th time; the last step ends on x_0 itself."""

@@ -2,25 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+Change = Callable[[Tensor], Tensor]
 
-class Codec:
-    """A video autoencoder behind two methods; no gradient passes through either.
 
-    chunk: how many clips go through it at once, which bounds its memory. It is always this many (the last is repeated
-    where clips are too few), so that a clip's numbers don't depend on its company to the last bit and a resumed run is
-    the same whatever was cached. On a CPU two are three times as fast as one: torch has a slow convolution for one.
+@dataclass(frozen=True)
+class Normalisation:
+    """From an autoencoder's own latents z [B, C, F', h, w] to the network's [B, C, F, h, w], and back.
+
+    F and F' differ only where a family pads its latents to whole patches in time.
     """
 
-    def __init__(self, vae: Any, scaling_factor: float, chunk: int = 1) -> None:
+    normalise: Change
+    denormalise: Change
+
+
+class Window(NamedTuple):
+    """Latent frames [first, stop) go through the autoencoder; of these [start, end) are wanted."""
+
+    first: int
+    stop: int
+    start: int
+    end: int
+
+
+class Codec:
+    """A video autoencoder behind a few methods; no gradient passes through unless asked for.
+
+    ratio: pixel frames for each latent frame after the first, which holds one. clips: how many clips go through at
+    once, which bounds memory; it is always this many (the last is repeated where clips are too few), so that a clip's
+    numbers don't depend on its company to the last bit and a resumed run is the same whatever was cached. On a CPU two
+    are three times as fast as one: torch has a slow convolution for one.
+    chunk_frames: how many latent frames go through at once, null for all; needed by autoencoders that don't go through
+    time by themselves. Each chunk sees `context` more on both sides, which are thrown away again.
+    streams: the autoencoder goes through time by itself, keeping what it needs of the past: its memory is bounded
+    already, and a beginning of a clip can be decoded alone, exactly. odd: it takes odd numbers of latent frames only.
+    """
+
+    def __init__(
+        self,
+        vae: Any,
+        normalisation: Normalisation,
+        ratio: int,
+        clips: int = 1,
+        chunk_frames: int | None = None,
+        context: int = 4,
+        streams: bool = False,
+        odd: bool = False,
+        decode: Change | None = None,
+    ) -> None:
         self.vae = vae.eval().requires_grad_(False)
-        self.scaling_factor = scaling_factor
-        self.chunk = chunk
+        self.normalisation = normalisation
+        self.ratio = ratio
+        self.chunk = clips
+        self.chunk_frames = None if streams else chunk_frames
+        self.context = context
+        self.streams = streams
+        self.odd = odd
+        self._decode = decode or (lambda z: self.vae.decode(z).sample)
 
     @property
     def device(self) -> torch.device:
@@ -30,21 +76,90 @@ class Codec:
     def dtype(self) -> torch.dtype:
         return next(self.vae.parameters()).dtype
 
-    @torch.no_grad()
+    def normalise(self, z: Tensor) -> Tensor:
+        """Latents [B, C, F, h, w] of the autoencoder's own z."""
+        return self.normalisation.normalise(z)
+
     def encode(self, videos: Tensor) -> Tensor:
-        """Latents [B, C, F, H/s, W/s], float32, of videos [B, T, C, H, W] in [0, 1]."""
-        pixels = (videos.transpose(1, 2) * 2 - 1).to(self.device, self.dtype)  # [B, C, T, H, W] in [-1, 1]
-        latents = self._in_chunks(lambda part: self.vae.encode(part).latent_dist.mode(), pixels)
-        return latents.float() * self.scaling_factor
+        """Latents [B, C, F, h, w], float32, of videos [B, T, C, H, W] in [0, 1]."""
+        return self.normalise(self.moments(videos))
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Videos [B, T, C, H, W] in [0, 1], float32, of latents [B, C, F, h, w]."""
-        latents = (latents / self.scaling_factor).to(self.device, self.dtype)
-        pixels = self._in_chunks(lambda part: self.vae.decode(part).sample, latents)
-        return ((pixels.float() + 1) / 2).clamp(0, 1).transpose(1, 2)
+    def moments(self, videos: Tensor) -> Tensor:
+        """The mode of the autoencoder's own distribution, before any scaling: z [B, C, F', h, w], float32."""
+        return self._by_clips(self._encode_clips, videos.transpose(1, 2) * 2 - 1).float()
 
-    def _in_chunks(self, function: Callable[[Tensor], Tensor], clips: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, frames: Sequence[int] | None = None, gradient: bool = False) -> Tensor:
+        """Videos [B, T, C, H, W] in [0, 1], float32, of latents [B, C, F, h, w].
+
+        frames: the pixel frames that are wanted, rising; only the latent frames that they need are decoded.
+        gradient: whether it passes through.
+        """
+        with nullcontext() if gradient else torch.no_grad():
+            z = self.normalisation.denormalise(latents)
+            pixels = self._by_clips(lambda part: self._decode_clips(part, frames), z)
+            return (pixels.float() * 0.5 + 0.5).clamp(0, 1).transpose(1, 2)
+
+    def _by_clips(self, function: Change, clips: Tensor) -> Tensor:
+        clips = clips.to(self.device, self.dtype)
         missing = -len(clips) % self.chunk
         full = torch.cat([clips, clips[-1:].expand(missing, *clips.shape[1:])]) if missing else clips
         return torch.cat([function(part) for part in full.split(self.chunk)])[: len(clips)]
+
+    def _encode_clips(self, pixels: Tensor) -> Tensor:
+        """z of pixels [B, C, T, H, W] in [-1, 1]."""
+
+        def encode(part: Tensor) -> Tensor:
+            return self.vae.encode(part).latent_dist.mode()
+
+        total = (pixels.shape[2] - 1) // self.ratio + 1
+        if self.chunk_frames is None or total <= self.chunk_frames:
+            return encode(pixels)
+        parts = []
+        for window in self._chunks(total):
+            # A window's first pixel frame is the last one that its first latent frame holds.
+            seen = pixels[:, :, window.first * self.ratio : (window.stop - 1) * self.ratio + 1]
+            parts.append(encode(seen)[:, :, window.start - window.first : window.end - window.first])
+        return torch.cat(parts, 2)
+
+    def _decode_clips(self, z: Tensor, frames: Sequence[int] | None) -> Tensor:
+        """Pixels [B, C, T, H, W] in [-1, 1] of the autoencoder's own z."""
+        total = z.shape[2]
+        if frames is None and (self.chunk_frames is None or total <= self.chunk_frames):
+            return self._decode(z)
+        wanted = range((total - 1) * self.ratio + 1) if frames is None else frames
+        windows = list(self._chunks(total) if frames is None else self._around(frames, total))
+        parts = []
+        for window in windows:
+            pixels = self._decode(z[:, :, window.first : window.stop])
+            inside = [f for f in wanted if window.start <= -(-f // self.ratio) < window.end]
+            parts.append(pixels[:, :, [f - window.first * self.ratio for f in inside]])
+        return torch.cat(parts, 2)
+
+    def _chunks(self, total: int) -> Iterator[Window]:
+        """All latent frames, chunk_frames at a time."""
+        assert self.chunk_frames is not None
+        for start in range(0, total, self.chunk_frames):
+            end = min(start + self.chunk_frames, total)
+            yield self._window(start, end, total)
+
+    def _around(self, frames: Sequence[int], total: int) -> Iterator[Window]:
+        """The latent frames that hold these pixel frames, neighbours together."""
+        most = (total - 1) * self.ratio
+        if not frames or min(frames) < 0 or max(frames) > most or sorted(set(frames)) != list(frames):
+            raise ValueError(f"frames {list(frames)} were asked for; give rising ones, from 0 to {most}")
+        held = sorted({-(-f // self.ratio) for f in frames})
+        if self.streams:
+            yield Window(0, self._odd(held[-1] + 1, total), 0, held[-1] + 1)
+            return
+        start = held[0]
+        for here, following in zip(held, [*held[1:], None], strict=True):
+            if following is None or following - here > 2 * self.context:
+                yield self._window(start, here + 1, total)
+                start = following or 0
+
+    def _window(self, start: int, end: int, total: int) -> Window:
+        return Window(max(0, start - self.context), min(total, end + self.context), start, end)
+
+    def _odd(self, count: int, total: int) -> int:
+        return min(total, count + 1 - count % 2) if self.odd else count

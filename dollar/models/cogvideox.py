@@ -1,43 +1,44 @@
-"""CogVideoX teachers from a diffusers folder."""
+"""CogVideoX teachers: 2B (sin-cos positions), 5B (rotary positions) and 1.5-5B (patches in time)."""
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dollar.diffusion.prediction import PREDICTIONS, Prediction
+from dollar.diffusion.prediction import PREDICTIONS
 from dollar.diffusion.schedule import VariancePreserving
 from dollar.diffusion.timesteps import FewStep, check_timesteps
-from dollar.models.codec import Codec
-from dollar.models.denoiser import Condition, Denoiser
-from dollar.models.teacher import Teacher
-from dollar.models.text import TextEncoder
+from dollar.models.codec import Codec, Normalisation
+from dollar.models.denoiser import Condition
+from dollar.models.pipeline import Pipeline
+from dollar.models.sizes import check_sizes
+from dollar.models.teacher import Clip, Teacher, assemble
 
-# A pipeline's folders, and the file that says what is in each; the first three have weights too.
-COMPONENTS = {
-    "transformer": "config.json",
-    "vae": "config.json",
-    "text_encoder": "config.json",
-    "tokenizer": "tokenizer_config.json",
-    "scheduler": "scheduler_config.json",
-}
 _PREDICTION_NAMES = {"v_prediction": "v", "epsilon": "epsilon", "sample": "sample"}
 
 
+def load(**settings: Any) -> Teacher:
+    """A CogVideoX teacher; the settings are those of `assemble`."""
+    return assemble(CogVideoX, **settings)
+
+
 class CogVideoXNetwork(nn.Module):
-    """diffusers' transformer behind the package's layout: x_t and output [B, C, F, H, W], whole timesteps [B]."""
+    """diffusers' transformer behind the package's layout: x_t and output [B, C, F, H, W], whole timesteps [B].
+
+    rotary: (cos, sin) of the positions, for the sizes that have them.
+    """
 
     transformer: Any
 
-    def __init__(self, transformer: nn.Module) -> None:
+    def __init__(self, transformer: nn.Module, rotary: tuple[Tensor, Tensor] | None = None) -> None:
         super().__init__()
         self.transformer = transformer
+        cos, sin = rotary if rotary is not None else (None, None)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         # Timesteps stay whole numbers: a mixed-precision policy would turn 999.0 into 1000.0.
@@ -45,6 +46,7 @@ class CogVideoXNetwork(nn.Module):
             hidden_states=x_t.transpose(1, 2),
             encoder_hidden_states=condition.embeddings,
             timestep=t.long(),
+            image_rotary_emb=None if self.cos is None else (self.cos, self.sin),
             return_dict=False,
         )[0]
         return output.transpose(1, 2).contiguous()
@@ -59,129 +61,117 @@ class CogVideoXNetwork(nn.Module):
         self.transformer.enable_gradient_checkpointing()
 
 
-def check_folder(folder: Path) -> None:
-    """Raise ValueError, naming what is missing, unless the folder holds a whole CogVideoX pipeline."""
-    if not folder.is_dir():
-        raise ValueError(
-            f"no teacher at {folder}: the folder doesn't exist. Name a diffusers folder; the embedded one is "
-            "dollar/assets/shapes (teacher=shapes)"
+class CogVideoX:
+    """The family's adapter."""
+
+    pipeline_class = "CogVideoXPipeline"
+    classes = {
+        "transformer": "CogVideoXTransformer3DModel",
+        "vae": "AutoencoderKLCogVideoX",
+        "scheduler": "CogVideoXDDIMScheduler",
+        "text_encoder": "transformers.T5EncoderModel",
+        "tokenizer": "transformers.AutoTokenizer",
+    }
+    embeds_guidance = False
+
+    def __init__(self, pipeline: Pipeline, clip: Clip) -> None:
+        self.transformer, self.vae = pipeline.config("transformer"), pipeline.config("vae")
+        self.clip = clip
+        self.spatial = 2 ** (len(self.vae["block_out_channels"]) - 1)
+        self.temporal = int(self.vae.get("temporal_compression_ratio", 4))
+        from diffusers import CogVideoXDDIMScheduler
+
+        self.scheduler = CogVideoXDDIMScheduler.from_pretrained(pipeline.place("scheduler"))
+        self.schedule = VariancePreserving(self.scheduler.alphas_cumprod)
+        self.prediction = PREDICTIONS[_PREDICTION_NAMES[self.scheduler.config.prediction_type]]
+
+    def states(self) -> dict[str, Any]:
+        return {
+            "prediction": self.prediction.name,
+            "shift": self.scheduler.config.snr_shift_scale,
+            "zero_terminal_snr": self.scheduler.config.rescale_betas_zero_snr,
+            "frames": f"{2 * self.temporal}k + 1",
+            "cell": self.spatial * self.transformer["patch_size"],
+            "scaling": self.vae["scaling_factor"],
+            "rotary": bool(self.transformer.get("use_rotary_positional_embeddings", False)),
+            "transformer": self.transformer,
+        }
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        # The decoder takes latent frames by twos and the odd one with the first two; from an even number it would
+        # make too many frames.
+        check_sizes(frames, height, width, 2 * self.temporal, self.spatial * self.transformer["patch_size"])
+        latent_frames = (frames - 1) // self.temporal + 1
+        return (
+            self.transformer["in_channels"],
+            latent_frames + self._padding(latent_frames),
+            height // self.spatial,
+            width // self.spatial,
         )
-    if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder} is not a diffusers pipeline: it has no model_index.json")
-    absent = [_lack(folder, name, config) for name, config in COMPONENTS.items()]
-    if any(absent):
-        raise ValueError(
-            f"the teacher at {folder} lacks {', '.join(filter(None, absent))}; copy what is missing from where it was "
-            "made"
+
+    def _padding(self, frames: int) -> int:
+        """Latent frames that fill the first patch in time (1.5 has patches of two)."""
+        return -frames % (self.transformer.get("patch_size_t") or 1)
+
+    def network(self, transformer: nn.Module) -> nn.Module:
+        return CogVideoXNetwork(transformer, self._rotary() if self.states()["rotary"] else None)
+
+    def _rotary(self) -> tuple[Tensor, Tensor]:
+        from diffusers.models.embeddings import get_3d_rotary_pos_embed
+        from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
+
+        config, patch = self.transformer, self.transformer["patch_size"]
+        _, frames, height, width = self.latent_shape(*self.clip[:3])
+        grid, base = (
+            (height // patch, width // patch),
+            (config["sample_width"] // patch, config["sample_height"] // patch),
         )
-    kind = json.loads((folder / "model_index.json").read_text()).get("_class_name")
-    if kind != "CogVideoXPipeline":
-        raise ValueError(f"{folder} holds a {kind}; this teacher's adapter reads a CogVideoXPipeline")
-
-
-def _lack(folder: Path, name: str, config: str) -> str | None:
-    """What is missing of one component, or None."""
-    if not (folder / name).is_dir():
-        return name
-    if not (folder / name / config).is_file():
-        return f"{name}/{config}"
-    weights = name in ("tokenizer", "scheduler") or any((folder / name).glob("*.safetensors"))
-    return None if weights else f"{name}'s weights (*.safetensors)"
-
-
-def load(
-    name: str,
-    folder: str | Path,
-    frames: int,
-    height: int,
-    width: int,
-    fps: float,
-    guidance_scale: float,
-    text_length: int,
-    negative_prompt: str = "",
-    compute_dtype: torch.dtype = torch.float32,
-    decode_chunk: int = 1,
-    device: torch.device | str = "cpu",
-) -> Teacher:
-    """Read a CogVideoX pipeline from a diffusers folder; ValueError names what is missing or disagrees."""
-    folder = Path(folder)
-    check_folder(folder)
-    for key, value in (("fps", fps), ("text_length", text_length), ("decode_chunk", decode_chunk)):
-        if value <= 0:
-            raise ValueError(f"teacher.{key} is {value}; it must be positive")
-    # Imported here because diffusers and transformers take seconds, and --help should not.
-    from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
-    from transformers import AutoTokenizer, T5EncoderModel
-
-    def part(kind: Any, which: str) -> Any:
-        return kind.from_pretrained(folder, subfolder=which, torch_dtype=torch.float32, local_files_only=True)
-
-    vae = part(AutoencoderKLCogVideoX, "vae").to(device)
-    transformer = part(CogVideoXTransformer3DModel, "transformer").to(device).eval().requires_grad_(False)
-    text_model = part(T5EncoderModel, "text_encoder").to(device)
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    scheduler = CogVideoXDDIMScheduler.from_pretrained(folder, subfolder="scheduler")
-
-    latent_shape = _latent_shape(transformer.config, vae.config, frames, height, width)
-    if transformer.config.use_rotary_positional_embeddings:
-        raise ValueError(f"{folder} uses rotary positions (CogVideoX-5B); this adapter reads sin-cos positions (2B)")
-    schedule = VariancePreserving(scheduler.alphas_cumprod)
-    prediction = PREDICTIONS[_PREDICTION_NAMES[scheduler.config.prediction_type]]
-    network = CogVideoXNetwork(transformer)
-    if text_length > (most := transformer.config.max_text_seq_length):
-        raise ValueError(f"teacher.text_length is {text_length}; this transformer takes at most {most} tokens")
-
-    def new_network() -> nn.Module:
-        return copy.deepcopy(network).train().requires_grad_(True)
-
-    def load_network(student: Path) -> nn.Module:
-        if lack := _lack(student, "transformer", COMPONENTS["transformer"]):
-            raise ValueError(f"no student in {student}: it lacks {lack}; a finished run has one in runs/<run>/student")
-        read = CogVideoXTransformer3DModel.from_pretrained(student, subfolder="transformer", torch_dtype=torch.float32)
-        return CogVideoXNetwork(read).to(device).eval().requires_grad_(False)
-
-    return Teacher(
-        name=name,
-        folder=folder,
-        denoiser=Denoiser(network, schedule, prediction, compute_dtype),
-        codec=Codec(vae, vae.config.scaling_factor, decode_chunk),
-        text=TextEncoder(tokenizer, text_model, text_length),
-        latent_shape=latent_shape,
-        clip_shape=(frames, height, width),
-        fps=fps,
-        guidance_scale=guidance_scale,
-        noise=lambda generators: draw_noise(generators, latent_shape).to(device),
-        few_step=lambda times, between: few_step(scheduler, times, between),
-        new_network=new_network,
-        save_network=lambda net, where, sampler, says: save_network(net, where, sampler, scheduler, says),
-        load_network=load_network,
-        negative_prompt=negative_prompt,
-    )
-
-
-def _latent_shape(transformer: Any, vae: Any, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-    spatial = 2 ** (len(vae.block_out_channels) - 1)
-    temporal = int(vae.temporal_compression_ratio)
-    cell = spatial * transformer.patch_size
-    # The decoder takes latent frames by twos and the odd one with the first two; from an even number it would make
-    # too many frames.
-    step = 2 * temporal
-    if frames < 1 or (frames - 1) % step:
-        nearest = max(frames - 1, 0) // step * step + 1
-        raise ValueError(f"clips of {frames} frames don't fit this VAE: use {step}k + 1, for example {nearest}")
-    if height % cell or width % cell:
-        raise ValueError(
-            f"clips of {height}x{width} pixels don't fit this VAE and its patches: use multiples of {cell}, for "
-            f"example {max(cell, height // cell * cell)}x{max(cell, width // cell * cell)}"
+        across = config.get("patch_size_t")
+        if across is None:
+            crop = get_resize_crop_region_for_grid(grid, *base)
+            return get_3d_rotary_pos_embed(config["attention_head_dim"], crop, grid, frames)
+        return get_3d_rotary_pos_embed(
+            config["attention_head_dim"], None, grid, frames // across, grid_type="slice", max_size=base[::-1]
         )
-    return (transformer.in_channels, (frames - 1) // temporal + 1, height // spatial, width // spatial)
 
+    def codec(self, vae: Any, clips: int, chunk_frames: int | None) -> Codec:
+        factor = vae.config.scaling_factor
 
-def draw_noise(generators: Sequence[torch.Generator], latent_shape: tuple[int, int, int, int]) -> Tensor:
-    """Standard normal [B, C, F, h, w], drawn as [F, C, h, w] a clip because diffusers' CogVideoX does."""
-    channels, frames, height, width = latent_shape
-    drawn = [torch.randn(frames, channels, height, width, generator=g, device=g.device) for g in generators]
-    return torch.stack(drawn).transpose(1, 2)
+        def normalise(z: Tensor) -> Tensor:
+            # Its authors fill the first patch in time with copies of the first frame.
+            first = z[:, :, :1].expand(-1, -1, self._padding(z.shape[2]), -1, -1)
+            return torch.cat([first, z], 2) * factor
+
+        def denormalise(latents: Tensor) -> Tensor:
+            padding = latents.shape[2] - ((self.clip.frames - 1) // self.temporal + 1)
+            return 1 / factor * latents[:, :, padding:]
+
+        return Codec(vae, Normalisation(normalise, denormalise), self.temporal, clips, streams=True, odd=True)
+
+    def condition(self, pipeline: Any, prompt: str, length: int) -> Condition:
+        # The text model sees the padding, as the transformer was trained on that.
+        embeddings, _ = pipeline.encode_prompt(
+            prompt, do_classifier_free_guidance=False, max_sequence_length=length, device=pipeline.text_encoder.device
+        )
+        tokens = pipeline.tokenizer(
+            prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        )
+        return Condition(embeddings, tokens.attention_mask)
+
+    def noise(self, generators: Sequence[torch.Generator], shape: tuple[int, int, int, int]) -> Tensor:
+        # diffusers draws [F, C, h, w] for a clip of this family.
+        channels, frames, height, width = shape
+        drawn = [torch.randn(frames, channels, height, width, generator=g, device=g.device) for g in generators]
+        return torch.stack(drawn).transpose(1, 2)
+
+    def grid(self, steps: int) -> Tensor:
+        return self.schedule.grid(steps)
+
+    def student_scheduler(self, timesteps: Sequence[float], between: str) -> Any:
+        return student_scheduler(self.scheduler, [int(t) for t in timesteps], between)
+
+    def few_step(self, timesteps: Sequence[float], between: str) -> FewStep:
+        return few_step(self.scheduler, timesteps, between)
 
 
 def lcm_scheduler(scheduler: Any, steps: int) -> Any:
@@ -204,7 +194,7 @@ def ddim_scheduler(scheduler: Any) -> Any:
     return type(scheduler).from_config(scheduler.config)
 
 
-def few_step(scheduler: Any, timesteps: Sequence[int], between: str) -> FewStep:
+def few_step(scheduler: Any, timesteps: Sequence[float], between: str) -> FewStep:
     """The sampler of a student with these timesteps, in the numbers of the scheduler that it is saved with.
 
     ValueError where no diffusers scheduler gives these timesteps: such a student couldn't be sampled by a pipeline.
@@ -216,7 +206,8 @@ def few_step(scheduler: Any, timesteps: Sequence[int], between: str) -> FewStep:
     if wanted[0] >= total:
         raise ValueError(f"student.timesteps starts at {wanted[0]}; this teacher's noisiest timestep is {total - 1}")
     saved = student_scheduler(scheduler, wanted, between)
-    return FewStep(VariancePreserving(saved.alphas_cumprod), torch.tensor(wanted), between)
+    schedule = VariancePreserving(saved.alphas_cumprod)
+    return FewStep(schedule, torch.tensor(wanted), between, boundary=between == "renoise", asked=tuple(wanted))
 
 
 def student_scheduler(scheduler: Any, timesteps: list[int], between: str) -> Any:
@@ -246,12 +237,3 @@ def _grids_with(timesteps: list[int], total: int) -> list[int]:
         for n in range(len(timesteps), total + 1)
         if all((t + 1) % (total // n) == 0 and (t + 1) // (total // n) <= n for t in timesteps)
     ]
-
-
-def save_network(network: nn.Module, folder: Path, sampler: FewStep, scheduler: Any, prediction: Prediction) -> None:
-    """Write transformer/ and scheduler/ as diffusers does, in float32; the scheduler says what the network predicts."""
-    network.transformer.save_pretrained(folder / "transformer")  # type: ignore[operator, union-attr]
-    saved = student_scheduler(scheduler, sampler.times.tolist(), sampler.between)
-    names = {ours: theirs for theirs, ours in _PREDICTION_NAMES.items()}
-    saved.register_to_config(prediction_type=names[prediction.name])
-    saved.save_pretrained(folder / "scheduler")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -15,14 +16,24 @@ from dollar.diffusion.schedule import Schedule
 
 
 class Condition(NamedTuple):
-    """Prompt embeddings [B, L, D] and their mask [B, L], 1 at real tokens."""
+    """Prompt embeddings [B, L, D], their mask [B, L], 1 at real tokens, and where a family has one a pooled [B, P]."""
 
     embeddings: Tensor
     mask: Tensor
+    pooled: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Condition:
+        """The condition with every part replaced."""
+        return Condition(*(None if part is None else function(part) for part in self))  # type: ignore[arg-type]
 
     def first(self, count: int) -> Condition:
         """The condition of the first `count` samples."""
-        return Condition(self.embeddings[:count], self.mask[:count])
+        return self.map(lambda part: part[:count])
+
+    @staticmethod
+    def joined(conditions: Sequence[Condition], join: Callable[[list[Tensor]], Tensor] = torch.cat) -> Condition:
+        """Several conditions as one, part by part."""
+        return Condition(*(None if parts[0] is None else join(list(parts)) for parts in zip(*conditions, strict=True)))
 
 
 class Network(Protocol):
@@ -56,7 +67,7 @@ class Denoiser:
         """x_0 with classifier-free guidance in diffusers' form, both halves in one batch as diffusers runs them."""
         if guidance_scale == 1:
             return self(x_t, t, condition)
-        both = Condition(*(torch.cat(pair) for pair in zip(null, condition, strict=True)))
+        both = Condition.joined([null, condition])
         output = self.output(torch.cat([x_t, x_t]), torch.cat([t, t]), both)
         output_null, output_condition = output.chunk(2)
         guided = guide(output_condition, output_null, guidance_scale)

@@ -3,43 +3,45 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from dollar.models.denoiser import Condition
 
+KEPT_BYTES = 2 * 2**30  # of encoded prompts on the CPU; the largest texts take 4 MB each
+
 
 class TextEncoder:
-    """A tokenizer and a text model, with every prompt encoded once and kept on the CPU.
+    """A family's text models behind one call, with the prompts that were encoded last kept on the CPU.
 
-    length: tokens a prompt is padded or cut to; a longer prompt is cut with a warning.
+    encode: a prompt's condition of one sample, computed anew; length: tokens a prompt is padded or cut to; a longer
+    prompt is cut with a warning; models: what computes, for those who look after weights.
     """
 
-    def __init__(self, tokenizer, model: nn.Module, length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        encode: Callable[[str], Condition],
+        length: int,
+        models: Sequence[torch.nn.Module],
+        device: torch.device | str,
+        kept_bytes: int = KEPT_BYTES,
+    ) -> None:
         self.tokenizer = tokenizer
-        self.model = model.eval().requires_grad_(False)
         self.length = length
-        self._known: dict[str, tuple[Tensor, Tensor]] = {}
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        self.models = [m.eval().requires_grad_(False) for m in models]
+        self.device = torch.device(device)
+        self.kept_bytes = kept_bytes
+        self._encode = encode
+        self._known: OrderedDict[str, Condition] = OrderedDict()
 
     def __call__(self, prompts: Sequence[str]) -> Condition:
-        """Embeddings [B, L, D] float32 and mask [B, L] of B prompts, on the model's device."""
-        missing = [p for p in dict.fromkeys(prompts) if p not in self._known]
-        if missing:
-            for prompt in missing:
-                # One by one: in a batch, rounding would depend on the neighbours, and a resumed run on its past.
-                embeddings, masks = self.encode([prompt])
-                self._known[prompt] = (embeddings[0], masks[0])
-        known = [self._known[p] for p in prompts]
-        return Condition(
-            torch.stack([embedding for embedding, _ in known]).to(self.device),
-            torch.stack([mask for _, mask in known]).to(self.device),
-        )
+        """Embeddings [B, L, D] float32, mask [B, L] and what else the family has of B prompts, on the device."""
+        known = {prompt: self._look_up(prompt) for prompt in dict.fromkeys(prompts)}
+        return Condition.joined([known[p] for p in prompts]).map(lambda part: part.to(self.device))
 
     def unknown(self, prompt: str) -> list[str]:
         """The words of a prompt that the tokenizer has no token for; most tokenizers have one for everything."""
@@ -47,19 +49,29 @@ class TextEncoder:
         return [w for w in prompt.split() if token is not None and token in self.tokenizer(w).input_ids]
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Embeddings [B, L, D] and mask [B, L] on the CPU, computed anew."""
-        prompts = list(prompts)
-        for prompt, ids in zip(prompts, self.tokenizer(prompts).input_ids, strict=True):
-            if len(ids) > self.length:
-                warnings.warn(
-                    f"the prompt {prompt[:60]!r}... has {len(ids)} tokens and was cut to the {self.length} that this "
-                    "teacher reads; shorten it to be sure of what is drawn",
-                    stacklevel=3,
-                )
-        tokens = self.tokenizer(
-            prompts, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
-        )
-        # The text model sees the padding, as in diffusers' pipelines: the transformer was trained on that.
-        embeddings = self.model(tokens.input_ids.to(self.device))[0]
-        return embeddings.float().cpu(), tokens.attention_mask
+    def encode(self, prompts: Sequence[str]) -> Condition:
+        """The condition of B prompts on the CPU, float32, computed anew."""
+        # One by one: in a batch, rounding would depend on the neighbours, and a resumed run on its past.
+        return Condition.joined([self._encode_one(prompt) for prompt in prompts])
+
+    def _look_up(self, prompt: str) -> Condition:
+        if prompt in self._known:
+            self._known.move_to_end(prompt)
+            return self._known[prompt]
+        found = self.encode([prompt])
+        self._known[prompt] = found
+        # All prompts have one size.
+        while len(self._known) > 1 and len(self._known) * found.embeddings.nbytes > self.kept_bytes:
+            self._known.popitem(last=False)
+        return found
+
+    def _encode_one(self, prompt: str) -> Condition:
+        if (count := len(self.tokenizer(prompt).input_ids)) > self.length:
+            warnings.warn(
+                f"the prompt {prompt[:60]!r}... has {count} tokens and was cut to the {self.length} that this "
+                "teacher reads; shorten it to be sure of what is drawn",
+                stacklevel=4,
+            )
+        embeddings, mask, pooled = self._encode(prompt)
+        pooled = None if pooled is None else pooled.float().cpu()
+        return Condition(embeddings.float().cpu(), mask.long().cpu(), pooled)

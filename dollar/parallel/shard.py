@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from dollar.models.pipeline import Weights
+from dollar.models.teacher import Teacher
 from dollar.parallel.world import World
 
 
@@ -30,6 +34,58 @@ def parallelize(network: nn.Module, world: World, activation_checkpointing: bool
         # The root is resharded too: a forward without backward would leave its weights gathered and soon stale.
         fully_shard(network, mesh=world.mesh, reshard_after_forward=True)
     return network
+
+
+def trainable_copy(teacher: Teacher, world: World, activation_checkpointing: bool = False) -> nn.Module:
+    """A network with the teacher's weights, to be trained: made without weights, sharded, then filled shard by shard.
+
+    No process ever holds more of it than its own shard.
+    """
+    network = parallelize(teacher.empty_network(), world, activation_checkpointing)
+    source = teacher.denoiser.network
+    held = dict(source.named_parameters())
+    fill(
+        network, teacher.device, lambda name, rows: held[name] if isinstance(held[name], DTensor) else held[name][rows]
+    )
+    for name, buffer in source.named_buffers():
+        network.get_buffer(name).copy_(buffer)
+    return network.requires_grad_(True)
+
+
+@torch.no_grad()
+def fill_from(network: nn.Module, weights: Weights) -> None:
+    """Give a network the values of a transformer's files; each process reads only its own rows."""
+    for name, parameter in network.named_parameters():
+        own(parameter).copy_(weights.read(name.removeprefix("transformer."), rows_of(parameter)))
+
+
+@torch.no_grad()
+def fill(network: nn.Module, device: torch.device, read: Callable[[str, slice], Tensor]) -> None:
+    """Give a network whose parameters are on the meta device their values, only this process's rows of each.
+
+    read: (name, rows) -> those rows, or a tensor that is sharded in the same way.
+    """
+    buffers = {name: buffer.to(device) for name, buffer in network.named_buffers()}
+    network.to_empty(device=device)
+    for name, buffer in buffers.items():
+        network.get_buffer(name).copy_(buffer)
+    for name, parameter in network.named_parameters():
+        value = read(name, rows_of(parameter))
+        own(parameter).copy_(own(value))
+
+
+def rows_of(tensor: Tensor) -> slice:
+    """The rows of a tensor that this process holds; all of one that is not sharded."""
+    if not isinstance(tensor, DTensor):
+        return slice(None)
+    size, rank = tensor.device_mesh.size(), tensor.device_mesh.get_local_rank()
+    each = -(-tensor.shape[0] // size)  # as torch.chunk cuts
+    return slice(min(rank * each, tensor.shape[0]), min((rank + 1) * each, tensor.shape[0]))
+
+
+def own(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor that may be sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:

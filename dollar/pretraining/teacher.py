@@ -18,7 +18,7 @@ from dollar.diffusion.draws import Draws
 from dollar.diffusion.schedule import VariancePreserving, diffuse, expand_like
 from dollar.log import progress
 from dollar.losses.score_matching import native
-from dollar.models.codec import Codec
+from dollar.models.codec import Codec, Normalisation
 from dollar.models.ema import Ema
 from dollar.parallel.world import World
 from dollar.pretraining.autoencoder import CELL, CHANNELS
@@ -186,9 +186,16 @@ def train_teacher(
     return network, tokenizer
 
 
+def shapes_codec(vae: Any) -> Codec:
+    """The autoencoder's codec, two clips at a time."""
+    factor = vae.config.scaling_factor
+    scaling = Normalisation(lambda z: z * factor, lambda latents: latents / factor)
+    return Codec(vae, scaling, vae.config.temporal_compression_ratio, clips=2, streams=True, odd=True)
+
+
 def encode_clips(vae: Any, clips: int, seed: int, world: World) -> tuple[Sequence[str], Tensor]:
     """Captions and scaled latents [N, C, F, h, w] of `clips` training clips; the processes share the work."""
-    source, codec = shapes.ShapesClips("train", clips, seed), Codec(vae, vae.config.scaling_factor, chunk=2)
+    source, codec = shapes.ShapesClips("train", clips, seed), shapes_codec(vae)
     padded = -(-clips // world.size) * world.size  # an equal share for each process, as `gather` needs
     own, found = list(world.own(0, padded)), []
     for start in progress(range(0, len(own), 16), "encoding clips", active=world.is_main):

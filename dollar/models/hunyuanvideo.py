@@ -1,0 +1,133 @@
+"""HunyuanVideo teachers, whose guidance is distilled into the network: it is told the scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dollar.diffusion.prediction import FLOW
+from dollar.diffusion.schedule import RectifiedFlow
+from dollar.diffusion.timesteps import FewStep
+from dollar.models import flow
+from dollar.models.codec import Codec, Normalisation
+from dollar.models.denoiser import Condition
+from dollar.models.pipeline import Pipeline
+from dollar.models.sizes import check_sizes
+from dollar.models.teacher import Clip, Teacher, assemble
+
+
+def load(**settings: Any) -> Teacher:
+    """A HunyuanVideo teacher; the settings are those of `assemble`."""
+    return assemble(HunyuanVideo, **settings)
+
+
+class HunyuanVideoNetwork(nn.Module):
+    """diffusers' transformer for x_t and output [B, C, F, H, W] and times t [B] in [0, 1].
+
+    guidance_scale: what it is told; the student and the fake score are told the same.
+    """
+
+    transformer: Any
+
+    def __init__(self, transformer: nn.Module, guidance_scale: float) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.guidance_scale = guidance_scale
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        told = torch.full((len(x_t),), self.guidance_scale, device=x_t.device) * 1000.0
+        return self.transformer(
+            hidden_states=x_t,
+            timestep=(t * 1000).float(),
+            encoder_hidden_states=condition.embeddings,
+            encoder_attention_mask=condition.mask.to(condition.embeddings),
+            pooled_projections=condition.pooled,
+            guidance=told if self.transformer.config.guidance_embeds else None,
+            return_dict=False,
+        )[0]
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The repeated blocks, which parallelism shards and activation checkpointing wraps one by one."""
+        return nn.ModuleList([*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks])
+
+    def checkpoint_activations(self) -> None:
+        """Recompute each block in the backward pass instead of keeping what is inside it."""
+        self.transformer.enable_gradient_checkpointing()
+
+
+class HunyuanVideo:
+    """The family's adapter."""
+
+    pipeline_class = "HunyuanVideoPipeline"
+    classes = {
+        "transformer": "HunyuanVideoTransformer3DModel",
+        "vae": "AutoencoderKLHunyuanVideo",
+        "scheduler": "FlowMatchEulerDiscreteScheduler",
+        "text_encoder": "transformers.LlamaModel",
+        "tokenizer": "transformers.AutoTokenizer",
+        "text_encoder_2": "transformers.CLIPTextModel",
+        "tokenizer_2": "transformers.AutoTokenizer",
+    }
+    embeds_guidance = True
+    prediction = FLOW
+
+    def __init__(self, pipeline: Pipeline, clip: Clip) -> None:
+        self.transformer, self.vae = pipeline.config("transformer"), pipeline.config("vae")
+        self.clip = clip
+        self.spatial = self.vae.get("spatial_compression_ratio", 8)
+        self.temporal = self.vae.get("temporal_compression_ratio", 4)
+        self.schedule = RectifiedFlow(float(pipeline.config("scheduler").get("shift", 1.0)))
+
+    def states(self) -> dict[str, Any]:
+        return {
+            "prediction": "flow",
+            "shift": self.schedule.shift,
+            "frames": f"{self.temporal}k + 1",
+            "cell": self.spatial * self.transformer["patch_size"],
+            "scaling": self.vae["scaling_factor"],
+            "guidance_embedded": bool(self.transformer.get("guidance_embeds", False)),
+            "transformer": self.transformer,
+        }
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        check_sizes(frames, height, width, self.temporal, self.spatial * self.transformer["patch_size"])
+        latent_frames = (frames - 1) // self.temporal + 1
+        return (self.transformer["in_channels"], latent_frames, height // self.spatial, width // self.spatial)
+
+    def network(self, transformer: nn.Module) -> nn.Module:
+        return HunyuanVideoNetwork(transformer, self.clip.guidance_scale)
+
+    def codec(self, vae: Any, clips: int, chunk_frames: int | None) -> Codec:
+        factor = vae.config.scaling_factor
+        if chunk_frames is not None:
+            vae.use_framewise_encoding = vae.use_framewise_decoding = False  # ours, which has no seams, instead
+        normalisation = Normalisation(lambda z: z * factor, lambda latents: latents / factor)
+        return Codec(vae, normalisation, self.temporal, clips, chunk_frames)
+
+    def condition(self, pipeline: Any, prompt: str, length: int) -> Condition:
+        embeddings, pooled, mask = pipeline.encode_prompt(
+            prompt, max_sequence_length=length, device=pipeline.text_encoder.device
+        )
+        return Condition(embeddings, mask, pooled)
+
+    def noise(self, generators: Sequence[torch.Generator], shape: tuple[int, int, int, int]) -> Tensor:
+        return flow.noise(generators, shape)
+
+    def grid(self, steps: int) -> Tensor:
+        return flow.times(flow.student_scheduler("ddim", shift=self.schedule.shift), steps, _ask)
+
+    def student_scheduler(self, timesteps: Sequence[float], between: str) -> Any:
+        return flow.student_scheduler(between, shift=self.schedule.shift)
+
+    def few_step(self, timesteps: Sequence[float], between: str) -> FewStep:
+        scheduler = self.student_scheduler(timesteps, between)
+        return flow.few_step(timesteps, between, self.schedule.shift, scheduler, _ask)
+
+
+def _ask(scheduler: Any, steps: int) -> None:
+    scheduler.set_timesteps(steps, sigmas=np.linspace(1.0, 0.0, steps + 1)[:-1])

@@ -1,0 +1,162 @@
+"""LTX-Video teachers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from dollar.diffusion.prediction import FLOW
+from dollar.diffusion.schedule import RectifiedFlow
+from dollar.diffusion.timesteps import FewStep
+from dollar.models import flow
+from dollar.models.codec import Codec
+from dollar.models.denoiser import Condition
+from dollar.models.pipeline import Pipeline
+from dollar.models.sizes import check_sizes
+from dollar.models.teacher import Clip, Teacher, assemble
+
+
+def load(**settings: Any) -> Teacher:
+    """An LTX-Video teacher; the settings are those of `assemble`."""
+    return assemble(LTX, **settings)
+
+
+class LTXNetwork(nn.Module):
+    """diffusers' transformer, which takes tokens, for x_t and output [B, C, F, H, W] and times t [B] in [0, 1].
+
+    scale: how far apart in time, height and width two latents are, for the rotary positions.
+    """
+
+    transformer: Any
+
+    def __init__(self, transformer: nn.Module, scale: tuple[float, float, float]) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.scale = scale
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        _, _, frames, height, width = x_t.shape
+        output = self.transformer(
+            hidden_states=rearrange(x_t, "b c f h w -> b (f h w) c"),
+            encoder_hidden_states=condition.embeddings,
+            timestep=(t * 1000).float(),
+            encoder_attention_mask=condition.mask,
+            num_frames=frames,
+            height=height,
+            width=width,
+            rope_interpolation_scale=self.scale,
+            return_dict=False,
+        )[0]
+        return rearrange(output, "b (f h w) c -> b c f h w", f=frames, h=height).contiguous()
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The repeated blocks, which parallelism shards and activation checkpointing wraps one by one."""
+        return self.transformer.transformer_blocks
+
+    def checkpoint_activations(self) -> None:
+        """Recompute each block in the backward pass instead of keeping what is inside it."""
+        self.transformer.enable_gradient_checkpointing()
+
+
+class LTX:
+    """The family's adapter."""
+
+    pipeline_class = "LTXPipeline"
+    classes = {
+        "transformer": "LTXVideoTransformer3DModel",
+        "vae": "AutoencoderKLLTXVideo",
+        "scheduler": "FlowMatchEulerDiscreteScheduler",
+        "text_encoder": "transformers.T5EncoderModel",
+        "tokenizer": "transformers.AutoTokenizer",
+    }
+    embeds_guidance = False
+    prediction = FLOW
+
+    def __init__(self, pipeline: Pipeline, clip: Clip) -> None:
+        self.transformer, self.vae = pipeline.config("transformer"), pipeline.config("vae")
+        self.scheduler, self.clip = pipeline.config("scheduler"), clip
+        if (self.transformer.get("patch_size", 1), self.transformer.get("patch_size_t", 1)) != (1, 1):
+            raise ValueError(f"{pipeline.folder} has a transformer with patches; this adapter takes latents as tokens")
+        halvings = sum(self.vae["spatio_temporal_scaling"])
+        self.spatial = self.vae.get("spatial_compression_ratio") or self.vae["patch_size"] * 2**halvings
+        self.temporal = self.vae.get("temporal_compression_ratio") or self.vae["patch_size_t"] * 2**halvings
+        self.schedule = RectifiedFlow(self._shift())
+
+    def _shift(self) -> float:
+        """The shift s of its times: constant, or growing with the number of tokens."""
+        s = self.scheduler
+        if not s.get("use_dynamic_shifting", False):
+            return float(s.get("shift", 1.0))
+        return math.exp(self._mu())
+
+    def _mu(self) -> float:
+        s = self.scheduler
+        few, many = s.get("base_image_seq_len", 256), s.get("max_image_seq_len", 4096)
+        low, high = s.get("base_shift", 0.5), s.get("max_shift", 1.15)
+        slope = (high - low) / (many - few)
+        frames, height, width = self.clip[:3]
+        tokens = ((frames - 1) // self.temporal + 1) * (height // self.spatial) * (width // self.spatial)
+        return tokens * slope + (low - slope * few)
+
+    def states(self) -> dict[str, Any]:
+        named = ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "shift_terminal")
+        return {
+            "prediction": "flow",
+            "shift": {key: self.scheduler.get(key) for key in named}
+            if self.scheduler.get("use_dynamic_shifting", False)
+            else self.schedule.shift,
+            "frames": f"{self.temporal}k + 1",
+            "cell": self.spatial,
+            "scaling": ["mean and sd by channel, with the weights", self.vae["scaling_factor"]],
+            "decoder_reads_time": bool(self.vae.get("timestep_conditioning", False)),
+            "transformer": self.transformer,
+        }
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        check_sizes(frames, height, width, self.temporal, self.spatial)
+        latent_frames = (frames - 1) // self.temporal + 1
+        return (self.transformer["in_channels"], latent_frames, height // self.spatial, width // self.spatial)
+
+    def network(self, transformer: nn.Module) -> nn.Module:
+        return LTXNetwork(transformer, (self.temporal / self.clip.fps, self.spatial, self.spatial))
+
+    def codec(self, vae: Any, clips: int, chunk_frames: int | None) -> Codec:
+        def decode(z: Tensor) -> Tensor:
+            # Decoders that read a time are told 0, as the pipeline's default is.
+            timed = vae.config.timestep_conditioning
+            return vae.decode(z, z.new_zeros(len(z)) if timed else None).sample
+
+        normalisation = flow.by_channel(vae.latents_mean, vae.latents_std, vae.config.scaling_factor)
+        return Codec(vae, normalisation, self.temporal, clips, chunk_frames, decode=decode)
+
+    def condition(self, pipeline: Any, prompt: str, length: int) -> Condition:
+        embeddings, mask, _, _ = pipeline.encode_prompt(
+            prompt, do_classifier_free_guidance=False, max_sequence_length=length, device=pipeline.text_encoder.device
+        )
+        return Condition(embeddings, mask)
+
+    def noise(self, generators: Sequence[torch.Generator], shape: tuple[int, int, int, int]) -> Tensor:
+        return flow.noise(generators, shape)
+
+    def grid(self, steps: int) -> Tensor:
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        # With a shift that grows with the size, and an end that is not the smallest time.
+        return flow.times(FlowMatchEulerDiscreteScheduler.from_config(self.scheduler), steps, self._ask)
+
+    def student_scheduler(self, timesteps: Sequence[float], between: str) -> Any:
+        return flow.student_scheduler(between, shift=self.schedule.shift)
+
+    def few_step(self, timesteps: Sequence[float], between: str) -> FewStep:
+        scheduler = self.student_scheduler(timesteps, between)
+        return flow.few_step(timesteps, between, self.schedule.shift, scheduler, self._ask)
+
+    def _ask(self, scheduler: Any, steps: int) -> None:
+        scheduler.set_timesteps(steps, sigmas=np.linspace(1.0, 1 / steps, steps), mu=self._mu())
