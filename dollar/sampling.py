@@ -44,7 +44,7 @@ def student_sampler(teacher: Teacher, student: Denoiser, few_step: FewStep, name
     """A student by its own few steps, without guidance."""
 
     def diffusion(generators: list[torch.Generator], condition: Condition) -> Tensor:
-        return few_step.sample(student.given(condition), lambda k: teacher.noise(generators))
+        return few_step.sample(student.given(condition), lambda k: teacher.noise(generators, again=k > 0))
 
     return Sampler(name, few_step.steps, diffusion)
 

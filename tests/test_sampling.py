@@ -61,7 +61,7 @@ def test_the_students_noise_between_steps_follows_the_seed(teacher: Teacher) -> 
     """Several generators draw in turn, one for each clip: the second step's noise is the second draw of its own."""
     drawn = []
     original = teacher.noise
-    teacher.noise = lambda g: drawn.append(original(g)) or drawn[-1]
+    teacher.noise = lambda g, again=False: drawn.append(original(g)) or drawn[-1]
     few_step = few_steps(teacher, TIMES, [2], "renoise")[2]
     make_latents(student_sampler(teacher, teacher.denoiser, few_step), teacher, [PROMPT, OTHER], [4, 5], show=False)
     teacher.noise = original

@@ -101,6 +101,11 @@ class CogVideoX:
         # The decoder takes latent frames by twos and the odd one with the first two; from an even number it would
         # make too many frames.
         check_sizes(frames, height, width, 2 * self.temporal, self.spatial * self.transformer["patch_size"])
+        most = [self.transformer.get(f"sample_{side}", 0) * self.spatial for side in ("height", "width")]
+        if self.transformer.get("patch_size_t") and (height > most[0] or width > most[1]):
+            raise ValueError(
+                f"clips of {height}x{width} pixels don't fit this transformer: its positions reach {most[0]}x{most[1]}"
+            )
         latent_frames = (frames - 1) // self.temporal + 1
         return (
             self.transformer["in_channels"],
@@ -158,7 +163,9 @@ class CogVideoX:
         )
         return Condition(embeddings, tokens.attention_mask)
 
-    def noise(self, generators: Sequence[torch.Generator], shape: tuple[int, int, int, int]) -> Tensor:
+    def noise(
+        self, generators: Sequence[torch.Generator], shape: tuple[int, int, int, int], again: bool = False
+    ) -> Tensor:
         # diffusers draws [F, C, h, w] for a clip of this family.
         channels, frames, height, width = shape
         drawn = [torch.randn(frames, channels, height, width, generator=g, device=g.device) for g in generators]

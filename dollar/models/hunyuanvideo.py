@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,6 +82,7 @@ class HunyuanVideo:
         self.clip = clip
         self.spatial = self.vae.get("spatial_compression_ratio", 8)
         self.temporal = self.vae.get("temporal_compression_ratio", 4)
+        self.cell = math.lcm(self.spatial * self.transformer["patch_size"], 16)  # its pipeline wants sixteens
         self.schedule = RectifiedFlow(float(pipeline.config("scheduler").get("shift", 1.0)))
 
     def states(self) -> dict[str, Any]:
@@ -88,14 +90,14 @@ class HunyuanVideo:
             "prediction": "flow",
             "shift": self.schedule.shift,
             "frames": f"{self.temporal}k + 1",
-            "cell": self.spatial * self.transformer["patch_size"],
+            "cell": self.cell,
             "scaling": self.vae["scaling_factor"],
             "guidance_embedded": bool(self.transformer.get("guidance_embeds", False)),
             "transformer": self.transformer,
         }
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        check_sizes(frames, height, width, self.temporal, self.spatial * self.transformer["patch_size"])
+        check_sizes(frames, height, width, self.temporal, self.cell)
         latent_frames = (frames - 1) // self.temporal + 1
         return (self.transformer["in_channels"], latent_frames, height // self.spatial, width // self.spatial)
 
@@ -115,7 +117,9 @@ class HunyuanVideo:
         )
         return Condition(embeddings, mask, pooled)
 
-    def noise(self, generators: Sequence[torch.Generator], shape: tuple[int, int, int, int]) -> Tensor:
+    def noise(
+        self, generators: Sequence[torch.Generator], shape: tuple[int, int, int, int], again: bool = False
+    ) -> Tensor:
         return flow.noise(generators, shape)
 
     def grid(self, steps: int) -> Tensor:

@@ -87,6 +87,7 @@ class LTX:
         halvings = sum(self.vae["spatio_temporal_scaling"])
         self.spatial = self.vae.get("spatial_compression_ratio") or self.vae["patch_size"] * 2**halvings
         self.temporal = self.vae.get("temporal_compression_ratio") or self.vae["patch_size_t"] * 2**halvings
+        self.cell = math.lcm(self.spatial, 32)  # its pipeline takes no other sizes
         self.schedule = RectifiedFlow(self._shift())
 
     def _shift(self) -> float:
@@ -113,14 +114,14 @@ class LTX:
             if self.scheduler.get("use_dynamic_shifting", False)
             else self.schedule.shift,
             "frames": f"{self.temporal}k + 1",
-            "cell": self.spatial,
+            "cell": self.cell,
             "scaling": ["mean and sd by channel, with the weights", self.vae["scaling_factor"]],
             "decoder_reads_time": bool(self.vae.get("timestep_conditioning", False)),
             "transformer": self.transformer,
         }
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        check_sizes(frames, height, width, self.temporal, self.spatial)
+        check_sizes(frames, height, width, self.temporal, self.cell)
         latent_frames = (frames - 1) // self.temporal + 1
         return (self.transformer["in_channels"], latent_frames, height // self.spatial, width // self.spatial)
 
@@ -142,8 +143,15 @@ class LTX:
         )
         return Condition(embeddings, mask)
 
-    def noise(self, generators: Sequence[torch.Generator], shape: tuple[int, int, int, int]) -> Tensor:
-        return flow.noise(generators, shape)
+    def noise(
+        self, generators: Sequence[torch.Generator], shape: tuple[int, int, int, int], again: bool = False
+    ) -> Tensor:
+        if not again:
+            return flow.noise(generators, shape)
+        # The first noise is drawn as a clip; between steps the pipeline holds tokens.
+        channels, frames, height, width = shape
+        tokens = [torch.randn(frames * height * width, channels, generator=g, device=g.device) for g in generators]
+        return rearrange(torch.stack(tokens), "b (f h w) c -> b c f h w", f=frames, h=height)
 
     def grid(self, steps: int) -> Tensor:
         from diffusers import FlowMatchEulerDiscreteScheduler

@@ -68,8 +68,13 @@ class Family(Protocol):
         """The condition of one prompt, by diffusers' pipeline that holds the text models alone."""
         ...
 
-    def noise(self, generators: Sequence[torch.Generator], shape: tuple[int, int, int, int]) -> Tensor:
-        """Standard normal [B, C, F, h, w], drawn in the family's own layout."""
+    def noise(
+        self, generators: Sequence[torch.Generator], shape: tuple[int, int, int, int], again: bool = False
+    ) -> Tensor:
+        """Standard normal [B, C, F, h, w] in the order in which its pipeline draws it.
+
+        again: between two steps, where a pipeline may draw in another layout than at the start.
+        """
         ...
 
     def grid(self, steps: int) -> Tensor:
@@ -121,9 +126,12 @@ class Teacher:
         """The condition of guidance's other half, for `count` samples."""
         return self.text([self.negative_prompt] * count)
 
-    def noise(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """One standard normal latent [B, C, F, h, w] from B generators, as diffusers would draw it from them."""
-        return self.family.noise(generators, self.latent_shape).to(self.device)
+    def noise(self, generators: Sequence[torch.Generator], again: bool = False) -> Tensor:
+        """One standard normal latent [B, C, F, h, w] from B generators, as diffusers would draw it from them.
+
+        again: between two steps.
+        """
+        return self.family.noise(generators, self.latent_shape, again).to(self.device)
 
     def grid(self, steps: int) -> Tensor:
         """The times [steps + 1] at which this teacher is sampled."""

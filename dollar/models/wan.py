@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,20 +85,21 @@ class Wan:
         shift = scheduler.get("flow_shift", scheduler.get("shift", 1.0))
         self.schedule = RectifiedFlow(float(shift))
         self.spatial, self.temporal = self.vae.get("scale_factor_spatial", 8), self.vae.get("scale_factor_temporal", 4)
+        self.cell = math.lcm(self.spatial * self.transformer["patch_size"][1], 16)  # its pipeline wants sixteens
 
     def states(self) -> dict[str, Any]:
         return {
             "prediction": "flow",
             "shift": self.schedule.shift,
             "frames": f"{self.temporal}k + 1",
-            "cell": self.spatial * self.transformer["patch_size"][1],
+            "cell": self.cell,
             "scaling": [self.vae["latents_mean"], self.vae["latents_std"]],
             "time_of_each_token": self.by_token,
             "transformer": self.transformer,
         }
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        check_sizes(frames, height, width, self.temporal, self.spatial * self.transformer["patch_size"][1])
+        check_sizes(frames, height, width, self.temporal, self.cell)
         latent_frames = (frames - 1) // self.temporal + 1
         return (self.transformer["in_channels"], latent_frames, height // self.spatial, width // self.spatial)
 
@@ -122,7 +124,9 @@ class Wan:
         # Beyond the prompt's tokens diffusers puts zeros, and the network reads them.
         return Condition(embeddings, (embeddings != 0).any(-1))
 
-    def noise(self, generators: Sequence[torch.Generator], shape: tuple[int, int, int, int]) -> Tensor:
+    def noise(
+        self, generators: Sequence[torch.Generator], shape: tuple[int, int, int, int], again: bool = False
+    ) -> Tensor:
         return flow.noise(generators, shape)
 
     def grid(self, steps: int) -> Tensor:

@@ -1,0 +1,244 @@
+"""Every family's adapter against its plain diffusers pipeline: teacher, student, latents and prompts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import clear, gradients, new_network
+from families import FAMILIES, PROMPT, build
+from torch import Tensor
+
+from dollar.models import flow
+from dollar.models.teacher import Teacher
+from dollar.parallel.shard import parallelize
+from dollar.parallel.world import World
+from dollar.sampling import make_latents, teacher_sampler
+from dollar.student import few_steps, load_student, save_student
+
+FLOW = [name for name in FAMILIES if not name.startswith("cogvideox")]
+TIMES = {name: [1000, 750, 500, 250] if name in FLOW else [999, 749, 499, 249] for name in FAMILIES}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(family, tmp_path_factory.mktemp(family) / "teacher")
+
+
+@pytest.fixture(scope="module")
+def teacher(family: str, folder: Path) -> Teacher:
+    return FAMILIES[family].load(folder)
+
+
+def diffusers_pipeline(folder: Path, **parts: Any) -> Any:
+    from diffusers import DiffusionPipeline
+
+    found = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, **parts)
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
+def one_step_solver(folder: Path, shift: float) -> dict[str, Any]:
+    """What replaces a published scheduler that takes several steps' outputs into account."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    multistep = scheduler["_class_name"] == "UniPCMultistepScheduler"
+    return {"scheduler": FlowMatchEulerDiscreteScheduler(shift=shift)} if multistep else {}
+
+
+def by_pipeline(pipe: Any, family: str, steps: int, guidance_scale: float, kind: str = "latent") -> Tensor:
+    """Latents or videos of the pipeline, as it gives them; call torch.manual_seed first."""
+    tiny = FAMILIES[family]
+    size = {f"{'num_' if key == 'frames' else ''}{key}": value for key, value in tiny.clip.items()}
+    return pipe(
+        PROMPT,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        max_sequence_length=tiny.text_length,
+        output_type=kind,
+        **size,
+        **tiny.call,
+    ).frames
+
+
+def as_ours(latents: Tensor, family: str, teacher: Teacher) -> Tensor:
+    """A pipeline's latents as [B, C, F, h, w]."""
+    if family.startswith("cogvideox"):
+        return latents.transpose(1, 2)
+    if family == "ltx":
+        _, frames, height, _ = teacher.latent_shape
+        return latents.transpose(1, 2).unflatten(2, (frames, height, -1))
+    return latents
+
+
+def test_ten_guided_steps_are_the_pipelines(family: str, folder: Path, teacher: Teacher) -> None:
+    shift = getattr(teacher.denoiser.schedule, "shift", 1.0)
+    pipe = diffusers_pipeline(folder, **one_step_solver(folder, shift))
+    ours = make_latents(teacher_sampler(teacher, 10), teacher, [PROMPT], [3], show=False)
+    torch.manual_seed(3)
+    theirs = as_ours(by_pipeline(pipe, family, 10, teacher.guidance_scale), family, teacher)
+    assert theirs.std() > 0.1
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    torch.manual_seed(3)
+    other = as_ours(by_pipeline(pipe, family, 10, teacher.guidance_scale + 3), family, teacher)
+    assert (ours - other).abs().max() > 1e-4  # ... and at another guidance they would not be
+
+
+def test_prompts_are_read_as_the_pipeline_reads_them(family: str, folder: Path, teacher: Teacher) -> None:
+    condition = teacher.text([PROMPT, ""])
+    with torch.no_grad():
+        found = diffusers_pipeline(folder).encode_prompt(PROMPT, max_sequence_length=teacher.text_length)
+    assert torch.equal(condition.embeddings[:1], found[0])
+    assert not torch.equal(condition.embeddings[0], condition.embeddings[1])
+    assert condition.mask[0].sum() > condition.mask[1].sum()
+    if family == "hunyuanvideo":
+        assert torch.equal(condition.pooled[:1], found[1]) and torch.equal(condition.mask[:1], found[2])
+
+
+def test_decoded_clips_are_the_pipelines_to_the_bit(family: str, folder: Path, teacher: Teacher) -> None:
+    pipe = diffusers_pipeline(folder, **one_step_solver(folder, getattr(teacher.denoiser.schedule, "shift", 1.0)))
+    torch.manual_seed(3)
+    latents = as_ours(by_pipeline(pipe, family, 2, teacher.guidance_scale), family, teacher)
+    torch.manual_seed(3)
+    theirs = by_pipeline(pipe, family, 2, teacher.guidance_scale, "pt")
+    assert torch.equal(teacher.codec.decode(latents), theirs)
+
+
+def test_latents_come_back(teacher: Teacher) -> None:
+    """denormalise undoes normalise, and a coded clip has the teacher's latent shape."""
+    frames, height, width = teacher.clip_shape
+    clip = torch.rand(1, frames, 3, height, width, generator=torch.Generator().manual_seed(0))
+    z = teacher.codec.moments(clip)
+    latents = teacher.codec.encode(clip)
+    assert latents.shape[1:] == teacher.latent_shape
+    torch.testing.assert_close(teacher.codec.normalisation.denormalise(latents), z, rtol=1e-5, atol=1e-5)
+    assert teacher.codec.decode(latents).shape == clip.shape
+
+
+def changed(teacher: Teacher) -> torch.nn.Module:
+    """A student that differs from its teacher."""
+    network = new_network(teacher)
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for p in network.parameters():
+            p += 0.02 * torch.randn(p.shape, generator=generator)
+    return network
+
+
+@pytest.mark.parametrize("between", ["renoise", "ddim"])
+def test_a_saved_student_is_sampled_by_the_pipeline(
+    family: str, folder: Path, teacher: Teacher, between: str, tmp_path: Path
+) -> None:
+    """Bit for bit; but Euler's step on a flow goes along the velocity and ours by x_0, which rounds otherwise."""
+    pipe = diffusers_pipeline(folder)
+    for steps in (4, 2, 1):
+        times = TIMES[family][:: 4 // steps]
+        save_student(tmp_path / str(steps), teacher, changed(teacher), few_steps(teacher, times, [steps], between), {})
+        student = load_student(tmp_path / str(steps), teacher)
+        ours = make_latents(student.sampler(teacher, steps), teacher, [PROMPT], [5], show=False)
+        read = with_student(pipe, tmp_path / str(steps))
+        torch.manual_seed(5)
+        theirs = as_ours(by_pipeline(read, family, steps, student_guidance(teacher)), family, teacher)
+        if between == "ddim" and family in FLOW:
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+        else:
+            assert torch.equal(ours, theirs), steps
+
+
+def student_guidance(teacher: Teacher) -> float:
+    """What a pipeline is told for a student: nothing is guided, but a network that reads its scale is told the same."""
+    return teacher.guidance_scale if teacher.family.embeds_guidance else 1.0
+
+
+def with_student(pipe: Any, student: Path) -> Any:
+    """The pipeline with a student's transformer and scheduler."""
+    import diffusers
+
+    scheduler = json.loads((student / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
+    pipe.transformer = type(pipe.transformer).from_pretrained(student / "transformer", torch_dtype=torch.float32)
+    pipe.scheduler = getattr(diffusers, scheduler).from_pretrained(student / "scheduler")
+    return pipe
+
+
+def loss_of(teacher: Teacher, network: torch.nn.Module) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(2, *teacher.latent_shape, generator=generator)
+    t = teacher.denoiser.schedule.uniform(torch.tensor([0.97, 0.3]))
+    return teacher.denoiser_of(network)(x, t, teacher.text([PROMPT, ""])).square().mean()
+
+
+def test_gradients_reach_every_weight_and_checkpointing_leaves_them_equal(teacher: Teacher) -> None:
+    network = parallelize(new_network(teacher), World())
+    loss_of(teacher, network).backward()
+    without = [n for n, p in network.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
+    # The last double block's text leaves no trace where a family drops the text afterwards.
+    assert not without, without
+    plain = gradients(network).clone()
+    clear(network)
+    parallelize(network, World(), activation_checkpointing=True)
+    calls: list[int] = []
+    network.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    loss_of(teacher, network).backward()
+    assert len(calls) == 2  # once forward and once more for the backward pass
+    assert torch.equal(gradients(network), plain)
+
+
+def test_a_copy_to_be_trained_has_the_teachers_weights_and_buffers(teacher: Teacher) -> None:
+    copy, held = new_network(teacher), dict(teacher.denoiser.network.named_parameters())
+    for name, p in copy.named_parameters():
+        assert torch.equal(p, held[name]) and p.data_ptr() != held[name].data_ptr() and p.requires_grad
+    buffers = dict(teacher.denoiser.network.named_buffers())
+    assert dict(copy.named_buffers()).keys() == buffers.keys()
+    assert all(torch.equal(b, buffers[name]) for name, b in copy.named_buffers())
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 8.0, 17.0])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8])
+def test_a_pipeline_that_gives_only_a_number_of_steps_gets_the_students_times(shift: float, steps: int) -> None:
+    scheduler = flow.student_scheduler("renoise", **flow.stretched(steps, shift))
+    scheduler.set_timesteps(steps)
+    u = torch.arange(steps, 0, -1, dtype=torch.float64) / steps
+    wanted = shift * u / (1 + (shift - 1) * u)
+    torch.testing.assert_close(scheduler.sigmas[:-1].double(), wanted, rtol=0, atol=2e-6)
+
+
+def test_uneven_times_are_refused_with_those_that_can_be_given(family: str, teacher: Teacher) -> None:
+    even = str([1000.0, 500.0]) if family in FLOW else str([999, 499])
+    with pytest.raises(ValueError, match="can't be given") as told:
+        teacher.few_step([900, 100], "renoise")
+    assert even in str(told.value)
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "tokenizer", "scheduler"])
+def test_a_part_that_is_missing_is_named(folder: Path, family: str, part: str, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "t")
+    shutil.rmtree(tmp_path / "t" / part)
+    with pytest.raises(ValueError, match=f"lacks {part}"):
+        FAMILIES[family].load(tmp_path / "t")
+    found = FAMILIES[family].load(tmp_path / "t", parts={part: str(folder / part)})  # ... and may lie elsewhere
+    assert found.latent_shape
+
+
+def test_sizes_that_do_not_fit_name_the_nearest(family: str, folder: Path, teacher: Teacher) -> None:
+    states = teacher.family.states()
+    step, cell = int(states["frames"].split("k")[0]), states["cell"]
+    for change in ({"frames": step}, {"height": cell + 1}, {"width": cell // 2}):
+        with pytest.raises(ValueError, match="don't fit this VAE.*for example"):
+            FAMILIES[family].load(folder, **change)
+
+
+def test_what_a_yaml_states_is_checked_against_the_folder(family: str, folder: Path, teacher: Teacher) -> None:
+    states = teacher.family.states()
+    FAMILIES[family].load(folder, states=states)
+    with pytest.raises(ValueError, match="prediction is .* there and epsilon in .*; transformer.num_layers is"):
+        FAMILIES[family].load(folder, states={"prediction": "epsilon", "transformer": {"num_layers": 77}})
