@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from dollar.diffusion.prediction import SAMPLE, Prediction
-from dollar.diffusion.timesteps import FewStep
+from dollar.diffusion.timesteps import FewStep, check_timesteps
 from dollar.models.denoiser import Denoiser
 from dollar.models.pipeline import Weights, lack
 from dollar.models.teacher import Teacher
@@ -49,29 +49,35 @@ class Student:
         return student_sampler(teacher, self.denoiser, few_step)
 
 
-def check_steps(timesteps: Sequence[int], steps: Sequence[int]) -> None:
-    """Raise ValueError unless the step counts differ and each divides the number of timesteps."""
-    longest = len(timesteps)
+def check_steps(timesteps: Sequence[float] | None, steps: Sequence[int]) -> None:
+    """Raise ValueError unless the step counts differ and each divides the number of timesteps, or their largest."""
     if not steps:
         raise ValueError("student.steps is empty; give the step counts to train for, such as [4,2,1]")
+    if timesteps is not None:
+        check_timesteps(timesteps)
+    longest = max(steps) if timesteps is None else len(timesteps)
     for count in steps:
         if list(steps).count(count) > 1:
             raise ValueError(f"student.steps has {count} twice; give each step count once")
         if count < 1 or longest % count:
             fitting = [n for n in range(longest, 0, -1) if longest % n == 0]
             raise ValueError(
-                f"student.steps has {count}, which doesn't divide the {longest} of student.timesteps; use of {fitting}"
+                f"student.steps has {count}, which doesn't divide the {longest} "
+                f"{'of its largest' if timesteps is None else 'of student.timesteps'}; use of {fitting}"
             )
 
 
-def few_steps(teacher: Teacher, timesteps: Sequence[int], steps: Sequence[int], between: str) -> dict[int, FewStep]:
+def few_steps(
+    teacher: Teacher, timesteps: Sequence[float] | None, steps: Sequence[int], between: str
+) -> dict[int, FewStep]:
     """One sampler for each step count, every one taking evenly spaced members of `timesteps`.
 
-    timesteps: the longest grid; steps: the counts, each dividing its length. ValueError names the key at fault.
+    timesteps: the longest grid, None for the teacher's evenly spaced one; steps: the counts, each dividing its length.
+    ValueError names the key at fault.
     """
     check_steps(timesteps, steps)
-    longest = len(timesteps)
-    return {count: teacher.few_step(list(timesteps)[:: longest // count], between) for count in steps}
+    times = teacher.family.even(max(steps)) if timesteps is None else list(timesteps)
+    return {count: teacher.few_step(times[:: len(times) // count], between) for count in steps}
 
 
 def denoiser_of(

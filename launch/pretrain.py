@@ -42,7 +42,8 @@ def main(config: DictConfig) -> None:
     from build import dtype_of, quiet
 
     from dollar.media import atomically
-    from dollar.models.cogvideox import check_folder
+    from dollar.models.cogvideox import CogVideoX
+    from dollar.models.pipeline import Pipeline
     from dollar.parallel.world import finish, start
     from dollar.pretraining.autoencoder import train_autoencoder
     from dollar.pretraining.teacher import save_pipeline, train_teacher
@@ -54,7 +55,7 @@ def main(config: DictConfig) -> None:
     stored = OmegaConf.to_container(config, resolve=True)
     init = None if config.init is None else Path(config.init)
     if init is not None:
-        check_folder(init)
+        Pipeline(init, CogVideoX.classes)  # it says what is missing
     precision = dtype_of(config, "dtype")
     if any(work.glob("*/state.safetensors")):  # otherwise nothing could be lost
         check_same(work / CONFIG, stored, FREE, {}, "Give another folder with work=FOLDER, or remove this one")

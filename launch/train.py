@@ -73,13 +73,11 @@ def main(config: DictConfig) -> float | None:
     """Train, go on with what was stopped, or find the run finished; returns the last validation reward for sweeps."""
     from build import dtype_of, objective_of, plan_of, validation_of
 
-    from dollar.diffusion.timesteps import check_timesteps
     from dollar.student import check_steps
 
     # Mistakes in numbers are told before anything is loaded.
     objective_of(config), plan_of(config, int(os.environ.get("WORLD_SIZE", 1))), validation_of(config)
     dtype_of(config, "dtype"), dtype_of(config, "teacher_dtype")
-    check_timesteps(config.student.timesteps)
     check_steps(config.student.timesteps, config.student.steps)
     check_init(config)
     folder = run_folder(config)
@@ -108,7 +106,7 @@ def main(config: DictConfig) -> float | None:
         folder.mkdir(parents=True, exist_ok=True)
         with atomically(folder / CONFIG) as temporary:
             OmegaConf.save(OmegaConf.create(to_store(config)), temporary)
-        announce(config, world.size, folder, done)
+        announce(config, trainer, folder, done)
     if state is not None:
         trainer.load(state)
     finished = trainer.train()
@@ -133,11 +131,12 @@ def is_written(student: Path, cycles: int) -> bool:
         return False
 
 
-def announce(config: DictConfig, processes: int, folder: Path, done: int) -> None:
+def announce(config: DictConfig, trainer: Any, folder: Path, done: int) -> None:
     """Say what is about to be trained, with guidance in both the paper's form and diffusers'."""
+    processes, longest = trainer.world.size, max(trainer.distiller.samplers, key=lambda sampler: sampler.steps)
     print(
         f"{'going on at cycle ' + str(done) if done else 'training'} in {folder}: teacher {config.teacher.name}, "
-        f"student {list(config.student.timesteps)} for {list(config.student.steps)} steps, "
+        f"student {list(longest.asked)} for {list(config.student.steps)} steps, "
         f"beta_vsd={config.beta_vsd} beta_cd={config.beta_cd} beta_ft={config.beta_ft}, "
         f"{config.cycles} cycles of {config.batch} clips on {processes} process{'es' if processes > 1 else ''}\n"
         f"guidance u + s (c - u): VSD s = {config.vsd.guidance_scale} (paper's w = {config.vsd.guidance_scale - 1}), "

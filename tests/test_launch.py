@@ -23,7 +23,7 @@ from dollar.data.clips import read_video
 
 CONF = ROOT / "conf"
 COMMANDS = sorted(p.stem for p in CONF.glob("*.yaml"))
-CHOICES = [(folder.name, p.stem) for folder in sorted(CONF.iterdir()) if folder.is_dir() for p in folder.glob("*.yaml")]
+CHOICES = [(p.parent.name, p.stem) for p in sorted(CONF.glob("*/*.yaml")) if p.parent.name != "common"]
 
 
 # Configurations
@@ -41,6 +41,9 @@ def test_every_command_has_a_configuration_that_composes(name: str) -> None:
 def test_every_choice_composes(group: str, choice: str) -> None:
     extra = {
         ("data", "clips"): ["data.path=somewhere"],
+        ("data", "latents"): ["data.path=somewhere"],
+        ("data", "prompts"): ["data.path=somewhere", "beta_cd=0"],
+        ("data", "mixture"): ["data.paths=[one,other]"],
         ("reward", "none"): ["beta_ft=0"],
         ("experiment", "dollar_paper"): ["beta_ft=0"],
     }.get((group, choice), [])

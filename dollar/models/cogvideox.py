@@ -174,6 +174,9 @@ class CogVideoX:
     def grid(self, steps: int) -> Tensor:
         return self.schedule.grid(steps)
 
+    def even(self, steps: int) -> list[float]:
+        return self.schedule.grid(steps)[:-1].tolist()
+
     def student_scheduler(self, timesteps: Sequence[float], between: str) -> Any:
         return student_scheduler(self.scheduler, [int(t) for t in timesteps], between)
 

@@ -125,6 +125,9 @@ class HunyuanVideo:
     def grid(self, steps: int) -> Tensor:
         return flow.times(flow.student_scheduler("ddim", shift=self.schedule.shift), steps, _ask)
 
+    def even(self, steps: int) -> list[float]:
+        return flow.even(steps)
+
     def student_scheduler(self, timesteps: Sequence[float], between: str) -> Any:
         return flow.student_scheduler(between, shift=self.schedule.shift)
 

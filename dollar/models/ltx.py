@@ -159,6 +159,9 @@ class LTX:
         # With a shift that grows with the size, and an end that is not the smallest time.
         return flow.times(FlowMatchEulerDiscreteScheduler.from_config(self.scheduler), steps, self._ask)
 
+    def even(self, steps: int) -> list[float]:
+        return flow.even(steps)
+
     def student_scheduler(self, timesteps: Sequence[float], between: str) -> Any:
         return flow.student_scheduler(between, shift=self.schedule.shift)
 

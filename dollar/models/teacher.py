@@ -81,6 +81,10 @@ class Family(Protocol):
         """The times [steps + 1] at which its pipeline samples with a one-step solver."""
         ...
 
+    def even(self, steps: int) -> list[float]:
+        """A student's evenly spaced timesteps from pure noise on, as a configuration gives them."""
+        ...
+
     def student_scheduler(self, timesteps: Sequence[float], between: str) -> Any:
         """The diffusers scheduler that gives these timesteps when the family's pipeline asks for as many steps.
 
@@ -180,7 +184,7 @@ class Teacher:
     def fingerprint(self) -> dict[str, Any]:
         """What stored latents and embeddings depend on: autoencoder, text models and token count."""
         models = [n for n in self.family.classes if n.startswith(("vae", "text_encoder", "tokenizer"))]
-        found = {name: _fingerprint(self.pipeline.place(name)) for name in models}
+        found = {n: _fingerprint(self.pipeline.place(n)) for n in models if self.pipeline.place(n).exists()}
         return {**found, "scaling": self.family.states()["scaling"], "text_length": self.text_length}
 
 

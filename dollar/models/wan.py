@@ -132,6 +132,9 @@ class Wan:
     def grid(self, steps: int) -> Tensor:
         return flow.times(flow.student_scheduler("ddim", shift=self.schedule.shift), steps, _ask)
 
+    def even(self, steps: int) -> list[float]:
+        return flow.even(steps)
+
     def student_scheduler(self, timesteps: Sequence[float], between: str) -> Any:
         # Its pipeline gives a scheduler nothing but the number of steps.
         return flow.student_scheduler(between, **flow.stretched(len(timesteps), self.schedule.shift))
