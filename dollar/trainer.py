@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dollar.data.latents import LatentBatches
+from dollar.data.latents import Samples
 from dollar.diffusion.draws import Draws
 from dollar.distill import Distiller, Sample
 from dollar.latent_reward import Observation
 from dollar.log import Log, progress
+from dollar.models.denoiser import Condition
 from dollar.models.ema import Ema
-from dollar.models.text import TextEncoder
 from dollar.pace import falling
 from dollar.parallel import checkpoint
 from dollar.parallel.shard import assign, whole
@@ -130,8 +130,8 @@ class Trainer:
     distiller: Distiller
     learners: dict[str, Learner]
     ema: Ema
-    data: LatentBatches
-    text: TextEncoder
+    data: Samples
+    text: Callable[[Sequence[str]], Condition]
     world: World
     folder: Path
     log: Log
@@ -254,14 +254,19 @@ class Trainer:
         )
 
     def _reward_pairs(self, draws: Draws) -> tuple[list[str], list[tuple[int, int] | None]]:
-        """Prompts and clip keys of x, x_hat and (if on) real clips under captions of others, in this order."""
+        """Prompts and clip keys of x, x_hat and (if on) real clips under captions of others, in this order.
+
+        Prompts alone have no x: what there is then is x_hat.
+        """
         own = list(draws.indices)
         batch = self.data.batch(own, latents=False)
+        if not self.data.has_latents:
+            return batch.prompts, [None] * len(own)
         prompts: list[str] = [*batch.prompts, *batch.prompts]
         keys: list[tuple[int, int] | None] = [*batch.keys, *[None] * len(own)]
         if self.plan.lrm_mismatched:
             # A real clip always has the same wrong caption, so each such pair is decoded and scored once.
-            captions = self.data.clips.captions
+            captions = self.data.captions
             prompts += [captions[(clip + MISMATCH) % len(captions)] for clip, _ in batch.keys]
             keys += batch.keys
         return prompts, keys
@@ -272,15 +277,15 @@ class Trainer:
         assert surrogate is not None and self.distiller.last is not None
         draws = self._reward_draws(cycle * self.plan.fake_updates)
         n = len(draws.indices)
-        real = self.data.batch(draws.indices).latents
-        prompts, keys = self._reward_pairs(draws)
-        assert real is not None
-        real, sample = real.to(self.world.device), self.distiller.last
+        sample = self.distiller.last
         made = sample.x_hat[:n]
-        latents = torch.cat([real, made, real] if self.plan.lrm_mismatched else [real, made])
-        observed = surrogate.observe(draws.turn, latents, prompts, keys)
+        real = self._real(draws) if self.data.has_latents else made[:0]
+        prompts, keys = self._reward_pairs(draws)  # after the clips, for a broken one's stand-in has another caption
+        mismatched = real if self.plan.lrm_mismatched else real[:0]
+        observed = surrogate.observe(draws.turn, torch.cat([real, made, mismatched]), prompts, keys)
         known = surrogate.remember(observed)
-        self._log_rewards(observed.reward[:n], observed.reward[n : 2 * n], made, sample)
+        data, true, _ = observed.reward.split([len(real), n, len(mismatched)])
+        self._log_rewards(data, true, made, sample)
         if not known:
             self._count(lrm, False, "cycles in a row gave no reward that is a number. Look at the reward by itself")
             return
@@ -295,12 +300,19 @@ class Trainer:
             self.distiller.logged["reward/rank_correlation"] = followed.rank_correlation
             self.distiller.logged["reward/pairwise"] = followed.pairwise
 
+    def _real(self, draws: Draws) -> Tensor:
+        """The latents of real clips of these draws."""
+        latents = self.data.batch(draws.indices).latents
+        assert latents is not None
+        return latents.to(self.world.device)
+
     def _log_rewards(self, data: Tensor, true: Tensor, made: Tensor, sample: Sample) -> None:
         assert self.distiller.latent_reward is not None
         with torch.no_grad():
             predicted = self.distiller.latent_reward.predict(made, sample.condition.first(len(made)))
+        if len(data):
+            self.distiller.logged["reward/data"] = float(data.nanmean())
         self.distiller.logged |= {
-            "reward/data": float(data.nanmean()),
             "reward/true": float(true.nanmean()),
             "reward/predicted_of_true": float(predicted.mean()),
             "reward/error": float((predicted - true).abs().nanmean()),

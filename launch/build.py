@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dollar.data.latents import LatentBatches
+from dollar.data.latents import Fit, Samples
 from dollar.distill import Distiller, Objective
 from dollar.evaluation.validate import Validation, score_names
 from dollar.latent_reward import LatentReward
 from dollar.log import Log
+from dollar.models.denoiser import Condition
 from dollar.models.ema import Ema
 from dollar.models.latent_reward_model import LatentRewardModel
 from dollar.models.teacher import Teacher
@@ -64,6 +67,13 @@ def objective_of(config: DictConfig) -> Objective:
     """Eq. 16's weights and settings; ValueError names a key at fault."""
     if config.beta_ft > 0 and config.reward.get("_target_") is None:
         raise ValueError("beta_ft is above 0 but reward=none; name a reward, or set beta_ft=0")
+    if not config.data.get("latents", True) and (config.beta_cd > 0 or config.student.input == "noised_data"):
+        raise ValueError(
+            f"beta_cd={config.beta_cd} and student.input={config.student.input}, but this data has prompts alone; set "
+            "beta_cd=0 and student.input=simulate, or give clips with data=clips or data=latents"
+        )
+    if config.teacher.get("text") == "stored" and config.data.get("text") is None:
+        raise ValueError("teacher.text is stored, but this data stores none; use data=latents, or teacher.text=online")
     return Objective(
         beta_vsd=config.beta_vsd,
         beta_cd=config.beta_cd,
@@ -143,8 +153,13 @@ def build_latent_reward(config: DictConfig, teacher: Teacher, world: World) -> L
 def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Path, resume_cycle: int) -> Trainer:
     """Everything that a run holds, ready for `load` or `train`."""
     objective, plan = objective_of(config), plan_of(config)
+    check_guidance(objective, teacher)
+    teacher = with_text(config, teacher)
     teacher.denoiser.schedule.grid(objective.cd_grid)  # a grid that this schedule doesn't have is told now
     samplers = few_steps(teacher, config.student.timesteps, config.student.steps, config.student.between)
+    data = build_data(config, teacher)
+    if world.is_main and (report := getattr(data, "report", None)) is not None:
+        print(report)
     recompute = config.parallel.activation_checkpointing
     student = trainable_copy(teacher, world, recompute)
     if config.init is not None:
@@ -174,13 +189,9 @@ def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Pa
         surrogate,
         ema.swapped,
     )
-    clips = instantiate(config.data.clips)
-    if hasattr(clips, "report") and world.is_main:
-        print(clips.report)
-    prompts = instantiate(config.data.held_out) if config.data.held_out else list(dict.fromkeys(clips.captions))
+    prompts = instantiate(config.data.held_out) if config.data.held_out else some_captions(data)
     reward = surrogate.reward if surrogate else _reward_or_none(config)
-    check_captions(reward, [*clips.captions, *prompts])
-    data = LatentBatches(clips, teacher.codec.encode, config.seed, config.data.cache)
+    check_captions(reward, itertools.chain(data.captions, prompts))
     if plan.keep_best is not None and config.validation.every == 0:
         raise ValueError(f"keep_best is {plan.keep_best!r}, but validation.every is 0, so nothing is measured")
     if plan.keep_best not in (None, *(scored := score_names(reward, list(samplers)))):
@@ -202,6 +213,45 @@ def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Pa
         validation,
         OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
     )
+
+
+def build_data(config: DictConfig, teacher: Teacher) -> Samples:
+    """What conf/data names, made to fit the teacher and the run."""
+    fit = Fit(
+        encode=teacher.codec.encode,
+        normalise=lambda latents: teacher.codec.normalise(latents.to(teacher.device)),
+        shape=teacher.latent_shape,
+        fingerprint=lambda: {k: v for k, v in teacher.fingerprint().items() if not k.startswith(("text", "tokenizer"))},
+        seed=config.seed,
+    )
+    return instantiate(config.data.samples, _convert_="all")(fit)
+
+
+def with_text(config: DictConfig, teacher: Teacher) -> Teacher:
+    """The teacher, with the data's stored prompts for its text encoder where teacher.text=stored."""
+    if config.teacher.get("text") != "stored":
+        return teacher
+    text = instantiate(config.data.text, _convert_="all")(
+        length=teacher.text_length, condition=Condition, device=teacher.device, fingerprint=teacher.fingerprint()
+    )
+    return replace(teacher, text=text)
+
+
+def some_captions(data: Samples, most: int = 100_000) -> list[str]:
+    """Different captions from all over the data, all of them where they aren't too many to hold."""
+    return list(dict.fromkeys(data.captions[:: 1 + len(data) // most]))
+
+
+def check_guidance(objective: Objective, teacher: Teacher) -> None:
+    """Raise ValueError where a teacher that has its guidance inside is to be guided once more."""
+    scales = {"vsd": objective.vsd_guidance_scale, "cd": objective.cd_guidance_scale}
+    used = {"vsd": objective.beta_vsd > 0, "cd": objective.beta_cd > 0}
+    twice = [f"{name}.guidance_scale={scale}" for name, scale in scales.items() if used[name] and scale != 1]
+    if teacher.family.embeds_guidance and twice:
+        raise ValueError(
+            f"{' and '.join(twice)}, but {teacher.name} is told its guidance scale ({teacher.guidance_scale}) and needs "
+            "no second half; set vsd.guidance_scale=1 cd.guidance_scale=1, and teacher.guidance_scale to what it is told"
+        )
 
 
 def validation_of(config: DictConfig) -> dict[str, Any]:

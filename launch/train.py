@@ -19,6 +19,7 @@ STOPPED = 3  # exit code of a run that was asked to stop and saved; in a sweep n
 FREE = (
     *("cycles", "save_every", "keep", "validation", "log", "runs", "run", "keep_best"),
     *("parallel.device", "parallel.timeout_minutes", "parallel.activation_checkpointing"),
+    "data.samples",  # repeats the other keys of data
 )
 
 # Keys that came later, with what every run before them had.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 Encode = Callable[[Tensor], Tensor]  # videos [B, T, C, H, W] in [0, 1] -> latents [B, C, F, h, w]
 
+AHEAD = 2  # calls that are guessed ahead
 WINDOWS = 8  # how many places a long clip's window may start at; few, so that each latent can be kept
 
 
@@ -34,11 +35,67 @@ class Batch(NamedTuple):
     keys: list[tuple[int, int]]
 
 
+class Samples(Protocol):
+    """What training takes its samples from: which one sample i is follows from i alone, on any number of processes.
+
+    captions: of all there is; the first number of a key is a place in it. has_latents: False for prompts alone.
+    """
+
+    captions: Sequence[str]
+    has_latents: bool
+
+    def __len__(self) -> int:
+        """How many different samples there are, an epoch."""
+        ...
+
+    def batch(self, samples: Sequence[int], latents: bool = True) -> Batch:
+        """The batch of these global sample indices."""
+        ...
+
+    def ahead(self, samples: Sequence[int]) -> None:
+        """These will be asked for soon; for a source that can use the time."""
+        ...
+
+
+class Fit(NamedTuple):
+    """What only the teacher and the run know, for data to be made to fit them.
+
+    normalise: latents [B, C, F, h, w] as the autoencoder gives them to the teacher's. shape: (C, F, h, w) of one clip.
+    fingerprint: gives what stored latents must have been made with.
+    """
+
+    encode: Encode
+    normalise: Callable[[Tensor], Tensor]
+    shape: tuple[int, ...]
+    fingerprint: Callable[[], Mapping[str, Any]]
+    seed: int
+
+
+class Stride:
+    """Guesses what will be asked for: each call moves on by as far as the last one did."""
+
+    def __init__(self) -> None:
+        self._first: int | None = None
+
+    def __call__(self, samples: Sequence[int]) -> list[int]:
+        """The samples of the next calls, none while there is nothing to tell from."""
+        step = samples[0] - self._first if samples and self._first is not None else 0
+        self._first = samples[0] if samples else None
+        return [i + k * step for k in range(1, AHEAD + 1) for i in samples] if step > 0 else []
+
+
+def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
+    """The order of an epoch: a permutation [count]."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed((seed << 20) + epoch))
+
+
 class LatentBatches:
     """Clips as latents, shuffled anew each epoch by the seed; sample i is the same clip on any number of processes.
 
     cache: how many latents are kept in memory, so that a small data set is encoded once.
     """
+
+    has_latents = True
 
     def __init__(self, clips: Clips, encode: Encode, seed: int, cache: int = 4096) -> None:
         if len(clips) == 0:
@@ -51,6 +108,27 @@ class LatentBatches:
         self._stand_ins: dict[tuple[int, int], str] = {}  # captions of clips that took a broken one's place
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
 
+    @classmethod
+    def fitted(cls, fit: Fit, clips: Clips, cache: int) -> LatentBatches:
+        """The clips for a teacher and a run."""
+        return cls(clips, fit.encode, fit.seed, cache)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """Each clip's caption."""
+        return self.clips.captions
+
+    @property
+    def report(self) -> Any:
+        """What the clips report of themselves, or None."""
+        return getattr(self.clips, "report", None)
+
+    def ahead(self, samples: Sequence[int]) -> None:
+        """Does nothing: clips are encoded on the device that would be waited for."""
+
     def batch(self, samples: Sequence[int], latents: bool = True) -> Batch:
         """The batch of these global sample indices; without latents it costs nothing but the prompts."""
         keys = [self._key(i) for i in samples]
@@ -62,8 +140,7 @@ class LatentBatches:
         """(clip, window) of a global sample index."""
         epoch, place = divmod(sample, len(self.clips))
         if self._order[0] != epoch:
-            generator = torch.Generator().manual_seed((self.seed << 20) + epoch)
-            self._order = (epoch, torch.randperm(len(self.clips), generator=generator))
+            self._order = (epoch, epoch_order(len(self.clips), self.seed, epoch))
         window = (epoch * 5 + place) % WINDOWS if getattr(self.clips, "windowed", True) else 0
         return int(self._order[1][place]), window
 

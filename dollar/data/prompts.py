@@ -1,9 +1,60 @@
-"""Prompt files: UTF-8 text, one prompt a line."""
+"""Prompt files, UTF-8 text with one prompt a line, and training on prompts alone."""
 
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dollar.data.latents import Batch, Fit, epoch_order
+
+
+class PromptData:
+    """Prompts without clips, of a file or a list, by the door of LatentBatches: a new order each epoch."""
+
+    has_latents = False
+
+    def __init__(self, prompts: str | Path | Sequence[str], seed: int) -> None:
+        self.captions: Sequence[str] = read_prompts(prompts) if isinstance(prompts, (str, Path)) else list(prompts)
+        if not self.captions:
+            raise ValueError("there is not one prompt to train on; give data.path=FILE with one prompt a line")
+        self.seed = seed
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    @classmethod
+    def fitted(cls, fit: Fit, path: str | Path) -> PromptData:
+        """The prompts of a file for a run."""
+        return cls(path, fit.seed)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    @property
+    def report(self) -> str:
+        """How many there are."""
+        return f"{len(self)} prompts, no clips"
+
+    def batch(self, samples: Sequence[int], latents: bool = True) -> Batch:
+        """The prompts of these global sample indices; raises ValueError where latents are asked for."""
+        if latents:
+            raise ValueError(
+                "this data has prompts alone, and latents of clips were asked for; set beta_cd=0 and "
+                "student.input=simulate, or give clips with data=clips or data=latents"
+            )
+        places = [self._place(i) for i in samples]
+        return Batch([self.captions[place] for place in places], None, [(place, 0) for place in places])
+
+    def ahead(self, samples: Sequence[int]) -> None:
+        """Does nothing: prompts are at hand."""
+
+    def _place(self, sample: int) -> int:
+        epoch, place = divmod(sample, len(self))
+        if self._order[0] != epoch:
+            self._order = (epoch, epoch_order(len(self), self.seed, epoch))
+        return int(self._order[1][place])
 
 
 def read_prompts(path: str | Path) -> list[str]:
