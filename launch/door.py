@@ -28,6 +28,7 @@ from results_table import FAILED
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
+SHARED = "common"  # the folder of conf/ that holds what several yamls share, and no choices
 FOLDERS = ("checkpoint", "init", "out", "prompts", "runs", "work")  # keys whose value is a path, whatever it looks like
 VALUED = ("--cfg", "-c", "--package", "-p", "--info", "-i")  # those options that a word without = follows
 PAIRS = ("betas", "range", "lower_half_over")  # lists of two numbers
@@ -37,6 +38,7 @@ KINDS: dict[str, Any] = {
     "sample.guidance_scale": 1.0,
     "evaluate.steps": [4, 1],
     "train.balance": 1.0,
+    "train.student.timesteps": [999, 749],
     "train.vsd.lower_half": 0.5,
 }
 # Mistakes of the user's, or of his machine, that a sentence explains better than a traceback.
@@ -50,7 +52,7 @@ def enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
     In a sweep an error ends its own job only; the exit code is 2 when any job failed.
     """
     failures = []
-    sys.argv[1:] = [quote_prompt(a) for a in options_first(sys.argv[1:])]
+    sys.argv[1:] = [whole_data(config_name, quote_prompt(a)) for a in options_first(sys.argv[1:])]
     try:
         check_overrides(config_name, sys.argv[1:])
     except ValueError as error:
@@ -135,9 +137,23 @@ def quote_prompt(argument: str) -> str:
     enclosed = len(value) > 1 and (value[0], value[-1]) in (("[", "]"), ('"', '"'), ("'", "'"))
     if key != "prompt" or enclosed or value in ("", "null"):
         return argument
+    return f"{key}={_quoted(value)}"
+
+
+def whole_data(config_name: str, argument: str) -> str:
+    """data=PATH as data.path="PATH" for a command whose data is no group, for hydra would look for a group's choice."""
+    key, _, value = argument.partition("=")
+    if key != "data" or OmegaConf.select(OmegaConf.load(CONF / f"{config_name}.yaml"), "data.path", default=0) == 0:
+        return argument
+    as_it_is = value in ("", "null") or value[0] in "[\"'"
+    return f"data.path={value if as_it_is else _quoted(value)}"
+
+
+def _quoted(text: str) -> str:
+    """A value in which nothing means anything to hydra."""
     # Within quotes hydra reads a backslash as one, unless a quote follows.
-    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), value)
-    return f'{key}="{escaped}"'.replace("${", "\\${")
+    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), text)
+    return f'"{escaped}"'.replace("${", "\\${")
 
 
 def check_overrides(config_name: str, arguments: list[str]) -> None:
@@ -155,7 +171,7 @@ def check_overrides(config_name: str, arguments: list[str]) -> None:
         for key, value in pairs:
             if "," in value and not value.startswith(("[", "{", "'", '"')):
                 raise ValueError(f"{key}={value} gives several values; add -m to run one after the other, or give one")
-    groups = {p.name for p in CONF.iterdir() if p.is_dir()}
+    groups = {p.name for p in CONF.iterdir() if p.is_dir()} - {SHARED}
     chosen = [f"{key}={value.split(',')[0]}" for key, value in pairs if key in groups]
     for key, value in pairs:
         if key in groups:

@@ -90,7 +90,7 @@ def test_bad_files_are_skipped_counted_and_explained(mixed: Path) -> None:
     assert folder.report.causes == Counter(causes)
     assert folder.report.bad_fraction == 6 / 8
     for skipped in folder.report.skipped:
-        assert skipped.path.name in skipped.sentence and skipped.sentence.endswith(".")
+        assert skipped.file.name in skipped.sentence and skipped.sentence.endswith(".")
     text = str(folder.report)
     assert text.startswith("2 usable") and "gives 5 frames at 8 fps; 17 are needed (2.00 s)" in text
 
@@ -256,7 +256,7 @@ def test_caption_tables(tmp_path: Path, kind: str) -> None:
     add(tmp_path, "b.mp4", counting(17), 8, None)
     write_table(tmp_path, kind)
     folder = ClipFolder(tmp_path, 17, 32, 48, 8, max_bad_fraction=0.9)
-    assert [(i.path.name, i.caption) for i in folder.items] == [
+    assert [(i.file.name, i.caption) for i in folder.items] == [
         ("a.mp4", "first, with a comma"),
         ("b.mp4", "zweite für 🦆"),
     ]

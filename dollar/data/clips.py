@@ -1,16 +1,15 @@
-"""Real clips of a folder, with captions: sampled by time to the teacher's fps, cut into windows, resized, cropped.
+"""Real clips with captions: sampled by time to the teacher's fps, cut into windows, resized, cropped.
 
-The folder holds `captions.jsonl` (keys `file` and `caption`), or `captions.csv` (the same two columns), or pairs
-`name.mp4` + `name.txt`. Files that can't be used are skipped, counted by cause and reported in sentences.
+The clips come from any source (dollar/data/sources.py), often a folder with `captions.jsonl` or pairs `name.mp4` +
+`name.txt`. Files that can't be used are skipped, counted by cause and reported in sentences.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
-import json
 import math
+import struct
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
@@ -22,47 +21,45 @@ import av
 import numpy as np
 from PIL import Image, ImageOps
 
-from dollar.data.prompts import decode_utf8
+from dollar.data.listed import STILLS, Entry, File, Skipped, load
+from dollar.data.sources import Given, open_source
 
-VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif"}
-STILLS = {".png", ".jpg", ".jpeg", ".webp"}
 SENTENCES = 20  # skipped files that a printed report names
 TIE = 2e-3  # seconds
 NOT_BAD = {"still image"}  # causes of skipping that say nothing against the folder
 # What PyAV and PIL raise on damaged files; FFmpegError is not always an OSError or a ValueError.
-DECODING_ERRORS = (av.FFmpegError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-
-
-class Entry(NamedTuple):
-    """A listed clip: its file and caption."""
-
-    path: Path
-    caption: str
+DECODING_ERRORS = (
+    *(av.FFmpegError, OSError, ValueError, SyntaxError, EOFError, ArithmeticError, struct.error),
+    Image.DecompressionBombError,
+)
 
 
 class Item(NamedTuple):
     """A usable clip; `windows` is how many starts, one sampled frame apart, a window can have in it."""
 
-    path: Path
+    file: File
     caption: str
     windows: int
     still: bool
 
 
-class Skipped(NamedTuple):
-    """A file that isn't used: `cause` is a few words to count by, `sentence` says what was found and needed."""
+class Examined(NamedTuple):
+    """A clip that can be decoded: `frames` at the asked fps, of height x width pixels as they are shown."""
 
-    path: Path
-    cause: str
-    sentence: str
+    file: File
+    caption: str
+    frames: int
+    still: bool
+    height: int
+    width: int
 
 
 class ClipReport(NamedTuple):
     """What a folder gave. `failed` counts, by file, the draws that failed later and were replaced."""
 
-    usable: list[Path]
+    usable: list[File]
     skipped: list[Skipped]
-    failed: Counter[Path]
+    failed: Counter[File]
 
     @property
     def causes(self) -> Counter[str]:
@@ -84,17 +81,18 @@ class ClipReport(NamedTuple):
 
 
 class ClipFolder:
-    """Windows of `frames` frames at `fps`, height x width, from the clips of a folder; plain indexing, no ranks.
+    """Windows of `frames` frames at `fps`, height x width, from the clips of a source; plain indexing, no ranks.
 
+    path: a folder with captions, tars, tables, or a list of those (dollar/data/sources.py).
     stills: `repeat` makes a picture a motionless clip, `skip` leaves pictures out.
     split: `all`, `train` or `held_out`; a caption is on one side only, drawn by `split_seed`.
     max_bad_fraction: more bad files than this among all listed raise ValueError, as does a folder without a usable one.
-    cache_bytes: decoded windows kept in memory, the latest used.
+    cache_bytes: decoded windows kept in memory, the latest used. video_column, caption_column: a table's columns.
     """
 
     def __init__(
         self,
-        path: str | Path,
+        path: Given,
         frames: int,
         height: int,
         width: int,
@@ -105,18 +103,21 @@ class ClipFolder:
         held_out_fraction: float = 0.1,
         max_bad_fraction: float = 0.5,
         cache_bytes: int = 256 * 2**20,
+        video_column: str | None = None,
+        caption_column: str | None = None,
     ) -> None:
         if min(frames, height, width) < 1 or not 0 < fps < math.inf:
             raise ValueError(f"frames, height, width and fps must be positive; got {frames}, {height}, {width}, {fps}")
         if stills not in ("repeat", "skip"):
             raise ValueError(f"stills is {stills!r}; use `repeat` or `skip`")
-        self.path, self.frames, self.height, self.width, self.fps = Path(path), frames, height, width, fps
+        self.path, self.frames, self.height, self.width, self.fps = path, frames, height, width, fps
         self.cache_bytes, self._cache = cache_bytes, OrderedDict[tuple[int, int], np.ndarray]()
-        listed = list_folder(self.path)
+        source = open_source(path, video_column, caption_column)
+        listed = [source[i] for i in range(len(source))]
         with ThreadPoolExecutor(4) as pool:
             probed = list(pool.map(lambda e: e if isinstance(e, Skipped) else probe(e, frames, fps, stills), listed))
         usable = [p for p in probed if isinstance(p, Item)]
-        self.report = ClipReport([i.path for i in usable], [p for p in probed if isinstance(p, Skipped)], Counter())
+        self.report = ClipReport([i.file for i in usable], [p for p in probed if isinstance(p, Skipped)], Counter())
         if not usable or self.report.bad_fraction > max_bad_fraction:
             raise ValueError(
                 f"{self.path} is not fit to train on: {self.report.bad_fraction:.0%} of its {len(probed)} clips are "
@@ -158,48 +159,25 @@ class ClipFolder:
             try:
                 return self._window(number, int(u * item.windows)), item.caption
             except DECODING_ERRORS as error:
-                if not self.report.failed[item.path]:
+                if not self.report.failed[item.file]:
                     warnings.warn(
-                        f"{item.path} can't be decoded beyond its beginning ({error}); the clip after it stands in, "
+                        f"{item.file} can't be decoded beyond its beginning ({error}); the clip after it stands in, "
                         "with its own caption",
                         stacklevel=2,
                     )
-                self.report.failed[item.path] += 1
+                self.report.failed[item.file] += 1
         raise ValueError(f"none of the {len(self)} clips of {self.path} can be decoded any more; is it still readable?")
 
     def _window(self, index: int, start: int) -> np.ndarray:
         """The clip that begins `start` sampled frames into item `index`, from the cache when it is there."""
         if (found := self._cache.pop((index, start), None)) is None:
             item = self.items[index]
-            if item.still:
-                picture = fit(read_still(item.path), self.height, self.width)
-                found = np.repeat(picture[None], self.frames, axis=0)
-            else:
-                times = (start + np.arange(self.frames)) / self.fps
-                found = np.stack([fit(p, self.height, self.width) for p in read_video(item.path, times)])
+            size = self.height, self.width
+            found = read_window(item.file, item.still, start, self.frames, self.fps, size)
         self._cache[index, start] = found
         while len(self._cache) * found.nbytes > self.cache_bytes:  # all windows have one size
             self._cache.popitem(last=False)
         return found.copy()  # the caller may write in it
-
-
-def list_folder(folder: Path) -> list[Entry | Skipped]:
-    """The clips that a folder lists, in order; raises ValueError for a folder that is missing or lists none."""
-    if not folder.is_dir():
-        raise ValueError(f"the clip folder {folder} does not exist; give a folder of videos with captions")
-    if (table := folder / "captions.jsonl").is_file():
-        listed = [_row(table, n, _json(line)) for n, line in _lines(table) if line.strip()]
-    elif (table := folder / "captions.csv").is_file():
-        reader = csv.DictReader(io.StringIO(decode_utf8(table.read_bytes(), table), newline=""))
-        listed = [_row(table, reader.line_num, row) for row in reader]
-    else:
-        listed = [_pair(p) for p in sorted(folder.iterdir()) if p.suffix.lower() in VIDEOS | STILLS]
-    if not listed:
-        raise ValueError(
-            f"the clip folder {folder} lists no clips. It needs captions.jsonl (one {{'file': ..., 'caption': ...}} "
-            "a line), captions.csv with the columns file and caption, or pairs name.mp4 + name.txt."
-        )
-    return listed
 
 
 def split_captions(captions: set[str], split: str, seed: int, fraction: float) -> set[str]:
@@ -214,52 +192,83 @@ def split_captions(captions: set[str], split: str, seed: int, fraction: float) -
 
 def probe(entry: Entry, frames: int, fps: float, stills: str) -> Item | Skipped:
     """Whether a clip can give a window of `frames` at `fps`: reads its headers and decodes its first picture."""
-    path, caption = entry
-    still = path.suffix.lower() in STILLS
-    if not path.is_file():
-        return Skipped(path, "missing file", f"{path} is listed with a caption but there is no such file.")
-    if path.stat().st_size == 0:
-        return Skipped(path, "empty", f"{path} is empty (0 bytes).")
+    found = examine(entry, fps, stills)
+    if isinstance(found, Skipped):
+        return found
+    if found.still:
+        return Item(found.file, found.caption, 1, True)
+    if found.frames < frames:
+        return too_short(entry, found.frames, frames, fps)
+    return Item(found.file, found.caption, found.frames - frames + 1, False)
+
+
+def examine(entry: Entry, fps: float, stills: str) -> Examined | Skipped:
+    """What a clip can give at `fps`, by its headers and its first picture; a still image gives one frame."""
+    id, file, caption = entry
+    still = file.suffix.lower() in STILLS
+    if isinstance(file, Path):
+        if not file.is_file():
+            return Skipped(id, file, "missing file", f"{file} is listed with a caption but there is no such file.")
+        if file.stat().st_size == 0:
+            return Skipped(id, file, "empty", f"{file} is empty (0 bytes).")
     if still and stills == "skip":
-        return Skipped(path, "still image", f"{path} is a picture; stills=repeat would use it.")
+        return Skipped(id, file, "still image", f"{file} is a picture; stills=repeat would use it.")
     try:
+        loaded = load(file)
+        if not isinstance(loaded, Path) and not loaded.read_bytes():
+            return Skipped(id, file, "empty", f"{file} is empty (0 bytes).")
         if still:
-            read_still(path)
-            return Item(path, caption, 1, True)
-        with av.open(str(path)) as container:
+            return Examined(file, caption, 1, True, *read_still(loaded).shape[:2])
+        with av.open(_opened(loaded), "r") as container:
             if not container.streams.video:
-                return Skipped(path, "no video stream", f"{path} has no video stream (sound only?).")
+                return Skipped(id, file, "no video stream", f"{file} has no video stream (sound only?).")
             last, interval = _extent(container)
-        read_video(path, np.zeros(1))
+        height, width = read_video(loaded, np.zeros(1))[0].shape[:2]
     except DECODING_ERRORS as error:
-        return Skipped(path, "corrupt", f"{path} can't be decoded: {error}.")
+        return Skipped(id, file, "corrupt", f"{file} can't be decoded: {error}.")
     # Half a source interval of grace: 49 frames of 24 fps are 49 frames of 23.976 fps too.
     count = math.floor((last + interval / 2) * fps + 1e-6) + 1
-    if count < frames:
-        got = f"{path} gives {count} frames at {fps:g} fps"
-        return Skipped(path, "too short", f"{got}; {frames} are needed ({(frames - 1) / fps:.2f} s).")
-    return Item(path, caption, count - frames + 1, False)
+    return Examined(file, caption, count, False, height, width)
 
 
-def read_video(path: Path, times: np.ndarray) -> list[np.ndarray]:
+def too_short(entry: Entry, count: int, frames: int, fps: float) -> Skipped:
+    """A clip of `count` frames where `frames` are needed."""
+    got = f"{entry.file} gives {count} frames at {fps:g} fps"
+    sentence = f"{got}; {frames} are needed ({(frames - 1) / fps:.2f} s)."
+    return Skipped(entry.id, entry.file, "too short", sentence)
+
+
+def read_window(file: File, still: bool, start: int, frames: int, fps: float, size: tuple[int, int]) -> np.ndarray:
+    """The window that begins `start` sampled frames into a clip, fitted to size (height, width): uint8 [T, H, W, 3]."""
+    if still:
+        return np.repeat(fit(read_still(file), *size)[None], frames, axis=0)
+    return np.stack([fit(p, *size) for p in read_video(file, (start + np.arange(frames)) / fps)])
+
+
+def read_video(file: File, times: np.ndarray) -> list[np.ndarray]:
     """The pictures nearest to these rising `times` [T], in seconds from the first picture; uint8 [H, W, 3] each.
 
     Raises ValueError (or PyAV's errors) when the file is damaged or ends before the last time.
     """
-    with av.open(str(path)) as container:
+    with av.open(_opened(file), "r") as container:
         chosen = _nearest(_pictures(container, float(times[0])), times)
         if chosen is None:  # the index led past the first time: read from the beginning
             container.seek(0)
             chosen = _nearest(_pictures(container, 0.0), times)
         if chosen is None or len(chosen) < len(times):
-            raise ValueError(f"{path} ends before {times[-1]:.2f} s")
+            raise ValueError(f"{file} ends before {times[-1]:.2f} s")
     return chosen
 
 
-def read_still(path: Path) -> np.ndarray:
+def read_still(file: File) -> np.ndarray:
     """A picture, turned as its EXIF tag says: uint8 [H, W, 3]."""
-    with Image.open(path) as image:
+    with Image.open(_opened(file)) as image:
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+def _opened(file: File) -> str | io.BytesIO:
+    """What av and PIL read from: a path as it is, anything else from memory."""
+    return str(file) if isinstance(file, Path) else io.BytesIO(file.read_bytes())
 
 
 def fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -327,36 +336,3 @@ def _nearest(pictures: Iterator[tuple[float, av.VideoFrame]], times: np.ndarray)
 def _rgb(frame: av.VideoFrame) -> np.ndarray:
     """A decoded picture as uint8 [H, W, 3], turned as the file's display matrix says (phones film sideways)."""
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
-
-
-def _lines(path: Path) -> list[tuple[int, str]]:
-    """Numbered lines of a UTF-8 file."""
-    return list(enumerate(decode_utf8(path.read_bytes(), path).split("\n"), 1))
-
-
-def _json(line: str) -> object:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
-
-
-def _row(table: Path, line: int, row: object) -> Entry | Skipped:
-    """The clip of one line of a captions table."""
-    file, caption = (row.get("file"), row.get("caption")) if isinstance(row, dict) else (None, None)
-    if not (isinstance(file, str) and isinstance(caption, str) and file.strip() and caption.strip()):
-        sentence = f"line {line} of {table} has no `file` and `caption`, or one is empty."
-        return Skipped(table.parent / file if isinstance(file, str) else table, "unreadable caption", sentence)
-    return Entry(table.parent / file.strip(), caption.strip())
-
-
-def _pair(path: Path) -> Entry | Skipped:
-    """The clip of a video or picture with a text file of the same name beside it."""
-    text = path.with_suffix(".txt")
-    try:
-        caption = decode_utf8(text.read_bytes(), text).strip()
-    except (OSError, ValueError) as error:
-        return Skipped(path, "unreadable caption", f"the caption of {path} can't be read: {error}.")
-    if not caption:
-        return Skipped(path, "unreadable caption", f"the caption {text} is empty; write what {path.name} shows.")
-    return Entry(path, caption)

@@ -1,0 +1,266 @@
+"""Videos in tables: parquet files, and the arrow files that Hugging Face's save_to_disk leaves."""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_right
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dollar.data.listed import CAPTIONS, Entry, File, Skipped, caption_of, plain
+
+VIDEO_COLUMNS = ("video", "mp4", "file", "file_name", "path")  # what the column is called, the likeliest first
+BATCH = 4  # rows of a parquet file read together; their videos are in memory at once
+KEPT = 3  # batches of a column that stay, for readers that are a little out of step
+BUFFER = 2**20  # bytes; without one, a whole row group of a column is in memory
+OPEN = 2  # tables held open
+ERRORS = (pa.ArrowException, OSError, ValueError, IndexError)
+
+
+class Cell(NamedTuple):
+    """A video within a table."""
+
+    tables: Tables
+    number: int
+    name: str
+    where: str
+
+    @property
+    def suffix(self) -> str:
+        """The ending of its name, with the dot; often there is none."""
+        return PurePosixPath(self.name).suffix
+
+    def read_bytes(self) -> bytes:
+        """Its content; ValueError or OSError when it can't be read."""
+        return self.tables.video(self.number)
+
+    def __str__(self) -> str:
+        return self.where
+
+
+class Span(NamedTuple):
+    """A file of the source: `rows` of them can be read, and `problem` is what is wrong with the rest, if anything."""
+
+    name: str
+    path: Path
+    rows: int
+    problem: str
+
+
+class Tables:
+    """The rows of tables with a column of videos and one of captions; only what is asked for is read.
+
+    files: (name, path) of each table; a clip's id is `name:row`. folder: what relative paths in the column refer to.
+    A video is bytes, a struct of bytes and path (as Hugging Face stores it), or a path. ValueError where a column
+    isn't found, or none of the files can be read.
+    """
+
+    def __init__(
+        self, files: Sequence[tuple[str, Path]], folder: Path, video: str | None = None, caption: str | None = None
+    ) -> None:
+        self.folder = folder
+        self.spans: list[Span] = []
+        schema = None
+        for name, path in files:
+            span, found = _span(name, path)
+            self.spans.append(span)
+            schema = schema or found
+        if schema is None:
+            raise ValueError(
+                f"none of the tables in {folder} can be read; {self.spans[0].path}: {self.spans[0].problem}"
+            )
+        self.video_column = _column(schema, video, VIDEO_COLUMNS, "video")
+        self.caption_column = _column(schema, caption, CAPTIONS, "caption")
+        kind = schema.field(self.video_column).type
+        self._path_column = f"{self.video_column}.path" if pa.types.is_struct(kind) else self.video_column
+        self._has_path = not _is_bytes(kind) and (not pa.types.is_struct(kind) or kind.get_field_index("path") >= 0)
+        self._starts = [0, *accumulate(s.rows + bool(s.problem) for s in self.spans)]
+        self._open: OrderedDict[int, _Table] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def id(self, index: int) -> str:
+        """`name:row`, and `name:` for the rest of a torn file."""
+        span, row = self._place(index)
+        return f"{self.spans[span].name}:{row if row < self.spans[span].rows else ''}"
+
+    def __getitem__(self, index: int) -> Entry | Skipped:
+        id, (number, row) = self.id(index), self._place(index)
+        span = self.spans[number]
+        if row == span.rows:
+            sentence = f"{span.path} is torn after {span.rows} rows: {span.problem}; fetch it again."
+            return Skipped(id, span.path, "torn file", sentence)
+        file: File = Cell(self, index, f"{row}", f"row {row} of {span.path}")
+        try:
+            caption = caption_of(self._value(self.caption_column, index))
+        except ERRORS as error:
+            return Skipped(id, file, "unreadable caption", f"the caption of {file} can't be used: {_told(error)}.")
+        try:
+            if self._has_path and isinstance(path := _path(self._value(self._path_column, index)), str):
+                file = Cell(self, index, plain(PurePosixPath(path).name), f"row {row} of {span.path}")
+                if self._path_column == self.video_column:
+                    file = self._beside(index, path)
+        except ERRORS as error:
+            return Skipped(id, file, "corrupt", f"{file} can't be read: {_told(error)}.")
+        return Entry(id, file, caption)
+
+    def video(self, index: int) -> bytes:
+        """The bytes of a row's video; ValueError when it has none."""
+        number, row = self._place(index)
+        try:
+            value = self._value(self.video_column, index)
+        except ERRORS as error:
+            raise ValueError(_told(error)) from None
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if data is None and isinstance(path := _path(value), str):
+            return self._beside(index, path).read_bytes()
+        if not isinstance(data, bytes):
+            raise ValueError(f"row {row} of {self.spans[number].path} has no video")
+        return data
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """(file, row) of clip `index`."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        span = bisect_right(self._starts, index) - 1
+        return span, index - self._starts[span]
+
+    def _beside(self, index: int, path: str) -> Path:
+        """The file that a path in a row means: relative to the folder, or to the table."""
+        beside = self.spans[self._place(index)[0]].path.parent / path
+        return beside if not (self.folder / path).is_file() and beside.is_file() else self.folder / path
+
+    def _value(self, column: str, index: int) -> Any:
+        number, row = self._place(index)
+        with self._lock:  # readers of several threads share what was read last
+            if number not in self._open:
+                self._open[number] = _open(self.spans[number].path)
+                while len(self._open) > OPEN:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(number)
+            return self._open[number].value(column, row)
+
+
+class _Table(Protocol):
+    schema: pa.Schema
+    rows: int
+    problem: str
+
+    def value(self, column: str, row: int) -> Any: ...
+
+
+class _Arrow:
+    """An arrow stream (or file) through the file system's cache: nothing is read but what is looked at."""
+
+    def __init__(self, path: Path) -> None:
+        memory, self.problem = pa.memory_map(str(path)), ""
+        try:
+            reader = pa.ipc.open_stream(memory)
+        except pa.ArrowInvalid:
+            file = pa.ipc.open_file(memory)  # the other of arrow's two forms, with an index at its end
+            self.schema, parts = file.schema, (file.get_batch(i) for i in range(file.num_record_batches))
+        else:
+            self.schema, parts = reader.schema, iter(reader)
+        batches: list[pa.RecordBatch] = []
+        try:
+            for part in parts:
+                batches.append(part)
+        except (pa.ArrowException, OSError) as error:
+            self.problem = _told(error)
+        self._table = pa.Table.from_batches(batches, self.schema)
+        self.rows = self._table.num_rows
+
+    def value(self, column: str, row: int) -> Any:
+        outer, _, inner = column.partition(".") if column not in self.schema.names else (column, "", "")
+        found = self._table.column(outer)[row]
+        return found[inner].as_py() if inner and found.is_valid else found.as_py()
+
+
+class _Parquet:
+    """A parquet file read forwards, a few rows at a time; a row before the last few begins its row group again."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
+        self.schema, self.rows, self.problem = self._file.schema_arrow, self._file.metadata.num_rows, ""
+        groups = range(self._file.num_row_groups)
+        self._starts = [0, *accumulate(self._file.metadata.row_group(g).num_rows for g in groups)]
+        self._kept: dict[str, deque[tuple[int, pa.Array]]] = {}
+        self._ahead: dict[str, tuple[int, int, Iterator[pa.RecordBatch]]] = {}
+
+    def value(self, column: str, row: int) -> Any:
+        for first, values in self._kept.setdefault(column, deque(maxlen=KEPT)):
+            if first <= row < first + len(values):
+                return values[row - first].as_py()
+        group = bisect_right(self._starts, row) - 1
+        at, now, batches = self._ahead.get(column, (-1, 0, iter(())))
+        if at != group or now > row:
+            now = self._starts[group]
+            batches = self._file.iter_batches(BATCH, [group], [column], use_threads=False)
+        try:
+            for batch in batches:
+                self._kept[column].append((now, batch.column(0)))
+                now += batch.num_rows
+                if now > row:
+                    self._ahead[column] = group, now, batches
+                    return batch.column(0)[row - now + batch.num_rows].as_py()
+        except BaseException:
+            self._ahead.pop(column, None)
+            raise
+        raise ValueError(f"it ends before row {row}")
+
+
+def _open(path: Path) -> _Table:
+    return _Arrow(path) if path.suffix == ".arrow" else _Parquet(path)
+
+
+def _span(name: str, path: Path) -> tuple[Span, pa.Schema | None]:
+    """What a file holds, and its columns; a file that can't be opened has no rows."""
+    try:
+        table = _open(path)
+    except ERRORS as error:
+        return Span(name, path, 0, _told(error)), None
+    return Span(name, path, table.rows, table.problem), table.schema
+
+
+def _column(schema: pa.Schema, given: str | None, usual: Sequence[str], kind: str) -> str:
+    """The name of the column of videos or captions; ValueError, naming the columns that are there, when none fits."""
+    fits = _is_video if kind == "video" else _is_text
+    there = ", ".join(f"{f.name} ({f.type})" for f in schema)
+    if given is not None:
+        if given not in schema.names or not fits(schema.field(given).type):
+            raise ValueError(f"{kind}_column={given} is no column of {kind}s; the columns are {there}")
+        return given
+    for name in usual:
+        if name in schema.names and fits(schema.field(name).type):
+            return name
+    raise ValueError(f"there is no column of {kind}s among {there}; name it with {kind}_column=NAME")
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _is_video(kind: pa.DataType) -> bool:
+    inner = {f.name for f in kind} if pa.types.is_struct(kind) else set()
+    return _is_text(kind) or _is_bytes(kind) or bool(inner & {"bytes", "path"})
+
+
+def _path(value: Any) -> Any:
+    return value.get("path") if isinstance(value, dict) else value
+
+
+def _told(error: BaseException) -> str:
+    """The first line of a library's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

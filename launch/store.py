@@ -1,0 +1,152 @@
+"""From clips to shards: one process's share of what is left to encode."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from dollar.data.buckets import Bucket, Prepared, finished, prepare, read_ahead
+from dollar.data.clips import NOT_BAD
+from dollar.data.listed import Entry, Skipped, Source, plain
+from dollar.data.shards import Row, ShardWriter, done_ids
+from dollar.data.skips import SkipLog, read_skips
+from dollar.log import progress
+from dollar.models.denoiser import Condition
+from dollar.models.teacher import Teacher
+from dollar.parallel.world import World
+
+SKIPPED = "skipped"  # the folder of what was skipped
+ENOUGH = 20  # clips that must have been seen before too many bad ones stop the run
+
+
+class Settings(NamedTuple):
+    """The keys of conf/preprocess.yaml that say how clips are read and stored."""
+
+    windows: int
+    stills: str
+    batch: int
+    latents_dtype: str
+    text_dtype: str
+    rows_per_shard: int
+    readers: int
+    ahead: int
+    max_bad_fraction: float
+    retry_skipped: bool
+
+
+class Waiting(NamedTuple):
+    """A window, uint8 [T, H, W, 3], that is to be encoded into the row `id`."""
+
+    id: str
+    entry: Entry
+    window: np.ndarray
+
+
+class Work:
+    """What is left of a source for this process: clips without rows in the folder that weren't skipped before.
+
+    Which clips are left is read from the folder when this is made; every process must have done so before one runs.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        source: Source,
+        teacher: Teacher,
+        buckets: Sequence[Bucket],
+        world: World,
+        settings: Settings,
+    ) -> None:
+        self.out, self.source, self.teacher, self.buckets = out, source, teacher, buckets
+        self.world, self.settings = world, settings
+        self.stored = done_ids(out)
+        known = {} if settings.retry_skipped else read_skips(out / SKIPPED)
+        clips = finished(self.stored, settings.windows)
+        left = [i for i in range(len(source)) if (id := source.id(i)) not in clips and id not in known]
+        # Neighbours stay together, for they are read from the same file.
+        self.own = left[len(left) * world.rank // world.size : len(left) * (world.rank + 1) // world.size]
+        self.seen = len(clips) + len(known)
+        self.bad = sum(skip.cause not in NOT_BAD for skip in known.values())
+        self.cut = 0  # captions longer than the teacher reads
+        self._text: tuple[str, Condition] | None = None
+
+    def run(self) -> None:
+        """Encode and write; ValueError when too many clips can't be used."""
+        how, part = self.settings, f"{self.world.rank:03d}"
+        shard = part, how.rows_per_shard, how.latents_dtype, how.text_dtype
+        waiting: dict[Bucket, list[Waiting]] = {bucket: [] for bucket in self.buckets}
+        with ExitStack() as stack:
+            skips = SkipLog(self.out / SKIPPED, part)
+            stack.callback(skips.close)
+            writers = {b: stack.enter_context(ShardWriter(self.out / str(b), *shard)) for b in self.buckets}
+            name = "clips" if self.world.size == 1 else "clips of the first process"
+            bar = stack.enter_context(progress(len(self.own), name, self.world.is_main and bool(self.own)))
+            for found in read_ahead(self.own, self._prepare, how.readers, how.ahead):
+                self.seen += 1
+                bar.update()
+                if isinstance(found, Skipped):
+                    self._skip(found, skips)
+                    continue
+                group = waiting[found.bucket]
+                group += [Waiting(id, found.entry, window) for id, window in found.windows]
+                while len(group) >= how.batch:
+                    self._write(writers[found.bucket], found.bucket, group[: how.batch])
+                    del group[: how.batch]
+            for bucket, rest in waiting.items():
+                if rest:
+                    self._write(writers[bucket], bucket, rest)
+        if self.cut:
+            print(f"note: {self.cut} captions are longer than the {self.teacher.text_length} tokens that are read")
+
+    def _skip(self, skipped: Skipped, skips: SkipLog) -> None:
+        skips.add(skipped)
+        self.bad += skipped.cause not in NOT_BAD
+        if self.seen >= ENOUGH:
+            check_bad(self.bad, self.seen, self.settings.max_bad_fraction, self.out)
+
+    def _prepare(self, index: int) -> Prepared | Skipped:
+        entry = self.source[index]
+        if isinstance(entry, Skipped):
+            return entry
+        how = self.settings
+        return prepare(entry, self.buckets, self.teacher.fps, how.windows, how.stills, self.stored)
+
+    def _write(self, writer: ShardWriter, bucket: Bucket, group: Sequence[Waiting]) -> None:
+        """Encode some windows together and write their rows."""
+        videos = torch.from_numpy(np.stack([w.window for w in group])).to(self.teacher.device)
+        latents = self.teacher.codec.moments(videos.permute(0, 1, 4, 2, 3).float() / 255).cpu()  # [B, T, C, H, W] there
+        size = bucket.width, bucket.height, bucket.frames
+        for (id, entry, _), z in zip(group, latents, strict=True):
+            if not z.isfinite().all():
+                raise ValueError(
+                    f"the autoencoder's latents of {entry.file} are not finite; with 16 bits it may overflow, so try "
+                    "teacher.frozen_dtype=float32"
+                )
+            text = self._encode_text(entry.caption)
+            pooled = None if text.pooled is None else text.pooled[0]
+            caption = text.embeddings[0], text.mask[0], pooled
+            writer.add(Row(id, plain(entry.file.name), entry.caption, z, *caption, *size, self.teacher.fps))
+
+    def _encode_text(self, caption: str) -> Condition:
+        """A caption's condition; the last one is kept, for the windows of a clip follow each other."""
+        if self._text is None or self._text[0] != caption:
+            with warnings.catch_warnings(record=True) as told:  # counted; there may be millions
+                warnings.simplefilter("always")
+                self._text = caption, self.teacher.text.encode([caption])
+            self.cut += bool(told)
+        return self._text[1]
+
+
+def check_bad(bad: int, seen: int, most: float, out: Path) -> None:
+    """Raise ValueError when more than this fraction of the clips that were seen are bad."""
+    if bad > most * seen:
+        raise ValueError(
+            f"{bad} of the {seen} clips seen so far can't be used ({bad / seen:.0%}; max_bad_fraction={most:g}); "
+            f"{out / SKIPPED} says why. Mend the clips and give retry_skipped=true, or raise max_bad_fraction"
+        )
