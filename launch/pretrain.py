@@ -55,7 +55,7 @@ def main(config: DictConfig) -> None:
     stored = OmegaConf.to_container(config, resolve=True)
     init = None if config.init is None else Path(config.init)
     if init is not None:
-        Pipeline(init, CogVideoX.classes)  # it says what is missing
+        Pipeline(init, list(CogVideoX.classes))  # it says what is missing
     precision = dtype_of(config, "dtype")
     if any(work.glob("*/state.safetensors")):  # otherwise nothing could be lost
         check_same(work / CONFIG, stored, FREE, {}, "Give another folder with work=FOLDER, or remove this one")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -64,15 +64,15 @@ class CogVideoXNetwork(nn.Module):
 class CogVideoX:
     """The family's adapter."""
 
-    pipeline_class = "CogVideoXPipeline"
-    classes = {
+    pipeline_class: ClassVar[str] = "CogVideoXPipeline"
+    classes: ClassVar[Mapping[str, str]] = {
         "transformer": "CogVideoXTransformer3DModel",
         "vae": "AutoencoderKLCogVideoX",
         "scheduler": "CogVideoXDDIMScheduler",
         "text_encoder": "transformers.T5EncoderModel",
         "tokenizer": "transformers.AutoTokenizer",
     }
-    embeds_guidance = False
+    embeds_guidance: ClassVar[bool] = False
 
     def __init__(self, pipeline: Pipeline, clip: Clip) -> None:
         self.transformer, self.vae = pipeline.config("transformer"), pipeline.config("vae")

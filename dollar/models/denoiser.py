@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,8 @@ class Condition(NamedTuple):
     @staticmethod
     def joined(conditions: Sequence[Condition], join: Callable[[list[Tensor]], Tensor] = torch.cat) -> Condition:
         """Several conditions as one, part by part."""
-        return Condition(*(None if parts[0] is None else join(list(parts)) for parts in zip(*conditions, strict=True)))
+        parts: list[Any] = [None if p[0] is None else join(list(p)) for p in zip(*conditions, strict=True)]
+        return Condition(*parts)
 
 
 class Network(Protocol):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -64,8 +64,8 @@ class HunyuanVideoNetwork(nn.Module):
 class HunyuanVideo:
     """The family's adapter."""
 
-    pipeline_class = "HunyuanVideoPipeline"
-    classes = {
+    pipeline_class: ClassVar[str] = "HunyuanVideoPipeline"
+    classes: ClassVar[Mapping[str, str]] = {
         "transformer": "HunyuanVideoTransformer3DModel",
         "vae": "AutoencoderKLHunyuanVideo",
         "scheduler": "FlowMatchEulerDiscreteScheduler",
@@ -74,7 +74,7 @@ class HunyuanVideo:
         "text_encoder_2": "transformers.CLIPTextModel",
         "tokenizer_2": "transformers.AutoTokenizer",
     }
-    embeds_guidance = True
+    embeds_guidance: ClassVar[bool] = True
     prediction = FLOW
 
     def __init__(self, pipeline: Pipeline, clip: Clip) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -68,15 +68,15 @@ class LTXNetwork(nn.Module):
 class LTX:
     """The family's adapter."""
 
-    pipeline_class = "LTXPipeline"
-    classes = {
+    pipeline_class: ClassVar[str] = "LTXPipeline"
+    classes: ClassVar[Mapping[str, str]] = {
         "transformer": "LTXVideoTransformer3DModel",
         "vae": "AutoencoderKLLTXVideo",
         "scheduler": "FlowMatchEulerDiscreteScheduler",
         "text_encoder": "transformers.T5EncoderModel",
         "tokenizer": "transformers.AutoTokenizer",
     }
-    embeds_guidance = False
+    embeds_guidance: ClassVar[bool] = False
     prediction = FLOW
 
     def __init__(self, pipeline: Pipeline, clip: Clip) -> None:

@@ -26,7 +26,7 @@ def offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
-def find(place: str | Path, what: str = "teacher", patterns: Sequence[str] | None = None) -> Path:
+def find(place: str | Path, what: str = "teacher", patterns: list[str] | None = None) -> Path:
     """A local folder or file, or the folder that a hub id was fetched to; ValueError says what is not there.
 
     patterns: which of the hub's files are needed. Offline only what was fetched before is looked for.

@@ -45,8 +45,12 @@ class Family(Protocol):
     pipeline_class: ClassVar[str]
     classes: ClassVar[Mapping[str, str]]
     embeds_guidance: ClassVar[bool]
-    schedule: Schedule
-    prediction: Prediction
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+    @property
+    def prediction(self) -> Prediction: ...
 
     def __init__(self, pipeline: Pipeline, clip: Clip) -> None: ...
 

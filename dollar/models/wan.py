@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -61,15 +61,15 @@ class WanNetwork(nn.Module):
 class Wan:
     """The family's adapter."""
 
-    pipeline_class = "WanPipeline"
-    classes = {
+    pipeline_class: ClassVar[str] = "WanPipeline"
+    classes: ClassVar[Mapping[str, str]] = {
         "transformer": "WanTransformer3DModel",
         "vae": "AutoencoderKLWan",
         "scheduler": "FlowMatchEulerDiscreteScheduler",
         "text_encoder": "transformers.UMT5EncoderModel",
         "tokenizer": "transformers.AutoTokenizer",
     }
-    embeds_guidance = False
+    embeds_guidance: ClassVar[bool] = False
     prediction = FLOW
 
     def __init__(self, pipeline: Pipeline, clip: Clip) -> None:
