@@ -21,7 +21,7 @@ from dollar.models.denoiser import Condition
 from dollar.models.ema import Ema
 from dollar.models.latent_reward_model import LatentRewardModel
 from dollar.models.teacher import Teacher
-from dollar.parallel.shard import fill_from, trainable_copy
+from dollar.parallel.shard import fill_from, shard_teacher, trainable_copy
 from dollar.parallel.world import World
 from dollar.student import denoiser_of, few_steps, student_weights
 from dollar.trainer import Learner, Plan, Trainer
@@ -60,7 +60,12 @@ def take_teacher(config: DictConfig) -> None:
 
 def build_teacher(config: DictConfig, world: World) -> Teacher:
     """The teacher that conf/teacher names, on this process's device."""
-    return instantiate(config.teacher, device=world.device, compute_dtype=dtype_of(config, "teacher_dtype"))
+    shared = config.parallel.shard_teacher and world.size > 1
+    dtype = dtype_of(config, "teacher_dtype")
+    teacher = instantiate(config.teacher, device=world.device, compute_dtype=dtype, weights=not shared)
+    if shared:
+        shard_teacher(teacher, world)
+    return teacher
 
 
 def objective_of(config: DictConfig) -> Objective:
@@ -249,8 +254,8 @@ def check_guidance(objective: Objective, teacher: Teacher) -> None:
     twice = [f"{name}.guidance_scale={scale}" for name, scale in scales.items() if used[name] and scale != 1]
     if teacher.family.embeds_guidance and twice:
         raise ValueError(
-            f"{' and '.join(twice)}, but {teacher.name} is told its guidance scale ({teacher.guidance_scale}) and needs "
-            "no second half; set vsd.guidance_scale=1 cd.guidance_scale=1, and teacher.guidance_scale to what it is told"
+            f"{' and '.join(twice)}, but {teacher.name} is told its guidance scale ({teacher.guidance_scale}) and has "
+            "no second half; set vsd.guidance_scale=1 cd.guidance_scale=1; teacher.guidance_scale is what it is told"
         )
 
 

@@ -18,7 +18,7 @@ STOPPED = 3  # exit code of a run that was asked to stop and saved; in a sweep n
 # Keys, and what lies below them, that may change when a run goes on: how long and how often, not what is learned.
 FREE = (
     *("cycles", "save_every", "keep", "validation", "log", "runs", "run", "keep_best"),
-    *("parallel.device", "parallel.timeout_minutes", "parallel.activation_checkpointing"),
+    *("parallel.device", "parallel.timeout_minutes", "parallel.activation_checkpointing", "parallel.shard_teacher"),
     "data.samples",  # repeats the other keys of data
 )
 

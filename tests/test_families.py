@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from conftest import clear, gradients, new_network
+from conftest import clear, fingerprint, gradients, new_network, tiny_trainer
 from families import FAMILIES, PROMPT, build
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dollar.models import flow
 from dollar.models.teacher import Teacher
+from dollar.parallel import checkpoint
 from dollar.parallel.shard import parallelize
 from dollar.parallel.world import World
 from dollar.sampling import make_latents, teacher_sampler
 from dollar.student import few_steps, load_student, save_student
+from dollar.trainer import Trainer
 
 FLOW = [name for name in FAMILIES if not name.startswith("cogvideox")]
 TIMES = {name: [1000, 750, 500, 250] if name in FLOW else [999, 749, 499, 249] for name in FAMILIES}
@@ -200,6 +205,210 @@ def test_a_copy_to_be_trained_has_the_teachers_weights_and_buffers(teacher: Teac
     buffers = dict(teacher.denoiser.network.named_buffers())
     assert dict(copy.named_buffers()).keys() == buffers.keys()
     assert all(torch.equal(b, buffers[name]) for name, b in copy.named_buffers())
+
+
+class NoiseClips:
+    """Clips of noise of one size; `windowed` is off, since each is as long as it is asked for."""
+
+    windowed = False
+
+    def __init__(self, frames: int, height: int, width: int, size: int, split: str, seed: int) -> None:
+        self.shape = (frames, height, width, 3)
+        self.captions = [PROMPT if i % 2 else "a red circle" for i in range(size)]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def clip(self, index: int, u: float) -> tuple[np.ndarray, str]:
+        drawn = np.random.default_rng(index).integers(0, 256, self.shape, dtype=np.uint8)
+        return drawn, self.captions[index]
+
+
+def test_a_cycle_of_algorithm_1_and_the_one_after_resuming(family: str, teacher: Teacher, tmp_path: Path) -> None:
+    """All of its terms, on either kind of schedule: finite losses, every network moves, and resuming is exact."""
+    size = [f"data.clips.{key}={value}" for key, value in FAMILIES[family].clip.items()]
+    data = ("data.clips._target_=test_families.NoiseClips", "data.clips.size=8", *(f"+{s}" for s in size))
+    unguided = ("vsd.guidance_scale=1", "cd.guidance_scale=1") if teacher.family.embeds_guidance else ()
+    settings = (*unguided, "data.cache=8", "parallel.activation_checkpointing=true", "lrm.warmup=0", "save_every=1")
+
+    def trainer_of(name: str) -> Trainer:
+        return tiny_trainer(teacher, tmp_path / name, *settings, "cycles=2", data=data)
+
+    trainer = trainer_of("whole")
+    before = {name: fingerprint(learner.network) for name, learner in trainer.learners.items()}
+    logged = trainer.run_cycle(0)
+    trainer.cycle = 1
+    trainer.save()
+    for name in ("loss/vsd", "loss/cd", "loss/fake", "loss/lrm", "loss/ft"):
+        # Unguided, the teacher and the fake score that starts from it say the same at first.
+        alike = name == "loss/vsd" and teacher.family.embeds_guidance
+        assert math.isfinite(logged[name]) and (logged[name] == 0) == alike, name
+    for name, learner in trainer.learners.items():
+        assert not torch.equal(before[name], fingerprint(learner.network)), name
+    again = trainer_of("again")
+    again.load(checkpoint.load(checkpoint.newest(tmp_path / "whole" / "checkpoints")))
+    one, other = trainer.run_cycle(1), again.run_cycle(1)
+    assert one["loss/vsd"] == other["loss/vsd"] and one["loss/cd"] == other["loss/cd"]
+    for name, learner in trainer.learners.items():
+        assert torch.equal(fingerprint(learner.network), fingerprint(again.learners[name].network)), name
+    trainer.log.close(), again.log.close()
+
+
+def test_a_teacher_with_its_guidance_inside_is_not_guided_again(tmp_path: Path) -> None:
+    folder = build("hunyuanvideo", tmp_path / "teacher")
+    inside = FAMILIES["hunyuanvideo"].load(folder)
+    with pytest.raises(ValueError, match=r"vsd.guidance_scale=1.25 and cd.guidance_scale=2.0, but tiny is told"):
+        tiny_trainer(inside, tmp_path / "run")
+
+
+def with_lora(folder: Path, teacher: Teacher, to: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """A LoRA of random weights in diffusers' form at `to`; returns module -> (A, B)."""
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    transformer = diffusers_pipeline(folder).transformer
+    transformer.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_v"]))
+    generator = torch.Generator().manual_seed(4)
+    state = get_peft_model_state_dict(transformer)
+    state = {name: torch.randn(value.shape, generator=generator) for name, value in state.items()}
+    alphas = {name.replace("lora_A.weight", "alpha"): torch.tensor(4.0) for name in state if "lora_A" in name}
+    diffusers_pipeline(folder).save_lora_weights(to, transformer_lora_layers=state)
+    assert alphas
+    modules = {name.removesuffix(".lora_A.weight") for name in state if name.endswith("lora_A.weight")}
+    return {m: (state[f"{m}.lora_A.weight"], state[f"{m}.lora_B.weight"]) for m in modules}
+
+
+def test_a_lora_is_merged_into_the_teacher(family: str, folder: Path, teacher: Teacher, tmp_path: Path) -> None:
+    found = with_lora(folder, teacher, tmp_path / "lora")
+    assert found
+    merged = FAMILIES[family].load(folder, lora=str(tmp_path / "lora"), lora_scale=0.5)
+    plain = dict(teacher.denoiser.network.named_parameters())
+    changed = dict(merged.denoiser.network.named_parameters())
+    assert plain.keys() == changed.keys()
+    for name, value in changed.items():
+        module = name.removeprefix("transformer.").removesuffix(".weight")
+        a_and_b = found.get(module)
+        wanted = plain[name] if a_and_b is None else plain[name] + 0.5 * a_and_b[1] @ a_and_b[0]
+        torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-5)
+    student = new_network(merged)  # starts from what was merged, though no file holds it
+    assert torch.equal(fingerprint(student), fingerprint(merged.denoiser.network))
+    with pytest.raises(ValueError, match="can't be merged into this teacher"):
+        FAMILIES[family].load(folder, lora=str(folder / "transformer"))
+
+
+def test_a_component_may_be_a_single_file(family: str, folder: Path, teacher: Teacher, tmp_path: Path) -> None:
+    single = tmp_path / "all.safetensors"
+    shutil.copy(folder / "transformer" / "diffusion_pytorch_model.safetensors", single)
+    found = FAMILIES[family].load(folder, parts={"transformer": str(single)})
+    assert torch.equal(fingerprint(found.denoiser.network), fingerprint(teacher.denoiser.network))
+    with pytest.raises(ValueError, match="hold the tensors of this .*Transformer3DModel"):
+        FAMILIES[family].load(
+            folder, parts={"transformer": str(folder / "vae" / "diffusion_pytorch_model.safetensors")}
+        )
+    with pytest.raises(ValueError, match=r"no teacher.parts.vae at .*nowhere"):
+        FAMILIES[family].load(folder, parts={"vae": str(tmp_path / "nowhere")})
+
+
+def test_a_single_file_by_its_authors_names_is_read(tmp_path: Path) -> None:
+    """Wan's own names, which are not diffusers'."""
+    folder = build("wan_2_1", tmp_path / "teacher")
+    teacher = FAMILIES["wan_2_1"].load(folder)
+    names = {
+        "condition_embedder.time_embedder.linear_1": "time_embedding.0",
+        "condition_embedder.time_embedder.linear_2": "time_embedding.2",
+        "condition_embedder.text_embedder.linear_1": "text_embedding.0",
+        "condition_embedder.text_embedder.linear_2": "text_embedding.2",
+        "condition_embedder.time_proj": "time_projection.1",
+        "attn1": "self_attn",
+        "attn2": "cross_attn",
+        ".to_out.0.": ".o.",
+        ".to_q.": ".q.",
+        ".to_k.": ".k.",
+        ".to_v.": ".v.",
+        "ffn.net.0.proj": "ffn.0",
+        "ffn.net.2": "ffn.2",
+        "norm2": "norm3",
+        "proj_out": "head.head",
+    }
+    theirs = {}
+    for name, value in load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors").items():
+        for ours, other in names.items():
+            name = name.replace(ours, other)
+        name = "head.modulation" if name == "scale_shift_table" else name.replace("scale_shift_table", "modulation")
+        theirs[name] = value
+    save_file(theirs, tmp_path / "wan.safetensors")
+    found = FAMILIES["wan_2_1"].load(folder, parts={"transformer": str(tmp_path / "wan.safetensors")}, weights=False)
+    assert torch.equal(fingerprint(found.denoiser.network), fingerprint(teacher.denoiser.network))
+
+
+# The autoencoder
+
+
+def test_only_the_latent_frames_that_a_frame_needs_are_decoded(family: str, teacher: Teacher) -> None:
+    codec, ratio = teacher.codec, teacher.codec.ratio
+    latents = long_latents(teacher, 7)
+    whole = codec.decode(latents)
+    seen: list[int] = []
+    decode = codec._decode
+    codec._decode = lambda z: seen.append(z.shape[2]) or decode(z)
+    try:
+        wanted = [0, 1, ratio + 1, 2 * ratio]
+        some = codec.decode(latents, wanted)
+        # What goes through time by itself is exact, for it stops where nothing more is needed.
+        assert some.shape[1] == 4 and (seen == [3] if codec.streams else sum(seen) <= 7)
+        if codec.streams:
+            assert torch.equal(some, whole[:, wanted])
+        with pytest.raises(ValueError, match="give rising ones, from 0 to"):
+            codec.decode(latents, [3, 1])
+    finally:
+        codec._decode = decode
+
+
+def long_latents(teacher: Teacher, frames: int) -> Tensor:
+    """Latents of a longer clip than the teacher's; the padding of a family that has some comes on top."""
+    channels, _, height, width = teacher.latent_shape
+    drawn = torch.randn(1, channels, frames, height, width, generator=torch.Generator().manual_seed(6))
+    return drawn
+
+
+def test_the_beginning_of_a_clip_is_coded_without_its_end(family: str, teacher: Teacher) -> None:
+    """Chunked equals whole: exactly where the autoencoder keeps what it needs of the past, which LTX-Video's encoder
+    does not; there, and in its decoder, a chunk must see enough of its surroundings."""
+    codec, (_, height, width) = teacher.codec, teacher.clip_shape
+    frames = 24 * codec.ratio + 1
+    clip = torch.rand(1, frames, 3, height, width, generator=torch.Generator().manual_seed(7))
+    whole = codec.moments(clip)
+    if codec.streams:
+        begun = codec.moments(clip[:, : 8 * codec.ratio + 1])
+        torch.testing.assert_close(begun, whole[:, :, :9], rtol=0, atol=1e-5)
+    if family != "ltx":
+        return
+    latents = codec.normalise(whole)
+    decoded = codec.decode(latents)
+    sd, size = decoded.std(), []
+    decode = codec._decode
+    codec._decode = lambda z: size.append(z.shape[2]) or decode(z)
+    try:
+        codec.chunk_frames, codec.context = 2, 12
+        torch.testing.assert_close(codec.decode(latents), decoded, rtol=0, atol=1e-5)
+        codec.context = 8
+        assert (codec.decode(latents) - decoded).square().mean().sqrt() < 0.01 * sd
+        size.clear()
+        codec.context = 1
+        codec.decode(latents)
+        assert max(size) == 4  # memory is bounded
+        codec.context = 23
+        torch.testing.assert_close(codec.moments(clip), whole, rtol=0, atol=1e-5)
+    finally:
+        codec.chunk_frames, codec.context, codec._decode = None, 8, decode
+
+
+def test_gradients_pass_through_the_decoder_only_when_asked(teacher: Teacher) -> None:
+    latents = torch.randn(1, *teacher.latent_shape, requires_grad=True)
+    assert not teacher.codec.decode(latents).requires_grad
+    teacher.codec.decode(latents, gradient=True).mean().backward()
+    assert latents.grad is not None and latents.grad.abs().max() > 0
+    assert all(p.grad is None for p in teacher.codec.vae.parameters())
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 8.0, 17.0])

@@ -441,10 +441,19 @@ def test_two_processes_agree_with_one(tmp_path: Path, tiny_teacher_folder: Path)
 
 def work(folder: Path, teacher_folder: Path, world: World) -> None:
     """What the test compares: two kinds of run, a resumed one, and (on two processes) what only one of them knows."""
+    from dollar.parallel.shard import own, shard_teacher
+
     teacher = load_tiny_teacher(teacher_folder)
+    spread = load_tiny_teacher(teacher_folder, weights=world.size == 1)
+    if world.size > 1:
+        whole_size = sum(p.numel() for p in spread.denoiser.network.parameters())
+        assert all(p.is_meta for p in spread.denoiser.network.parameters())
+        shard_teacher(spread, world)
+        assert 0.4 < sum(own(p).numel() for p in spread.denoiser.network.parameters()) / whole_size < 0.6
 
     def trainer_of(name: str, *settings: str) -> Trainer:
-        return tiny_trainer(teacher, folder / name, *settings, world=world)
+        # One of the runs has its teacher spread over the processes.
+        return tiny_trainer(spread if name == "joint" else teacher, folder / name, *settings, world=world)
 
     for name, settings in (("apart", APART), ("joint", (*JOINT, "log.gradients_every=1", "validation.every=3"))):
         trainer = trainer_of(name, *settings)

@@ -40,8 +40,9 @@ class Codec:
     once, which bounds memory; it is always this many (the last is repeated where clips are too few), so that a clip's
     numbers don't depend on its company to the last bit and a resumed run is the same whatever was cached. On a CPU two
     are three times as fast as one: torch has a slow convolution for one.
-    chunk_frames: how many latent frames go through at once, null for all; needed by autoencoders that don't go through
-    time by themselves. Each chunk sees `context` more on both sides, which are thrown away again.
+    chunk_frames: how many latent frames go through at once, null for all; for autoencoders that don't go through time
+    by themselves. Each chunk sees `context` more on both sides, at least 1, which are thrown away again: what lies
+    farther away is not seen.
     streams: the autoencoder goes through time by itself, keeping what it needs of the past: its memory is bounded
     already, and a beginning of a clip can be decoded alone, exactly. odd: it takes odd numbers of latent frames only.
     """
@@ -53,7 +54,7 @@ class Codec:
         ratio: int,
         clips: int = 1,
         chunk_frames: int | None = None,
-        context: int = 4,
+        context: int = 8,
         streams: bool = False,
         odd: bool = False,
         decode: Change | None = None,
@@ -63,7 +64,7 @@ class Codec:
         self.ratio = ratio
         self.chunk = clips
         self.chunk_frames = None if streams else chunk_frames
-        self.context = context
+        self.context = max(1, context)  # a chunk's first latent frame stands for one pixel frame, unlike others
         self.streams = streams
         self.odd = odd
         self._decode = decode or (lambda z: self.vae.decode(z).sample)

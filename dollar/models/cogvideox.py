@@ -139,7 +139,7 @@ class CogVideoX:
             config["attention_head_dim"], None, grid, frames // across, grid_type="slice", max_size=base[::-1]
         )
 
-    def codec(self, vae: Any, clips: int, chunk_frames: int | None) -> Codec:
+    def codec(self, vae: Any, clips: int, chunk_frames: int | None, context: int) -> Codec:
         factor = vae.config.scaling_factor
 
         def normalise(z: Tensor) -> Tensor:

@@ -104,12 +104,14 @@ class HunyuanVideo:
     def network(self, transformer: nn.Module) -> nn.Module:
         return HunyuanVideoNetwork(transformer, self.clip.guidance_scale)
 
-    def codec(self, vae: Any, clips: int, chunk_frames: int | None) -> Codec:
+    def codec(self, vae: Any, clips: int, chunk_frames: int | None, context: int) -> Codec:
         factor = vae.config.scaling_factor
         if chunk_frames is not None:
-            vae.use_framewise_encoding = vae.use_framewise_decoding = False  # ours, which has no seams, instead
+            # It normalises over all frames that it sees, so its own overlapping tiles are what its teacher knows.
+            vae.tile_sample_min_num_frames = chunk_frames * self.temporal
+            vae.tile_sample_stride_num_frames = max(1, 3 * chunk_frames // 4) * self.temporal
         normalisation = Normalisation(lambda z: z * factor, lambda latents: latents / factor)
-        return Codec(vae, normalisation, self.temporal, clips, chunk_frames)
+        return Codec(vae, normalisation, self.temporal, clips)
 
     def condition(self, pipeline: Any, prompt: str, length: int) -> Condition:
         embeddings, pooled, mask = pipeline.encode_prompt(

@@ -128,14 +128,14 @@ class LTX:
     def network(self, transformer: nn.Module) -> nn.Module:
         return LTXNetwork(transformer, (self.temporal / self.clip.fps, self.spatial, self.spatial))
 
-    def codec(self, vae: Any, clips: int, chunk_frames: int | None) -> Codec:
+    def codec(self, vae: Any, clips: int, chunk_frames: int | None, context: int) -> Codec:
         def decode(z: Tensor) -> Tensor:
             # Decoders that read a time are told 0, as the pipeline's default is.
             timed = vae.config.timestep_conditioning
             return vae.decode(z, z.new_zeros(len(z)) if timed else None).sample
 
         normalisation = flow.by_channel(vae.latents_mean, vae.latents_std, vae.config.scaling_factor)
-        return Codec(vae, normalisation, self.temporal, clips, chunk_frames, decode=decode)
+        return Codec(vae, normalisation, self.temporal, clips, chunk_frames, context, decode=decode)
 
     def condition(self, pipeline: Any, prompt: str, length: int) -> Condition:
         embeddings, mask, _, _ = pipeline.encode_prompt(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -129,23 +130,26 @@ class Pipeline:
         return kind.from_pretrained(place, torch_dtype=dtype, local_files_only=True)
 
     def empty(self, name: str, cls: str) -> Any:
-        """A component of diffusers without its weights: parameters on the meta device, buffers as they should be."""
-        return empty(cls, self.config(name))
+        """A component of diffusers without its weights: parameters on the meta device, buffers as they should be.
+
+        None where its file has other names for the tensors, which could not be filled in one by one.
+        """
+        made = empty(cls, self.config(name))
+        named = {n for n, _ in made.named_parameters()}
+        return made if named <= self.weights(name).files.keys() else None
 
     def _read_single(self, name: str, place: Path, kind: Any, dtype: torch.dtype) -> Any:
         model, held = empty(kind.__name__, self.config(name)), self.weights(name)
         if model.state_dict().keys() == held.files.keys():  # diffusers' own names
             model.load_state_dict({n: held.read(n).to(dtype) for n in held.files}, assign=True)
             return model
-        if not hasattr(kind, "from_single_file"):
-            raise ValueError(
-                f"{place} doesn't hold the tensors of a {kind.__name__}, and diffusers knows no other form of one; "
-                "give a folder or a file that save_pretrained wrote"
-            )
-        try:
-            return kind.from_single_file(str(place), config=str(self.folder), subfolder=name, torch_dtype=dtype)
-        except Exception as error:
-            raise ValueError(f"{place} can't be read as a {kind.__name__}: {error}") from None
+        if hasattr(kind, "from_single_file"):
+            with contextlib.suppress(Exception):  # where it doesn't know the names it fails in many ways
+                return kind.from_single_file(str(place), config=str(self.folder), subfolder=name, torch_dtype=dtype)
+        raise ValueError(
+            f"{place} doesn't hold the tensors of this {kind.__name__}, neither by diffusers' names nor by others that "
+            "it knows; give a folder or a file that save_pretrained wrote"
+        )
 
     def _check(self) -> None:
         if not (self.folder / INDEX).is_file():

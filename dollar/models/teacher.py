@@ -66,7 +66,7 @@ class Family(Protocol):
         """The transformer as a `Network`, with `blocks` and `checkpoint_activations`."""
         ...
 
-    def codec(self, vae: Any, clips: int, chunk_frames: int | None) -> Codec: ...
+    def codec(self, vae: Any, clips: int, chunk_frames: int | None, context: int) -> Codec: ...
 
     def condition(self, pipeline: Any, prompt: str, length: int) -> Condition:
         """The condition of one prompt, by diffusers' pipeline that holds the text models alone."""
@@ -213,6 +213,7 @@ def assemble(
     slicing: bool = False,
     decode_chunk: int = 1,
     chunk_frames: int | None = None,
+    chunk_context: int = 8,
     frozen_dtype: str = "float32",
     compute_dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -220,10 +221,17 @@ def assemble(
 ) -> Teacher:
     """Put a family's teacher together from a diffusers folder or hub id; ValueError says what is missing or disagrees.
 
-    The keys are those of conf/teacher/*.yaml, which explain them. weights: whether the transformer's are read; without,
-    its parameters are on the meta device.
+    The keys are those of conf/teacher/*.yaml, which explain them. weights: whether the transformer's are read; if not,
+    its parameters are on the meta device, for whoever fills them in (a LoRA to be merged, or a file with names of its
+    own, needs them all the same).
     """
-    positive = {"fps": fps, "text_length": text_length, "decode_chunk": decode_chunk, "chunk_frames": chunk_frames}
+    positive = {
+        "fps": fps,
+        "text_length": text_length,
+        "decode_chunk": decode_chunk,
+        "chunk_frames": chunk_frames,
+        "chunk_context": chunk_context,
+    }
     for key, value in positive.items():
         if value is not None and value <= 0:
             raise ValueError(f"teacher.{key} is {value}; it must be positive")
@@ -255,8 +263,10 @@ def assemble(
         name=name,
         pipeline=pipeline,
         family=made,
-        denoiser=Denoiser(network.to(device) if weights else network, made.schedule, made.prediction, compute_dtype),
-        codec=made.codec(vae, decode_chunk, chunk_frames),
+        denoiser=Denoiser(
+            network if is_empty(network) else network.to(device), made.schedule, made.prediction, compute_dtype
+        ),
+        codec=made.codec(vae, decode_chunk, chunk_frames, chunk_context),
         text=encoder,
         latent_shape=latent_shape,
         clip_shape=(frames, height, width),
@@ -265,6 +275,11 @@ def assemble(
         text_length=text_length,
         negative_prompt=negative_prompt,
     )
+
+
+def is_empty(network: nn.Module) -> bool:
+    """Whether a network's parameters are on the meta device."""
+    return any(p.is_meta for p in network.parameters())
 
 
 def check_states(stated: Mapping[str, Any], found: Mapping[str, Any], folder: Path) -> None:
@@ -329,8 +344,8 @@ def text_encoder(
 def read_transformer(family: Family, pipeline: Pipeline, lora: str | None, scale: float, weights: bool) -> nn.Module:
     """The transformer, with a LoRA merged into it where there is one."""
     cls = family.classes["transformer"]
-    if not weights and lora is None:
-        return pipeline.empty("transformer", cls)
+    if not weights and lora is None and (made := pipeline.empty("transformer", cls)) is not None:
+        return made
     transformer = pipeline.read("transformer", cls)
     if lora is not None:
         merge_lora(transformer, diffusers_class(family.pipeline_class), lora, scale)
@@ -346,14 +361,14 @@ def merge_lora(transformer: Any, pipeline_class: Any, lora: str, scale: float) -
     try:
         found = pipeline_class.lora_state_dict(folder, weight_name=file, local_files_only=offline())
         transformer.load_lora_adapter(found, prefix="transformer", adapter_name="teacher")
+        if not getattr(transformer, "peft_config", None):
+            raise ValueError(f"nothing in {place} belongs to a transformer")
         transformer.fuse_lora(lora_scale=scale)
         transformer.unload_lora()
     except Exception as error:  # whatever diffusers or peft find wrong with it
         raise ValueError(
             f"teacher.lora={lora} can't be merged into this teacher: {error}. It must be a LoRA of the same model"
         ) from None
-    if getattr(transformer, "peft_config", None):
-        raise ValueError(f"teacher.lora={lora} left adapters unmerged")
 
 
 def _fingerprint(place: Path) -> str:

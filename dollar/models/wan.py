@@ -106,7 +106,7 @@ class Wan:
     def network(self, transformer: nn.Module) -> nn.Module:
         return WanNetwork(transformer, self.by_token)
 
-    def codec(self, vae: Any, clips: int, chunk_frames: int | None) -> Codec:
+    def codec(self, vae: Any, clips: int, chunk_frames: int | None, context: int) -> Codec:
         mean, sd = (torch.tensor(vae.config[key]) for key in ("latents_mean", "latents_std"))
         plain = flow.by_channel(mean, sd)
 

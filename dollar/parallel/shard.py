@@ -11,7 +11,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dollar.models.pipeline import Weights
-from dollar.models.teacher import Teacher
+from dollar.models.teacher import Teacher, is_empty
 from dollar.parallel.world import World
 
 
@@ -50,6 +50,15 @@ def trainable_copy(teacher: Teacher, world: World, activation_checkpointing: boo
     for name, buffer in source.named_buffers():
         network.get_buffer(name).copy_(buffer)
     return network.requires_grad_(True)
+
+
+def shard_teacher(teacher: Teacher, world: World) -> None:
+    """Spread a teacher over the processes, each reading only its own rows of the weights where that can be done."""
+    network = parallelize(teacher.denoiser.network, world)
+    if is_empty(network):
+        weights = teacher.pipeline.weights("transformer")
+        fill(network, teacher.device, lambda name, rows: weights.read(name.removeprefix("transformer."), rows))
+    network.eval().requires_grad_(False)
 
 
 @torch.no_grad()
