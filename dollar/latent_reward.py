@@ -103,13 +103,18 @@ class LatentReward:
             # A clip that stands under two captions is decoded once.
             first = {keys[i] or (-1, i): i for i in reversed(ask)}
             places = {key: place for place, key in enumerate(first)}
-            decoded = self.codec.decode(latents[list(first.values())])[[places[keys[i] or (-1, i)] for i in ask]]
+            decoded = self._decode(latents[list(first.values())])[[places[keys[i] or (-1, i)] for i in ask]]
             reward[ask] = self._score(decoded, [prompts[i] for i in ask])
             for i in ask:
                 if keys[i] is not None and reward[i].isfinite():
                     self._known[(keys[i], prompts[i])] = float(reward[i])  # type: ignore[index]
         usable = reward.isfinite()
         return Observation(turn, list(prompts), latents.detach(), reward.to(latents.device), usable.to(latents.device))
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """The frames that the pixel reward looks at: all, or evenly spaced ones where it has a number of `frames`."""
+        count = getattr(self.reward, "frames", None)
+        return self.codec.decode(latents, None if count is None else self.codec.spread(latents, count))
 
     def _score(self, videos: Tensor, prompts: list[str]) -> Tensor:
         scored = self.reward.score(videos, prompts)

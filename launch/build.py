@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,21 @@ from dollar.log import Log
 from dollar.models.denoiser import Condition
 from dollar.models.ema import Ema
 from dollar.models.latent_reward_model import LatentRewardModel
-from dollar.models.teacher import Teacher
+from dollar.models.teacher import DTYPES, Teacher
 from dollar.parallel.shard import fill_from, shard_teacher, trainable_copy
 from dollar.parallel.world import World
-from dollar.student import denoiser_of, few_steps, student_weights
+from dollar.student import denoiser_of, few_steps, prediction_of, student_weights
 from dollar.trainer import Learner, Plan, Trainer
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+TRAINED = ("float32", "bfloat16")  # gradients in float16 would need scaling
 
 
-def dtype_of(config: DictConfig, key: str) -> torch.dtype:
+def dtype_of(config: DictConfig, key: str, known: Collection[str] = TRAINED) -> torch.dtype:
     """The dtype that parallel.<key> names."""
     name = config.parallel[key]
-    if name not in DTYPES:
-        raise ValueError(f"parallel.{key} is {name!r}; use {' or '.join(DTYPES)}")
+    if name not in known:
+        raise ValueError(f"parallel.{key} is {name!r}; use {' or '.join(known)}")
     return DTYPES[name]
 
 
@@ -58,11 +59,11 @@ def take_teacher(config: DictConfig) -> None:
     config.teacher = OmegaConf.merge(card["teacher"], OmegaConf.from_dotlist(given))
 
 
-def build_teacher(config: DictConfig, world: World) -> Teacher:
-    """The teacher that conf/teacher names, on this process's device."""
-    shared = config.parallel.shard_teacher and world.size > 1
-    dtype = dtype_of(config, "teacher_dtype")
-    teacher = instantiate(config.teacher, device=world.device, compute_dtype=dtype, weights=not shared)
+def build_teacher(config: DictConfig, world: World, weights: bool = True) -> Teacher:
+    """The teacher that conf/teacher names, on this process's device; without weights its transformer is left empty."""
+    shared = weights and config.parallel.shard_teacher and world.size > 1
+    dtype = dtype_of(config, "teacher_dtype", DTYPES)
+    teacher = instantiate(config.teacher, device=world.device, compute_dtype=dtype, weights=weights and not shared)
     if shared:
         shard_teacher(teacher, world)
     return teacher
@@ -159,6 +160,7 @@ def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Pa
     """Everything that a run holds, ready for `load` or `train`."""
     objective, plan = objective_of(config), plan_of(config)
     check_guidance(objective, teacher)
+    teacher.check_prediction(prediction_of(teacher, objective.student_parameterization))
     teacher = with_text(config, teacher)
     teacher.denoiser.schedule.grid(objective.cd_grid)  # a grid that this schedule doesn't have is told now
     samplers = few_steps(teacher, config.student.timesteps, config.student.steps, config.student.between)

@@ -36,8 +36,15 @@ PAIRS = ("betas", "range", "lower_half_over")  # lists of two numbers
 KINDS: dict[str, Any] = {
     "sample.steps": 4,
     "sample.guidance_scale": 1.0,
+    "sample.frames": 9,
+    "sample.height": 64,
+    "sample.width": 64,
+    "sample.fps": 8.0,
     "evaluate.steps": [4, 1],
     "train.balance": 1.0,
+    "train.reward.frames": 8,
+    "train.teacher.chunk_frames": 4,
+    "sample.teacher.chunk_frames": 4,
     "train.student.timesteps": [999, 749],
     "train.vsd.lower_half": 0.5,
 }

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
+from conftest import LATENT, PROMPT
+from torch import Tensor
 
-from dollar.latent_reward import agreement
+from dollar.latent_reward import LatentReward, agreement
 from dollar.losses.latent_reward import RunningStatistics, fine_tune, fit
 from dollar.models.latent_reward_model import LatentRewardModel
+from dollar.models.teacher import Teacher
 
 
 def parameters(model):
@@ -228,3 +232,23 @@ def test_agreement_is_of_order_and_of_clear_pairs():
     assert agreement(-true, true, gap=0.1)[:3] == pytest.approx((-1, -1, 0))
     flat = agreement(torch.ones(4), true, gap=0.1)
     assert math.isnan(flat.correlation) and math.isnan(flat.rank_correlation) and flat.pairwise == 0
+
+
+def test_only_the_frames_that_a_reward_looks_at_are_decoded(teacher: Teacher) -> None:
+    """A reward of two frames sees the clip's ends, as a whole decoding gives them."""
+    seen: list[Tensor] = []
+
+    class Ends:
+        frames = 2
+
+        def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+            seen.append(videos)
+            return videos.mean((1, 2, 3, 4))
+
+    surrogate = LatentReward(LatentRewardModel(8, 64, width=16, groups=4), Ends(), teacher.codec, teacher.text)
+    latents = torch.randn(2, *LATENT, generator=torch.Generator().manual_seed(1))
+    reward = surrogate.observe(0, latents, [PROMPT, PROMPT]).reward
+    whole = teacher.codec.decode(latents)
+    assert torch.equal(seen[0], whole[:, [0, 8]])
+    torch.testing.assert_close(reward, whole[:, [0, 8]].mean((1, 2, 3, 4)))
+    assert teacher.codec.spread(latents, 1) == [0] and teacher.codec.spread(latents, 99) == list(range(9))

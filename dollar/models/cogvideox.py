@@ -17,7 +17,7 @@ from dollar.models.pipeline import Pipeline
 from dollar.models.sizes import check_sizes
 from dollar.models.teacher import Clip, Teacher, assemble
 
-_PREDICTION_NAMES = {"v_prediction": "v", "epsilon": "epsilon", "sample": "sample"}
+_NAMES = {"v": "v_prediction", "epsilon": "epsilon", "sample": "sample"}
 
 
 def load(**settings: Any) -> Teacher:
@@ -73,6 +73,7 @@ class CogVideoX:
         "tokenizer": "transformers.AutoTokenizer",
     }
     embeds_guidance: ClassVar[bool] = False
+    predictions: ClassVar[Mapping[str, str | None]] = _NAMES
 
     def __init__(self, pipeline: Pipeline, clip: Clip) -> None:
         self.transformer, self.vae = pipeline.config("transformer"), pipeline.config("vae")
@@ -83,7 +84,7 @@ class CogVideoX:
 
         self.scheduler = CogVideoXDDIMScheduler.from_pretrained(pipeline.place("scheduler"))
         self.schedule = VariancePreserving(self.scheduler.alphas_cumprod)
-        self.prediction = PREDICTIONS[_PREDICTION_NAMES[self.scheduler.config.prediction_type]]
+        self.prediction = PREDICTIONS[{theirs: ours for ours, theirs in _NAMES.items()}[self.scheduler.config.prediction_type]]
 
     def states(self) -> dict[str, Any]:
         return {

@@ -12,6 +12,7 @@ from dollar.diffusion.schedule import RectifiedFlow
 from dollar.diffusion.timesteps import FewStep, check_timesteps
 from dollar.models.codec import Normalisation
 
+PREDICTIONS = {"flow": None}  # flow schedulers can't be told of another
 TOLERANCE = 1e-4  # of a time in [0, 1]: diffusers computes its grids in float32
 
 # Tells a scheduler how many steps are asked for, as the family's pipeline does.

@@ -75,6 +75,7 @@ class HunyuanVideo:
         "tokenizer_2": "transformers.AutoTokenizer",
     }
     embeds_guidance: ClassVar[bool] = True
+    predictions: ClassVar[Mapping[str, str | None]] = flow.PREDICTIONS
     prediction = FLOW
 
     def __init__(self, pipeline: Pipeline, clip: Clip) -> None:

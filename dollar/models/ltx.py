@@ -77,6 +77,7 @@ class LTX:
         "tokenizer": "transformers.AutoTokenizer",
     }
     embeds_guidance: ClassVar[bool] = False
+    predictions: ClassVar[Mapping[str, str | None]] = flow.PREDICTIONS
     prediction = FLOW
 
     def __init__(self, pipeline: Pipeline, clip: Clip) -> None:

@@ -39,12 +39,13 @@ class Family(Protocol):
 
     pipeline_class: diffusers' pipeline; classes: component -> its class (the transformer's and the autoencoder's of
     diffusers, others with their library); embeds_guidance: the network reads the guidance scale and needs no second
-    half.
+    half; predictions: what its schedulers can be told that a network predicts, and by which word, None for no word.
     """
 
     pipeline_class: ClassVar[str]
     classes: ClassVar[Mapping[str, str]]
     embeds_guidance: ClassVar[bool]
+    predictions: ClassVar[Mapping[str, str | None]]
 
     @property
     def schedule(self) -> Schedule: ...
@@ -169,11 +170,20 @@ class Teacher:
 
     def save_scheduler(self, folder: Path, sampler: FewStep, prediction: Prediction) -> None:
         """Write the scheduler/ of a student with this sampler and meaning of its output."""
+        self.check_prediction(prediction)
         saved = self.family.student_scheduler(sampler.asked, sampler.between)
-        names = {"v": "v_prediction", "flow": None}
-        if (says := names.get(prediction.name, prediction.name)) is not None:
+        if (says := self.family.predictions[prediction.name]) is not None:
             saved.register_to_config(prediction_type=says)
         saved.save_pretrained(folder / "scheduler")
+
+    def check_prediction(self, prediction: Prediction) -> None:
+        """Raise ValueError for an output that none of the family's schedulers can be told of."""
+        if prediction.name not in self.family.predictions:
+            raise ValueError(
+                f"a student of {self.name} that predicts {prediction.name} couldn't be sampled by diffusers, whose "
+                f"schedulers of this family read {' or '.join(self.family.predictions)}; use "
+                "student.parameterization=homogeneous"
+            )
 
     def load_network(self, student: Path) -> nn.Module:
         """The network that `save_network` wrote; ValueError says what is missing."""

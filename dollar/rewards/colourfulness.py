@@ -13,7 +13,13 @@ class Colourfulness:
 
     sigma and mu are the lengths of the pairs of their deviations and means over a frame, in levels of 255; from Hasler
     and Süsstrunk, Measuring colourfulness in natural images, 2003.
+    frames: how many evenly spaced frames of a clip are looked at (and decoded); None is all.
     """
+
+    def __init__(self, frames: int | None = None) -> None:
+        if frames is not None and frames < 1:
+            raise ValueError(f"reward.frames is {frames}; give at least 1, or null for all")
+        self.frames = frames
 
     def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
         """[B], 0 for gray and about 1 for the most colourful photographs; videos [B, T, 3, H, W] in [0, 1].
