@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dollar.diffusion.prediction import SAMPLE, Prediction
 from dollar.diffusion.timesteps import FewStep, check_timesteps
 from dollar.models.denoiser import Denoiser
-from dollar.models.pipeline import Weights, lack
+from dollar.models.lora import FILE as LORA_FILE
+from dollar.models.pipeline import Weights, diffusers_class, lack
 from dollar.models.teacher import Teacher
 from dollar.sampling import Sampler, student_sampler
 
@@ -96,15 +97,27 @@ def prediction_of(teacher: Teacher, parameterization: str) -> Prediction:
 
 
 def save_student(
-    folder: Path, teacher: Teacher, network: nn.Module, samplers: Mapping[int, FewStep], card: Mapping[str, Any]
+    folder: Path,
+    teacher: Teacher,
+    network: nn.Module,
+    samplers: Mapping[int, FewStep],
+    card: Mapping[str, Any],
+    lora: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write transformer/, scheduler/ and student.json; the scheduler is that of the longest grid."""
+    """Write transformer/, scheduler/ and student.json; the scheduler is that of the longest grid.
+
+    lora: the factors of a student that is a LoRA, which is merged in `network`; written beside it for the pipeline's
+    load_lora_weights.
+    """
     longest = samplers[max(samplers)]
     aside = folder.with_name(folder.name + ".tmp")  # the old student stays until the new one is whole
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     prediction = prediction_of(teacher, card.get("parameterization", "homogeneous"))
     teacher.save_network(network, aside, longest, prediction)
+    if lora:
+        kind = diffusers_class(teacher.family.pipeline_class)
+        kind.save_lora_weights(aside, transformer_lora_layers=dict(lora), weight_name=LORA_FILE)
     full = {
         **card,
         "teacher_name": teacher.name,

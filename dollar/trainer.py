@@ -90,10 +90,14 @@ class Learner:
     def parameters(self) -> list[nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
+    def named(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by name."""
+        return {n: p for n, p in self.network.named_parameters() if p.requires_grad}
+
     def state(self) -> dict[str, Tensor]:
-        """Weights and moments by name."""
-        names = {id(p): n for n, p in self.network.named_parameters()}
-        found: dict[str, Tensor] = {f"{self.name}/{n}": p for n, p in self.network.named_parameters()}
+        """Trained weights and moments by name."""
+        names = {id(p): n for n, p in self.named().items()}
+        found: dict[str, Tensor] = {f"{self.name}/{n}": p for n, p in self.named().items()}
         for p, moments in self.optimizer.state.items():
             found |= {f"{self.name}.optim/{names[id(p)]}/{key}": torch.as_tensor(v) for key, v in moments.items()}
         return found
@@ -101,7 +105,7 @@ class Learner:
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take up what `state` gave, on any number of processes."""
-        for n, p in self.network.named_parameters():
+        for n, p in self.named().items():
             assign(p, tensors[f"{self.name}/{n}"])
             prefix = f"{self.name}.optim/{n}/"
             for full, value in ((k, v) for k, v in tensors.items() if k.startswith(prefix)):
@@ -396,7 +400,7 @@ class Trainer:
                 raise ValueError(f"keep_best is {name!r}; validation measures {', '.join(sorted(scores))}")
             if scores[name] > self.best.get(name, float("-inf")):
                 self.best = {name: scores[name], "cycle": self.cycle}
-                tensors = {f"ema/{n}": p for n, p in self.learners["student"].network.named_parameters()}
+                tensors = {f"ema/{n}": p for n, p in self.learners["student"].named().items()}
                 checkpoint.save(self.folder / "best", self.cycle, tensors, {"best": self.best}, self.world, keep=1)
 
     def state(self) -> checkpoint.State:
@@ -404,7 +408,7 @@ class Trainer:
         tensors: dict[str, Tensor] = {}
         for learner in self.learners.values():
             tensors |= learner.state()
-        tensors |= {f"ema/{n}": a for n, a in zip(self._student_names(), self.ema.average, strict=True)}
+        tensors |= {f"ema/{n}": a for n, a in self.averages().items()}
         tensors |= {f"ft/{i}": g for i, g in enumerate(self._ft_gradients)}
         plain: dict[str, Any] = {
             "cycle": self.cycle,
@@ -437,7 +441,7 @@ class Trainer:
         for learner in self.learners.values():
             learner.load(tensors)
             learner.skipped, learner.in_a_row = plain["skipped"][learner.name]
-        for name, average in zip(self._student_names(), self.ema.average, strict=True):
+        for name, average in self.averages().items():
             assign(average, tensors[f"ema/{name}"])
         self.ema.updates = plain["ema_updates"]
         self.cycle, self.lrm_count, self.best = plain["cycle"], plain["lrm_count"], plain["best"]
@@ -462,8 +466,9 @@ class Trainer:
         )
         return Observation(turn, prompts, latents, reward, usable)
 
-    def _student_names(self) -> list[str]:
-        return [n for n, _ in self.learners["student"].network.named_parameters()]
+    def averages(self) -> dict[str, Tensor]:
+        """The averages of the student's trained parameters by name."""
+        return dict(zip(self.learners["student"].named(), self.ema.average, strict=True))
 
     @contextlib.contextmanager
     def _stop_on_signal(self) -> Iterator[None]:

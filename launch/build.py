@@ -26,7 +26,6 @@ from dollar.parallel.world import World
 from dollar.student import denoiser_of, few_steps, prediction_of, student_weights
 from dollar.trainer import Learner, Plan, Trainer
 
-
 TRAINED = ("float32", "bfloat16")  # gradients in float16 would need scaling
 
 
@@ -105,6 +104,8 @@ def objective_of(config: DictConfig) -> Objective:
 
 def plan_of(config: DictConfig, processes: int = 1) -> Plan:
     """The loop's numbers; ValueError names a key at fault."""
+    if config.student.lora is not None and config.student.lora < 1:
+        raise ValueError(f"student.lora is {config.student.lora}; it is a rank, such as 32, or null for all weights")
     if config.batch % processes or config.lrm.clips % processes:
         raise ValueError(
             f"batch={config.batch} and lrm.clips={config.lrm.clips} must be multiples of the {processes} processes"
@@ -168,7 +169,7 @@ def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Pa
     if world.is_main and (report := getattr(data, "report", None)) is not None:
         print(report)
     recompute = config.parallel.activation_checkpointing
-    student = trainable_copy(teacher, world, recompute)
+    student = trainable_copy(teacher, world, recompute, config.student.lora)
     if config.init is not None:
         fill_from(student, student_weights(config.init))
     learners = {"student": Learner("student", student, optimizer(config, "student", student))}
@@ -290,7 +291,8 @@ def optimizer(config: DictConfig, name: str, network: torch.nn.Module) -> torch.
     """AdamW with the numbers of optim.<name>."""
     keys = OmegaConf.to_container(config.optim[name], resolve=True)
     assert isinstance(keys, dict)
-    return torch.optim.AdamW(network.parameters(), **{**keys, "betas": tuple(keys["betas"])})
+    trained = [p for p in network.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trained, **{**keys, "betas": tuple(keys["betas"])})
 
 
 def quiet() -> None:

@@ -46,6 +46,7 @@ KINDS: dict[str, Any] = {
     "train.teacher.chunk_frames": 4,
     "sample.teacher.chunk_frames": 4,
     "train.student.timesteps": [999, 749],
+    "train.student.lora": 16,
     "train.vsd.lower_half": 0.5,
 }
 # Mistakes of the user's, or of his machine, that a sentence explains better than a traceback.

@@ -23,7 +23,7 @@ FREE = (
 )
 
 # Keys that came later, with what every run before them had.
-LATER = {"vsd.lower_half": None, "vsd.lower_half_over": [0.3, 0.7]}
+LATER = {"vsd.lower_half": None, "vsd.lower_half_over": [0.3, 0.7], "student.lora": None}
 
 
 def run_folder(config: DictConfig) -> Path:
@@ -149,26 +149,25 @@ def write_student(trainer: Any, teacher: Any, config: DictConfig) -> None:
     """runs/<run>/student (averaged weights, the best checkpoint's where keep_best is set) and runs/<run>/lrm."""
     from safetensors.torch import save_file
 
+    from dollar.models.adapter import factors, merged
     from dollar.parallel import checkpoint
     from dollar.parallel.shard import whole
     from dollar.student import few_steps, save_student
 
-    learner = trainer.learners["student"]
-    averages = dict(zip((n for n, _ in learner.network.named_parameters()), trainer.ema.average, strict=True))
-    weights = {}
-    for name, average in averages.items():
-        gathered = whole(average)  # every process must ask for it, only the first keeps it
+    averages, weights = trainer.averages(), {}
+    for name, parameter in trainer.learners["student"].network.named_parameters():
+        gathered = whole(averages.get(name, parameter).detach())  # every process must ask, only the first keeps it
         if trainer.world.is_main:
             weights[name] = gathered.cpu()
     cycle = trainer.cycle
     best = checkpoint.newest(trainer.folder / "best") if config.keep_best else None
     if best is not None:
         tensors, plain = checkpoint.load(best)
-        weights = {n: tensors[f"ema/{n}"] for n in weights}
+        weights |= {n: tensors[f"ema/{n}"] for n in averages}
         cycle = plain["best"]["cycle"]
     if trainer.world.is_main:
         network = teacher.empty_network()
-        network.load_state_dict(weights, strict=False, assign=True)
+        network.load_state_dict(merged(weights), strict=False, assign=True)
         samplers = few_steps(teacher, config.student.timesteps, config.student.steps, config.student.between)
         stored = to_store(config)
         card = {
@@ -183,7 +182,7 @@ def write_student(trainer: Any, teacher: Any, config: DictConfig) -> None:
             (trainer.folder / "lrm").mkdir(exist_ok=True)
             save_file(surrogate.model.state_dict(), trainer.folder / "lrm" / "model.safetensors")
             (trainer.folder / "lrm" / "statistics.json").write_text(json.dumps(surrogate.statistics.state_dict()))
-        save_student(trainer.folder / "student", teacher, network, samplers, card)
+        save_student(trainer.folder / "student", teacher, network, samplers, card, factors(weights))
         print(f"the student of cycle {cycle} is in {trainer.folder / 'student'}")
     trainer.world.barrier()
 

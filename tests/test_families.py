@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import clear, fingerprint, gradients, new_network, tiny_trainer
+from conftest import TINY_RUN, clear, compose, fingerprint, gradients, new_network, tiny_trainer
 from families import FAMILIES, PROMPT, build
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -251,6 +251,47 @@ def test_a_cycle_of_algorithm_1_and_the_one_after_resuming(family: str, teacher:
     assert one["loss/vsd"] == other["loss/vsd"] and one["loss/cd"] == other["loss/cd"]
     for name, learner in trainer.learners.items():
         assert torch.equal(fingerprint(learner.network), fingerprint(again.learners[name].network)), name
+    trainer.log.close(), again.log.close()
+
+
+def test_a_student_that_is_a_lora(family: str, teacher: Teacher, folder: Path, tmp_path: Path) -> None:
+    """It starts as the teacher, only its factors are trained and kept, and its file in diffusers gives its clips."""
+    from train import write_student
+
+    size = [f"data.clips.{key}={value}" for key, value in FAMILIES[family].clip.items()]
+    data = ("data.clips._target_=test_families.NoiseClips", "data.clips.size=8", *(f"+{s}" for s in size))
+    unguided = ("vsd.guidance_scale=1", "cd.guidance_scale=1") if teacher.family.embeds_guidance else ()
+    settings = (*unguided, "data.cache=8", "student.lora=2", "beta_ft=0", "cycles=2", "optim.student.lr=0.01")
+
+    def trainer_of(name: str) -> Trainer:
+        return tiny_trainer(teacher, tmp_path / name, *settings, data=data)
+
+    trainer = trainer_of("run")
+    student = trainer.learners["student"]
+    assert torch.equal(loss_of(teacher, student.network), loss_of(teacher, teacher.denoiser.network))
+    frozen = {n: p.clone() for n, p in student.network.named_parameters() if not p.requires_grad}
+    assert trainer.train()
+    assert all(torch.equal(student.network.get_parameter(name), value) for name, value in frozen.items())
+    assert student.named() and all("lora" in name for name in student.named())
+    state = checkpoint.load(checkpoint.newest(tmp_path / "run" / "checkpoints")).tensors
+    assert {n for n in state if n.startswith(("student/", "ema/"))} == {
+        f"{who}/{name}" for who in ("student", "ema") for name in student.named()
+    }
+    again = trainer_of("again")
+    again.load(checkpoint.load(checkpoint.newest(tmp_path / "run" / "checkpoints")))
+    assert torch.equal(fingerprint(again.learners["student"].network), fingerprint(student.network))
+    config = compose("train", *TINY_RUN, *data, f"teacher.folder={folder}", *settings)
+    write_student(trainer, teacher, config)
+    with trainer.ema.swapped():
+        expected = loss_of(teacher, student.network)
+    made = load_student(tmp_path / "run" / "student", teacher)
+    torch.testing.assert_close(loss_of(teacher, made.denoiser.network), expected, rtol=1e-4, atol=1e-6)
+    pipe = diffusers_pipeline(folder)
+    pipe.load_lora_weights(tmp_path / "run" / "student")
+    pipe.transformer.fuse_lora()
+    by_file = teacher.family.network(pipe.transformer)
+    torch.testing.assert_close(loss_of(teacher, by_file), expected, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(expected, loss_of(teacher, teacher.denoiser.network), rtol=1e-4)
     trainer.log.close(), again.log.close()
 
 

@@ -417,7 +417,7 @@ def test_two_processes_agree_with_one(tmp_path: Path, tiny_teacher_folder: Path)
     def saved(who: str, which: str) -> checkpoint.State:
         return checkpoint.load(checkpoint.newest(tmp_path / who / which / "checkpoints"))
 
-    for which in ("apart", "joint", "resumed"):
+    for which in ("apart", "joint", "resumed", "lora"):
         one, two = saved("one", which), saved("two", which)
         assert one.tensors.keys() == two.tensors.keys()
         assert one.plain["past"] == two.plain["past"] and one.plain["ft_held"] == two.plain["ft_held"]
@@ -455,7 +455,11 @@ def work(folder: Path, teacher_folder: Path, world: World) -> None:
         # One of the runs has its teacher spread over the processes.
         return tiny_trainer(spread if name == "joint" else teacher, folder / name, *settings, world=world)
 
-    for name, settings in (("apart", APART), ("joint", (*JOINT, "log.gradients_every=1", "validation.every=3"))):
+    for name, settings in (
+        ("apart", APART),
+        ("joint", (*JOINT, "log.gradients_every=1", "validation.every=3")),
+        ("lora", (*JOINT, "student.lora=4")),
+    ):
         trainer = trainer_of(name, *settings)
         assert trainer.train()
         trainer.log.close()

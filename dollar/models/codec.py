@@ -102,7 +102,7 @@ class Codec:
             return (pixels.float() * 0.5 + 0.5).clamp(0, 1).transpose(1, 2)
 
     def spread(self, latents: Tensor, count: int) -> list[int]:
-        """At most `count` pixel frames, evenly spaced over the clips of latents [B, C, F, h, w], both ends among them."""
+        """At most `count` pixel frames, evenly spaced over clips of latents [B, C, F, h, w], both ends among them."""
         last = (self.normalisation.denormalise(latents[:1]).shape[2] - 1) * self.ratio
         return sorted({round(i * last / max(1, count - 1)) for i in range(count)})
 

@@ -84,7 +84,8 @@ class CogVideoX:
 
         self.scheduler = CogVideoXDDIMScheduler.from_pretrained(pipeline.place("scheduler"))
         self.schedule = VariancePreserving(self.scheduler.alphas_cumprod)
-        self.prediction = PREDICTIONS[{theirs: ours for ours, theirs in _NAMES.items()}[self.scheduler.config.prediction_type]]
+        ours = {theirs: name for name, theirs in _NAMES.items()}
+        self.prediction = PREDICTIONS[ours[self.scheduler.config.prediction_type]]
 
     def states(self) -> dict[str, Any]:
         return {

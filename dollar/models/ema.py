@@ -15,7 +15,7 @@ def _own(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 class Ema:
-    """A running average of a module's parameters, kept in float32 beside them (sharded where they are sharded).
+    """A running average of a module's trained parameters, kept in float32 beside them (sharded where they are sharded).
 
     decay: the weight of the old average at each update; early updates use the smaller (1 + n) / (10 + n), so that the
     starting weights are soon forgotten. decay 0 keeps the average equal to the weights.
@@ -26,7 +26,7 @@ class Ema:
             raise ValueError(f"the decay of the moving average is {decay}; it must be at least 0 and below 1")
         self.decay = decay
         self.updates = 0
-        self.parameters = list(module.parameters())
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.average = [p.detach().clone().float() for p in self.parameters]
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from dollar.models.adapter import add_lora, is_lora, plain, start
 from dollar.models.pipeline import Weights
 from dollar.models.teacher import Teacher, is_empty
 from dollar.parallel.world import World
@@ -36,20 +37,30 @@ def parallelize(network: nn.Module, world: World, activation_checkpointing: bool
     return network
 
 
-def trainable_copy(teacher: Teacher, world: World, activation_checkpointing: bool = False) -> nn.Module:
+def trainable_copy(
+    teacher: Teacher, world: World, activation_checkpointing: bool = False, lora: int | None = None
+) -> nn.Module:
     """A network with the teacher's weights, to be trained: made without weights, sharded, then filled shard by shard.
 
-    No process ever holds more of it than its own shard.
+    No process ever holds more of it than its own shard. lora: the rank of one that is trained in its place.
     """
-    network = parallelize(teacher.empty_network(), world, activation_checkpointing)
+    network = teacher.empty_network()
+    network = parallelize(network if lora is None else add_lora(network, lora), world, activation_checkpointing)
     source = teacher.denoiser.network
-    held = dict(source.named_parameters())
-    fill(
-        network, teacher.device, lambda name, rows: held[name] if isinstance(held[name], DTensor) else held[name][rows]
-    )
+    held, shapes = dict(source.named_parameters()), {name: p.shape for name, p in network.named_parameters()}
+
+    def value(name: str, rows: slice) -> Tensor:
+        if is_lora(name):
+            return start(name, shapes[name])[rows]
+        found = held[plain(name)]
+        return found if isinstance(found, DTensor) else found[rows]
+
+    fill(network, teacher.device, value)
     for name, buffer in source.named_buffers():
         network.get_buffer(name).copy_(buffer)
-    return network.requires_grad_(True)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(lora is None or is_lora(name))
+    return network
 
 
 def shard_teacher(teacher: Teacher, world: World) -> None:
@@ -63,9 +74,10 @@ def shard_teacher(teacher: Teacher, world: World) -> None:
 
 @torch.no_grad()
 def fill_from(network: nn.Module, weights: Weights) -> None:
-    """Give a network the values of a transformer's files; each process reads only its own rows."""
+    """Give a network the values of a transformer's files; each process reads only its own rows. A LoRA stays."""
     for name, parameter in network.named_parameters():
-        own(parameter).copy_(weights.read(name.removeprefix("transformer."), rows_of(parameter)))
+        if not is_lora(name):
+            own(parameter).copy_(weights.read(plain(name).removeprefix("transformer."), rows_of(parameter)))
 
 
 @torch.no_grad()

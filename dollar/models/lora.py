@@ -1,0 +1,114 @@
+"""What training changed in a transformer as a LoRA: the nearest matrices of low rank, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dollar.models.pipeline import diffusers_class
+
+FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
+
+
+class Factors(NamedTuple):
+    """A [rank, in] and B [out, rank]; the change that they stand for is B A."""
+
+    a: Tensor
+    b: Tensor
+
+
+class Layer(NamedTuple):
+    """Frobenius norms of one layer's change, and of what a LoRA leaves of it."""
+
+    name: str
+    changed: float
+    left: float
+
+    @property
+    def residual(self) -> float:
+        """The share that is left, from 0 to 1."""
+        return self.left / self.changed
+
+
+@dataclass
+class Extracted:
+    """A LoRA by diffusers' names, with what it leaves.
+
+    layers: the layers that it covers, those least well first; uncovered: the norm of the change of every other tensor
+    that did change, the largest first.
+    """
+
+    rank: int
+    tensors: dict[str, Tensor]
+    layers: list[Layer]
+    uncovered: dict[str, float]
+
+    @property
+    def residual(self) -> float:
+        """The share of the covered layers' change, in the Frobenius norm over all of them, that is left."""
+        left, changed = (sum(getattr(layer, key) ** 2 for layer in self.layers) for key in ("left", "changed"))
+        return (left / changed) ** 0.5
+
+    def save(self, folder: Path, pipeline_class: str) -> None:
+        """Write the file that this pipeline's load_lora_weights reads from the folder."""
+        diffusers_class(pipeline_class).save_lora_weights(
+            folder, transformer_lora_layers=self.tensors, weight_name=FILE
+        )
+
+
+def low_rank(change: Tensor, rank: int) -> Factors:
+    """The factors whose product is nearest to `change` [out, in] in the Frobenius norm (Eckart and Young), float32.
+
+    A rank above what the matrix has is filled up with zeros, so that every layer of a LoRA has the same.
+    """
+    left, values, right = torch.linalg.svd(change.float(), full_matrices=False)
+    root = values[:rank].sqrt()
+    a, b = root[:, None] * right[:rank], left[:, :rank] * root
+    missing = rank - len(root)
+    return Factors(nn.functional.pad(a, (0, 0, 0, missing)), nn.functional.pad(b, (0, missing)))
+
+
+def linear_layers(transformer: nn.Module, blocks: Iterable[nn.Module]) -> list[str]:
+    """The names of all linear layers in the repeated blocks."""
+    inside = {id(module) for block in blocks for module in block.modules()}
+    return [n for n, m in transformer.named_modules() if isinstance(m, nn.Linear) and id(m) in inside]
+
+
+@torch.no_grad()
+def extract(
+    transformer: nn.Module,
+    blocks: Iterable[nn.Module],
+    before: Callable[[str], Tensor],
+    rank: int,
+    dtype: torch.dtype = torch.float32,
+    watch: Callable[[Sequence[str]], Iterable[str]] = iter,
+) -> Extracted:
+    """The LoRA of this rank, with alpha = rank, that takes `before` nearest to the transformer; one layer at a time.
+
+    before: a parameter's value before training, by name; dtype: of what is stored, whose rounding counts as left;
+    watch: wraps the names of all parameters, for a bar. ValueError where no linear layer of a block changed.
+    """
+    linear = {f"{name}.weight": name for name in linear_layers(transformer, blocks)}
+    parameters = dict(transformer.named_parameters())
+    tensors: dict[str, Tensor] = {}
+    layers, uncovered = [], {}
+    for full in watch(list(parameters)):
+        now = parameters[full].float()
+        change = now - before(full).to(now)
+        if not (norm := float(torch.linalg.vector_norm(change))):
+            continue
+        if full not in linear:
+            uncovered[full] = norm
+            continue
+        a, b = (factor.to(dtype) for factor in low_rank(change, rank))
+        layers.append(Layer(linear[full], norm, float(torch.linalg.vector_norm(change - b.float() @ a.float()))))
+        tensors |= {f"{linear[full]}.lora_A.weight": a.cpu(), f"{linear[full]}.lora_B.weight": b.cpu()}
+    if not layers:
+        raise ValueError("the student's blocks have the teacher's weights, so there is no LoRA to extract; train first")
+    layers.sort(key=lambda layer: -layer.residual)
+    return Extracted(rank, tensors, layers, dict(sorted(uncovered.items(), key=lambda item: -item[1])))
