@@ -22,7 +22,7 @@ from dollar.models.denoiser import Condition
 from dollar.models.ema import Ema
 from dollar.pace import falling
 from dollar.parallel import checkpoint
-from dollar.parallel.shard import assign, whole
+from dollar.parallel.shard import assign, own, whole
 from dollar.parallel.world import World, peak_memory
 
 # cycle -> (scalars, higher is better for each that keep_best may name)
@@ -118,8 +118,8 @@ class Learner:
 
 
 def _gradients(learner: Learner) -> list[Tensor]:
-    """A copy of the whole gradients as they stand, zeros where there is none yet."""
-    return [whole(torch.zeros_like(p) if p.grad is None else p.grad).clone() for p in learner.parameters]
+    """A copy of this process's share of the gradients as they stand, zeros where there is none yet."""
+    return [own(torch.zeros_like(p) if p.grad is None else p.grad).clone() for p in learner.parameters]
 
 
 @dataclass
@@ -226,13 +226,19 @@ class Trainer:
             self.ema.update()
 
     def _log_terms(self, seen: dict[str, list[Tensor]]) -> None:
-        flat = {name: torch.cat([g.flatten() for g in gradients]) for name, gradients in seen.items()}
-        names = list(flat)
-        for i, name in enumerate(names):
-            self.distiller.logged[f"grad_norm/term/{name}"] = float(flat[name].norm())
-            for other in names[i + 1 :]:
-                cosine = torch.nn.functional.cosine_similarity(flat[name], flat[other], dim=0)
-                self.distiller.logged[f"cosine/{name}_{other}"] = float(cosine)
+        """Norms of the terms' gradients and the cosines between them, from each process's share of the products."""
+        names = list(seen)
+        pairs = [(a, b) for i, a in enumerate(names) for b in names[i:]]
+        shares = {
+            f"{a} {b}": sum(float((x * y).sum()) for x, y in zip(seen[a], seen[b], strict=True)) for a, b in pairs
+        }
+        products = {pair: share * self.world.size for pair, share in self.world.mean(shares).items()}
+        for a, b in pairs:
+            if a == b:
+                self.distiller.logged[f"grad_norm/term/{a}"] = products[f"{a} {a}"] ** 0.5
+            else:
+                norms = (products[f"{a} {a}"] * products[f"{b} {b}"]) ** 0.5
+                self.distiller.logged[f"cosine/{a}_{b}"] = products[f"{a} {b}"] / max(norms, 1e-30)
 
     def _fake_turns(self, cycle: int) -> None:
         fake, losses = self.learners["fake"], []
@@ -337,9 +343,8 @@ class Trainer:
         self.learners["lrm"].optimizer.zero_grad(set_to_none=True)  # it was only looked through
         gradients = [p.grad for p in student.parameters if p.grad is not None]
         if self.plan.gradients_every > 0 and cycle % self.plan.gradients_every == 0:
-            self.distiller.logged["grad_norm/term/ft"] = float(
-                torch.cat([whole(g).flatten() for g in gradients]).norm()
-            )
+            share = {"squares": sum(float(own(g).square().sum()) for g in gradients)}
+            self.distiller.logged["grad_norm/term/ft"] = (self.world.mean(share)["squares"] * self.world.size) ** 0.5
         if not self._ft_gradients:
             self._ft_gradients = [torch.zeros_like(g) for g in gradients]
         for held, gradient in zip(self._ft_gradients, gradients, strict=True):

@@ -55,7 +55,8 @@ def take_teacher(config: DictConfig) -> None:
             f"{card['teacher_name']}; leave teacher= out"
         )
     given = [o.removeprefix("teacher.") for o in overrides if o.startswith("teacher.")]
-    config.teacher = OmegaConf.merge(card["teacher"], OmegaConf.from_dotlist(given))
+    online = {"text": "online"}  # prompts that come are not among those that training had stored
+    config.teacher = OmegaConf.merge(card["teacher"], online, OmegaConf.from_dotlist(given))
 
 
 def build_teacher(config: DictConfig, world: World, weights: bool = True) -> Teacher:

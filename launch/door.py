@@ -41,6 +41,8 @@ KINDS: dict[str, Any] = {
     "sample.width": 64,
     "sample.fps": 8.0,
     "evaluate.steps": [4, 1],
+    "export.steps": 4,
+    "export.lora": 64,
     "train.balance": 1.0,
     "train.reward.frames": 8,
     "train.teacher.chunk_frames": 4,
@@ -193,7 +195,8 @@ def check_overrides(config_name: str, arguments: list[str]) -> None:
         if key not in known:
             raise ValueError(f"there is no key {key!r}; {_nearest(key, sorted({*known, *groups}))}")
         default = known[key]
-        _check_type(key, value, KINDS.get(f"{config_name}.{key}") if default is None else default, default is None)
+        kind = KINDS.get(f"{'train' if config_name == 'plan' else config_name}.{key}")
+        _check_type(key, value, kind if default is None else default, default is None)
 
 
 def _check_choice(group: str, value: str) -> None:

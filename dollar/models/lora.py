@@ -105,7 +105,7 @@ def extract(
         if full not in linear:
             uncovered[full] = norm
             continue
-        a, b = (factor.to(dtype) for factor in low_rank(change, rank))
+        a, b = (factor.to(dtype).contiguous() for factor in low_rank(change, rank))
         layers.append(Layer(linear[full], norm, float(torch.linalg.vector_norm(change - b.float() @ a.float()))))
         tensors |= {f"{linear[full]}.lora_A.weight": a.cpu(), f"{linear[full]}.lora_B.weight": b.cpu()}
     if not layers:

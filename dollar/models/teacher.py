@@ -323,6 +323,10 @@ def _same(stated: Any, found: Any) -> bool:
 class StoredElsewhere:
     """Stands for the text encoder where teacher.text=stored; the data brings the embeddings."""
 
+    def unknown(self, prompt: str) -> list[str]:
+        """Nothing is known of any word."""
+        return []
+
     def __call__(self, prompts: Sequence[str]) -> Condition:
         raise ValueError(
             f"teacher.text is stored, but no stored embedding of {prompts[0][:60]!r} is at hand; train on "

@@ -1,0 +1,241 @@
+"""What a run needs before it is begun: the bytes that a process holds and the forwards of a cycle, by plain numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+Shapes = Sequence[Sequence[int]]
+
+FLOAT = 4  # bytes of a float32 number, which all that is trained is kept in
+
+
+class Role(NamedTuple):
+    """What one process holds for a network, in bytes; parameters: of the whole network."""
+
+    name: str
+    parameters: int
+    weights: int
+    gradients: int = 0
+    moments: int = 0
+
+    @property
+    def held(self) -> int:
+        """All of it, in bytes."""
+        return self.weights + self.gradients + self.moments
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the memory of a process depends on.
+
+    shapes: of the teacher's parameters, which the student and the fake score share; blocks: those of each repeated
+    block; lrm: of the latent reward model's, empty without one; frozen: parameters of each other frozen model.
+    clips: that a process takes at once; dtype and frozen_dtype: bytes of a number. outside, inputs, inside, largest:
+    bytes that one clip's forward keeps outside the blocks, as their inputs, inside all and inside one. terms: of the
+    student's loss, one by one; looks: whether their gradients are looked at now and then; gathers: whether gradients
+    are kept over cycles (ft.update=separate). remembered: bytes of the latents whose rewards are kept, in all.
+    """
+
+    shapes: Shapes
+    blocks: Sequence[Shapes]
+    lrm: Shapes
+    frozen: Mapping[str, int]
+    processes: int
+    clips: int
+    outside: int
+    inputs: int
+    inside: int
+    largest: int
+    terms: int
+    fake: bool = True
+    shard_teacher: bool = False
+    checkpointing: bool = False
+    looks: bool = False
+    gathers: bool = False
+    dtype: int = FLOAT
+    frozen_dtype: int = FLOAT
+    remembered: int = 0
+
+
+class Memory(NamedTuple):
+    """Bytes of one process: what it holds all the time by role, and estimates of what comes on top.
+
+    gathered: weights that are brought together or cast for the work; activations: of one branch of the student's or the
+    fake score's update; looking: while terms' gradients are compared.
+    """
+
+    roles: list[Role]
+    gathered: int
+    activations: int
+    looking: int
+    peak: int
+
+    @property
+    def held(self) -> int:
+        """What stays from cycle to cycle, and the gradients."""
+        return sum(role.held for role in self.roles)
+
+
+class Remedy(NamedTuple):
+    """A change of the settings, the bytes of the peak that it saves, and the set-up with it."""
+
+    setting: str
+    saves: int
+    setup: Setup
+
+
+def elements(shapes: Shapes, processes: int = 1) -> int:
+    """How many numbers the fullest of so many processes holds, each tensor being cut along its first dimension."""
+    return sum(-(-shape[0] // processes) * math.prod(shape[1:]) for shape in shapes)
+
+
+def trained(name: str, shapes: Shapes, processes: int = 1, gathers: bool = False) -> Role:
+    """A network under AdamW: two moments a number and one count a tensor; gathers: gradients are kept twice."""
+    own = FLOAT * elements(shapes, processes)
+    return Role(name, elements(shapes), own, own * (1 + gathers), 2 * own + FLOAT * len(shapes))
+
+
+def roles(setup: Setup) -> list[Role]:
+    """Everything that is held from the first cycle to the last."""
+    whole, cut = elements(setup.shapes), setup.processes
+    found = [trained("student", setup.shapes, cut, setup.gathers)]
+    if setup.fake:
+        found.append(trained("fake score", setup.shapes, cut))
+    found.append(Role("averaged weights", whole, FLOAT * elements(setup.shapes, cut)))
+    found.append(Role("teacher", whole, FLOAT * elements(setup.shapes, cut if setup.shard_teacher else 1)))
+    if setup.lrm:
+        found.append(trained("latent reward model", setup.lrm))
+    return found + [Role(name, n, n * setup.frozen_dtype) for name, n in setup.frozen.items()]
+
+
+def activations(setup: Setup) -> int:
+    """An estimate of what a forward of all clips keeps for its backward.
+
+    Without checkpointing everything that operations save; with it the blocks' inputs, what is outside the blocks, and
+    the inside of the one block that is being recomputed.
+    """
+    inside = setup.largest if setup.checkpointing else setup.inside
+    return setup.clips * (setup.outside + setup.inputs + inside)
+
+
+def gathered(setup: Setup) -> int:
+    """An estimate of the weights that a process brings together for the work beside its own share.
+
+    Of a sharded network all that is outside its blocks, the block at work, the next one, and one block's gradients.
+    Under a lower precision the forward keeps a cast copy of all weights.
+    """
+    whole, blocks = elements(setup.shapes), [elements(block) for block in setup.blocks]
+    cast = setup.dtype * whole if setup.dtype < FLOAT else 0
+    return cast + (FLOAT * (whole - sum(blocks) + 3 * max(blocks)) if setup.processes > 1 else 0)
+
+
+def memory(setup: Setup) -> Memory:
+    """The bytes of one process; its peak is either within an update or while gradients are looked at."""
+    held, kept, work = roles(setup), activations(setup), gathered(setup)
+    # Looking, a process holds its share of the gradients of each earlier term and of those before the term while it is
+    # carried back; in the end each term's, with those before and after the last.
+    share = FLOAT * elements(setup.shapes, setup.processes) if setup.looks else 0
+    during, after = setup.terms * share, (setup.terms + 2) * share
+    rest = max(work + kept + during, after)
+    return Memory(held, work, kept, after, sum(role.held for role in held) + rest)
+
+
+def checkpoint_bytes(setup: Setup) -> int:
+    """The tensors of one checkpoint: weights and moments of all that is trained, the average, and what is gathered."""
+    learners = [role for role in roles(replace(setup, processes=1)) if role.moments]
+    whole = FLOAT * elements(setup.shapes)
+    return sum(role.weights + role.moments for role in learners) + whole * (1 + setup.gathers) + setup.remembered
+
+
+def remedies(setup: Setup) -> list[Remedy]:
+    """Changes of the settings that leave the losses as they are and save something, the most saving first."""
+    twice, halved = 2 * setup.processes, {n: getattr(setup, n) // 2 for n in ("outside", "inputs", "inside", "largest")}
+    changes: dict[str, dict[str, Any]] = {
+        "parallel.activation_checkpointing=true": {"checkpointing": True},
+        "parallel.shard_teacher=true": {"shard_teacher": True},
+        f"processes={twice} lrm.clips={twice}" + (f" batch={twice}" if setup.clips == 1 else ""): {
+            "processes": twice,
+            "clips": -(-setup.clips // 2),
+        },
+        f"batch={setup.processes}": {"clips": 1},
+        "parallel.dtype=bfloat16": {"dtype": 2, **halved} if setup.dtype == FLOAT else {},
+        "teacher.frozen_dtype=bfloat16": {"frozen_dtype": min(2, setup.frozen_dtype)},
+        "teacher.text=stored": {"frozen": {n: count for n, count in setup.frozen.items() if "text" not in n}},
+        "log.gradients_every=0": {"looks": False},
+    }
+    peak = memory(setup).peak
+    changed = [(setting, replace(setup, **change)) for setting, change in changes.items()]
+    found = [Remedy(setting, peak - memory(other).peak, other) for setting, other in changed]
+    return sorted((r for r in found if r.saves > 0), key=lambda r: -r.saves)
+
+
+def way_to_fit(setup: Setup, available: int, most: int = 3) -> list[Remedy]:
+    """At most so many remedies, each the most saving on top of those before and of another key, until all fits."""
+    taken: list[Remedy] = []
+    while len(taken) < most and memory(setup).peak > available:
+        keys = [remedy.setting.partition("=")[0] for remedy in taken]
+        left = [remedy for remedy in remedies(setup) if remedy.setting.partition("=")[0] not in keys]
+        if not left:
+            break
+        taken.append(left[0])
+        setup = left[0].setup
+    return taken
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """What the forwards of a cycle depend on; the names are those of the keys.
+
+    vsd, cd, ft: whether their betas are above 0; vsd_guided, cd_guided: whether the teacher runs both halves; target:
+    whose f the consistency target is.
+    """
+
+    steps: Sequence[int]
+    simulate: bool
+    vsd: bool
+    cd: bool
+    ft: bool
+    separate: bool
+    vsd_guided: bool
+    cd_guided: bool
+    cd_m: int
+    fake_updates: int
+    target: str = "student"
+    checkpointing: bool = False
+
+
+class Forwards(NamedTuple):
+    """Forwards of each network in a cycle for one clip of the batch, a backward pass counting as two."""
+
+    student: float
+    fake: float
+    teacher: float
+
+    @property
+    def total(self) -> float:
+        """All networks together; they are of one size."""
+        return self.student + self.fake + self.teacher
+
+
+def forwards(cycle: Cycle) -> Forwards:
+    """The mean over step counts and depths of an ordinary cycle, after the warm-ups and between looks at gradients."""
+    # A student of K steps is rolled out 0 to K - 1 of them, all equally likely.
+    rollout = sum((k - 1) / 2 for k in cycle.steps) / len(cycle.steps) if cycle.simulate else 0.0
+    back = 2 + cycle.checkpointing  # recomputing the blocks is one forward more
+    joint = cycle.ft and not cycle.separate
+    student = fake = teacher = 0.0
+    if cycle.vsd or cycle.ft:
+        student += rollout + 1 + (back if cycle.vsd or joint else 0)
+    if cycle.vsd:
+        teacher += 1 + cycle.vsd_guided
+        fake += 1 + cycle.fake_updates * (1 + back)
+        student += (cycle.fake_updates - 1) * (rollout + 1)  # the first update takes the student's own sample
+    if cycle.cd:
+        student += 1 + back + (cycle.target != "teacher")
+        teacher += cycle.cd_m * (1 + cycle.cd_guided) + (cycle.target == "teacher")
+    if cycle.ft and cycle.separate:
+        student += rollout + 1 + back
+    return Forwards(student, fake, teacher)

@@ -1,0 +1,411 @@
+"""The plan of a set-up: networks without weights, forwards as a run makes them, bytes as a trainer holds them."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import plan as command_of_plan
+import pytest
+import torch
+from conftest import TINY_DATA, TINY_RUN, Said, compose
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from dollar.diffusion.draws import Draws
+from dollar.models.outline import Outline, measure, outline
+from dollar.models.teacher import Teacher
+from dollar.plan import (
+    Cycle,
+    Setup,
+    checkpoint_bytes,
+    elements,
+    forwards,
+    memory,
+    remedies,
+    roles,
+    way_to_fit,
+)
+from dollar.trainer import Trainer
+
+PUBLISHED = {
+    "cogvideox_2b": 1_693_783_872,
+    "cogvideox_5b": 5_570_283_072,
+    "cogvideox_1_5_5b": 5_570_676_352,
+    "wan_2_1_1_3b": 1_418_996_800,
+    "wan_2_1_14b": 14_288_491_584,
+    "wan_2_2_ti2v_5b": 4_999_787_712,
+    "ltx_video_2b": 1_923_385_472,
+    "hunyuanvideo": 12_821_012_544,
+}
+PAPER = Cycle(
+    steps=[4],
+    simulate=True,
+    vsd=True,
+    cd=True,
+    ft=True,
+    separate=False,
+    vsd_guided=True,
+    cd_guided=True,
+    cd_m=5,
+    fake_updates=5,
+)
+SMALL = Setup(
+    shapes=[(8, 4), (3, 5), (7,)],
+    blocks=[[(8, 4)]],
+    lrm=[(5, 5)],
+    frozen={"autoencoder": 100, "text encoder": 1000},
+    processes=2,
+    clips=4,
+    outside=10,
+    inputs=20,
+    inside=3000,
+    largest=500,
+    terms=2,
+    looks=True,
+)
+
+
+def settings(*overrides: str) -> dict[str, Any]:
+    return OmegaConf.to_container(compose("plan", *overrides).teacher, resolve=True)
+
+
+def resident() -> int:
+    """Bytes of main memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+# Networks without weights
+
+
+@pytest.mark.parametrize(("name", "count"), PUBLISHED.items())
+def test_a_published_teacher_is_counted_without_its_folder(name: str, count: int) -> None:
+    found = outline(settings(f"teacher={name}"))
+    assert sum(p.numel() for p in found.network.parameters()) == elements(found.shapes) == count
+    assert all(t.is_meta for t in (*found.network.parameters(), *found.network.buffers()))
+    assert "states" in found.source
+
+
+def test_the_largest_teacher_takes_no_memory() -> None:
+    outline(settings("teacher=wan_2_1_1_3b"))  # what libraries need is there now
+    before = resident()
+    found = outline(settings("teacher=wan_2_1_14b"))
+    work = measure(found, torch.bfloat16)
+    assert resident() - before < 2**28  # of 53 GiB
+    assert all(t.is_meta for t in (*found.network.parameters(), *found.network.buffers()))
+    # 24 d^2 with the MLP's ratio of 2.7 a token, text of 512 tokens asked by each, and all pairs of tokens.
+    d, n = 5120, 32_760
+    block = 2 * n * (6 * d * d + 2 * d * 13_824) + 2 * 512 * 2 * d * d + 4 * n * n * d + 4 * n * 512 * d
+    assert work.tokens == n
+    assert work.flops == pytest.approx(40 * block, rel=0.01)
+
+
+@pytest.mark.parametrize(("frames", "tokens", "flops"), [(33, 7_920, None), (40, 9_600, 48.3e12)])
+def test_work_of_a_forward_at_the_papers_size(frames: int, tokens: int, flops: float | None) -> None:
+    found = outline(settings("experiment=dollar_paper"))
+    assert found.latent_shape == (16, 33, 24, 40)
+    found.latent_shape = (16, frames, 24, 40)
+    work = measure(found, torch.bfloat16)
+    d, n = 1920, tokens + 226
+    assert work.tokens == tokens
+    assert work.flops == pytest.approx(30 * (24 * n * d * d + 4 * n * n * d), rel=0.01)
+    assert flops is None or work.flops == pytest.approx(flops, rel=0.001)
+
+
+def test_a_folder_of_configs_is_enough_and_comes_before_what_is_stated(teacher: Teacher, tmp_path: Path) -> None:
+    for file in teacher.folder.rglob("*.json"):
+        copy = tmp_path / file.relative_to(teacher.folder)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(file, copy)
+    given = settings(*TINY_RUN[:7], f"teacher.folder={tmp_path}")
+    found = outline(given)
+    real = [tuple(p.shape) for p in teacher.denoiser.network.parameters()]
+    assert (found.shapes, found.latent_shape) == (real, teacher.latent_shape)
+    models = {"vae": [teacher.codec.vae], "text_encoder": teacher.text.models}
+    assert found.frozen == {n: sum(p.numel() for m in ms for p in m.parameters()) for n, ms in models.items()}
+    assert list(outline({**given, "text": "stored"}).frozen) == ["vae"]
+    told = json.loads((tmp_path / "transformer" / "config.json").read_text())
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps({**told, "num_layers": 3}))
+    assert len(outline(given).block_shapes) == 3
+    with pytest.raises(ValueError, match="num_layers is 3 there and 2 in"):
+        outline({**given, "states": {"transformer": {"num_layers": 2}}})
+
+
+def test_a_teacher_that_is_nowhere_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is not here, and teacher.states has no transformer"):
+        outline(settings(f"teacher.folder={tmp_path}/nowhere"))
+    stated = settings("teacher=cogvideox_2b")
+    with pytest.raises(ValueError, match="cell is 16 there and 32"):
+        outline({**stated, "states": {**stated["states"], "cell": 32}})
+
+
+# What a forward keeps
+
+
+class Saved:
+    """Counts the bytes that a forward of a real network saves, weights aside."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.seen = {p.untyped_storage().data_ptr() for p in (*network.parameters(), *network.buffers())}
+        self.held: list[Tensor] = []
+        self.bytes = 0
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in self.seen:
+            self.seen.add(tensor.untyped_storage().data_ptr())
+            self.held.append(tensor)
+            self.bytes += tensor.untyped_storage().nbytes()
+        return tensor
+
+
+@pytest.fixture(scope="module")
+def tiny_outline(teacher: Teacher) -> Outline:
+    return outline(settings(*TINY_RUN[:7], f"teacher.folder={teacher.folder}"))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_activations_are_those_of_a_real_network(teacher: Teacher, tiny_outline: Outline, recompute: bool) -> None:
+    network = teacher.empty_network().to_empty(device="cpu")
+    if recompute:
+        network.checkpoint_activations()
+    saved = Saved(network)
+    condition = teacher.text(["a small red circle moving left"])
+    x = torch.zeros(1, *teacher.latent_shape)
+    with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda t: t):
+        network(x, torch.zeros(1), condition)
+    work = measure(tiny_outline, torch.float32)
+    # Recomputing, a block's inside is made again in the backward pass. A GPU's attention keeps a few bytes of its own.
+    kept = work.outside + work.inputs + (0 if recompute else work.inside)
+    assert saved.bytes == pytest.approx(kept, rel=1e-3)
+    assert work.largest == work.inside // len(network.blocks)
+
+
+# Forwards of a cycle
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [
+        ({}, 46.5),
+        ({"checkpointing": True}, 53.5),
+        ({"simulate": False}, 39),
+        ({"steps": [2]}, 41.5),
+        ({"steps": [1]}, 39),
+        ({"steps": [4, 2, 1]}, (46.5 + 41.5 + 39) / 3),
+        ({"simulate": False, "separate": True}, 39 + 3),
+        ({"separate": True}, 46.5 + 3 + 1.5),
+    ],
+)
+def test_forwards_of_the_papers_cycle(changes: dict[str, Any], count: float) -> None:
+    assert forwards(replace(PAPER, **changes)).total == pytest.approx(count)
+
+
+CYCLES = {
+    "four steps": ("student.steps=[4]",),
+    "two steps": ("student.steps=[2]",),
+    "one step": ("student.steps=[1]",),
+    "all three": ("student.steps=[4,2,1]",),
+    "noised data": ("student.steps=[4]", "student.input=noised_data"),
+    "without CD": ("beta_cd=0",),
+    "without VSD": ("beta_vsd=0",),
+    "without FT": ("beta_ft=0", "reward=none"),
+    "FT apart": ("student.steps=[4]", "ft.update=separate"),
+    "FT apart and alone": ("beta_vsd=0", "beta_cd=0", "ft.update=separate"),
+    "no guidance": ("vsd.guidance_scale=1", "cd.guidance_scale=1"),
+    "the teacher's target": ("cd.target=teacher", "cd.m=3"),
+    "recomputing": ("parallel.activation_checkpointing=true",),
+}
+
+
+def count_work(trainer: Trainer, found: Counter[str]) -> None:
+    """Count each network's forwards and twice its backward passes, in batches, where its first block works."""
+    parts = {"student": trainer.distiller.student, "teacher": trainer.distiller.teacher, "fake": trainer.distiller.fake}
+    networks = {name: part.network for name, part in parts.items()}
+    if networks["fake"] is networks["teacher"]:
+        del networks["fake"]
+    for name, network in networks.items():
+        block = next(iter(network.blocks))
+
+        def forward(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+            found[name] += len(kwargs["temb"] if "temb" in kwargs else args[2])
+
+        def after(module: nn.Module, args: Any, output: Sequence[Tensor], name: str = name) -> None:
+            if output[0].requires_grad:
+                output[0].register_hook(lambda gradient: found.update({name: 2 * len(gradient)}))
+
+        block.register_forward_pre_hook(forward, with_kwargs=True)
+        block.register_forward_hook(after)
+
+
+@pytest.mark.parametrize("name", CYCLES)
+def test_forwards_are_those_that_a_run_makes(
+    name: str, build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ("cycles=30", "log.gradients_every=0", "lrm.warmup=1", *CYCLES[name])
+    trainer = build(*overrides)
+    cycle = command_of_plan.cycle_of(compose("plan", *TINY_RUN, *TINY_DATA, *overrides))
+    drawn: Counter[str] = Counter()
+
+    def every_depth(self: Draws, purpose: str, high: int) -> int:
+        """Step counts and depths in turn: twelve draws are all of them, equally often."""
+        drawn[purpose] += 1
+        place = drawn[purpose] - 1
+        return (place // len(cycle.steps) if purpose == "depth" else place) % high
+
+    monkeypatch.setattr(Draws, "shared_integer", every_depth)
+    trainer.run_cycle(0)  # warms the latent reward model
+    found: Counter[str] = Counter()
+    count_work(trainer, found)
+    drawn.clear()
+    for number in range(1, 13):
+        trainer.run_cycle(number)
+    batches = 12 * trainer.plan.batch
+    assert {n: found[n] / batches for n in ("student", "fake", "teacher")} == pytest.approx(forwards(cycle)._asdict())
+
+
+# Bytes
+
+
+def test_a_share_is_that_of_the_fullest_process() -> None:
+    shapes = [(8, 4), (3, 5), (7,), (1, 6, 2), (30, 2, 2)]
+    for processes in (1, 2, 3, 8):
+        chunks = [torch.empty(shape, device="meta").chunk(processes) for shape in shapes]
+        held = [sum(c[rank].numel() for c in chunks if rank < len(c)) for rank in range(processes)]
+        assert elements(shapes, processes) == max(held)
+
+
+@pytest.mark.parametrize("overrides", [(), ("ft.update=separate", "ft.accumulate=3"), ("beta_vsd=0",), ("beta_ft=0",)])
+def test_bytes_are_those_that_a_trainer_holds(
+    overrides: tuple[str, ...], build: Callable[..., Trainer], teacher: Teacher, tiny_outline: Outline
+) -> None:
+    every = ("lrm.warmup=0", "lrm.memory=2", *overrides)
+    trainer = build(*every)
+    config = compose("plan", *TINY_RUN, *TINY_DATA, *every)
+    setup = command_of_plan.setup_of(config, tiny_outline, measure(tiny_outline, torch.float32))
+    gradients: dict[str, int] = {}
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            gradients[name] = sum(p.grad.nbytes for g in optimizer.param_groups for p in g["params"])
+
+        return hook
+
+    for name, learner in trainer.learners.items():
+        learner.optimizer.register_step_pre_hook(look(name))
+    for cycle in range(2):  # as many as the latent reward model remembers
+        trainer.run_cycle(cycle)
+    found = {role.name: role for role in roles(setup)}
+    names = {"student": "student", "fake": "fake score", "lrm": "latent reward model"}
+    gathered = sum(g.nbytes for g in trainer._ft_gradients)
+    for name, learner in trainer.learners.items():
+        role = found.pop(names[name])
+        own = list(learner.network.parameters())
+        assert role.parameters == sum(p.numel() for p in own)
+        assert role.weights == sum(p.nbytes for p in own)
+        assert role.gradients == gradients[name] + (gathered if name == "student" else 0)
+        assert role.moments == sum(t.nbytes for s in learner.optimizer.state.values() for t in s.values())
+    rest = {
+        "averaged weights": trainer.ema.average,
+        "teacher": trainer.distiller.teacher.network.parameters(),
+        "autoencoder": teacher.codec.vae.parameters(),
+        "text encoder": [p for model in teacher.text.models for p in model.parameters()],
+    }
+    assert {name: role.held for name, role in found.items()} == {n: sum(t.nbytes for t in ts) for n, ts in rest.items()}
+    tensors = trainer.state().tensors
+    assert sum(t.nbytes for t in tensors.values()) == checkpoint_bytes(setup)
+
+
+def test_what_comes_on_top_of_what_is_held() -> None:
+    share, held = 4 * 30, sum(role.held for role in roles(SMALL))
+    found = memory(SMALL)
+    assert found.activations == 4 * (10 + 20 + 3000)
+    assert memory(replace(SMALL, checkpointing=True)).activations == 4 * (10 + 20 + 500)
+    assert found.gathered == 4 * (54 - 32 + 3 * 32)
+    assert memory(replace(SMALL, processes=1, dtype=2)).gathered == 2 * 54
+    assert found.peak == held + found.gathered + found.activations + 2 * share  # two terms, while the last is carried
+    quiet = memory(replace(SMALL, looks=False))
+    assert quiet.peak == held + found.gathered + found.activations
+    still = replace(SMALL, processes=1, outside=0, inputs=0, inside=0)
+    alone = sum(role.held for role in roles(still))
+    assert memory(still).peak == alone + 4 * 4 * 54  # each term, and before and after the last
+    shared = {role.name: role.held for role in roles(replace(SMALL, shard_teacher=True))}
+    assert shared["teacher"] == shared["averaged weights"] == 4 * (16 + 10 + 4)
+
+
+def test_looking_at_gradients_holds_what_is_said(
+    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, tiny_outline: Outline
+) -> None:
+    """Gradients that are alive while they are compared: every tensor of theirs that is no weight or moment."""
+    trainer = build("log.gradients_every=1", "lrm.warmup=0")
+    trainer.run_cycle(0)
+    config = compose("plan", *TINY_RUN, *TINY_DATA, "log.gradients_every=1")
+    setup = command_of_plan.setup_of(config, tiny_outline, measure(tiny_outline, torch.float32))
+    count = sum(math.prod(shape) for shape in setup.shapes)
+    alive: list[int] = []
+    log_terms = Trainer._log_terms
+
+    def spied(self: Trainer, seen: dict[str, list[Tensor]]) -> None:
+        lists = [o for o in gc.get_objects() if type(o) is list and len(o) == len(setup.shapes)]
+        copies = [o for o in lists if all(type(t) is Tensor for t in o) and sum(t.numel() for t in o) == count]
+        held = {t.data_ptr() for p in self.learners["student"].optimizer.state.values() for t in p.values()}
+        held |= {t.data_ptr() for t in self.ema.average} | {p.grad.data_ptr() for p in self.ema.parameters}
+        fresh = {tuple(t.data_ptr() for t in o) for o in copies if o[0].data_ptr() not in held}
+        alive.append(len(fresh))
+        log_terms(self, seen)
+
+    monkeypatch.setattr(Trainer, "_log_terms", spied)
+    trainer.run_cycle(1)
+    assert alive[0] * 4 * count == memory(setup).looking
+
+
+# What helps
+
+
+def test_the_way_to_fit_is_short_and_each_step_saves_the_most() -> None:
+    peak = memory(SMALL).peak
+    found = remedies(SMALL)
+    assert [r.saves for r in found] == sorted((r.saves for r in found), reverse=True) and found[-1].saves > 0
+    assert all(r.saves == peak - memory(r.setup).peak for r in found)
+    way = way_to_fit(SMALL, 0)
+    assert len(way) == 3 and len({r.setting.partition("=")[0] for r in way}) == 3
+    assert way[0] == found[0] and memory(way[-1].setup).peak == peak - sum(r.saves for r in way)
+    assert way_to_fit(SMALL, peak) == [] and way_to_fit(SMALL, peak - 1) == found[:1]
+
+
+# The command
+
+
+def peak_of(said: Said) -> float:
+    line = next(line for line in said.out.splitlines() if line.startswith("peak"))
+    return float(line.split()[-1].replace(",", ""))
+
+
+def test_the_command_names_settings_that_keep_their_word(command: Callable[..., Said]) -> None:
+    given = ("teacher=wan_2_1_14b", "processes=8", "lrm.clips=8", "parallel.dtype=bfloat16")
+    said = command("plan", *given)
+    assert said.code == 0 and "14,288,491,584" in said.out and "it doesn't fit" in said.out
+    lines = [line.split() for line in said.out.splitlines() if " saves " in line]
+    assert len(lines) == 3 and peak_of(said) > 80
+    for i, words in enumerate(lines):
+        taken = [word for line in lines[: i + 1] for word in line[: line.index("saves")]]
+        assert peak_of(command("plan", *given, *taken)) == pytest.approx(float(words[-1].replace(",", "")), abs=0.01)
+
+
+def test_the_command_plans_what_training_composes(command: Callable[..., Said]) -> None:
+    train, plan = (OmegaConf.to_container(compose(name, "beta_cd=0")) for name in ("train", "plan"))
+    assert {key: value for key, value in plan.items() if key not in ("processes", "memory")} == train
+    fits = command("plan")
+    assert fits.code == 0 and "it fits" in fits.out
+    refused = command("plan", "teacher=hunyuanvideo")
+    assert refused.code == 2 and "has no second half" in refused.err
+    uneven = command("plan", "processes=3")
+    assert uneven.code == 2 and "must be multiples of the 3 processes" in uneven.err
+    none = command("plan", "processes=0")
+    assert none.code == 2 and "processes is 0" in none.err
