@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dollar.diffusion.prediction import Prediction
 from dollar.diffusion.timesteps import FewStep
+from dollar.models.adapter import with_factors
 from dollar.models.denoiser import Denoiser
 from dollar.models.pipeline import INDEX, Weights, diffusers_class
 from dollar.models.teacher import Teacher
@@ -56,17 +57,6 @@ def _gives(teacher: Teacher, scheduler: Any, sampler: FewStep) -> bool:
 
 def _settings(scheduler: Any) -> dict[str, Any]:
     return {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
-
-
-def check_says(teacher: Teacher, sampler: FewStep, prediction: Prediction) -> None:
-    """Raise ValueError if no diffusers scheduler of this family can say what the student's output means."""
-    scheduler = teacher.family.student_scheduler(sampler.asked, sampler.between)
-    if prediction.name != "flow" and "prediction_type" not in scheduler.config:
-        raise ValueError(
-            f"the student gives {prediction.name}, but {type(scheduler).__name__}, by which a "
-            f"{teacher.family.pipeline_class} samples, takes a velocity alone; train with "
-            "student.parameterization=homogeneous"
-        )
 
 
 def components(teacher: Teacher) -> list[str]:
@@ -113,6 +103,14 @@ def call_of(teacher: Teacher, steps: int) -> dict[str, Any]:
 
 
 # Writing it
+
+
+def merge_lora(teacher: Teacher, lora: Mapping[str, Tensor]) -> nn.Module:
+    """The student that is the teacher with these factors, by diffusers' names, merged; the teacher has its weights."""
+    network = teacher.empty_network()
+    before = dict(teacher.denoiser.network.named_parameters())
+    network.load_state_dict(with_factors(before, lora), assign=True, strict=False)
+    return network.eval().requires_grad_(False)
 
 
 def read_network(teacher: Teacher, weights: Weights, prefix: str = "") -> nn.Module:

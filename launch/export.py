@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from trained import KINDS, Source, source_of
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from dollar.diffusion.timesteps import FewStep
     from dollar.models.lora import Extracted
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PLAIN_PROMPT = "a dog runs along a beach at sunset"
 # Of the teacher's keys, those that change how it computes: it must compute as the plain pipeline does.
-AS_PLAIN = {"text": "online", "frozen_dtype": "float32", "decode_chunk": 1, "chunk_frames": None, "lora": None}
+AS_PLAIN = {"text": "online", "frozen_dtype": "float32", "decode_chunk": 1, "chunk_frames": None}
 
 
 def check_keys(config: DictConfig) -> None:
@@ -62,14 +62,14 @@ def check_out(out: Path, near: Mapping[str, Path], overwrite: bool) -> None:
         raise ValueError(f"overwrite=true replaces an earlier export, and out={out} holds something else")
 
 
-def check_card(source: Source, steps: int | None, rank: int | None, full: bool) -> None:
+def check_card(source: Source, lora: Mapping[str, Tensor], steps: int | None, rank: int | None, full: bool) -> None:
     """Raise ValueError for a step count that the student was not trained for, or a LoRA that it doesn't have."""
     trained = source.card["steps"]
-    if source.own_lora is not None and rank is not None:
+    if lora and rank is not None:
         raise ValueError(
             f"lora is {rank}, but the student in {source.place} is a LoRA, which is exported; set lora=null"
         )
-    if source.own_lora is None and rank is None and not full:
+    if not lora and rank is None and not full:
         raise ValueError("full=false writes the LoRA alone, but lora is null; give its rank, as lora=64")
     if steps is not None and steps not in trained:
         raise ValueError(
@@ -80,8 +80,8 @@ def check_card(source: Source, steps: int | None, rank: int | None, full: bool) 
         raise ValueError(f"the student in {source.place} doesn't say which teacher made it; train it again")
 
 
-def teacher_of(config: DictConfig, source: Source, device: Any) -> Teacher:
-    """The student's teacher without its transformer's weights; keys of the command line stay."""
+def teacher_of(config: DictConfig, source: Source, device: Any, weights: bool) -> Teacher:
+    """The student's teacher; keys of the command line stay. weights: whether its transformer is read, LoRA and all."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.utils import instantiate
 
@@ -94,7 +94,8 @@ def teacher_of(config: DictConfig, source: Source, device: Any) -> Teacher:
     given = [o.removeprefix("teacher.") for o in overrides if o.startswith("teacher.")]
     config.teacher = OmegaConf.merge(source.card["teacher"], OmegaConf.from_dotlist(given))
     try:
-        return instantiate(config.teacher, device=device, weights=False, **AS_PLAIN)
+        plain = AS_PLAIN if weights else {**AS_PLAIN, "lora": None}
+        return instantiate(config.teacher, device=device, weights=weights, **plain)
     except Exception as error:
         if not str(told := error.__cause__).startswith("no teacher at"):
             raise
@@ -170,7 +171,8 @@ def main(config: DictConfig) -> None:
     check_keys(config)
     out = Path(config.out)
     source = source_of(Path(config.checkpoint), config.weights)
-    check_card(source, config.steps, config.lora, config.full)
+    lora = source.own_lora()
+    check_card(source, lora, config.steps, config.lora, config.full)
     check_out(out, {"checkpoint": source.place}, config.overwrite)
 
     from build import quiet
@@ -183,16 +185,19 @@ def main(config: DictConfig) -> None:
     quiet()
     card, dtype = source.card, DTYPES[config.dtype]
     device = start(config.parallel.device, config.parallel.timeout_minutes).device
-    teacher = teacher_of(config, source, device)
+    teacher = teacher_of(config, source, device, weights=bool(lora) and source.in_checkpoint)
     check_out(out, {"teacher": teacher.folder}, config.overwrite)
     steps, parameterization = config.steps or max(card["steps"]), card.get("parameterization", "homogeneous")
     samplers = few_steps(teacher, card["timesteps"], card["steps"], card["between"])
     samplers = export.served(teacher, samplers, steps)
     prediction = prediction_of(teacher, parameterization)
-    export.check_says(teacher, samplers[steps], prediction)
+    teacher.check_prediction(prediction)
     if config.full:
         check_space(out, teacher, dtype, config.link)
-    network = export.read_network(teacher, source.weights, source.prefix)
+    if lora and source.in_checkpoint:
+        network = export.merge_lora(teacher, lora)
+    else:
+        network = export.read_network(teacher, source.weights, source.prefix)
     calls = {count: export.call_of(teacher, count) for count in samplers}
     prompt, checked, switches = prompt_of(config, source), config.verify and config.full, switches_of(config)
     student = denoiser_of(teacher, network, samplers[steps], parameterization, DTYPES["float32"])
@@ -201,7 +206,7 @@ def main(config: DictConfig) -> None:
     ours = {n: export.by_us(teacher, student, s, prompt, config.seed) for n, s in samplers.items() if checked}
     with export.whole_folder(out) as aside:
         teacher.save_scheduler(aside, samplers[steps], prediction)
-        told = write_lora(aside, source, teacher, network, config.lora, dtype)
+        told = write_lora(aside, lora, teacher, network, config.lora, dtype)
         write_card(aside, config, source, teacher, samplers, told, prompt)
         if config.full:
             write_student_card(aside, source, samplers)
@@ -215,11 +220,15 @@ def main(config: DictConfig) -> None:
 
 
 def write_lora(
-    folder: Path, source: Source, teacher: Teacher, network: nn.Module, rank: int | None, dtype: Any
+    folder: Path, lora: Mapping[str, Tensor], teacher: Teacher, network: nn.Module, rank: int | None, dtype: Any
 ) -> str | None:
     """The student's own LoRA or an extracted one, if any; says what it is."""
-    if source.own_lora is not None:
-        shutil.copyfile(source.own_lora, folder / source.own_lora.name)
+    if lora:
+        from dollar.models.lora import FILE
+        from dollar.models.pipeline import diffusers_class
+
+        kind = diffusers_class(teacher.family.pipeline_class)
+        kind.save_lora_weights(folder, transformer_lora_layers=dict(lora), weight_name=FILE)
         return "what was trained, alone; the transformer has it merged"
     if rank is None:
         return None

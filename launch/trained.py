@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dollar.models.pipeline import Weights
 
 KINDS = {"ema": "ema/transformer.", "last": "student/transformer."}  # weights -> where a checkpoint has them
@@ -24,11 +26,23 @@ class Source:
     run: Path
 
     @property
-    def own_lora(self) -> Path | None:
-        """The LoRA that the student was trained as, None where all its weights were trained."""
+    def in_checkpoint(self) -> bool:
+        """Whether this is a checkpoint, which of a LoRA has the factors alone."""
+        return self.prefix != ""
+
+    def own_lora(self) -> dict[str, Tensor]:
+        """The factors that the student was trained as, by diffusers' names; none where all its weights were trained."""
+        from safetensors.torch import load_file
+
+        from dollar.models.adapter import factors
         from dollar.models.lora import FILE
 
-        return self.place / FILE if (self.place / FILE).is_file() else None
+        if self.in_checkpoint:
+            inside = [n for n in self.weights.files if n.startswith(self.prefix)]
+            return factors({n.removeprefix(self.prefix): self.weights.read(n) for n in inside if ".lora_" in n})
+        if not (self.place / FILE).is_file():
+            return {}
+        return {n.removeprefix("transformer."): t for n, t in load_file(self.place / FILE).items()}
 
 
 def source_of(place: Path, weights: str) -> Source:
@@ -70,11 +84,6 @@ def _of_checkpoint(step: Path, weights: str) -> Source:
             f"the checkpoint {step} doesn't say how it was trained, as those in runs/<run>/checkpoints do; name one"
         )
     config = plain["config"]
-    if config["student"].get("lora") is not None:
-        raise ValueError(
-            f"the checkpoint {step} holds a LoRA without the weights below it; name the student of the finished run, "
-            "runs/<run>/student, where they are merged"
-        )
     card = {
         "cycle": plain["cycle"],
         "trained": plain["cycle"],

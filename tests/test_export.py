@@ -17,12 +17,14 @@ import torch
 from conftest import compose, new_network
 from families import FAMILIES, PROMPT, build
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dollar import export
 from dollar.models import lora
 from dollar.models.teacher import Teacher
 from dollar.parallel import checkpoint
+from dollar.parallel.shard import trainable_copy
 from dollar.parallel.world import World
 from dollar.sampling import decode, make_latents
 from dollar.student import few_steps, load_student, save_student
@@ -211,7 +213,7 @@ def test_x_0_itself_can_only_be_said_to_some_schedulers(
     run = save_run(tmp_path / "wan", flow, "wan_2_1", changed(flow))
     card = json.loads((run / "student" / "student.json").read_text())
     (run / "student" / "student.json").write_text(json.dumps({**card, "parameterization": "heterogeneous"}))
-    refused(command, "gives sample", "homogeneous", checkpoint=run, out=tmp_path / "none")
+    refused(command, "predicts sample", "homogeneous", checkpoint=run, out=tmp_path / "none")
 
 
 # Weights
@@ -323,10 +325,28 @@ def test_a_damaged_checkpoint_is_told(command: Callable, checkpointed: Path, tmp
     refused(command, "is damaged", "size or hash differ", checkpoint=step, out=tmp_path / "out")
 
 
-def test_factors_alone_are_no_student(command: Callable, cog: Teacher, tmp_path: Path) -> None:
+def with_factors(teacher: Teacher, rank: int) -> dict[str, Tensor]:
+    """A LoRA student's trained parameters, by the names that a checkpoint has."""
+    network = trainable_copy(teacher, World(), lora=rank)
+    named = {n: p.detach().clone() for n, p in network.named_parameters() if p.requires_grad}
+    generator = torch.Generator().manual_seed(3)
+    return {n: p + 0.1 * torch.randn(p.shape, generator=generator) for n, p in named.items()}
+
+
+def test_a_checkpoint_of_a_lora_is_a_student_too(command: Callable, cog: Teacher, tmp_path: Path) -> None:
+    """It holds the factors alone; the weights below them are the teacher's."""
+    factors = with_factors(cog, 4)
     plain = {"cycle": 1, "config": stored(cog, "cogvideox_2b", lora=4)}
-    checkpoint.save(tmp_path / "checkpoints", 1, {"ema/factor": torch.ones(1)}, plain, World())
-    refused(command, "holds a LoRA", "runs/<run>/student", checkpoint=tmp_path, out=tmp_path / "out")
+    checkpoint.save(tmp_path / "checkpoints", 1, {f"ema/{n}": t for n, t in factors.items()}, plain, World())
+    out = tmp_path / "out"
+    assert "equal to the bit" in exported(command, f"checkpoint={tmp_path / 'checkpoints'}", f"out={out}", "steps=1")
+    before, after = weights(cog.folder), weights(out)
+    layer = "transformer_blocks.0.attn1.to_q"
+    a, b = (factors[f"transformer.{layer}.lora_{part}.default.weight"] for part in "AB")
+    torch.testing.assert_close(after[f"{layer}.weight"], before[f"{layer}.weight"] + b @ a)
+    assert torch.equal(after["proj_out.weight"], before["proj_out.weight"])
+    assert torch.equal(load_file(out / lora.FILE)[f"transformer.{layer}.lora_A.weight"], a)
+    refused(command, "is a LoRA", "lora=null", checkpoint=tmp_path / "checkpoints", out=tmp_path / "other", lora=4)
 
 
 # LoRA
@@ -437,11 +457,13 @@ def test_a_lora_of_all_that_changed_makes_the_students_clips(command: Callable, 
 
 def test_a_student_that_is_a_lora_keeps_it(command: Callable, cog: Teacher, cog_run: Path, tmp_path: Path) -> None:
     shutil.copytree(cog_run / "student", tmp_path / "student")
-    (tmp_path / "student" / lora.FILE).write_bytes(b"its factors")
+    own = {name.replace(".default", ""): value for name, value in with_factors(cog, 2).items()}
+    save_file(own, tmp_path / "student" / lora.FILE)
     for keys in ([], ["full=false"]):
         out = tmp_path / f"out{len(keys)}"
         exported(command, f"checkpoint={tmp_path / 'student'}", f"out={out}", "steps=1", *keys)
-        assert (out / lora.FILE).read_bytes() == b"its factors"
+        found = load_file(out / lora.FILE)
+        assert found.keys() == own.keys() and all(torch.equal(found[n], own[n]) for n in own)
         assert (out / "transformer").is_dir() != bool(keys)
         assert "load_lora_weights" in (out / "README.md").read_text() or not keys
     refused(command, "is a LoRA", "lora=null", checkpoint=tmp_path / "student", out=tmp_path / "out", lora=4)

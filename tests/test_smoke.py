@@ -1,4 +1,4 @@
-"""The way of `make smoke` for one family, in one process: preprocess, train, resume, export, plain diffusers, sample."""
+"""The way of `make smoke` for one family: preprocess, train, resume, export, plain diffusers, sample."""
 
 from __future__ import annotations
 

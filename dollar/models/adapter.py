@@ -48,6 +48,21 @@ def factors(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {theirs: weights[ours].contiguous() for ours, theirs in names.items()}
 
 
+@torch.no_grad()
+def with_factors(weights: Mapping[str, Tensor], lora: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network's weights with a LoRA by diffusers' names added: W + B A. ValueError where the LoRA is of another."""
+    found = dict(weights)
+    for name in [n for n in lora if n.endswith(".lora_A.weight")]:
+        layer = name.removesuffix(".lora_A.weight")
+        full = f"transformer.{layer}.weight"
+        if full not in found:
+            raise ValueError(
+                f"the LoRA changes {layer}, which this teacher doesn't have; give the teacher it came from"
+            )
+        found[full] = found[full] + (lora[f"{layer}.lora_B.weight"] @ lora[name]).to(found[full])
+    return found
+
+
 def merged(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of the network without a LoRA that computes the same: W + B A."""
     found = {}
