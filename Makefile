@@ -26,7 +26,7 @@ THREADS := $(shell echo $$(($(CORES) / $(PROCESSES))))
 TRAIN := OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/torchrun --standalone --nproc-per-node $(PROCESSES) launch/train.py
 endif
 
-.PHONY: demo demo-full one-step test lint types check teacher-metrics
+.PHONY: demo demo-full one-step test smoke lint types check teacher-metrics
 
 $(READY): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +55,9 @@ teacher-metrics: $(READY)  ## the embedded teacher's full figures, shipped besid
 
 test: $(READY)
 	$(PY) -m pytest
+
+smoke: $(READY)  ## every family's tiny folder from clips to a pipeline: preprocess, train, resume, export, sample
+	$(PY) tests/smoke.py
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

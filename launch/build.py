@@ -17,10 +17,11 @@ from dollar.distill import Distiller, Objective
 from dollar.evaluation.validate import Validation, score_names
 from dollar.latent_reward import LatentReward
 from dollar.log import Log
+from dollar.models.assemble import DTYPES
 from dollar.models.denoiser import Condition
 from dollar.models.ema import Ema
 from dollar.models.latent_reward_model import LatentRewardModel
-from dollar.models.teacher import DTYPES, Teacher
+from dollar.models.teacher import Teacher
 from dollar.parallel.shard import fill_from, shard_teacher, trainable_copy
 from dollar.parallel.world import World
 from dollar.student import denoiser_of, few_steps, prediction_of, student_weights

@@ -46,6 +46,8 @@ KINDS: dict[str, Any] = {
     "train.balance": 1.0,
     "train.reward.frames": 8,
     "train.teacher.chunk_frames": 4,
+    "train.teacher.shift": 5.0,
+    "sample.teacher.shift": 5.0,
     "sample.teacher.chunk_frames": 4,
     "train.student.timesteps": [999, 749],
     "train.student.lora": 16,

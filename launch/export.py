@@ -30,7 +30,7 @@ AS_PLAIN = {"text": "online", "frozen_dtype": "float32", "decode_chunk": 1, "chu
 
 def check_keys(config: DictConfig) -> None:
     """Raise ValueError for a value that can't be."""
-    from dollar.models.teacher import DTYPES
+    from dollar.models.assemble import DTYPES
 
     for key in ("checkpoint", "out"):
         if config[key] is None or not str(config[key]).strip():
@@ -178,7 +178,7 @@ def main(config: DictConfig) -> None:
     from build import quiet
 
     from dollar import export
-    from dollar.models.teacher import DTYPES
+    from dollar.models.assemble import DTYPES
     from dollar.parallel.world import start
     from dollar.student import denoiser_of, few_steps, prediction_of
 

@@ -25,7 +25,7 @@ def setup_of(config: DictConfig, outline: Outline, work: Work) -> Setup:
     """What the memory of a process depends on."""
     from build import dtype_of, objective_of
 
-    from dollar.models.teacher import DTYPES
+    from dollar.models.assemble import DTYPES
     from dollar.plan import FLOAT, Setup
 
     o, names = objective_of(config), {"vae": "autoencoder"}
@@ -95,8 +95,8 @@ def outline_of(config: DictConfig) -> Outline:
     """The teacher in outline; ValueError where training would refuse the configuration."""
     from build import check_guidance, objective_of, plan_of, quiet
 
+    from dollar.models.assemble import DTYPES
     from dollar.models.outline import outline
-    from dollar.models.teacher import DTYPES
     from dollar.student import check_steps
 
     for key in ("processes", "memory"):

@@ -121,7 +121,7 @@ def sampler_of(config: DictConfig, world: World) -> tuple[Teacher, Sampler, str]
     """The teacher, who samples, and what that is called in file names."""
     from build import build_teacher, dtype_of
 
-    from dollar.models.teacher import DTYPES
+    from dollar.models.assemble import DTYPES
     from dollar.sampling import teacher_sampler
     from dollar.student import load_student
 

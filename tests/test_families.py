@@ -462,6 +462,19 @@ def test_a_pipeline_that_gives_only_a_number_of_steps_gets_the_students_times(sh
     torch.testing.assert_close(scheduler.sigmas[:-1].double(), wanted, rtol=0, atol=2e-6)
 
 
+def test_another_shift_moves_teacher_and_student_alike(family: str, folder: Path) -> None:
+    if family not in FLOW:
+        with pytest.raises(ValueError, match="teacher.shift is 5.0, but"):
+            FAMILIES[family].load(folder, shift=5.0)
+        return
+    shifted = FAMILIES[family].load(folder, shift=5.0, states=FAMILIES[family].load(folder).family.states())
+    wanted = torch.tensor([1.0, 15 / 16, 5 / 6, 5 / 8])
+    torch.testing.assert_close(shifted.few_step([1000, 750, 500, 250], "renoise").times, wanted, rtol=0, atol=1e-5)
+    assert shifted.denoiser.schedule.shift == 5.0
+    middle = shifted.grid(20)[10]
+    assert middle > FAMILIES[family].load(folder, shift=1.5).grid(20)[10] + 0.1
+
+
 def test_uneven_times_are_refused_with_those_that_can_be_given(family: str, teacher: Teacher) -> None:
     even = str([1000.0, 500.0]) if family in FLOW else str([999, 499])
     with pytest.raises(ValueError, match="can't be given") as told:

@@ -46,6 +46,7 @@ def test_every_choice_composes(group: str, choice: str) -> None:
         ("data", "mixture"): ["data.paths=[one,other]"],
         ("reward", "none"): ["beta_ft=0"],
         ("experiment", "dollar_paper"): ["beta_ft=0"],
+        ("experiment", "wan"): ["data.path=somewhere"],
     }.get((group, choice), [])
     config = compose("train", f"{group}={choice}", *extra)
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)

@@ -36,8 +36,8 @@ def test_a_command_of_the_documents_composes(document: str, line: str) -> None:
     words = shlex.split(line.replace("FOLDER", "somewhere"))
     command = next(i for i, word in enumerate(words) if word.startswith("launch/"))
     assert words[0] in ("python", "torchrun") and (ROOT / words[command]).is_file()
-    given = words[command + 1 :]
     name = words[command].removeprefix("launch/").removesuffix(".py")
+    given = [door.whole_data(name, word) for word in words[command + 1 :]]
     door.check_overrides(name, given)
     parsed = get_args_parser().parse_args(door.options_first(given))
     assert sorted(parsed.overrides) == sorted(word for word in given if "=" in word)

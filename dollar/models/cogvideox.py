@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from dollar.diffusion.prediction import PREDICTIONS
 from dollar.diffusion.schedule import VariancePreserving
 from dollar.diffusion.timesteps import FewStep, check_timesteps
+from dollar.models.assemble import assemble
 from dollar.models.codec import Codec, Normalisation
 from dollar.models.denoiser import Condition
 from dollar.models.pipeline import Pipeline
 from dollar.models.sizes import check_sizes
-from dollar.models.teacher import Clip, Teacher, assemble
+from dollar.models.teacher import Clip, Teacher
 
 _NAMES = {"v": "v_prediction", "epsilon": "epsilon", "sample": "sample"}
 
@@ -78,6 +79,11 @@ class CogVideoX:
     def __init__(self, pipeline: Pipeline, clip: Clip) -> None:
         self.transformer, self.vae = pipeline.config("transformer"), pipeline.config("vae")
         self.clip = clip
+        if clip.shift is not None:
+            raise ValueError(
+                f"teacher.shift is {clip.shift}, but this teacher's noise schedule is its scheduler's own table; leave "
+                "it at null"
+            )
         self.spatial = 2 ** (len(self.vae["block_out_channels"]) - 1)
         self.temporal = int(self.vae.get("temporal_compression_ratio", 4))
         from diffusers import CogVideoXDDIMScheduler

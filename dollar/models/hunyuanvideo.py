@@ -14,11 +14,12 @@ from dollar.diffusion.prediction import FLOW
 from dollar.diffusion.schedule import RectifiedFlow
 from dollar.diffusion.timesteps import FewStep
 from dollar.models import flow
+from dollar.models.assemble import assemble
 from dollar.models.codec import Codec, Normalisation
 from dollar.models.denoiser import Condition
 from dollar.models.pipeline import Pipeline
 from dollar.models.sizes import check_sizes
-from dollar.models.teacher import Clip, Teacher, assemble
+from dollar.models.teacher import Clip, Teacher
 
 
 def load(**settings: Any) -> Teacher:
@@ -84,12 +85,13 @@ class HunyuanVideo:
         self.spatial = self.vae.get("spatial_compression_ratio", 8)
         self.temporal = self.vae.get("temporal_compression_ratio", 4)
         self.cell = math.lcm(self.spatial * self.transformer["patch_size"], 16)  # its pipeline wants sixteens
-        self.schedule = RectifiedFlow(float(pipeline.config("scheduler").get("shift", 1.0)))
+        self.shift = float(pipeline.config("scheduler").get("shift", 1.0))
+        self.schedule = RectifiedFlow(clip.shift or self.shift)
 
     def states(self) -> dict[str, Any]:
         return {
             "prediction": "flow",
-            "shift": self.schedule.shift,
+            "shift": self.shift,
             "frames": f"{self.temporal}k + 1",
             "cell": self.cell,
             "scaling": self.vae["scaling_factor"],

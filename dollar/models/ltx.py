@@ -15,11 +15,12 @@ from dollar.diffusion.prediction import FLOW
 from dollar.diffusion.schedule import RectifiedFlow
 from dollar.diffusion.timesteps import FewStep
 from dollar.models import flow
+from dollar.models.assemble import assemble
 from dollar.models.codec import Codec
 from dollar.models.denoiser import Condition
 from dollar.models.pipeline import Pipeline
 from dollar.models.sizes import check_sizes
-from dollar.models.teacher import Clip, Teacher, assemble
+from dollar.models.teacher import Clip, Teacher
 
 
 def load(**settings: Any) -> Teacher:
@@ -89,7 +90,7 @@ class LTX:
         self.spatial = self.vae.get("spatial_compression_ratio") or self.vae["patch_size"] * 2**halvings
         self.temporal = self.vae.get("temporal_compression_ratio") or self.vae["patch_size_t"] * 2**halvings
         self.cell = math.lcm(self.spatial, 32)  # its pipeline takes no other sizes
-        self.schedule = RectifiedFlow(self._shift())
+        self.schedule = RectifiedFlow(clip.shift or self._shift())
 
     def _shift(self) -> float:
         """The shift s of its times: constant, or growing with the number of tokens."""
@@ -113,7 +114,7 @@ class LTX:
             "prediction": "flow",
             "shift": {key: self.scheduler.get(key) for key in named}
             if self.scheduler.get("use_dynamic_shifting", False)
-            else self.schedule.shift,
+            else self._shift(),
             "frames": f"{self.temporal}k + 1",
             "cell": self.cell,
             "scaling": ["mean and sd by channel, with the weights", self.vae["scaling_factor"]],
@@ -157,8 +158,9 @@ class LTX:
     def grid(self, steps: int) -> Tensor:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
-        # With a shift that grows with the size, and an end that is not the smallest time.
-        return flow.times(FlowMatchEulerDiscreteScheduler.from_config(self.scheduler), steps, self._ask)
+        # With a shift that grows with the size unless one is given, and an end that is not the smallest time.
+        own = {} if self.clip.shift is None else {"use_dynamic_shifting": False, "shift": self.clip.shift}
+        return flow.times(FlowMatchEulerDiscreteScheduler.from_config({**self.scheduler, **own}), steps, self._ask)
 
     def even(self, steps: int) -> list[float]:
         return flow.even(steps)

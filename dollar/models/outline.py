@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from dollar.models.assemble import check_states
 from dollar.models.denoiser import Condition
 from dollar.models.pipeline import CONFIGS, HUB_ID, INDEX, Pipeline, diffusers_class, empty
-from dollar.models.teacher import Clip, Family, check_states
+from dollar.models.teacher import Clip, Family
 
 _T5 = {"d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64, "num_layers": 24, "feed_forward_proj": "gated-gelu"}
 _LLAMA = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}

@@ -13,11 +13,12 @@ from dollar.diffusion.prediction import FLOW
 from dollar.diffusion.schedule import RectifiedFlow
 from dollar.diffusion.timesteps import FewStep
 from dollar.models import flow
+from dollar.models.assemble import assemble
 from dollar.models.codec import Codec, Normalisation
 from dollar.models.denoiser import Condition
 from dollar.models.pipeline import Pipeline
 from dollar.models.sizes import check_sizes
-from dollar.models.teacher import Clip, Teacher, assemble
+from dollar.models.teacher import Clip, Teacher
 
 
 def load(**settings: Any) -> Teacher:
@@ -84,14 +85,15 @@ class Wan:
         scheduler = pipeline.config("scheduler")
         # Published folders name a multistep solver, which calls its shift flow_shift.
         shift = scheduler.get("flow_shift", scheduler.get("shift", 1.0))
-        self.schedule = RectifiedFlow(float(shift))
+        self.shift = float(shift)
+        self.schedule = RectifiedFlow(clip.shift or self.shift)
         self.spatial, self.temporal = self.vae.get("scale_factor_spatial", 8), self.vae.get("scale_factor_temporal", 4)
         self.cell = math.lcm(self.spatial * self.transformer["patch_size"][1], 16)  # its pipeline wants sixteens
 
     def states(self) -> dict[str, Any]:
         return {
             "prediction": "flow",
-            "shift": self.schedule.shift,
+            "shift": self.shift,
             "frames": f"{self.temporal}k + 1",
             "cell": self.cell,
             "scaling": [self.vae["latents_mean"], self.vae["latents_std"]],

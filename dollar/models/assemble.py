@@ -1,0 +1,198 @@
+"""How a teacher is put together from a diffusers folder: what can be set, what is checked, what is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dollar.models.denoiser import Condition, Denoiser
+from dollar.models.pipeline import Pipeline, diffusers_class, find, offline
+from dollar.models.teacher import Clip, Family, Teacher, is_empty
+from dollar.models.text import TextEncoder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The keys of conf/teacher/*.yaml, which explain them; ValueError for a value that can't be."""
+
+    name: str
+    folder: str | Path
+    frames: int
+    height: int
+    width: int
+    fps: float
+    guidance_scale: float
+    text_length: int
+    negative_prompt: str = ""
+    shift: float | None = None
+    states: Mapping[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, str | None] = field(default_factory=dict)
+    lora: str | None = None
+    lora_scale: float = 1.0
+    text: str = "online"
+    tiling: bool = False
+    slicing: bool = False
+    decode_chunk: int = 1
+    chunk_frames: int | None = None
+    chunk_context: int = 8
+    frozen_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for key in ("fps", "text_length", "decode_chunk", "chunk_frames", "chunk_context", "shift"):
+            if (value := getattr(self, key)) is not None and value <= 0:
+                raise ValueError(f"teacher.{key} is {value}; it must be positive")
+        for key, known in (("text", ("online", "stored")), ("frozen_dtype", tuple(DTYPES))):
+            if (given := getattr(self, key)) not in known:
+                raise ValueError(f"teacher.{key} is {given!r}; use {' or '.join(known)}")
+
+
+def assemble(
+    family: type[Family],
+    *,
+    compute_dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    weights: bool = True,
+    **settings: Any,
+) -> Teacher:
+    """Put a family's teacher together from a diffusers folder or hub id; ValueError says what is missing or disagrees.
+
+    settings: those of `Settings`. weights: whether the transformer's are read; if not, its parameters are on the meta
+    device, for whoever fills them in (a LoRA to be merged, or a file with names of its own, needs them all the same).
+    """
+    s = Settings(**settings)
+    pipeline, made = configs_of(family, s)
+    latent_shape = made.latent_shape(s.frames, s.height, s.width)
+    vae = pipeline.read("vae", family.classes["vae"], DTYPES[s.frozen_dtype]).to(device)
+    for wanted, switch in ((s.tiling, "enable_tiling"), (s.slicing, "enable_slicing")):
+        if wanted:
+            getattr(vae, switch)()
+    network = made.network(read_transformer(made, pipeline, s.lora, s.lora_scale, weights)).eval().requires_grad_(False)
+    network = network if is_empty(network) else network.to(device)
+    return Teacher(
+        name=s.name,
+        pipeline=pipeline,
+        family=made,
+        denoiser=Denoiser(network, made.schedule, made.prediction, compute_dtype),
+        codec=made.codec(vae, s.decode_chunk, s.chunk_frames, s.chunk_context),
+        text=text_encoder(made, pipeline, s, device) if s.text == "online" else StoredElsewhere(),
+        latent_shape=latent_shape,
+        clip_shape=(s.frames, s.height, s.width),
+        fps=s.fps,
+        guidance_scale=s.guidance_scale,
+        text_length=s.text_length,
+        negative_prompt=s.negative_prompt,
+    )
+
+
+def configs_of(family: type[Family], s: Settings) -> tuple[Pipeline, Family]:
+    """The folder and what its configs make of the family, all checked before any weight is read."""
+    without_text = [n for n in family.classes if not n.startswith(("text_encoder", "tokenizer"))]
+    pipeline = Pipeline(s.folder, list(family.classes) if s.text == "online" else without_text, s.parts)
+    if (kind := pipeline.index.get("_class_name")) != family.pipeline_class:
+        raise ValueError(
+            f"{pipeline.folder} holds a {kind}; this teacher's adapter reads a {family.pipeline_class}. Name another "
+            "folder, or the teacher=... of its family"
+        )
+    made = family(pipeline, Clip(s.frames, s.height, s.width, s.fps, s.guidance_scale, s.shift))
+    check_states(s.states, made.states(), pipeline.folder)
+    most = pipeline.config("transformer").get("max_text_seq_length")
+    if most is not None and s.text_length > most:
+        raise ValueError(f"teacher.text_length is {s.text_length}; this transformer takes at most {most} tokens")
+    return pipeline, made
+
+
+def check_states(stated: Mapping[str, Any], found: Mapping[str, Any], folder: Path) -> None:
+    """Raise ValueError, naming every difference, unless the folder's configs say what the yaml states."""
+    if unknown := sorted(set(stated) - set(found)):
+        raise ValueError(f"teacher.states has {', '.join(unknown)}; what can be checked is {', '.join(sorted(found))}")
+    if differing := list(_differences(stated, found, "")):
+        raise ValueError(
+            f"{folder} disagrees with what teacher.states says of it: {'; '.join(differing)}. It may be another model: "
+            "choose its teacher=..., or correct teacher.states"
+        )
+
+
+def _differences(stated: Mapping[str, Any], found: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for key, value in stated.items():
+        there = found.get(key)
+        if isinstance(value, Mapping) and isinstance(there, Mapping):
+            yield from _differences(value, there, f"{prefix}{key}.")
+        elif not _same(value, there):
+            yield f"{prefix}{key} is {there} there and {value} in teacher.states"
+
+
+def _same(stated: Any, found: Any) -> bool:
+    if isinstance(stated, (int, float)) and isinstance(found, (int, float)):
+        return abs(stated - found) <= 1e-6 * abs(found)
+    if isinstance(stated, (list, tuple)) and isinstance(found, (list, tuple)):
+        return len(stated) == len(found) and all(map(_same, stated, found))
+    return stated == found
+
+
+class StoredElsewhere:
+    """Stands for the text encoder where teacher.text=stored; the data brings the embeddings."""
+
+    def unknown(self, prompt: str) -> list[str]:
+        """Nothing is known of any word."""
+        return []
+
+    def __call__(self, prompts: Sequence[str]) -> Condition:
+        raise ValueError(
+            f"teacher.text is stored, but no stored embedding of {prompts[0][:60]!r} is at hand; train on "
+            "data=latents, or set teacher.text=online"
+        )
+
+
+def text_encoder(family: Family, pipeline: Pipeline, s: Settings, device: torch.device | str) -> TextEncoder:
+    """The family's text models behind one call."""
+    parts = {n: c for n, c in family.classes.items() if n.startswith(("text_encoder", "tokenizer"))}
+    read: dict[str, Any] = {}
+    for name, cls in parts.items():
+        if name.startswith("tokenizer"):
+            place = pipeline.place(name)
+            read[name] = diffusers_class("transformers.AutoTokenizer").from_pretrained(place, local_files_only=True)
+        else:
+            read[name] = pipeline.read(name, cls, DTYPES[s.frozen_dtype]).to(device)
+    kind = diffusers_class(family.pipeline_class)
+    others = {"vae": None, "transformer": None, "scheduler": None}
+    alone = kind(**others, **read)  # diffusers' own pipeline, for the way it prepares prompts
+    models = [part for name, part in read.items() if name.startswith("text_encoder")]
+    length = s.text_length
+    return TextEncoder(
+        read["tokenizer"], lambda prompt: family.condition(alone, prompt, length), length, models, device
+    )
+
+
+def read_transformer(family: Family, pipeline: Pipeline, lora: str | None, scale: float, weights: bool) -> nn.Module:
+    """The transformer, with a LoRA merged into it where there is one."""
+    cls = family.classes["transformer"]
+    if not weights and lora is None and (made := pipeline.empty("transformer", cls)) is not None:
+        return made
+    transformer = pipeline.read("transformer", cls)
+    if lora is not None:
+        merge_lora(transformer, diffusers_class(family.pipeline_class), lora, scale)
+    return transformer
+
+
+def merge_lora(transformer: Any, pipeline_class: Any, lora: str, scale: float) -> None:
+    """Add a LoRA, a file or folder in any form that the family's pipeline reads, to the transformer's weights."""
+    place = find(lora, "LoRA (teacher.lora)")
+    folder, file = (place.parent, place.name) if place.is_file() else (place, None)
+    try:
+        found = pipeline_class.lora_state_dict(folder, weight_name=file, local_files_only=offline())
+        transformer.load_lora_adapter(found, prefix="transformer", adapter_name="teacher")
+        if not getattr(transformer, "peft_config", None):
+            raise ValueError(f"nothing in {place} belongs to a transformer")
+        transformer.fuse_lora(lora_scale=scale)
+        transformer.unload_lora()
+    except Exception as error:  # whatever diffusers or peft find wrong with it
+        raise ValueError(
+            f"teacher.lora={lora} can't be merged into this teacher: {error}. It must be a LoRA of the same model"
+        ) from None
