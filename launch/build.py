@@ -22,7 +22,7 @@ from dollar.models.denoiser import Condition
 from dollar.models.ema import Ema
 from dollar.models.latent_reward_model import LatentRewardModel
 from dollar.models.teacher import Teacher
-from dollar.parallel.shard import fill_from, shard_teacher, trainable_copy
+from dollar.parallel.shard import fill_from, fill_teacher, trainable_copy
 from dollar.parallel.world import World
 from dollar.student import denoiser_of, few_steps, prediction_of, student_weights
 from dollar.trainer import Learner, Plan, Trainer
@@ -62,11 +62,10 @@ def take_teacher(config: DictConfig) -> None:
 
 def build_teacher(config: DictConfig, world: World, weights: bool = True) -> Teacher:
     """The teacher that conf/teacher names, on this process's device; without weights its transformer is left empty."""
-    shared = weights and config.parallel.shard_teacher and world.size > 1
     dtype = dtype_of(config, "teacher_dtype", DTYPES)
-    teacher = instantiate(config.teacher, device=world.device, compute_dtype=dtype, weights=weights and not shared)
-    if shared:
-        shard_teacher(teacher, world)
+    teacher = instantiate(config.teacher, device=world.device, compute_dtype=dtype, weights=False)
+    if weights:
+        fill_teacher(teacher, world, config.parallel.shard_teacher and world.size > 1)
     return teacher
 
 

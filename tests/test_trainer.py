@@ -441,14 +441,14 @@ def test_two_processes_agree_with_one(tmp_path: Path, tiny_teacher_folder: Path)
 
 def work(folder: Path, teacher_folder: Path, world: World) -> None:
     """What the test compares: two kinds of run, a resumed one, and (on two processes) what only one of them knows."""
-    from dollar.parallel.shard import own, shard_teacher
+    from dollar.parallel.shard import fill_teacher, own
 
     teacher = load_tiny_teacher(teacher_folder)
     spread = load_tiny_teacher(teacher_folder, weights=world.size == 1)
     if world.size > 1:
         whole_size = sum(p.numel() for p in spread.denoiser.network.parameters())
         assert all(p.is_meta for p in spread.denoiser.network.parameters())
-        shard_teacher(spread, world)
+        fill_teacher(spread, world, spread=True)
         assert 0.4 < sum(own(p).numel() for p in spread.denoiser.network.parameters()) / whole_size < 0.6
 
     def trainer_of(name: str, *settings: str) -> Trainer:

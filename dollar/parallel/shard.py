@@ -63,9 +63,12 @@ def trainable_copy(
     return network
 
 
-def shard_teacher(teacher: Teacher, world: World) -> None:
-    """Spread a teacher over the processes, each reading only its own rows of the weights where that can be done."""
-    network = parallelize(teacher.denoiser.network, world)
+def fill_teacher(teacher: Teacher, world: World, spread: bool = False) -> None:
+    """Give a teacher without weights its own, tensor by tensor onto the device, so that no copy lies elsewhere.
+
+    spread: over the processes, each of which then reads only its own rows.
+    """
+    network = parallelize(teacher.denoiser.network, world) if spread else teacher.denoiser.network
     if is_empty(network):
         weights = teacher.pipeline.weights("transformer")
         fill(network, teacher.device, lambda name, rows: weights.read(name.removeprefix("transformer."), rows))
