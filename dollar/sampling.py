@@ -30,6 +30,11 @@ class Sampler:
 def teacher_sampler(teacher: Teacher, steps: int = 50, guidance_scale: float | None = None) -> Sampler:
     """The teacher by guided one-step solver steps (DDIM, Euler), as its diffusers pipeline samples it."""
     schedule = teacher.denoiser.schedule
+    if teacher.family.embeds_guidance and guidance_scale is not None:
+        raise ValueError(
+            f"guidance_scale is {guidance_scale}, but {teacher.name} is told its scale and has no second half; give "
+            f"teacher.guidance_scale={guidance_scale:g}"
+        )
     own = 1.0 if teacher.family.embeds_guidance else teacher.guidance_scale  # a network that is told it needs no more
     scale = own if guidance_scale is None else guidance_scale
 

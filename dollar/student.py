@@ -120,6 +120,7 @@ def save_student(
         kind.save_lora_weights(aside, transformer_lora_layers=dict(lora), weight_name=LORA_FILE)
     full = {
         **card,
+        "shift": getattr(longest.schedule, "shift", None),
         "teacher_name": teacher.name,
         "timesteps": list(longest.asked),
         "steps": sorted(samplers, reverse=True),
@@ -141,6 +142,9 @@ def read_card(folder: str | Path) -> dict[str, Any]:
         card = dict(json.loads((folder / CARD).read_text()))
         if lacking := [key for key in KEYS if key not in card]:
             raise ValueError(f"it lacks {', '.join(lacking)}")
+        numbers = (card["timesteps"] or []), card["steps"]
+        if not all(isinstance(n, (int, float)) for part in numbers for n in part):
+            raise ValueError(f"timesteps {card['timesteps']} or steps {card['steps']} are no numbers")
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"{folder / CARD} can't be read ({error}); run the training command again to write it"

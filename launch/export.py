@@ -71,6 +71,11 @@ def check_card(source: Source, lora: Mapping[str, Tensor], steps: int | None, ra
         )
     if not lora and rank is None and not full:
         raise ValueError("full=false writes the LoRA alone, but lora is null; give its rank, as lora=64")
+    if not full and source.card.get("teacher", {}).get("lora") is not None:
+        raise ValueError(
+            f"full=false writes a LoRA of the plain teacher, but this one had {source.card['teacher']['lora']} merged; "
+            "export the whole pipeline"
+        )
     if steps is not None and steps not in trained:
         raise ValueError(
             f"steps is {steps}, but the student in {source.place} was trained for "
@@ -92,7 +97,8 @@ def teacher_of(config: DictConfig, source: Source, device: Any, weights: bool) -
             f"{source.card['teacher_name']}; leave teacher= out"
         )
     given = [o.removeprefix("teacher.") for o in overrides if o.startswith("teacher.")]
-    config.teacher = OmegaConf.merge(source.card["teacher"], OmegaConf.from_dotlist(given))
+    shift = {} if source.card.get("shift") is None else {"shift": source.card["shift"]}
+    config.teacher = OmegaConf.merge(source.card["teacher"], shift, OmegaConf.from_dotlist(given))
     try:
         plain = AS_PLAIN if weights else {**AS_PLAIN, "lora": None}
         return instantiate(config.teacher, device=device, weights=weights, **plain)
@@ -198,6 +204,7 @@ def main(config: DictConfig) -> None:
         network = export.merge_lora(teacher, lora)
     else:
         network = export.read_network(teacher, source.weights, source.prefix)
+    export.round_to(network, dtype)  # what is stored is what is compared
     calls = {count: export.call_of(teacher, count) for count in samplers}
     prompt, checked, switches = prompt_of(config, source), config.verify and config.full, switches_of(config)
     student = denoiser_of(teacher, network, samplers[steps], parameterization, DTYPES["float32"])
@@ -213,7 +220,7 @@ def main(config: DictConfig) -> None:
             export.write_pipeline(aside, teacher, network, dtype, config.max_shard_size, config.link)
         del network, student, teacher  # before the pipeline is read
         if checked:
-            most = export.allowed(prediction, card["between"], dtype, device)
+            most = export.allowed(prediction, card["between"], device)
             for line in export.verify(aside, ours, calls, prompt, config.seed, most, dtype, device, switches):
                 print(line)
     print(f"the student for {' or '.join(map(str, samplers))} steps is in {out}")

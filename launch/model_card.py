@@ -61,7 +61,7 @@ def model_card(facts: Facts) -> str:
         python(facts),
         *notes(facts),
         "## What it is\n",
-        f"- teacher: `{base_model(facts)}` ({facts.pipeline_class})",
+        f"- teacher: `{base_model(facts)}` ({facts.pipeline_class}){merged(card)}",
         f"- clips: {facts.clip}",
         f"- steps: {', '.join(map(str, counts))}; the scheduler in `scheduler/` is for "
         + ("these counts" if len(counts) > 1 else "this count alone"),
@@ -78,6 +78,14 @@ def model_card(facts: Facts) -> str:
         *stored(config),
     ]
     return "\n".join(lines)
+
+
+def merged(card: Mapping[str, Any]) -> str:
+    """The LoRA that the teacher had, in words."""
+    teacher = card.get("teacher") or {}
+    if teacher.get("lora") is None:
+        return ""
+    return f" with the LoRA `{teacher['lora']}` merged into it at {teacher.get('lora_scale', 1.0):g}"
 
 
 def base_model(facts: Facts) -> str:

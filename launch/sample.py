@@ -66,6 +66,10 @@ def check(config: DictConfig) -> None:
         raise ValueError("out is empty; name the folder that the clips are written to")
     if config.checkpoint is not None and config.guidance_scale is not None:
         raise ValueError("guidance_scale is the teacher's; a student has its guidance within. Leave one of them out")
+    if config.parallel.shard_teacher:
+        raise ValueError(
+            "parallel.shard_teacher is true, but each process makes clips of its own with a whole network; leave it out"
+        )
     if config.dtype not in (None, "float32", "bfloat16", "float16"):
         raise ValueError(f"dtype is {config.dtype!r}; use float32, bfloat16 or float16, or null for parallel's")
 
@@ -102,9 +106,13 @@ def main(config: DictConfig) -> None:
             if unknown := teacher.text.unknown(prompt):
                 print(f"note: the teacher doesn't know {', '.join(unknown)} in {prompt!r}")
     out.mkdir(parents=True, exist_ok=True)
+    told = "x".join(f"{config[key]:g}" for key in SIZES if config[key] is not None)
+    by = "-".join(part for part in (by, told, config.dtype) if part)  # so that no clip takes another's name
     asked = clips_of(prompts, config.seed, config.clips, sampler.steps, by)
     own = [asked[i] for i in world.own(0, len(asked))]
     listed = make(own, sampler, teacher, out, config.batch, config.gif, world.is_main)
+    of = {"checkpoint": config.checkpoint, "dtype": config.parallel.dtype}
+    listed = {file: {**row, **of} for file, row in listed.items()}
     shares = [out / f".{MANIFEST}.{rank}" for rank in range(world.size)]
     shares[world.rank].write_text(json.dumps(listed), "utf-8")
     world.barrier()
@@ -133,7 +141,8 @@ def sampler_of(config: DictConfig, world: World) -> tuple[Teacher, Sampler, str]
     student = load_student(config.checkpoint, teacher, dtype_of(config, "dtype", DTYPES))
     student.denoiser.network.to(dtype_of(config, "dtype", DTYPES))
     sampler = student.sampler(teacher, config.steps or max(student.few_steps), config.force)
-    return teacher, sampler, student.folder.resolve().parent.name
+    folder = student.folder.resolve()
+    return teacher, sampler, folder.parent.name if folder.name == "student" else folder.name
 
 
 def clips_of(prompts: Sequence[str], seed: int, clips: int, steps: int, by: str) -> list[Asked]:

@@ -225,7 +225,9 @@ def test_half_precision_rounds_the_transformer_alone(
 ) -> None:
     out = tmp_path / "out"
     said = exported(command, f"checkpoint={cog_run}", f"out={out}", f"dtype={dtype}")
-    assert "4 steps by diffusers alone: latents differ by" in said and f"in {dtype}: the clip is finite" in said
+    # The comparison is in float32, of the values that were stored; then the clip is made once in half precision.
+    assert "4 steps by diffusers alone: latents and frames are equal to the bit" in said
+    assert f"in {dtype}: the clip is finite" in said
     full = weights(cog_run / "student")
     assert all(torch.equal(t, full[n].to(getattr(torch, dtype))) for n, t in weights(out).items())
     assert f"dtype=torch.{dtype}" in (out / "README.md").read_text()

@@ -22,7 +22,7 @@ from dollar.parallel import checkpoint
 from dollar.parallel.shard import parallelize
 from dollar.parallel.world import World
 from dollar.sampling import make_latents, teacher_sampler
-from dollar.student import few_steps, load_student, save_student
+from dollar.student import few_steps, load_student, read_card, save_student
 from dollar.trainer import Trainer
 
 FLOW = [name for name in FAMILIES if not name.startswith("cogvideox")]
@@ -302,25 +302,29 @@ def test_a_teacher_with_its_guidance_inside_is_not_guided_again(tmp_path: Path) 
         tiny_trainer(inside, tmp_path / "run")
 
 
-def with_lora(folder: Path, teacher: Teacher, to: Path) -> dict[str, tuple[Tensor, Tensor]]:
+def with_lora(folder: Path, to: Path, alpha: int) -> dict[str, tuple[Tensor, Tensor]]:
     """A LoRA of random weights in diffusers' form at `to`; returns module -> (A, B)."""
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 
     transformer = diffusers_pipeline(folder).transformer
-    transformer.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=["to_q", "to_v"]))
+    config = LoraConfig(r=2, lora_alpha=alpha, target_modules=["to_q", "to_v"])
+    transformer.add_adapter(config)
     generator = torch.Generator().manual_seed(4)
     state = get_peft_model_state_dict(transformer)
     state = {name: torch.randn(value.shape, generator=generator) for name, value in state.items()}
-    alphas = {name.replace("lora_A.weight", "alpha"): torch.tensor(4.0) for name in state if "lora_A" in name}
-    diffusers_pipeline(folder).save_lora_weights(to, transformer_lora_layers=state)
-    assert alphas
+    kind = type(diffusers_pipeline(folder))
+    kind.save_lora_weights(to, transformer_lora_layers=state, transformer_lora_adapter_metadata=config.to_dict())
     modules = {name.removesuffix(".lora_A.weight") for name in state if name.endswith("lora_A.weight")}
     return {m: (state[f"{m}.lora_A.weight"], state[f"{m}.lora_B.weight"]) for m in modules}
 
 
+def lora_file(folder: Path) -> Path:
+    return next(folder.glob("*.safetensors"))
+
+
 def test_a_lora_is_merged_into_the_teacher(family: str, folder: Path, teacher: Teacher, tmp_path: Path) -> None:
-    found = with_lora(folder, teacher, tmp_path / "lora")
+    found = with_lora(folder, tmp_path / "lora", alpha=6)  # three times its rank: it counts threefold
     assert found
     merged = FAMILIES[family].load(folder, lora=str(tmp_path / "lora"), lora_scale=0.5)
     plain = dict(teacher.denoiser.network.named_parameters())
@@ -329,12 +333,21 @@ def test_a_lora_is_merged_into_the_teacher(family: str, folder: Path, teacher: T
     for name, value in changed.items():
         module = name.removeprefix("transformer.").removesuffix(".weight")
         a_and_b = found.get(module)
-        wanted = plain[name] if a_and_b is None else plain[name] + 0.5 * a_and_b[1] @ a_and_b[0]
+        wanted = plain[name] if a_and_b is None else plain[name] + 0.5 * 3 * a_and_b[1] @ a_and_b[0]
         torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-5)
     student = new_network(merged)  # starts from what was merged, though no file holds it
     assert torch.equal(fingerprint(student), fingerprint(merged.denoiser.network))
     with pytest.raises(ValueError, match="can't be merged into this teacher"):
         FAMILIES[family].load(folder, lora=str(folder / "transformer"))
+    deeper = {n.replace("blocks.1.", "blocks.7."): t for n, t in load_file(lora_file(tmp_path / "lora")).items()}
+    save_file(deeper, tmp_path / "deeper.safetensors")
+    if deeper.keys() != load_file(lora_file(tmp_path / "lora")).keys():
+        with pytest.raises(ValueError, match=r"it changes .*blocks.7.*, which the transformer doesn't have"):
+            FAMILIES[family].load(folder, lora=str(tmp_path / "deeper.safetensors"))
+    wider = {n: torch.cat([t, t], 1) if ".lora_A." in n else t for n, t in deeper.items() if "blocks.7" not in n}
+    save_file(wider, tmp_path / "wider.safetensors")
+    with pytest.raises(ValueError, match=r"its .*lora_A.* is .*, but .*weight is"):
+        FAMILIES[family].load(folder, lora=str(tmp_path / "wider.safetensors"))
 
 
 def test_a_component_may_be_a_single_file(family: str, folder: Path, teacher: Teacher, tmp_path: Path) -> None:
@@ -403,6 +416,20 @@ def test_only_the_latent_frames_that_a_frame_needs_are_decoded(family: str, teac
             codec.decode(latents, [3, 1])
     finally:
         codec._decode = decode
+
+
+def test_frames_of_a_tiled_decoder_are_those_of_the_whole(tmp_path: Path) -> None:
+    """HunyuanVideo's decoder goes through time in tiles on a grid of its own."""
+    teacher = FAMILIES["hunyuanvideo"].load(build("hunyuanvideo", tmp_path / "teacher"))
+    latents = long_latents(teacher, 33)
+    whole = teacher.codec.decode(latents)
+    for wanted in ([0], [40], [52], [64, 77], [100], [128], [3, 60, 127]):
+        torch.testing.assert_close(teacher.codec.decode(latents, wanted), whole[:, wanted], rtol=0, atol=1e-6)
+    seen: list[int] = []
+    decode = teacher.codec._decode
+    teacher.codec._decode = lambda z: seen.append(z.shape[2]) or decode(z)
+    teacher.codec.decode(latents, [64])
+    assert sum(seen) < 20
 
 
 def long_latents(teacher: Teacher, frames: int) -> Tensor:
@@ -480,6 +507,47 @@ def test_uneven_times_are_refused_with_those_that_can_be_given(family: str, teac
     with pytest.raises(ValueError, match="can't be given") as told:
         teacher.few_step([900, 100], "renoise")
     assert even in str(told.value)
+
+
+def test_a_part_of_another_family_is_told(tmp_path: Path) -> None:
+    wan, other = (build(name, tmp_path / name) for name in ("wan_2_1", "cogvideox_2b"))
+    hunyuan = build("hunyuanvideo", tmp_path / "hunyuanvideo")
+    for part, place, message in (
+        ("vae", other, "is a AutoencoderKLCogVideoX; this teacher's is a AutoencoderKLWan"),
+        ("transformer", other, "is a CogVideoXTransformer3DModel; this teacher's is a WanTransformer3DModel"),
+        ("text_encoder", hunyuan, "gives 16 numbers in a token's embedding, and the transformer takes 32"),
+        ("vae", build("wan_2_1", tmp_path / "narrow"), "gives 8 latent channels, and the transformer takes 16"),
+    ):
+        if place.name == "narrow":
+            config = place / "vae" / "config.json"
+            config.write_text(json.dumps({**json.loads(config.read_text()), "z_dim": 8}))
+        with pytest.raises(ValueError, match=message):
+            FAMILIES["wan_2_1"].load(wan, parts={part: str(place / part)})
+    (wan / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="lacks tokenizer's vocabulary"):
+        FAMILIES["wan_2_1"].load(wan)
+    FAMILIES["wan_2_1"].load(wan, text="stored", parts={"text_encoder": "elsewhere"})  # is not read, so not missed
+    with pytest.raises(ValueError, match="only transformer and vae may be single files"):
+        FAMILIES["wan_2_1"].load(other, parts={"text_encoder": str(wan / "vae" / "config.json")})
+
+
+def test_a_student_keeps_its_times_at_another_size(tmp_path: Path) -> None:
+    """LTX-Video's shift grows with the clip; a student's times are those that it was trained for."""
+    folder = build("ltx", tmp_path / "teacher")
+    teacher = FAMILIES["ltx"].load(folder)
+    save_student(tmp_path / "student", teacher, new_network(teacher), few_steps(teacher, None, [4], "renoise"), {})
+    shift = read_card(tmp_path / "student")["shift"]
+    larger = FAMILIES["ltx"].load(folder, frames=33, height=128, width=128, shift=shift)
+    moved = FAMILIES["ltx"].load(folder, frames=33, height=128, width=128)
+    kept = teacher.few_step([1000, 750, 500, 250], "renoise").times
+    assert torch.equal(larger.few_step([1000, 750, 500, 250], "renoise").times, kept)
+    assert not torch.allclose(moved.few_step([1000, 750, 500, 250], "renoise").times, kept, atol=1e-3)
+
+
+def test_a_network_that_is_told_its_guidance_is_not_guided_in_sampling(tmp_path: Path) -> None:
+    teacher = FAMILIES["hunyuanvideo"].load(build("hunyuanvideo", tmp_path / "teacher"))
+    with pytest.raises(ValueError, match=r"give teacher.guidance_scale=3"):
+        teacher_sampler(teacher, 4, 3.0)
 
 
 @pytest.mark.parametrize("part", ["transformer", "vae", "tokenizer", "scheduler"])

@@ -159,6 +159,23 @@ def test_step_counts_are_evenly_spaced_members_of_the_grid(teacher: Teacher) -> 
         few_steps(teacher, TIMES, [4, 3], "renoise")
 
 
+def test_ddim_steps_that_diffusers_would_take_otherwise_are_refused(teacher: Teacher) -> None:
+    """Its DDIM steps back by whole thousandths of the count, wherever the grid's next time is."""
+    with pytest.raises(ValueError, match=r"as 3 steps with student.between=ddim; the evenly spaced \[999, 499\] can"):
+        teacher.few_step([999, 666, 332], "ddim")
+    assert teacher.few_step([998, 665, 332], "renoise").steps == 3
+
+
+def test_times_are_spaced_from_the_last_whatever_the_folder_says(tiny_teacher_folder: Path, tmp_path: Path) -> None:
+    def spaced(folder: Path) -> None:
+        path = folder / "scheduler" / "scheduler_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "timestep_spacing": "linspace"}))
+
+    teacher = load_tiny_teacher(broken(tiny_teacher_folder, tmp_path / "teacher", spaced))
+    assert teacher.grid(4).tolist() == [*TIMES, -1]
+    assert teacher.few_step(TIMES, "ddim").times.tolist() == TIMES
+
+
 def test_the_exported_numbers_are_those_trained_with(teacher: Teacher) -> None:
     """LCMScheduler's alpha_bar is rounded, and the student trains with the rounded one."""
     ours, theirs = teacher.few_step(TIMES, "renoise").schedule, teacher.denoiser.schedule

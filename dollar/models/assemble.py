@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dollar.models.denoiser import Condition, Denoiser
 from dollar.models.pipeline import Pipeline, diffusers_class, find, offline
@@ -93,19 +93,50 @@ def assemble(
 
 def configs_of(family: type[Family], s: Settings) -> tuple[Pipeline, Family]:
     """The folder and what its configs make of the family, all checked before any weight is read."""
-    without_text = [n for n in family.classes if not n.startswith(("text_encoder", "tokenizer"))]
-    pipeline = Pipeline(s.folder, list(family.classes) if s.text == "online" else without_text, s.parts)
+    if unknown := sorted({n for n, place in s.parts.items() if place is not None} - set(family.classes)):
+        raise ValueError(f"teacher.parts has {', '.join(unknown)}; this teacher has {', '.join(family.classes)}")
+    names = [n for n in family.classes if s.text == "online" or not n.startswith(("text_encoder", "tokenizer"))]
+    pipeline = Pipeline(s.folder, names, {n: place for n, place in s.parts.items() if n in names})
     if (kind := pipeline.index.get("_class_name")) != family.pipeline_class:
         raise ValueError(
             f"{pipeline.folder} holds a {kind}; this teacher's adapter reads a {family.pipeline_class}. Name another "
             "folder, or the teacher=... of its family"
         )
+    check_parts(family, pipeline)
     made = family(pipeline, Clip(s.frames, s.height, s.width, s.fps, s.guidance_scale, s.shift))
     check_states(s.states, made.states(), pipeline.folder)
     most = pipeline.config("transformer").get("max_text_seq_length")
     if most is not None and s.text_length > most:
         raise ValueError(f"teacher.text_length is {s.text_length}; this transformer takes at most {most} tokens")
     return pipeline, made
+
+
+def check_parts(family: type[Family], pipeline: Pipeline) -> None:
+    """Raise ValueError for a component that is another family's, or that doesn't fit the transformer."""
+    configs = {name: pipeline.config(name) for name in pipeline.names if not name.startswith("tokenizer")}
+    for name in ("transformer", "vae"):
+        if (there := configs[name].get("_class_name")) not in (None, family.classes[name]):
+            raise ValueError(
+                f"the {name} at {pipeline.place(name)} is a {there}; this teacher's is a {family.classes[name]}"
+            )
+    transformer, vae, text = configs["transformer"], configs["vae"], configs.get("text_encoder", {})
+    widths = {
+        "latent channels": (vae.get("latent_channels", vae.get("z_dim")), transformer.get("in_channels")),
+        "numbers in a token's embedding": (
+            text.get("d_model", text.get("hidden_size")),
+            next(
+                (transformer[key] for key in ("text_embed_dim", "text_dim", "caption_channels") if key in transformer),
+                None,
+            ),
+        ),
+    }
+    for what, (given, wanted) in widths.items():
+        if given is not None and wanted is not None and given != wanted:
+            part = "vae" if what.startswith("latent") else "text_encoder"
+            raise ValueError(
+                f"the {part} at {pipeline.place(part)} gives {given} {what}, and the transformer takes {wanted}; they "
+                "are of different models"
+            )
 
 
 def check_states(stated: Mapping[str, Any], found: Mapping[str, Any], folder: Path) -> None:
@@ -183,16 +214,35 @@ def read_transformer(family: Family, pipeline: Pipeline, lora: str | None, scale
 
 def merge_lora(transformer: Any, pipeline_class: Any, lora: str, scale: float) -> None:
     """Add a LoRA, a file or folder in any form that the family's pipeline reads, to the transformer's weights."""
-    place = find(lora, "LoRA (teacher.lora)")
+    place = find(lora, "LoRA (teacher.lora)", ["*.safetensors"])
     folder, file = (place.parent, place.name) if place.is_file() else (place, None)
     try:
-        found = pipeline_class.lora_state_dict(folder, weight_name=file, local_files_only=offline())
-        transformer.load_lora_adapter(found, prefix="transformer", adapter_name="teacher")
-        if not getattr(transformer, "peft_config", None):
-            raise ValueError(f"nothing in {place} belongs to a transformer")
+        found, metadata = pipeline_class.lora_state_dict(
+            folder, weight_name=file, local_files_only=offline(), return_lora_metadata=True
+        )
+        check_lora(transformer, {n.removeprefix("transformer."): t for n, t in found.items()})
+        # The metadata has the LoRA's alpha, which is not always its rank.
+        pipeline_class.load_lora_into_transformer(
+            found, transformer=transformer, adapter_name="teacher", metadata=metadata
+        )
         transformer.fuse_lora(lora_scale=scale)
         transformer.unload_lora()
     except Exception as error:  # whatever diffusers or peft find wrong with it
+        told = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
-            f"teacher.lora={lora} can't be merged into this teacher: {error}. It must be a LoRA of the same model"
+            f"teacher.lora={lora} can't be merged into this teacher: {told[0]}. It must be a LoRA of the same model"
         ) from None
+
+
+def check_lora(transformer: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless every factor of a LoRA has a layer of its size in the transformer."""
+    layers = {name: module.weight for name, module in transformer.named_modules() if hasattr(module, "weight")}
+    factors = {n: t for n, t in tensors.items() if ".lora_A." in n or ".lora_B." in n}
+    if not factors:
+        raise ValueError("it holds no factors (lora_A, lora_B) for a transformer")
+    for name, factor in factors.items():
+        layer, which = (name.partition(".lora_A.")[0], 1) if ".lora_A." in name else (name.partition(".lora_B.")[0], 0)
+        if layer not in layers:
+            raise ValueError(f"it changes {layer}, which the transformer doesn't have")
+        if factor.shape[which] != layers[layer].shape[which]:
+            raise ValueError(f"its {name} is {list(factor.shape)}, but {layer}'s weight is {list(layers[layer].shape)}")

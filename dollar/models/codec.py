@@ -43,6 +43,8 @@ class Codec:
     chunk_frames: how many latent frames go through at once, null for all; for autoencoders that don't go through time
     by themselves. Each chunk sees `context` more on both sides, at least 1, which are thrown away again: what lies
     farther away is not seen.
+    tiles: how many latent frames apart the autoencoder's own tiles in time begin, where it has some: what surrounds
+    wanted frames then begins with a tile.
     streams: the autoencoder goes through time by itself, keeping what it needs of the past: its memory is bounded
     already, and a beginning of a clip can be decoded alone, exactly. odd: it takes odd numbers of latent frames only.
     """
@@ -55,6 +57,7 @@ class Codec:
         clips: int = 1,
         chunk_frames: int | None = None,
         context: int = 8,
+        tiles: int | None = None,
         streams: bool = False,
         odd: bool = False,
         decode: Change | None = None,
@@ -65,6 +68,7 @@ class Codec:
         self.chunk = clips
         self.chunk_frames = None if streams else chunk_frames
         self.context = max(1, context)  # a chunk's first latent frame stands for one pixel frame, unlike others
+        self.tiles = tiles
         self.streams = streams
         self.odd = odd
         self._decode = decode or (lambda z: self.vae.decode(z).sample)
@@ -160,12 +164,16 @@ class Codec:
             return
         start = held[0]
         for here, following in zip(held, [*held[1:], None], strict=True):
-            if following is None or following - here > 2 * self.context:
+            if following is None or following - here > 2 * max(self.context, 3 * (self.tiles or 0)):
                 yield self._window(start, here + 1, total)
                 start = following or 0
 
     def _window(self, start: int, end: int, total: int) -> Window:
-        return Window(max(0, start - self.context), min(total, end + self.context), start, end)
+        if self.tiles is None:
+            return Window(max(0, start - self.context), min(total, end + self.context), start, end)
+        # Tiles are blended with the one before, and each but the first gives up its first frame.
+        first = max(0, (start // self.tiles - 2) * self.tiles)
+        return Window(first, min(total, (end // self.tiles + 3) * self.tiles + 1), start, end)
 
     def _odd(self, count: int, total: int) -> int:
         return min(total, count + 1 - count % 2) if self.odd else count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -208,8 +209,12 @@ def lcm_scheduler(scheduler: Any, steps: int) -> Any:
 
 
 def ddim_scheduler(scheduler: Any) -> Any:
-    """The teacher's own scheduler, which a student that steps by DDIM is saved with."""
-    return type(scheduler).from_config(scheduler.config)
+    """The teacher's own scheduler, which a student that steps by DDIM is saved with.
+
+    Its times are spaced from the last one on ('trailing'), as all times are here, whatever its folder says: other
+    spacings leave the noisiest time out or end on one without noise.
+    """
+    return type(scheduler).from_config(scheduler.config, timestep_spacing="trailing")
 
 
 def few_step(scheduler: Any, timesteps: Sequence[float], between: str) -> FewStep:
@@ -238,14 +243,22 @@ def student_scheduler(scheduler: Any, timesteps: list[int], between: str) -> Any
         candidates = [lcm_scheduler(scheduler, n) for n in _grids_with(timesteps, total)]
     for candidate in candidates:
         candidate.set_timesteps(steps)
-        if candidate.timesteps.tolist() == timesteps:
+        if candidate.timesteps.tolist() == timesteps and (between == "renoise" or _even(timesteps, total)):
             return candidate
+    if between == "ddim":  # the nearest count that divides the times, for diffusers steps by whole thousandths
+        steps = next(n for n in range(steps, 0, -1) if total % n == 0)
     even = ddim_scheduler(scheduler) if between == "ddim" else lcm_scheduler(scheduler, steps)
     even.set_timesteps(steps)
     raise ValueError(
-        f"student.timesteps {timesteps} can't be given to a diffusers pipeline as {steps} steps with "
+        f"student.timesteps {timesteps} can't be given to a diffusers pipeline as {len(timesteps)} steps with "
         f"student.between={between}; the evenly spaced {even.timesteps.tolist()} can"
     )
+
+
+def _even(timesteps: Sequence[int], total: int) -> bool:
+    """Whether the times are as far apart as diffusers' DDIM steps, which don't look at the next time of the grid."""
+    apart = total // len(timesteps)
+    return all(early - late == apart for early, late in pairwise(timesteps)) and timesteps[-1] - apart < 0
 
 
 def _grids_with(timesteps: list[int], total: int) -> list[int]:

@@ -114,7 +114,8 @@ class HunyuanVideo:
             vae.tile_sample_min_num_frames = chunk_frames * self.temporal
             vae.tile_sample_stride_num_frames = max(1, 3 * chunk_frames // 4) * self.temporal
         normalisation = Normalisation(lambda z: z * factor, lambda latents: latents / factor)
-        return Codec(vae, normalisation, self.temporal, clips)
+        tiles = vae.tile_sample_stride_num_frames // self.temporal
+        return Codec(vae, normalisation, self.temporal, clips, tiles=tiles)
 
     def condition(self, pipeline: Any, prompt: str, length: int) -> Condition:
         embeddings, pooled, mask = pipeline.encode_prompt(

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 INDEX = "model_index.json"
 EMBEDDED = "the embedded one is dollar/assets/shapes (teacher=shapes)"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+SINGLE = ("transformer", "vae")  # components that may be one file
+AT_ROOT = ["config.json", "*_config.json", "model*.safetensors*", "diffusion_pytorch_model*", "tokenizer*", "*.model"]
+VOCABULARIES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt")
 CONFIGS = {"tokenizer": "tokenizer_config.json", "scheduler": "scheduler_config.json"}  # all else: config.json
 
 
@@ -92,11 +95,15 @@ class Pipeline:
     def __init__(self, folder: str | Path, names: Sequence[str], parts: Mapping[str, str | None] | None = None) -> None:
         self.names = tuple(names)
         given = {name: place for name, place in (parts or {}).items() if place is not None}
-        if unknown := sorted(set(given) - set(self.names)):
-            raise ValueError(f"teacher.parts has {', '.join(unknown)}; this teacher has {', '.join(self.names)}")
         fetched = [f"{name}/*" for name in self.names if name not in given]
-        self.folder = find(folder, patterns=[INDEX, *fetched])
-        self.parts = {name: find(place, f"teacher.parts.{name}") for name, place in given.items()}
+        self.folder = find(folder, patterns=[INDEX, "README.md", *fetched])
+        self.parts = {n: find(place, f"teacher.parts.{n}", [f"{n}/*", *AT_ROOT]) for n, place in given.items()}
+        for name, place in self.parts.items():
+            if place.is_file() and name not in SINGLE:
+                raise ValueError(
+                    f"teacher.parts.{name} is the file {place}; only {' and '.join(SINGLE)} may be single files, give "
+                    "a folder"
+                )
         self._check()
 
     def place(self, name: str) -> Path:
@@ -182,6 +189,8 @@ def lack(place: Path, name: str) -> str | None:
         named = sorted(set(_json(index)["weight_map"].values()))
         missing = [file for file in named if not (place / file).is_file()]
         return f"{name}'s {', '.join(missing)}" if missing else None
+    if kind == "tokenizer" and not any((place / file).is_file() for file in VOCABULARIES):
+        return f"{name}'s vocabulary ({' or '.join(VOCABULARIES[:3])})"
     weights = kind in CONFIGS or any(place.glob("*.safetensors"))
     return None if weights else f"{name}'s weights (*.safetensors)"
 

@@ -191,7 +191,11 @@ class Teacher:
             raise ValueError(
                 f"no student in {student}: it lacks {missing}; a finished run has one in runs/<run>/student"
             )
-        kind = diffusers_class(self.family.classes["transformer"])
+        wanted = self.family.classes["transformer"]
+        there = json.loads((student / "transformer" / "config.json").read_text()).get("_class_name")
+        if there != wanted:
+            raise ValueError(f"the student in {student} is a {there}, but this teacher's family has a {wanted}")
+        kind = diffusers_class(wanted)
         read = kind.from_pretrained(student / "transformer", torch_dtype=torch.float32, local_files_only=True)
         return self.family.network(read).to(self.device).eval().requires_grad_(False)
 
