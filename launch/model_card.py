@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 LIBRARIES = ("diffusers", "transformers", "torch", "dollar")
 # What a reader looks at first of a training command; the rest is in the configuration below it.
+KEYS_ALONE = "The keys that say most; all of them are below.\n\n"
 TELLING = (
     *("run", "seed", "cycles", "batch", "beta_vsd", "beta_cd", "beta_ft", "vsd.guidance_scale", "cd.guidance_scale"),
     *("student.timesteps", "student.steps", "student.between", "student.parameterization", "init"),
@@ -180,12 +181,14 @@ def training(config: Mapping[str, Any], card: Mapping[str, Any]) -> list[str]:
         f"- losses: {betas}",
         f"- reward: {used}",
         f"- cycles: {card.get('cycle')} of {config.get('cycles')}, {config.get('batch')} clips each",
-        f"\n## Training\n\n```sh\n{command(config)}\n```",
+        f"\n## Training\n\n{'' if 'command' in card else KEYS_ALONE}```sh\n{command(config, card)}\n```",
     ]
 
 
-def command(config: Mapping[str, Any]) -> str:
-    """The training's command with the keys that matter most."""
+def command(config: Mapping[str, Any], card: Mapping[str, Any]) -> str:
+    """The training's command; with the keys that matter most where the run didn't keep it."""
+    if "command" in card:
+        return " ".join(map(shlex.quote, ["torchrun", "launch/train.py", *card["command"]]))
     teacher = config.get("teacher") or {}
     named = (CONF / "teacher" / f"{teacher.get('name')}.yaml").is_file()
     words = [f"teacher={teacher['name']}" if named else f"teacher.folder={teacher.get('folder')}"]

@@ -175,6 +175,7 @@ def write_student(trainer: Any, teacher: Any, config: DictConfig) -> None:
             "trained": trainer.cycle,
             "parameterization": config.student.parameterization,
             "teacher": stored["teacher"],
+            "command": command_line(),
             "config": stored,
         }
         surrogate = trainer.distiller.latent_reward
@@ -185,6 +186,13 @@ def write_student(trainer: Any, teacher: Any, config: DictConfig) -> None:
         save_student(trainer.folder / "student", teacher, network, samplers, card, factors(weights))
         print(f"the student of cycle {cycle} is in {trainer.folder / 'student'}")
     trainer.world.barrier()
+
+
+def command_line() -> list[str]:
+    """What the command line gave, key=value."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def _last_reward(folder: Path) -> float | None:
