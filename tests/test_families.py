@@ -198,6 +198,19 @@ def test_gradients_reach_every_weight_and_checkpointing_leaves_them_equal(teache
     assert torch.equal(gradients(network), plain)
 
 
+def test_in_bfloat16_the_network_says_nearly_the_same(teacher: Teacher) -> None:
+    """Under autocast, as training runs it: the output stays float32, and every weight gets a finite gradient."""
+    network = new_network(teacher)
+    x = torch.randn(2, *teacher.latent_shape, generator=torch.Generator().manual_seed(2))
+    t = teacher.denoiser.schedule.uniform(torch.tensor([0.97, 0.3]))
+    condition = teacher.text([PROMPT, ""])
+    half = teacher.denoiser_of(network, torch.bfloat16)(x, t, condition)
+    whole = teacher.denoiser_of(network)(x, t, condition)
+    assert half.dtype == torch.float32 and 0 < (half - whole).norm() / whole.norm() < 0.02
+    half.square().mean().backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in network.parameters())
+
+
 def test_a_copy_to_be_trained_has_the_teachers_weights_and_buffers(teacher: Teacher) -> None:
     copy, held = new_network(teacher), dict(teacher.denoiser.network.named_parameters())
     for name, p in copy.named_parameters():
