@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from same import check_same
 
 if TYPE_CHECKING:
+    from alone import Lock, Stop
     from store import Settings
 
     from dollar.data.buckets import Bucket
+    from dollar.data.listed import Source
     from dollar.models.teacher import Teacher
 
 FINGERPRINT, REPORT = "fingerprint.json", "report.json"
@@ -64,16 +69,38 @@ def main(config: DictConfig) -> None:
     buckets, out = buckets_of(config), Path(config.out)
     check_folder_for("out", out)
 
+    from alone import STOPPED, Lock, Stop
     from build import quiet
+
+    from dollar.data.sources import open_source
+
+    places = places_of(config)
+    check_apart(out, places)
+    source = open_source(places, config.data.video_column, config.data.caption_column)
+    quiet()
+    stop = Stop()
+    stop.watch()
+    with closing(Lock(out, alone=os.environ.get("RANK", "0") == "0")) as lock:
+        stopped = store_all(config, out, buckets, places, source, lock, stop)
+    if stopped:
+        sys.exit(STOPPED)
+
+
+def store_all(
+    config: DictConfig,
+    out: Path,
+    buckets: Sequence[Bucket],
+    places: Sequence[str],
+    source: Source,
+    lock: Lock,
+    stop: Stop,
+) -> bool:
+    """This process's part of the work, and of the report; whether it was asked to stop before the end."""
     from hydra.utils import instantiate
     from store import SKIPPED, Work
 
-    from dollar.data.sources import open_source
     from dollar.parallel.world import finish, start
 
-    places = places_of(config)
-    source = open_source(places, config.data.video_column, config.data.caption_column)
-    quiet()
     world = start(config.parallel.device, config.parallel.timeout_minutes)
     teacher = instantiate(config.teacher, device=world.device, weights=False)  # the transformer is not needed
     for bucket in buckets:
@@ -90,18 +117,34 @@ def main(config: DictConfig) -> None:
             for file in (out / SKIPPED).glob("*.jsonl"):
                 file.unlink()
         write_beginning(out, made_by, teacher)
+        lock.share()
     world.barrier()
-    work.run()
-    world.barrier()
-    if world.is_main:
+    lock.share()
+    with stop.in_order():
+        work.run(stop)
+        stopped = world.any(work.stopped)
+    if world.is_main and stopped:
+        print(f"stopped; what was encoded is in {out}, and the same command goes on from there")
+    elif world.is_main:
         report(out, buckets, config.windows, config.max_bad_fraction)
     finish(world)
+    return stopped
 
 
 def places_of(config: DictConfig) -> list[str]:
     """The folders, files or patterns that were given."""
     given = config.data.path
     return [str(place) for place in (given if OmegaConf.is_list(given) else [given])]
+
+
+def check_apart(out: Path, places: Sequence[str]) -> None:
+    """Raise ValueError if the shards would lie among the clips, where a later reading would take them for clips."""
+    for place in places:
+        folder = Path(place.partition("**")[0])  # what a pattern looks through at any depth
+        if (folder.is_dir() and ("**" in place or folder == Path(place))) and out.resolve().is_relative_to(
+            folder.resolve()
+        ):
+            raise ValueError(f"out={out} lies in the folder of the clips, data={place}; name a folder outside it")
 
 
 def settings_of(config: DictConfig) -> Settings:
@@ -117,7 +160,7 @@ def fingerprint(
 ) -> dict[str, Any]:
     """What the folder's content depends on: the teacher's own, and below `preprocess` how clips are read."""
     read: dict[str, Any] = {
-        "data": [str(Path(place).absolute()) for place in places],
+        "data": [str(Path(place).resolve()) for place in places],
         **{key: config.data[key] for key in ("video_column", "caption_column", "stills")},
         "buckets": [list(bucket) for bucket in buckets],
         "fps": float(teacher.fps),
@@ -153,26 +196,33 @@ def write_beginning(out: Path, made_by: dict[str, Any], teacher: Teacher) -> Non
 
 def report(out: Path, buckets: Sequence[Bucket], windows: int, max_bad_fraction: float) -> None:
     """Write and print what the folder holds; ValueError when too much of the source couldn't be used."""
-    from store import SKIPPED, check_bad
+    from store import SKIPPED, check_bad, read_stored
 
     from dollar.data.buckets import finished
     from dollar.data.clips import NOT_BAD
-    from dollar.data.shards import done_ids
     from dollar.data.skips import read_skips
     from dollar.media import atomically
 
-    rows = {str(bucket): done_ids(out / str(bucket)) for bucket in buckets}
-    written = {name: len(ids) for name, ids in rows.items()}
+    stored = read_stored(out, buckets)
+    written = {name: len(ids) for name, ids in stored.rows.items()}
     skips = read_skips(out / SKIPPED)
     causes = Counter(skip.cause for skip in skips.values())
     sentences = [skip.sentence for skip in list(skips.values())[:SENTENCES]]
     with atomically(out / REPORT) as temporary:
-        told = {"written": written, "skipped": dict(causes.most_common()), "sentences": sentences}
+        told = {
+            "written": written,
+            "twice": stored.again,
+            "skipped": dict(causes.most_common()),
+            "sentences": sentences,
+        }
         temporary.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     counts = [f"{n} of {name}" for name, n in written.items()] + [f"{n} {cause}" for cause, n in causes.most_common()]
     more = [f"and {len(skips) - SENTENCES} more in {out / SKIPPED}."] if len(skips) > SENTENCES else []
     print("\n  ".join([f"{out} holds {', '.join(counts)}", *sentences, *more]))
-    clips = sum(len(finished(ids, windows)) for ids in rows.values())
+    if stored.again:
+        shards = ", ".join(map(str, stored.shards[:SENTENCES])) + " and others" * (len(stored.shards) > SENTENCES)
+        print(f"{stored.again} rows are there twice; remove {shards}, and run the same command for what else they held")
+    clips = sum(len(finished(ids, windows)) for ids in stored.rows.values())
     bad = sum(n for cause, n in causes.items() if cause not in NOT_BAD)
     check_bad(bad, bad + clips, max_bad_fraction, out)
     if clips == 0:

@@ -14,6 +14,7 @@ from PIL import Image
 from dollar import media
 from dollar.data import clips
 from dollar.data.clips import ClipFolder, fit, read_video, split_captions
+from dollar.data.listed import Entry
 
 REAL = Path(__file__).parents[2] / "shared" / "clips"
 
@@ -152,12 +153,83 @@ def test_the_last_window_ends_at_the_last_frame(tmp_path: Path) -> None:
 
 
 def test_a_window_may_lie_just_after_the_last_key_frame(tmp_path: Path) -> None:
-    # 251 frames: the last is a key frame, at 25.0 s; sampling at 19.97 fps ends at 25.04 s, within its showing.
+    # 251 frames: the last is a key frame, at 25.0 s; sampling at 9.99 fps ends at 25.03 s, within its showing.
     add(tmp_path, "a.mp4", np.zeros((251, 16, 16, 3), np.uint8), 10)
-    folder = ClipFolder(tmp_path, 1, 16, 16, 19.97)
-    assert folder.items[0].windows == 501
+    folder = ClipFolder(tmp_path, 1, 16, 16, 9.99)
+    assert folder.items[0].windows == 251
     folder.clip(0, 0.9999)
     assert not folder.report.failed
+
+
+def test_the_grace_is_at_most_half_an_interval_of_what_is_asked_for(tmp_path: Path) -> None:
+    add(tmp_path, "a.mp4", counting(21), 10)  # the last picture begins at 2.0 s
+    assert ClipFolder(tmp_path, 1, 32, 48, 20).items[0].windows == 41  # half a source interval would give 42
+    with pytest.raises(ValueError, match="gives 41 frames at 20 fps; 42 are needed"):
+        ClipFolder(tmp_path, 42, 32, 48, 20)
+
+
+def test_too_few_pictures_a_second(tmp_path: Path) -> None:
+    for rate in (3, 4, 5):
+        add(tmp_path, f"{rate}.mp4", counting(30), rate)
+    folder = ClipFolder(tmp_path, 9, 32, 48, 8)
+    assert [i.file.name for i in folder.items] == ["4.mp4", "5.mp4"]  # half is enough
+    assert folder.report.causes == {"too few pictures a second": 1}
+    assert "3.mp4 has 3 pictures a second; 8 are needed" in str(folder.report)
+
+
+def write_stretched(path: Path, clip: np.ndarray, pixel: Fraction) -> None:
+    """A file whose pixels are `pixel` times as wide as they are high."""
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.height, stream.width, stream.pix_fmt = *clip.shape[1:3], "yuv420p"
+        stream.codec_context.sample_aspect_ratio = pixel
+        stream.options = {"crf": "4"}
+        for picture in clip:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+@pytest.mark.parametrize("pixel", [Fraction(2), Fraction(1, 2)])
+def test_pixels_that_are_not_square_are_shown_as_they_are_meant(tmp_path: Path, pixel: Fraction) -> None:
+    """A square of 32x32 as shown, on a ground of twice as much, stored at half its width or height."""
+    clip = np.zeros((9, 64, 64, 3), np.uint8)
+    high, wide = (32, 16) if pixel == 2 else (16, 32)
+    clip[:, 32 - high // 2 : 32 + high // 2, 32 - wide // 2 : 32 + wide // 2] = 200
+    write_stretched(tmp_path / "a.mp4", clip, pixel)
+    size = (64, 128) if pixel == 2 else (128, 64)
+    picture = read_video(tmp_path / "a.mp4", np.zeros(1))[0]
+    assert picture.shape[:2] == size
+    bright = (picture[..., 0] > 100).nonzero()
+    for axis in bright:
+        assert np.ptp(axis) + 1 == pytest.approx(32, abs=2)
+    found = clips.examine(Entry("a.mp4", tmp_path / "a.mp4", "a caption"), 8, "repeat")
+    assert isinstance(found, clips.Examined) and (found.height, found.width) == size
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".mp4", "a/" * 3000 + "b.mp4"])
+def test_a_name_that_no_file_can_have_is_skipped(tmp_path: Path, name: str) -> None:
+    add(tmp_path, "a.mp4", counting(9), 8)
+    rows = [{"file": file, "caption": "a caption"} for file in ("a.mp4", name)]
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = ClipFolder(tmp_path, 9, 32, 48, 8)
+    assert len(folder) == 1 and folder.report.causes == {"missing file": 1}
+    (skipped,) = folder.report.skipped
+    assert skipped.id == name and "can't be reached" in skipped.sentence and len(skipped.sentence) < 300
+
+
+def test_what_may_not_be_looked_at_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        add(tmp_path, f"{name}.mp4", counting(9), 8)
+    real = Path.stat
+
+    def refused(path: Path, **how: bool) -> object:
+        if path.name == "b.mp4":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, **how)
+
+    monkeypatch.setattr(Path, "stat", refused)
+    folder = ClipFolder(tmp_path, 9, 32, 48, 8)
+    assert len(folder) == 1 and "b.mp4 can't be reached: Permission denied." in str(folder.report)
 
 
 def test_a_long_report_is_cut(tmp_path: Path) -> None:

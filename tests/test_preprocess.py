@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import store
 import torch
+from alone import Lock
 from conftest import ROOT, TINY, Said
 from safetensors import safe_open
 
@@ -115,10 +118,11 @@ def test_windows_are_evenly_spread() -> None:
     assert spread(2, 3) == [0, 1]  # fewer places than windows
 
 
-def test_a_clip_is_finished_when_its_last_row_is_there() -> None:
+def test_a_clip_is_finished_when_all_its_rows_are_there() -> None:
     whole, part, single = row_ids("x#2.mp4", 3, 3), row_ids("y.mp4", 2, 3), row_ids("z.mp4", 1, 3)
     assert whole == ["x#2.mp4#1of3", "x#2.mp4#2of3", "x#2.mp4#3of3"]
     assert finished({*whole, part[0], *single}, 3) == {"x#2.mp4", "z.mp4"}
+    assert finished({whole[0], whole[2]}, 3) == set()  # a shard with the one between was removed
     assert row_ids("a", 1, 1) == ["a"] and finished({"a"}, 1) == {"a"}
 
 
@@ -179,7 +183,9 @@ def test_rows_are_what_the_teacher_makes_of_the_clips(
     out = tmp_path / "out"
     rows = rows_of(out)
     assert [row["id"] for row in rows] == [f"{name}.mp4" for name in "abcde"]
-    assert [p.name for p in sorted((out / NAME).iterdir())] == [f"000-0000{k}.parquet" for k in range(3)]
+    names = [p.name for p in sorted((out / NAME).iterdir())]
+    assert len({name[:12] for name in names}) == 1  # of one process
+    assert [name[:4] + name[12:] for name in names] == [f"000--0000{k}.parquet" for k in range(3)]
     plain = ClipFolder(folder, 9, 32, 32, 8)
     for k, row in enumerate(rows):
         clip, caption = plain.clip(k, 0.5)
@@ -260,7 +266,7 @@ def test_a_killed_run_goes_on_with_other_processes(
     started.wait()
     before = [row["id"] for row in rows_of(out)]
     assert 4 <= len(before) < 25
-    settings = store.Settings(1, "repeat", 2, "float32", "float32", 2, 1, 4, 1.0, False)
+    settings = store.Settings(1, "repeat", 2, "float32", "float32", 2, 1, 4, 1.0, False, False)
     source = open_source(folder)
     # As two processes do: both look, then both work.
     works = [store.Work(out, source, teacher, [Bucket(9, 32, 32)], World(rank, 2), settings) for rank in (0, 1)]
@@ -274,6 +280,101 @@ def test_a_killed_run_goes_on_with_other_processes(
     assert set(before) <= set(ids) and {p.name[:3] for p in (out / NAME).glob("0*")} == {"000", "001"}
 
 
+# One command at a time, and its end
+
+
+def test_a_second_command_in_the_folder_is_refused(run: Callable[..., Said], tmp_path: Path) -> None:
+    first = Lock(tmp_path / "out", alone=True)
+    sentence(run(), "another command writes to out=", "out=FOLDER")
+    first.share()
+    also = Lock(tmp_path / "out", alone=False)  # another process of the first command
+    also.share()
+    first.close()
+    sentence(run(), "processes that it left still run")
+    assert not list(tmp_path.rglob("*.parquet")) and not (tmp_path / "out" / "fingerprint.json").exists()
+    also.close()
+    assert run().code == 0 and run().code == 0
+
+
+def test_rows_that_are_there_twice_are_told_and_mended(run: Callable[..., Said], tmp_path: Path) -> None:
+    assert run("rows_per_shard=2").code == 0
+    shards = sorted((tmp_path / "out" / NAME).iterdir())
+    again = pq.read_table(shards[0]).slice(1), pq.read_table(shards[2])
+    later = tmp_path / "out" / NAME / "000-aaaaaaaa-00000.parquet"
+    pq.write_table(pa.concat_tables(again), later)
+    shards[2].unlink()  # so the later one holds a clip of its own too
+    said = run()
+    assert f"1 rows are there twice; remove {later}, and run" in said.out and f"5 of {NAME}" in said.out
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["twice"] == 1
+    later.unlink()
+    assert "twice;" not in run().out
+    assert Counter(row["id"] for row in rows_of(tmp_path / "out")) == Counter(f"{name}.mp4" for name in "abcde")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_in_order(
+    run: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    real, before = store.Work._write, signal.getsignal(number)
+
+    def asked(self: Any, writer: Any, bucket: Any, group: Any) -> None:
+        if "b.mp4" in (window.id for window in group):
+            os.kill(os.getpid(), number)
+        real(self, writer, bucket, group)
+
+    monkeypatch.setattr(store.Work, "_write", asked)
+    said = run("batch=1", "readers=1")
+    assert said.code == 3 and "the same command goes on" in said.out and "Traceback" not in said.err
+    assert [row["id"] for row in rows_of(tmp_path / "out")] == ["a.mp4", "b.mp4"]  # though the shard was not full
+    assert signal.getsignal(number) == before
+    monkeypatch.setattr(store.Work, "_write", real)
+    assert run().code == 0
+    assert Counter(row["id"] for row in rows_of(tmp_path / "out")) == Counter(f"{name}.mp4" for name in "abcde")
+
+
+def test_processes_end_when_torchrun_is_gone(folder: Path, tmp_path: Path, tiny_teacher_folder: Path) -> None:
+    """Long before the work is done, and what they had encoded is kept."""
+    for k in range(400):
+        for ending in ("mp4", "txt"):
+            (folder / f"more{k}.{ending}").hardlink_to(folder / f"a.{ending}")
+    out = tmp_path / "out"
+    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(ROOT / "launch" / "preprocess.py")]
+    given = arguments(folder, out, tiny_teacher_folder, "rows_per_shard=2", "batch=1", "readers=1")
+    started = subprocess.Popen([*line, *given], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not list(out.rglob("*.parquet")) and started.poll() is None:
+        time.sleep(0.002)
+    os.kill(started.pid, signal.SIGKILL)
+    started.wait()
+    until = time.monotonic() + 60
+    while True:
+        try:
+            Lock(out, alone=True).close()
+            break
+        except ValueError:  # processes that are left
+            assert time.monotonic() < until, "they never end"
+            time.sleep(0.1)
+    ids = [row["id"] for row in rows_of(out)]
+    assert 0 < len(ids) == len(set(ids)) < 400 and not list(out.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_a_full_disk_is_a_sentence(
+    run: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    real = store.ShardWriter.add
+    written: list[Any] = []
+
+    def full(self: Any, row: Any) -> None:
+        if len(written) == rows:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(row)
+        real(self, row)
+
+    monkeypatch.setattr(store.ShardWriter, "add", full)
+    sentence(run("batch=1", "rows_per_shard=1"), f"{tmp_path / 'out'} is full: ", "bytes are free", "bytes are needed")
+    assert len(rows_of(tmp_path / "out")) == rows and not list(tmp_path.rglob("*.tmp"))
+
+
 def test_torchrun_shares_the_clips(folder: Path, tmp_path: Path, tiny_teacher_folder: Path) -> None:
     line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(ROOT / "launch" / "preprocess.py")]
     out = tmp_path / "out"
@@ -282,11 +383,8 @@ def test_torchrun_shares_the_clips(folder: Path, tmp_path: Path, tiny_teacher_fo
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count(f"5 of {NAME}, 1 too short, 1 corrupt") == 1
-    shards = {p.name: pq.read_table(p)["id"].to_pylist() for p in (out / NAME).glob("*.parquet")}
-    assert shards == {
-        "000-00000.parquet": ["a.mp4", "b.mp4", "c.mp4"],
-        "001-00000.parquet": ["d.mp4", "e.mp4"],
-    }
+    shards = {p.name[:3]: pq.read_table(p)["id"].to_pylist() for p in (out / NAME).glob("*-00000.parquet")}
+    assert shards == {"000": ["a.mp4", "b.mp4", "c.mp4"], "001": ["d.mp4", "e.mp4"]}
 
 
 def test_clips_go_into_their_buckets(run: Callable[..., Said], folder: Path, tmp_path: Path) -> None:
@@ -305,6 +403,38 @@ def test_clips_go_into_their_buckets(run: Callable[..., Said], folder: Path, tmp
     assert counts == {NAME: 6, "9x32x64": 1, "17x32x64": 1}
 
 
+def test_small_clips_are_enlarged_only_when_asked(run: Callable[..., Said], folder: Path, tmp_path: Path) -> None:
+    write_clip(folder, "half", 12, 16, 16)
+    write_clip(folder, "small", 12, 40, 8)
+    media.Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(folder / "still.png")
+    (folder / "still.txt").write_text("a still")
+    said = run()
+    assert said.code == 0 and f"6 of {NAME}, 2 too small" in said.out
+    assert "small.mp4 is 8x40, less than half of 32x32 on a side; enlarge=true" in said.out
+    assert f"8 of {NAME}, " in run("enlarge=true", "retry_skipped=true").out
+    assert {"half.mp4", "small.mp4", "still.png"} < {row["id"] for row in rows_of(tmp_path / "out")}
+
+
+def test_shards_may_not_lie_among_the_clips(run: Callable[..., Said], folder: Path, tmp_path: Path) -> None:
+    for out, data in (
+        (folder, folder),
+        (folder / "deep" / "out", folder),
+        (folder / ".." / "clips" / "out", folder),
+        (folder / "out", f"{tmp_path}/**/*.tar"),
+        (folder / "out", f"[{folder},{tmp_path / 'other'}]"),
+    ):
+        sentence(run(f"data={data}", f"out={out}"), "lies in the folder of the clips")
+    assert not list(tmp_path.rglob(".lock"))
+
+
+def test_the_same_folder_by_another_path_goes_on(run: Callable[..., Said], folder: Path, tmp_path: Path) -> None:
+    assert run().code == 0
+    (tmp_path / "link").symlink_to(folder)
+    for data in (folder / ".." / "clips", os.path.relpath(folder), tmp_path / "link"):
+        said = run(f"data={data}")
+        assert said.code == 0 and f"5 of {NAME}" in said.out, said.err
+
+
 def test_other_settings_are_refused(run: Callable[..., Said], tmp_path: Path) -> None:
     assert run().code == 0
     before = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
@@ -319,18 +449,24 @@ def test_other_settings_are_refused(run: Callable[..., Said], tmp_path: Path) ->
     sentence(run(), "holds parquet files but no fingerprint.json")
 
 
-def test_too_many_bad_clips_stop_it(
-    run: Callable[..., Said], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sentence(run("max_bad_fraction=0.2"), "2 of the 7 clips seen so far", "29%", "retry_skipped=true")
+def test_too_many_bad_clips_stop_it(run: Callable[..., Said], folder: Path, tmp_path: Path) -> None:
+    sentence(run("max_bad_fraction=0.2"), "2 of the 7 clips can't be used", "29%", "retry_skipped=true")
     assert len(rows_of(tmp_path / "out")) == 5  # they are kept
     assert run("max_bad_fraction=0.3").code == 0
     for k in range(30):
         (folder / f"bad{k:02d}.mp4").write_bytes(b"x")
         (folder / f"bad{k:02d}.txt").write_text("a caption")
-    monkeypatch.setattr(store, "ENOUGH", 10)
-    sentence(run("max_bad_fraction=0.5", "readers=1"), "6 of the 11 clips seen so far")
-    assert 5 <= len(read_skips(tmp_path / "out" / "skipped")) < 15
+    sentence(run("max_bad_fraction=0.5", "readers=1"), "19 of the 37 clips can't be used")
+    assert len(read_skips(tmp_path / "out" / "skipped")) == 19  # the rest can't make it good
+
+
+def test_bad_clips_that_come_first_stop_nothing_that_the_rest_makes_good(
+    run: Callable[..., Said], folder: Path, tmp_path: Path
+) -> None:
+    for name in ("0bad", "1bad", "2bad"):
+        (folder / f"{name}.mp4").write_bytes(b"x")
+        (folder / f"{name}.txt").write_text("a caption")
+    assert run("max_bad_fraction=0.5").code == 0 and len(rows_of(tmp_path / "out")) == 5
 
 
 def test_a_source_without_one_usable_clip(
@@ -373,7 +509,7 @@ def test_mistakes_are_sentences(
 
 def test_a_size_that_the_teacher_cannot_make_is_refused(run: Callable[..., Said], tmp_path: Path) -> None:
     sentence(run("buckets=[[9,32,32],[10,32,32]]"), "the bucket [10, 32, 32] doesn't suit this teacher", "10")
-    assert not (tmp_path / "out").exists()
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [".lock"]
 
 
 def test_the_path_may_hold_anything(run: Callable[..., Said], folder: Path, tmp_path: Path) -> None:

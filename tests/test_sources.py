@@ -188,6 +188,27 @@ def test_ids_are_what_a_person_would_look_for(tmp_path: Path, clips: list[Path])
     assert ids(tmp_path / "c") == ["name0.mp4", "name0.mp4#2"]
 
 
+def test_pairs_have_one_picture_a_name_and_hidden_files_are_passed_over(tmp_path: Path, clips: list[Path]) -> None:
+    where = tmp_path / "given"
+    where.mkdir()
+    as_folder(where, clips[:2])
+    for name in ("name0.jpg", "name0.png", "still.png", "still.jpg", "._name1.mp4"):
+        (where / name).write_bytes(b"a picture")
+    for name in ("still.txt", "._name1.txt"):
+        (where / name).write_text("a caption")
+    (where / ".cache").mkdir()
+    write_tar(where / ".cache" / "0.tar", pairs_in_tar(clips))
+    assert [f.id for f in listed(open_source(where))] == ["name0.mp4", "name1.mp4", "still.jpg"]
+    assert len(open_source([where, write_tar(tmp_path / "1.tar", pairs_in_tar(clips[:2]))])) == 2  # of the 1.tar
+
+
+def test_half_a_character_has_a_sentence_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "captions.jsonl").write_text('{"file": "a.mp4", "caption": "a \\ud83e"}\n{"file": "b.mp4"}\n')
+    first, second = listed(open_source(tmp_path))
+    assert isinstance(first, Skipped) and "line 1" in first.sentence and "half a character" in first.sentence
+    assert isinstance(second, Skipped) and "line 2" in second.sentence and "has no `file` and" in second.sentence
+
+
 def test_two_tars_of_one_name_are_told_apart(tmp_path: Path, clips: list[Path]) -> None:
     places = [write_tar(tmp_path / side / "0.tar", pairs_in_tar(clips[:1])) for side in ("a", "b")]
     assert [f.id for f in listed(open_source(places))] == [f"{p.as_posix()}:0000" for p in places]
@@ -236,6 +257,42 @@ def test_what_is_missing_in_a_tar_is_told(tmp_path: Path, clips: list[Path]) -> 
     for found in listed(source):
         if isinstance(found, Skipped):
             assert found.id.partition(":")[2] in found.sentence and found.sentence.endswith(".")
+
+
+def found_in_tar(folder: Path, *names: str) -> dict[str, tuple[str, str] | str]:
+    """By id the (video, caption) that a tar of these members gives, or the cause; a member's content is its name."""
+    members = [
+        (name, json.dumps({"caption": name}).encode() if name.endswith("json") else name.encode()) for name in names
+    ]
+    source = open_source(write_tar(folder / "0.tar", members))
+    return {
+        f.id.partition(":")[2]: (f.file.read_bytes().decode(), f.caption) if isinstance(f, Entry) else f.cause
+        for f in listed(source)
+    }
+
+
+def test_a_tars_videos_have_the_captions_of_their_whole_names(tmp_path: Path) -> None:
+    two = "two videos of one key"
+    for names, expected in [
+        # Each has its own caption, whatever the order.
+        ("a.1.mp4 a.2.mp4 a.2.txt a.1.txt", {"a.1": ("a.1.mp4", "a.1.txt"), "a.2": ("a.2.mp4", "a.2.txt")}),
+        ("v1.0.mp4 v1.0.json", {"v1": ("v1.0.mp4", "v1.0.json")}),
+        # One of each: the key joins them.
+        ("a.video.mp4 a.caption.txt", {"a": ("a.video.mp4", "a.caption.txt")}),
+        ("a.video.mp4 a.meta.json a.words.txt", {"a": ("a.video.mp4", "a.words.txt")}),
+        # Nobody can tell whose it is.
+        ("a.1.mp4 a.2.mp4 a.txt", {"a.1": two, "a.2": two}),
+        ("a.mp4 a.2.mp4 a.txt", {"a": ("a.mp4", "a.txt"), "a.2": two}),
+        ("a.mp4 a.webm a.txt", {"a": two}),
+        ("a.mp4 a.1.txt a.2.txt", {"a": "two captions of one key"}),
+        ("a.1.jpg a.2.jpg a.txt", {"a.1": two, "a.2": two}),
+        # What lies beside a clip is no clip.
+        ("a.mp4 a.jpg a.txt a.thumb.jpg a.meta.json", {"a": ("a.mp4", "a.txt")}),
+        ("a.jpg a.txt a.png", {"a": ("a.jpg", "a.txt")}),
+        ("._a.mp4 a.mp4 a.txt ._a.txt", {"a": ("a.mp4", "a.txt")}),
+        ("d.x/a.mp4 d.x/a.txt d.y/a.mp4 d.y/a.txt", {f"d.{k}/a": (f"d.{k}/a.mp4", f"d.{k}/a.txt") for k in "xy"}),
+    ]:
+        assert found_in_tar(tmp_path, *names.split()) == expected, names
 
 
 @pytest.mark.parametrize("damage", ["cut in a video", "cut in a header", "a header", "cut at a header"])
@@ -296,6 +353,46 @@ def test_columns_can_be_named(tmp_path: Path, clips: list[Path]) -> None:
     pq.write_table(pa.table({"width": [1], "caption": ["a"]}), path)
     with pytest.raises(ValueError, match=r"no column of videos among width \(int64\), caption .*video_column=NAME"):
         open_source(path)
+
+
+def test_tables_of_other_columns_are_skipped_with_the_column_that_they_lack(tmp_path: Path, clips: list[Path]) -> None:
+    video = [c.read_bytes() for c in clips[:2]]
+    pq.write_table(pa.table({"width": [1, 2]}), tmp_path / "0.parquet")
+    pq.write_table(pa.table({"mp4": video, "text": ["one", "two"]}), tmp_path / "1.parquet")
+    pq.write_table(pa.table({"mp4": video}), tmp_path / "2.parquet")
+    write_stream(tmp_path / "3.arrow", pa.table({"mp4": video, "text": [1, 2]}))
+    structs = struct_table(clips[:2]).rename_columns(["text", "mp4"])  # another kind of the same column
+    write_stream(tmp_path / "4.arrow", structs)
+    found = listed(open_source(tmp_path))
+    assert [f.id for f in found] == [
+        "0.parquet:",
+        *(f"1.parquet:{k}" for k in range(2)),
+        "2.parquet:",
+        "3.arrow:",
+        *(f"4.arrow:{k}" for k in range(2)),
+    ]
+    for k, said in ((0, "0.parquet has no column mp4"), (3, "2.parquet has no column text"), (4, r"text (int64)")):
+        assert isinstance(skip := found[k], Skipped) and skip.cause == "missing column" and said in skip.sentence
+    for k in (1, 2, 5, 6):
+        assert isinstance(entry := found[k], Entry) and entry.file.read_bytes() == video[(k - 1) % 2]
+    assert [found[k].file.name for k in (1, 5)] == ["0", "name0.mp4"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_captions_may_be_numbers_of_a_dictionary(tmp_path: Path, clips: list[Path], kind: str) -> None:
+    text = pa.array([caption(k % 2) for k in range(5)]).dictionary_encode()
+    table = pa.table({"mp4": [c.read_bytes() for c in clips], "text": text})
+    path = tmp_path / f"a.{kind}"
+    pq.write_table(table, path) if kind == "parquet" else write_stream(path, table)
+    assert [f.caption for f in listed(open_source(path)) if isinstance(f, Entry)] == [caption(k % 2) for k in range(5)]
+
+
+def test_a_path_in_a_table_that_no_file_can_have_is_skipped(tmp_path: Path, clips: list[Path]) -> None:
+    as_folder(tmp_path, clips[:1])
+    (tmp_path / "name0.txt").unlink()
+    pq.write_table(pa.table({"file": ["name0.mp4", "x" * 300], "text": ["one", "two"]}), tmp_path / "a.parquet")
+    folder = ClipFolder(tmp_path, FRAMES, 16, 16, 8)
+    assert len(folder) == 1 and "a.parquet can't be read: " in str(folder.report)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -67,9 +67,18 @@ def _area(bucket: Bucket) -> int:
 
 
 def prepare(
-    entry: Entry, buckets: Sequence[Bucket], fps: float, windows: int, stills: str, stored: AbstractSet[str]
+    entry: Entry,
+    buckets: Sequence[Bucket],
+    fps: float,
+    windows: int,
+    stills: str,
+    stored: AbstractSet[str],
+    enlarge: bool = True,
 ) -> Prepared | Skipped:
-    """A clip's windows, at most `windows` of them, evenly spread over it; stored: row ids that aren't needed again."""
+    """A clip's windows, at most `windows` of them, evenly spread over it; stored: row ids that aren't needed again.
+
+    enlarge: whether a clip with a side of less than half its bucket's may be used.
+    """
     id, file, _ = entry
     try:
         loaded = entry._replace(file=load(file))  # what lies in a tar or a table is read once
@@ -82,6 +91,12 @@ def prepare(
     if bucket is None:
         needed = min(b.frames for b in nearest(buckets, found.height, found.width))
         return too_short(entry, found.frames, needed, fps)
+    if not enlarge and (2 * found.height < bucket.height or 2 * found.width < bucket.width):
+        sentence = (
+            f"{file} is {found.width}x{found.height}, less than half of {bucket.width}x{bucket.height} on a side; "
+            "enlarge=true, with retry_skipped=true, would use it."
+        )
+        return Skipped(id, file, "too small", sentence)
     starts = spread(1 if found.still else found.frames - bucket.frames + 1, windows)
     read, size = [], (bucket.height, bucket.width)
     try:
@@ -104,11 +119,12 @@ def row_ids(id: str, count: int, windows: int) -> list[str]:
 
 
 def finished(rows: AbstractSet[str], windows: int) -> AbstractSet[str]:
-    """The clips whose last row, which is stored last, is among these row ids."""
+    """The clips all of whose rows are among these row ids."""
     if windows == 1:
         return rows
     parts = [row.rpartition("#") for row in rows]
-    return {clip for clip, _, place in parts if len(set(place.split("of"))) == 1}
+    there = Counter((clip, place.partition("of")[2]) for clip, _, place in parts)
+    return {clip for (clip, needed), count in there.items() if str(count) == needed}
 
 
 def read_ahead(jobs: Iterable[Job], do: Callable[[Job], Result], threads: int, ahead: int) -> Iterator[Result]:

@@ -26,6 +26,8 @@ from dollar.data.sources import Given, open_source
 
 SENTENCES = 20  # skipped files that a printed report names
 TIE = 2e-3  # seconds
+MOST_REPEATED = 2  # frames that one picture may stand for; more of them would be a motion that stutters
+STRETCHED = 16.0  # a stated width of a pixel, or height, beyond which the header is not believed
 NOT_BAD = {"still image"}  # causes of skipping that say nothing against the folder
 # What PyAV and PIL raise on damaged files; FFmpegError is not always an OSError or a ValueError.
 DECODING_ERRORS = (
@@ -206,11 +208,14 @@ def examine(entry: Entry, fps: float, stills: str) -> Examined | Skipped:
     """What a clip can give at `fps`, by its headers and its first picture; a still image gives one frame."""
     id, file, caption = entry
     still = file.suffix.lower() in STILLS
-    if isinstance(file, Path):
-        if not file.is_file():
-            return Skipped(id, file, "missing file", f"{file} is listed with a caption but there is no such file.")
-        if file.stat().st_size == 0:
-            return Skipped(id, file, "empty", f"{file} is empty (0 bytes).")
+    try:
+        if isinstance(file, Path):
+            if not file.is_file():
+                return Skipped(id, file, "missing file", f"{file} is listed with a caption but there is no such file.")
+            if file.stat().st_size == 0:
+                return Skipped(id, file, "empty", f"{file} is empty (0 bytes).")
+    except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be looked into
+        return Skipped(id, file, "missing file", f"{str(file)[:200]} can't be reached: {_reason(error)}.")
     if still and stills == "skip":
         return Skipped(id, file, "still image", f"{file} is a picture; stills=repeat would use it.")
     try:
@@ -226,9 +231,16 @@ def examine(entry: Entry, fps: float, stills: str) -> Examined | Skipped:
         height, width = read_video(loaded, np.zeros(1))[0].shape[:2]
     except DECODING_ERRORS as error:
         return Skipped(id, file, "corrupt", f"{file} can't be decoded: {error}.")
-    # Half a source interval of grace: 49 frames of 24 fps are 49 frames of 23.976 fps too.
-    count = math.floor((last + interval / 2) * fps + 1e-6) + 1
+    if interval * fps > MOST_REPEATED + 1e-6:
+        sentence = f"{file} has {1 / interval:.3g} pictures a second; {fps:g} are needed, or at least half as many."
+        return Skipped(id, file, "too few pictures a second", sentence)
+    # Half an interval of grace, the shorter of both: 49 frames of 24 fps are 49 frames of 23.976 fps too.
+    count = math.floor((last + min(interval, 1 / fps) / 2) * fps + 1e-6) + 1
     return Examined(file, caption, count, False, height, width)
+
+
+def _reason(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def too_short(entry: Entry, count: int, frames: int, fps: float) -> Skipped:
@@ -248,13 +260,15 @@ def read_window(file: File, still: bool, start: int, frames: int, fps: float, si
 def read_video(file: File, times: np.ndarray) -> list[np.ndarray]:
     """The pictures nearest to these rising `times` [T], in seconds from the first picture; uint8 [H, W, 3] each.
 
+    They are as they are shown: of square pixels, and turned as the file says.
     Raises ValueError (or PyAV's errors) when the file is damaged or ends before the last time.
     """
     with av.open(_opened(file), "r") as container:
-        chosen = _nearest(_pictures(container, float(times[0])), times)
+        pixel = _pixel(container)
+        chosen = _nearest(_pictures(container, float(times[0])), times, pixel)
         if chosen is None:  # the index led past the first time: read from the beginning
             container.seek(0)
-            chosen = _nearest(_pictures(container, 0.0), times)
+            chosen = _nearest(_pictures(container, 0.0), times, pixel)
         if chosen is None or len(chosen) < len(times):
             raise ValueError(f"{file} ends before {times[-1]:.2f} s")
     return chosen
@@ -308,10 +322,18 @@ def _pictures(container: av.container.InputContainer, start: float) -> Iterator[
         yield float((frame.pts - origin) * unit), frame
 
 
-def _nearest(pictures: Iterator[tuple[float, av.VideoFrame]], times: np.ndarray) -> list[np.ndarray] | None:
+def _pixel(container: av.container.InputContainer) -> float:
+    """Width of a pixel over its height, by the headers; 1 where they don't say or can't be believed."""
+    stated = container.streams.video[0].sample_aspect_ratio if container.streams.video else None
+    return float(stated) if stated and 1 / STRETCHED < stated < STRETCHED else 1.0
+
+
+def _nearest(
+    pictures: Iterator[tuple[float, av.VideoFrame]], times: np.ndarray, pixel: float
+) -> list[np.ndarray] | None:
     """The picture nearest to each time, as many as there are; None when the pictures begin after the first time.
 
-    The last picture stands for times up to one interval after it.
+    The last picture stands for times up to one interval after it. pixel: a pixel's width over its height.
     """
     chosen: list[np.ndarray] = []
     previous, interval = None, 0.0
@@ -324,15 +346,23 @@ def _nearest(pictures: Iterator[tuple[float, av.VideoFrame]], times: np.ndarray)
         while len(chosen) < len(times) and times[len(chosen)] <= now:
             # Ties go to the later one; rounding (to whole ms in webm) must not settle them, or motion would jitter.
             before = times[len(chosen)] - previous[0] < now - times[len(chosen)] - TIE
-            chosen.append(_rgb(previous[1] if before else frame))
+            chosen.append(_rgb(previous[1] if before else frame, pixel))
         if len(chosen) == len(times):
             return chosen
         previous, interval = (now, frame), now - previous[0] or interval
     while previous and len(chosen) < len(times) and times[len(chosen)] <= previous[0] + interval:
-        chosen.append(_rgb(previous[1]))
+        chosen.append(_rgb(previous[1], pixel))
     return chosen
 
 
-def _rgb(frame: av.VideoFrame) -> np.ndarray:
-    """A decoded picture as uint8 [H, W, 3], turned as the file's display matrix says (phones film sideways)."""
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+def _rgb(frame: av.VideoFrame, pixel: float) -> np.ndarray:
+    """A decoded picture as uint8 [H, W, 3], turned as the file's display matrix says (phones film sideways).
+
+    pixel: width over height; where it isn't square the shorter side of it is stretched, so that nothing is lost.
+    """
+    picture = frame.to_ndarray(format="rgb24")
+    height, width = picture.shape[:2]
+    shown = max(height, round(height / pixel)), max(width, round(width * pixel))
+    if shown != (height, width):
+        picture = np.asarray(Image.fromarray(picture).resize(shown[::-1], Image.Resampling.BICUBIC))
+    return np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90)))

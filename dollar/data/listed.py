@@ -78,6 +78,10 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Entry | Skipped: ...
 
 
+class HalfCharacter(ValueError):
+    """A text with half of a pair that json writes as one character; it is no UTF-8."""
+
+
 def caption_of(value: object) -> str:
     """The caption without the blanks around it; ValueError for one that is missing, empty or no text."""
     if not isinstance(value, str) or not value.strip():
@@ -85,7 +89,7 @@ def caption_of(value: object) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError("it holds half a character (a lone surrogate)") from None
+        raise HalfCharacter("it holds half a character (a lone surrogate)") from None
     return value.strip()
 
 

@@ -15,7 +15,18 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from dollar.data.listed import CAPTIONS, STILLS, VIDEOS, Entry, Skipped, Source, caption_of, first_of, plain
+from dollar.data.listed import (
+    CAPTIONS,
+    STILLS,
+    VIDEOS,
+    Entry,
+    HalfCharacter,
+    Skipped,
+    Source,
+    caption_of,
+    first_of,
+    plain,
+)
 from dollar.data.prompts import decode_utf8
 from dollar.data.tables import Tables
 from dollar.data.tars import Tars
@@ -82,10 +93,10 @@ def _folder(folder: Path, video_column: str | None, caption_column: str | None) 
     for name in LISTS:
         if (table := folder / name).is_file():
             return _full(folder, Listing(_listed(table)))
-    below = sorted(p for p in folder.rglob("*") if p.is_file())
-    media = [p for p in below if p.suffix.lower() in VIDEOS | STILLS]
+    below = sorted(p for p in folder.rglob("*") if not _hidden(p, folder) and _is_file(p))
+    media = _one_picture([p for p in below if p.suffix.lower() in VIDEOS | STILLS])
     top = [p for p in media if p.parent == folder]
-    if pairs := [p for p in media if p.with_suffix(".txt").is_file()]:
+    if pairs := [p for p in media if _is_file(p.with_suffix(".txt"))]:
         # Pairs may lie in folders of folders; where some lie on top, only what lies there is meant.
         return Listing([_pair(p, folder) for p in (top if set(top) & set(pairs) else pairs)])
     if tars := [p for p in below if p.suffix.lower() == ".tar"]:
@@ -99,6 +110,26 @@ def _folder(folder: Path, video_column: str | None, caption_column: str | None) 
     raise ValueError(f"the clip folder {folder} lists no clips; it holds {there}. {NEEDED}.")
 
 
+def _hidden(path: Path, folder: Path) -> bool:
+    """Whether a name below the folder begins with a dot: caches, and what other systems leave beside a file."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is a file, or can't be looked at, which the reading of it tells."""
+    try:
+        return path.is_file()
+    except OSError:
+        return True
+
+
+def _one_picture(media: Sequence[Path]) -> list[Path]:
+    """The same without the pictures beside a video of their name, or another picture: thumbnails, as a rule."""
+    videos = {p.with_suffix("") for p in media if p.suffix.lower() in VIDEOS}
+    first = {p.with_suffix(""): p for p in reversed(media)}
+    return [p for p in media if p.suffix.lower() in VIDEOS or (first[s := p.with_suffix("")] == p and s not in videos)]
+
+
 def _full(folder: Path, source: Source) -> Source:
     if len(source) == 0:
         raise ValueError(f"the clip folder {folder} lists no clips: its list is empty. {NEEDED}.")
@@ -108,8 +139,8 @@ def _full(folder: Path, source: Source) -> Source:
 def _files(part: Path) -> list[tuple[str, Path]]:
     """(name, path) of the files that a path or pattern means; the name is below the folder it begins with."""
     if part.is_dir():
-        inner = sorted(p for p in part.rglob("*") if p.suffix.lower() in {".tar", *TABLES})
-        return _below(part, inner)
+        inner = [p for p in part.rglob("*") if p.suffix.lower() in {".tar", *TABLES} and not _hidden(p, part)]
+        return _below(part, sorted(inner))
     if part.exists():
         return [(plain(part.name), part)]
     fixed = Path(*_until_magic(part))
@@ -169,6 +200,9 @@ def _row(table: Path, line: int, row: object) -> Entry | Skipped:
     try:
         name = caption_of(file)
         return Entry(plain(Path(name).as_posix()), table.parent / name, caption_of(first_of(row, CAPTIONS)))
+    except HalfCharacter as error:
+        sentence = f"the file or the caption in line {line} of {table} can't be stored: {error}."
+        return Skipped(f"{table.name}:{line}", table, "unreadable caption", sentence)
     except ValueError:
         sentence = f"line {line} of {table} has no `file` and `caption`, or one is empty."
         where = table.parent / file if isinstance(file, str) else table

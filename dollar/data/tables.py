@@ -45,41 +45,37 @@ class Cell(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A file of the source: `rows` of them can be read, and `problem` is what is wrong with the rest, if anything."""
+    """A file of the source: `rows` of them can be read, and `problem` is what is wrong with the rest, if anything.
+
+    names: the column that holds paths, if there is one, a field of a struct after a dot.
+    """
 
     name: str
     path: Path
     rows: int
     problem: str
+    cause: str = "torn file"
+    names: str = ""
 
 
 class Tables:
     """The rows of tables with a column of videos and one of captions; only what is asked for is read.
 
     files: (name, path) of each table; a clip's id is `name:row`. folder: what relative paths in the column refer to.
-    A video is bytes, a struct of bytes and path (as Hugging Face stores it), or a path. ValueError where a column
-    isn't found, or none of the files can be read.
+    A video is bytes, a struct of bytes and path (as Hugging Face stores it), or a path. ValueError where no file has
+    the columns, or none can be read; a file without the columns that the first fitting one has is one Skipped.
     """
 
     def __init__(
         self, files: Sequence[tuple[str, Path]], folder: Path, video: str | None = None, caption: str | None = None
     ) -> None:
         self.folder = folder
-        self.spans: list[Span] = []
-        schema = None
-        for name, path in files:
-            span, found = _span(name, path)
-            self.spans.append(span)
-            schema = schema or found
-        if schema is None:
-            raise ValueError(
-                f"none of the tables in {folder} can be read; {self.spans[0].path}: {self.spans[0].problem}"
-            )
-        self.video_column = _column(schema, video, VIDEO_COLUMNS, "video")
-        self.caption_column = _column(schema, caption, CAPTIONS, "caption")
-        kind = schema.field(self.video_column).type
-        self._path_column = f"{self.video_column}.path" if pa.types.is_struct(kind) else self.video_column
-        self._has_path = not _is_bytes(kind) and (not pa.types.is_struct(kind) or kind.get_field_index("path") >= 0)
+        found = [_span(name, path) for name, path in files]
+        schemas = [schema for _, schema in found if schema is not None]
+        if not schemas:
+            raise ValueError(f"none of the tables in {folder} can be read; {found[0][0].path}: {found[0][0].problem}")
+        self.video_column, self.caption_column = _columns(schemas, video, caption)
+        self.spans = [span if schema is None else self._fitting(span, schema) for span, schema in found]
         self._starts = [0, *accumulate(s.rows + bool(s.problem) for s in self.spans)]
         self._open: OrderedDict[int, _Table] = OrderedDict()
         self._lock = threading.Lock()
@@ -96,17 +92,17 @@ class Tables:
         id, (number, row) = self.id(index), self._place(index)
         span = self.spans[number]
         if row == span.rows:
-            sentence = f"{span.path} is torn after {span.rows} rows: {span.problem}; fetch it again."
-            return Skipped(id, span.path, "torn file", sentence)
+            torn = f"{span.path} is torn after {span.rows} rows: {span.problem}; fetch it again."
+            return Skipped(id, span.path, span.cause, torn if span.cause == "torn file" else span.problem)
         file: File = Cell(self, index, f"{row}", f"row {row} of {span.path}")
         try:
             caption = caption_of(self._value(self.caption_column, index))
         except ERRORS as error:
             return Skipped(id, file, "unreadable caption", f"the caption of {file} can't be used: {_told(error)}.")
         try:
-            if self._has_path and isinstance(path := _path(self._value(self._path_column, index)), str):
+            if span.names and isinstance(path := _path(self._value(span.names, index)), str):
                 file = Cell(self, index, plain(PurePosixPath(path).name), f"row {row} of {span.path}")
-                if self._path_column == self.video_column:
+                if span.names == self.video_column:
                     file = self._beside(index, path)
         except ERRORS as error:
             return Skipped(id, file, "corrupt", f"{file} can't be read: {_told(error)}.")
@@ -125,6 +121,18 @@ class Tables:
         if not isinstance(data, bytes):
             raise ValueError(f"row {row} of {self.spans[number].path} has no video")
         return data
+
+    def _fitting(self, span: Span, schema: pa.Schema) -> Span:
+        """A file with where its paths are; without rows where it lacks a column."""
+        for column, fits in ((self.video_column, _is_video), (self.caption_column, _is_text)):
+            if column not in schema.names or not fits(schema.field(column).type):
+                there = ", ".join(f"{f.name} ({f.type})" for f in schema)
+                sentence = f"{span.path} has no column {column}, which other tables of it hold; it has {there}."
+                return span._replace(rows=0, problem=sentence, cause="missing column")
+        kind = schema.field(self.video_column).type
+        if pa.types.is_struct(kind):
+            return span._replace(names=f"{self.video_column}.path" if kind.get_field_index("path") >= 0 else "")
+        return span._replace(names="" if _is_bytes(kind) else self.video_column)
 
     def _place(self, index: int) -> tuple[int, int]:
         """(file, row) of clip `index`."""
@@ -230,6 +238,18 @@ def _span(name: str, path: Path) -> tuple[Span, pa.Schema | None]:
     return Span(name, path, table.rows, table.problem), table.schema
 
 
+def _columns(schemas: Sequence[pa.Schema], video: str | None, caption: str | None) -> tuple[str, str]:
+    """The names of the columns in the first table that has both; ValueError, in the words for the first, if none."""
+    problem = None
+    for schema in schemas:
+        try:
+            return _column(schema, video, VIDEO_COLUMNS, "video"), _column(schema, caption, CAPTIONS, "caption")
+        except ValueError as error:
+            problem = problem or error
+    assert problem is not None
+    raise problem
+
+
 def _column(schema: pa.Schema, given: str | None, usual: Sequence[str], kind: str) -> str:
     """The name of the column of videos or captions; ValueError, naming the columns that are there, when none fits."""
     fits = _is_video if kind == "video" else _is_text
@@ -245,7 +265,8 @@ def _column(schema: pa.Schema, given: str | None, usual: Sequence[str], kind: st
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(value) or pa.types.is_large_string(value)
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
