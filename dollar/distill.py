@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dollar.diffusion.denoise import walk
+from dollar.diffusion.denoise import DenoiseFunction, walk
 from dollar.diffusion.draws import Draws
 from dollar.diffusion.schedule import diffuse, expand_like
 from dollar.diffusion.timesteps import FewStep, consistency_function
@@ -231,12 +231,16 @@ class Distiller:
         with torch.no_grad():
             t = schedule.uniform(o.place(draws.uniform("vsd time"), *o.vsd_range, self.progress))
             x_t = diffuse(self.last.x_hat, draws.normal("vsd noise", self.latent_shape), t, schedule)
-            x0_real = self.teacher.guided(x_t, t, condition, self.null(len(x_t)), o.vsd_guidance_scale)
+            x0_real = self._guided(condition, len(x_t), o.vsd_guidance_scale)(x_t, t)
             x0_fake = self.fake(x_t, t, condition)
             weight = vsd_weight(x_hat, x0_real, t, schedule, o.vsd_weighting)
         loss = vsd(x_hat, x0_real, x0_fake, weight).mean()
         self.logged["loss/vsd"] = float(loss.detach())
         return torch.autograd.grad(loss, x_hat)[0]
+
+    def _guided(self, condition: Condition, count: int, scale: float) -> DenoiseFunction:
+        """The guided teacher; without guidance there is no other half, and data may have no prompt for it."""
+        return self.teacher.given(condition, None if scale == 1 else self.null(count), scale)
 
     def _fine_tune_gradient(self, condition: Condition) -> Tensor:
         """The gradient of L_FT at x_hat (Eq. 15); the latent reward model is only looked through."""
@@ -276,7 +280,7 @@ class Distiller:
             start = draws.integers("cd time", o.cd_grid)  # line 9: uniformly sample t_n
             t = grid[start]
             x_t = diffuse(x_0, draws.normal("cd noise", self.latent_shape), t, schedule)
-            guided = self.teacher.given(condition, self.null(len(x_0)), o.cd_guidance_scale)
+            guided = self._guided(condition, len(x_0), o.cd_guidance_scale)
             reached = walk(guided, x_t, start, grid, o.cd_m, schedule)
             with self.averaged() if o.cd_target == "ema" else nullcontext():
                 target_denoiser = self.teacher if o.cd_target == "teacher" else self.student

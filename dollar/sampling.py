@@ -39,7 +39,8 @@ def teacher_sampler(teacher: Teacher, steps: int = 50, guidance_scale: float | N
     scale = own if guidance_scale is None else guidance_scale
 
     def diffusion(generators: list[torch.Generator], condition: Condition) -> Tensor:
-        denoise = teacher.denoiser.given(condition, teacher.null(len(generators)), scale)
+        null = None if scale == 1 else teacher.null(len(generators))
+        denoise = teacher.denoiser.given(condition, null, scale)
         return sample(denoise, teacher.noise(generators), teacher.grid(steps), schedule)
 
     return Sampler("teacher", steps, diffusion)

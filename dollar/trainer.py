@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dollar.data.latents import Samples
+from dollar.data.latents import Samples, check_identity
 from dollar.diffusion.draws import Draws
 from dollar.distill import Distiller, Sample
 from dollar.latent_reward import Observation
@@ -172,6 +172,7 @@ class Trainer:
         self.distiller.logged = {}
         self._set_rates(cycle)
         self.distiller.progress = cycle / self.plan.cycles
+        self.data.ahead([*self._latents_of(cycle), *self._latents_of(cycle + 1)])
         times = {}
         start = time.perf_counter()
         self._student_turn(cycle)  # lines 7-11
@@ -202,11 +203,26 @@ class Trainer:
         batch = self.data.batch(draws.indices, latents)
         return batch, self.text(batch.prompts)
 
+    def _latents_of(self, cycle: int) -> list[int]:
+        """The samples whose latents this process asks for in a cycle, turn by turn; none after the last cycle."""
+        if not self.data.has_latents or cycle >= self.plan.cycles:
+            return []
+        turns = []
+        if self._student_needs_clips:
+            turns.append(self._draws(cycle))
+        if "fake" in self.learners and self.distiller.objective.student_input == "noised_data":
+            turns += [self._draws(cycle, update) for update in range(1, self.plan.fake_updates)]
+        if "lrm" in self.learners:
+            turns.append(self._reward_draws(cycle * self.plan.fake_updates))
+        return [sample for draws in turns for sample in draws.indices]
+
+    @property
+    def _student_needs_clips(self) -> bool:
+        return self.distiller.objective.beta_cd > 0 or self.distiller.objective.student_input == "noised_data"
+
     def _student_turn(self, cycle: int) -> None:
-        o = self.distiller.objective
         draws = self._draws(cycle)
-        needs_clips = o.beta_cd > 0 or o.student_input == "noised_data"
-        batch, condition = self._batch(draws, needs_clips)
+        batch, condition = self._batch(draws, self._student_needs_clips)
         if cycle < self.plan.fake_warmup:
             self.distiller.last = self.distiller.fresh_sample(draws, condition, batch.latents)
             return
@@ -423,6 +439,7 @@ class Trainer:
             "ema_updates": self.ema.updates,
             "skipped": {name: [learner.skipped, learner.in_a_row] for name, learner in self.learners.items()},
             "config": self.config,
+            "data": self.data.identity(),
         }
         surrogate = self.distiller.latent_reward
         if surrogate is not None:
@@ -441,8 +458,9 @@ class Trainer:
 
     @torch.no_grad()
     def load(self, state: checkpoint.State) -> None:
-        """Take up a state on any number of processes."""
+        """Take up a state on any number of processes; ValueError where the data is another than it was."""
         tensors, plain = state
+        check_identity(plain.get("data", {}), self.data.identity())
         for learner in self.learners.values():
             learner.load(tensors)
             learner.skipped, learner.in_a_row = plain["skipped"][learner.name]

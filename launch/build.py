@@ -13,6 +13,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dollar.data.latents import Fit, Samples
+from dollar.data.mixture import shares
+from dollar.data.shards import listed
 from dollar.distill import Distiller, Objective
 from dollar.evaluation.validate import Validation, score_names
 from dollar.latent_reward import LatentReward
@@ -56,7 +58,9 @@ def take_teacher(config: DictConfig) -> None:
             f"{card['teacher_name']}; leave teacher= out"
         )
     given = [o.removeprefix("teacher.") for o in overrides if o.startswith("teacher.")]
-    online = {"text": "online"}  # prompts that come are not among those that training had stored
+    # Prompts that come are not among those that training had stored; and the student's times stay those that it was
+    # trained for, where another size would shift its teacher's.
+    online = {"text": "online"} | ({"shift": card["shift"]} if card.get("shift") is not None else {})
     config.teacher = OmegaConf.merge(card["teacher"], online, OmegaConf.from_dotlist(given))
 
 
@@ -80,6 +84,7 @@ def objective_of(config: DictConfig) -> Objective:
         )
     if config.teacher.get("text") == "stored" and config.data.get("text") is None:
         raise ValueError("teacher.text is stored, but this data stores none; use data=latents, or teacher.text=online")
+    check_data(config)
     return Objective(
         beta_vsd=config.beta_vsd,
         beta_cd=config.beta_cd,
@@ -101,6 +106,18 @@ def objective_of(config: DictConfig) -> Objective:
         student_parameterization=config.student.parameterization,
         fake_loss=config.fake.loss,
     )
+
+
+def check_data(config: DictConfig) -> None:
+    """Raise ValueError for numbers of conf/data that can't be."""
+    data = config.data
+    for key in ("cache", "cache_bytes", "block_bytes"):
+        if data.get(key, 0) < 0:
+            raise ValueError(f"data.{key} is {data[key]}; it must be at least 0")
+    if OmegaConf.is_list(data.get("path")) and "clips" not in data:
+        raise ValueError(f"data.path is {list(data.path)}; it is one place here. data=mixture takes several, of shards")
+    if data.get("weights") is not None and data.get("paths") is not None:
+        shares(data.weights, len(listed(data.paths)))
 
 
 def plan_of(config: DictConfig, processes: int = 1) -> Plan:
@@ -140,8 +157,8 @@ def plan_of(config: DictConfig, processes: int = 1) -> Plan:
     )
 
 
-def build_latent_reward(config: DictConfig, teacher: Teacher, world: World) -> LatentReward:
-    """The latent reward model with the pixel reward that it follows."""
+def build_latent_reward(config: DictConfig, teacher: Teacher, world: World, prompt: str = "") -> LatentReward:
+    """The latent reward model with the pixel reward that it follows; prompt: any that the teacher can encode."""
     reward, lrm = instantiate(config.reward), config.lrm
     if getattr(reward, "sees_motion", False) and lrm.temporal == "frames":
         print(f"note: {type(reward).__name__} sees motion, which lrm.temporal=frames can't; conv3d can")
@@ -149,7 +166,7 @@ def build_latent_reward(config: DictConfig, teacher: Teacher, world: World) -> L
     torch.manual_seed(config.seed)  # the same first weights in every process
     model = LatentRewardModel(
         teacher.latent_shape[0],
-        text_dim=teacher.null(1).embeddings.shape[-1] if lrm.text else None,
+        text_dim=teacher.text([prompt]).embeddings.shape[-1] if lrm.text else None,
         width=lrm.width,
         temporal=lrm.temporal,
         groups=lrm.groups,
@@ -169,6 +186,7 @@ def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Pa
     data = build_data(config, teacher)
     if world.is_main and (report := getattr(data, "report", None)) is not None:
         print(report)
+    check_text(config, teacher, data)
     recompute = config.parallel.activation_checkpointing
     student = trainable_copy(teacher, world, recompute, config.student.lora)
     if config.init is not None:
@@ -184,7 +202,7 @@ def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Pa
         fake = teacher.denoiser_of(network, dtype)
     surrogate = None
     if objective.beta_ft > 0:
-        surrogate = build_latent_reward(config, teacher, world)
+        surrogate = build_latent_reward(config, teacher, world, data.captions[0])
         learners["lrm"] = Learner("lrm", surrogate.model, optimizer(config, "lrm", surrogate.model), shared=True)
     ema = Ema(student, config.ema)
     distiller = Distiller(
@@ -230,10 +248,37 @@ def build_data(config: DictConfig, teacher: Teacher) -> Samples:
         encode=teacher.codec.encode,
         normalise=lambda latents: teacher.codec.normalise(latents.to(teacher.device)),
         shape=teacher.latent_shape,
-        fingerprint=lambda: {k: v for k, v in teacher.fingerprint().items() if not k.startswith(("text", "tokenizer"))},
+        fingerprint=lambda: made_with(teacher),
         seed=config.seed,
     )
     return instantiate(config.data.samples, _convert_="all")(fit)
+
+
+def made_with(teacher: Teacher) -> dict[str, Any]:
+    """What stored latents must have been made with: the autoencoder, and clips of the teacher's speed."""
+    found = {k: v for k, v in teacher.fingerprint().items() if not k.startswith(("text", "tokenizer"))}
+    return {**found, "fps": float(teacher.fps)}
+
+
+def check_text(config: DictConfig, teacher: Teacher, data: Samples) -> None:
+    """Raise ValueError where stored prompts lack a caption, or the prompt of guidance's other half where it is asked.
+
+    Without this a run would end at the first sample that asks for it.
+    """
+    if config.teacher.get("text") != "stored":
+        return
+    teacher.text.check(data.captions)
+    validation = config.validation
+    guided = [
+        (config.beta_vsd > 0, config.vsd.guidance_scale),
+        (config.beta_cd > 0, config.cd.guidance_scale),
+        (
+            validation.every > 0 and validation.clips > 0,
+            1.0 if teacher.family.embeds_guidance else teacher.guidance_scale,
+        ),
+    ]
+    if any(used and scale != 1 for used, scale in guided):
+        teacher.null(1)
 
 
 def with_text(config: DictConfig, teacher: Teacher) -> Teacher:

@@ -29,7 +29,8 @@ from results_table import FAILED
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 SHARED = "common"  # the folder of conf/ that holds what several yamls share, and no choices
-FOLDERS = ("checkpoint", "init", "out", "prompts", "runs", "work")  # keys whose value is a path, whatever it looks like
+# Keys whose value is a path, or a list of such, whatever it looks like.
+FOLDERS = ("checkpoint", "init", "out", "prompts", "runs", "work", "data.path", "data.paths", "data.nulls")
 VALUED = ("--cfg", "-c", "--package", "-p", "--info", "-i")  # those options that a word without = follows
 PAIRS = ("betas", "range", "lower_half_over")  # lists of two numbers
 # What a key whose default is null must be, by a value of that kind.
@@ -52,6 +53,7 @@ KINDS: dict[str, Any] = {
     "train.student.timesteps": [999, 749],
     "train.student.lora": 16,
     "train.vsd.lower_half": 0.5,
+    "train.data.weights": [1.0, 1.0],
 }
 # Mistakes of the user's, or of his machine, that a sentence explains better than a traceback.
 TOLD = (ValueError, OSError, FloatingPointError, OmegaConfBaseException)
@@ -73,9 +75,7 @@ def enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
     def guarded(config: DictConfig) -> Any:
         try:
             check_given(config)
-            for key in FOLDERS:
-                if config.get(key) is not None:
-                    config[key] = str(config[key])
+            name_folders(config)
             return main(config)
         except (*TOLD, InstantiationException) as error:
             # Hydra wraps what a constructor raises; the user's sentence is inside.
@@ -114,6 +114,19 @@ def check_folder_for(key: str, path: Path) -> None:
         raise ValueError(f"{key}={path}: {there} is a file; name a folder")
     if not os.access(there, os.W_OK):
         raise ValueError(f"{key}={path}: nothing may be written to {there}; name another folder")
+
+
+def name_folders(config: DictConfig) -> None:
+    """Make every key that names a place text, and data.paths a list, for a name may look like a number."""
+    for key in FOLDERS:
+        given = OmegaConf.select(config, key)
+        listed = OmegaConf.is_list(given)
+        several = list(given) if listed else [given]
+        one_of_several = key == "data.paths" and not listed
+        if given is None or (all(isinstance(place, str) for place in several) and not one_of_several):
+            continue  # written anew, a name with ${ in it would be looked up
+        named = [str(place).replace("${", "\\${") for place in several]
+        OmegaConf.update(config, key, named if listed or one_of_several else named[0])
 
 
 def check_given(config: DictConfig) -> None:
@@ -247,26 +260,26 @@ def _check_type(key: str, text: str, default: Any, optional: bool = False) -> No
     if text.startswith(("range(", "choice(", "interval(", "glob(")) or (optional and text == "null"):
         return
     if isinstance(default, list):
-        _check_list(key, text, default)
+        _check_list(key, text, default, "" if optional else f" (now {default})")
     elif isinstance(default, (bool, int, float)):
         for part in [text] if text.startswith(("[", "{")) else text.split(","):
             if not _alike(OmegaConf.create(f"value: {part}").value, default):
                 raise ValueError(f"{key}={part}: {key} is {_kind(default)}" + ("" if optional else f" (now {default})"))
 
 
-def _check_list(key: str, text: str, default: list) -> None:
+def _check_list(key: str, text: str, default: list, now: str) -> None:
     try:
         given = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))["value"]  # type: ignore[index, call-overload]
     except Exception:  # whatever the reader of lists says, hydra says it better
         return
     if not isinstance(given, list):
-        raise ValueError(f"{key}={text}: {key} is a list (now {default}); write {key}=[{text}]")
+        raise ValueError(f"{key}={text}: {key} is a list{now}; write {key}=[{text}]")
     numbers = bool(default) and isinstance(default[0], (int, float))
     for item in given:
         if numbers and not _alike(item, 1.0):
-            raise ValueError(f"{key}={text}: {item!r} is no number, as all in {key} are (now {default})")
+            raise ValueError(f"{key}={text}: {item!r} is no number, as all in {key} are{now}")
     if key.rsplit(".", 1)[-1] in PAIRS and len(given) != len(default):
-        raise ValueError(f"{key}={text}: {key} has {len(default)} numbers (now {default})")
+        raise ValueError(f"{key}={text}: {key} has {len(default)} numbers{now}")
 
 
 def _kind(default: Any) -> str:

@@ -180,6 +180,13 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
         (["lrm.warmup=-3"], ["lrm.warmup is -3"]),
         (["ema=1.0"], ["ema is 1.0", "below 1"]),
         (["run="], ["names no folder", "run=NAME"]),
+        (["data=mixture", "data.paths=[a,b]", "data.weights=0.5"], ["data.weights=0.5", "is a list", "[0.5]"]),
+        (["data=mixture", "data.paths=a", "data.weights=[1,2]"], ["2 weights for 1 sources"]),
+        (["data=mixture", "data.paths=[a,b]", "data.weights=[1,x]"], ["'x' is no number"]),
+        (["data=latents", "data.path=a", "data.cache_bytes=-1"], ["data.cache_bytes is -1"]),
+        (["data=latents", "data.path=[a,b]"], ["data.path is ['a', 'b']", "one place"]),
+        (["data=prompts", "data.path=[a,b]", "beta_cd=0"], ["data.path is ['a', 'b']", "one place"]),
+        (["data=latents", "data.path=a", "data.block_bytes=-1"], ["data.block_bytes is -1"]),
         (["run=a/../../b"], ["names no folder", "run=NAME"]),
     ],
 )
@@ -271,6 +278,23 @@ def test_mistakes_in_evaluation_are_sentences(command: Callable, nothing_expensi
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "student.json").write_text("{}")
     sentence(command("evaluate", f"checkpoint={tmp_path / 'odd'}"), "can't be read (it lacks teacher_name")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "place"),
+    [
+        (["data=mixture", "data.paths=/nowhere"], "/nowhere does not exist"),
+        (["data=mixture", "data.paths=2024"], "the folder of shards 2024 does not exist"),
+        (["data=mixture", "data.paths=[2024,x]"], "the folder of shards 2024 does not exist"),
+        (["data=latents", "data.path=2024"], "the folder of shards 2024 does not exist"),
+        (["data=prompts", "data.path=2024", "beta_cd=0"], "the prompt file 2024 does not exist"),
+    ],
+)
+def test_a_place_of_data_is_a_name_whatever_it_looks_like(
+    command: Callable, tiny_teacher_folder: Path, tmp_path: Path, overrides: list[str], place: str
+) -> None:
+    places = (f"runs={tmp_path}", f"teacher.folder={tiny_teacher_folder}")
+    sentence(command("train", *TINY_RUN, *places, *overrides), place)
 
 
 # A run

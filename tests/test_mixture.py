@@ -35,6 +35,9 @@ class Counting:
     def ahead(self, samples: Sequence[int]) -> None:
         self.told += samples
 
+    def identity(self) -> dict[str, int]:
+        return {self.name: len(self)}
+
 
 def mixed(weights: Sequence[float] | None = (0.5, 0.3, 0.2), seed: int = 0) -> Mixture:
     return Mixture([Counting("a", 700), Counting("b", 200), Counting("c", 100)], weights, seed)
@@ -101,9 +104,7 @@ def test_keys_are_unique_and_lead_to_captions() -> None:
 
 def test_each_source_is_told_which_of_its_samples_come() -> None:
     mixture = mixed()
-    mixture.batch(range(100))
-    assert not any(source.told for source in mixture.sources)
-    mixture.batch(range(100, 200))  # from here on the stride is known
+    mixture.ahead(range(200, 400))
     for number, source in enumerate(mixture.sources):
         expected = [p for s, p in (mixture.place(i) for i in range(200, 400)) if s == number]
         assert source.told == expected
@@ -111,11 +112,28 @@ def test_each_source_is_told_which_of_its_samples_come() -> None:
 
 @pytest.mark.parametrize(
     ("weights", "sentence"),
-    [([1, 2], "2 weights for 3 sources"), ([1, 0, 1], "must be positive"), ([1, float("nan"), 1], "must be positive")],
+    [
+        (0.5, "weights are 0.5; give a list of numbers"),
+        (["a", 1, 1], "give a list of numbers"),
+        ([1, 2], "2 weights for 3 sources"),
+        ([1, 0, 1], "must be positive"),
+        ([1, float("nan"), 1], "must be positive"),
+    ],
 )
 def test_weights_that_name_no_shares_are_told(weights: list[float], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         mixed(weights)
+
+
+def test_an_identity_is_every_sources_own() -> None:
+    assert mixed().identity() == {
+        "shares": [500, 300, 200],
+        "source 1": {"a": 700},
+        "source 2": {"b": 200},
+        "source 3": {"c": 100},
+    }
+    assert PromptData(["a", "b"], 0).identity() == PromptData(["a", "b"], 1).identity()
+    assert PromptData(["a", "b"], 0).identity() != PromptData(["ab", ""], 0).identity()
 
 
 # Prompts alone

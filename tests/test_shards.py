@@ -20,12 +20,18 @@ from dollar.data.shards import (
     EMBEDDING,
     LATENT,
     MASK,
+    NO_CAPTION,
+    NO_TENSOR,
     POOLED,
     SCHEMA,
+    SOUND,
+    UNKNOWN_TYPE,
     Row,
     Shards,
     ShardWriter,
     done_ids,
+    known_dtype,
+    listed,
     read_nulls,
     tensor_columns,
     write_nulls,
@@ -207,6 +213,67 @@ def test_bytes_that_disagree_with_their_shape_are_told(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([{"caption": "a", **values}], SCHEMA), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a\.parquet.*12 bytes of vae_latent for \[1, 1, 2, 2\] in float32"):
         tensor(Shards([tmp_path], COLUMNS), 0, LATENT)
+
+
+def foreign_rows(folder: Path, rows: list[dict], **how: object) -> None:
+    """A shard as others write it, with latents [4, 1, 2, 2] of ones where a row doesn't say otherwise."""
+    values = (np.ones(16, np.float32).tobytes(), [4, 1, 2, 2], "float32")
+    full = {"caption": "a", **dict(zip(tensor_columns(LATENT), values, strict=True))}
+    schema = pa.schema([SCHEMA.field(name) for name in full])
+    pq.write_table(pa.Table.from_pylist([full | row for row in rows], schema), folder / "a.parquet", **how)
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_what_rows_lack_is_in_the_index(tmp_path: Path, statistics: bool) -> None:
+    lacking = [
+        {},
+        {"caption": None},
+        {f"{LATENT}_dtype": None},
+        {f"{LATENT}_shape": None},
+        {f"{LATENT}_dtype": "complex64"},
+        {"caption": ""},
+        {f"{LATENT}_bytes": None},
+    ]
+    foreign_rows(tmp_path, lacking, write_statistics=statistics, row_group_size=2)
+    shards = Shards([tmp_path], tensor_columns(LATENT))
+    last = NO_TENSOR if statistics else SOUND  # null bytes are known where the writer counted them
+    assert shards.state_of.tolist() == [SOUND, NO_CAPTION, NO_TENSOR, NO_TENSOR, UNKNOWN_TYPE, SOUND, last]
+    assert shards.faults("latents") == [
+        "1 without a caption",
+        f"{2 + statistics} without latents",
+        "1 with latents of an unknown type",
+    ]
+    group = shards.read(shards.group_of(6), COLUMNS)
+    with pytest.raises(ValueError, match=r"row 6 of .*a\.parquet has no vae_latent"):
+        group.finite(6, LATENT)
+
+
+@pytest.mark.parametrize("name", ["<f4", "f4", "float32", "torch.float32", "single"])
+def test_types_go_by_numpys_names_too(tmp_path: Path, name: str) -> None:
+    foreign_rows(tmp_path, [{f"{LATENT}_dtype": name}])
+    shards = Shards([tmp_path], tensor_columns(LATENT))
+    assert shards.state_of.tolist() == [SOUND] and tensor(shards, 0, LATENT).equal(torch.ones(4, 1, 2, 2))
+    assert known_dtype("<f2") == torch.float16 and known_dtype("|u1") == torch.uint8
+    assert [known_dtype(other) for other in (">f4", "<f8", "no type", "(", None, "")] == [None] * 6
+
+
+def test_numbers_that_are_not_finite_are_told_by_file_and_row(tmp_path: Path) -> None:
+    bad = np.ones(16, np.float32)
+    bad[3] = np.inf
+    foreign_rows(tmp_path, [{}, {}, {f"{LATENT}_bytes": bad.tobytes()}], row_group_size=2)
+    shards = Shards([tmp_path], tensor_columns(LATENT))
+    group = shards.read(shards.group_of(2), COLUMNS)
+    with pytest.raises(ValueError, match=r"row 2 of .*a\.parquet has vae_latent with numbers that are not finite"):
+        group.finite(2, LATENT)
+    assert shards.read(0, COLUMNS).finite(1, LATENT).equal(torch.ones(4, 1, 2, 2))
+
+
+def test_places_are_one_or_several_and_may_look_like_numbers() -> None:
+    assert listed("one") == [Path("one")] and listed(2024) == [Path("2024")] and listed(Path("a")) == [Path("a")]
+    assert listed(["a", 7]) == [Path("a"), Path("7")]
+    for nothing in (None, [], "", ["a", None]):
+        with pytest.raises(ValueError, match="name at least one"):
+            listed(nothing)
 
 
 def test_a_foreign_parquet_and_empty_places_are_told(tmp_path: Path) -> None:

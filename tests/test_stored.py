@@ -7,7 +7,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from conftest import TinyClips
 from test_shards import row, write
 
-from dollar.data.latents import Stride
+from dollar.data.latents import Batch, check_identity
 from dollar.data.shards import EMBEDDING, SCHEMA, Row, ShardWriter, tensor_columns, write_nulls
 from dollar.data.stored import LatentShards, StoredText, Walk
 from dollar.models.denoiser import Condition
@@ -121,25 +121,16 @@ def test_a_process_reads_no_row_groups_but_those_of_its_samples(
 # Reading ahead
 
 
-def test_the_next_calls_are_guessed_from_the_last_two() -> None:
-    guess = Stride()
-    assert guess([0, 2]) == []
-    assert guess([8, 10]) == [16, 18, 24, 26]
-    assert guess([8]) == []  # the same samples again
-    assert guess([16, 18]) == [24, 26, 32, 34]
-    assert guess([4, 6]) == []
-
-
 def test_what_is_read_ahead_is_what_is_read_plainly(folder: Path) -> None:
-    plain, told, guessing = opened(folder), opened(folder), opened(folder)
+    plain, told = opened(folder), opened(folder)
     plain.close()
     for start in range(0, 60, 3):
         samples = range(start, start + 3)
         expected = plain.batch(samples)
         told.ahead(range(start + 3, start + 6))
-        for found in (told.batch(samples), guessing.batch(samples)):
-            assert found.prompts == expected.prompts and torch.equal(found.latents, expected.latents)
-    assert not plain._coming and guessing._guess is not None and told._guess is None
+        found = told.batch(samples)
+        assert found.prompts == expected.prompts and torch.equal(found.latents, expected.latents)
+    assert not plain._coming and told._coming
 
 
 def test_the_thread_has_read_what_was_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +162,7 @@ def test_no_thread_outlives_its_reader(folder: Path) -> None:
     for data in (closed, dropped):
         data.ahead(range(ROWS))
     threads = set(readers()) - before
-    assert len(threads) == 2
+    assert len(threads) == 4
     closed.close()
     closed.close()
     del data, dropped
@@ -190,11 +181,54 @@ def test_rows_of_other_shapes_are_left_out_and_counted(folder: Path) -> None:
         for i in range(30, 33):
             writer.add(row(i, (4, 3, 5, 8)))
     data = opened(folder)
-    assert len(data) == ROWS and "3 rows of other latent shapes are left out" in data.report
+    assert len(data) == ROWS and data.report.endswith("; rows that are left out: 3 of other latent shapes")
     wide = LatentShards(folder, (4, 3, 5, 8), doubled, 0)
     assert sorted(wide.batch(range(3)).prompts) == ["clip 30", "clip 31", "clip 32"]
     with pytest.raises(ValueError, match=r"are \[4, 3, 9, 9\].*23 of \[4, 3, 5, 6\], 3 of \[4, 3, 5, 8\].*buckets="):
         LatentShards(folder, (4, 3, 9, 9), doubled, 0)
+
+
+def test_rows_without_a_caption_are_left_out_and_counted(folder: Path) -> None:
+    file = folder / "9x40x48" / "2-00000.parquet"
+    (folder / "9x40x48" / "0-00000.parquet").rename(file)
+    table = pq.read_table(file)
+    captions = pa.array([None, *table["caption"].to_pylist()[1:]], pa.string())
+    pq.write_table(table.set_column(table.schema.get_field_index("caption"), "caption", captions), file)
+    data = opened(folder)
+    assert len(data) == ROWS - 1 and "; rows that are left out: 1 without a caption" in data.report
+    prompts = [prompt for i in range(2 * ROWS) for prompt in data.batch([i]).prompts]
+    assert set(prompts) == {f"clip {i}" for i in range(1, ROWS)}
+    with pytest.raises(ValueError, match=r"the prompt '' is not stored in .*1 without a caption"):
+        text_of(folder)([""])
+
+
+def test_latents_that_are_not_finite_stop_the_run_by_name(folder: Path) -> None:
+    with ShardWriter(folder, "bad") as writer:
+        writer.add(row(40)._replace(latents=torch.full(SHAPE, float("nan"))))
+    with pytest.raises(ValueError, match=r"row 0 of .*bad-00000\.parquet has vae_latent with numbers that are not"):
+        opened(folder).batch(range(ROWS + 1))
+
+
+def test_an_identity_tells_other_files_and_rows_but_not_another_place(folder: Path, tmp_path: Path) -> None:
+    before = opened(folder).identity()
+    assert before == json.loads(json.dumps(before)) and (before["clips"], before["files"]) == (ROWS, 7)
+    moved = Path(shutil.move(folder, tmp_path / "elsewhere"))
+    assert opened(moved).identity() == before
+    file = moved / "9x40x48" / "0-00003.parquet"
+    renamed = file.rename(file.with_name("z.parquet"))
+    assert opened(moved).identity()["rows"] != before["rows"]
+    renamed.rename(file)
+    write(moved / "9x40x48", range(30, 31), "1")
+    after = opened(moved).identity()
+    with pytest.raises(ValueError, match=r"other data \(clips 23 then, 24 now; files 7 then, 8 now; .*run=NAME"):
+        check_identity(before, after)
+    check_identity({}, after)  # of a checkpoint from before there was any
+
+
+@pytest.mark.parametrize("key", ["cache_bytes", "block_bytes"])
+def test_less_than_no_memory_is_told(folder: Path, key: str) -> None:
+    with pytest.raises(ValueError, match=f"data.{key} is -1"):
+        opened(folder, **{key: -1})
 
 
 def test_row_groups_larger_than_the_memory_for_them_are_told(folder: Path) -> None:
@@ -217,6 +251,21 @@ def test_another_teachers_folder_is_refused_by_what_differs(folder: Path) -> Non
     for path in (folder, folder / "9x40x48"):
         with pytest.raises(ValueError, match="another teacher: vae abc there, xyz here. Train with the teacher that"):
             opened(path, fingerprint={"vae": "xyz", "scaling": (0.7, 1)})
+
+
+def test_another_speed_is_told_and_a_broken_fingerprint_too(folder: Path) -> None:
+    file = folder / "fingerprint.json"
+    file.write_text(json.dumps({"vae": "abc", "preprocess": {"fps": 8.0}}))
+    opened(folder, fingerprint={"vae": "abc", "fps": 8.0})
+    opened(folder, fingerprint={"vae": "abc"})
+    with pytest.raises(
+        ValueError, match=r"clips of 8\.0 frames a second, and this teacher's have 16\.0\. Set teacher.f"
+    ):
+        opened(folder, fingerprint={"vae": "abc", "fps": 16.0})
+    for broken in ("[]", "3", '{"preprocess": [1]}', "{", '{"preprocess": null}'):
+        file.write_text(broken)
+        with pytest.raises(ValueError, match=r"fingerprint\.json is damaged"):
+            opened(folder, fingerprint={"vae": "abc", "fps": 8.0})
 
 
 # Stored text
@@ -257,6 +306,43 @@ def test_the_null_prompts_are_known_and_others_are_told(folder: Path) -> None:
     (folder / "nulls.safetensors").unlink()
     with pytest.raises(ValueError, match=r"the prompt '' is not stored.*nulls\.safetensors"):
         text_of(folder)([""])
+
+
+def test_null_prompts_may_come_from_another_folder_of_the_same_encoder(folder: Path, tmp_path: Path) -> None:
+    other, null = tmp_path / "other", row(99)
+    write_nulls(other, {"": (null.embeddings, null.mask, null.pooled), "ugly": (null.embeddings, null.mask, None)})
+    for place in (other, other / "nulls.safetensors"):
+        assert torch.equal(text_of(folder, nulls=place)([""]).embeddings[0], null.embeddings)
+    (other / "fingerprint.json").write_text(json.dumps({"vae": "another", "text_encoder": "b", "text_length": 12}))
+    text_of(folder, nulls=other, fingerprint={"vae": "a", "text_encoder": "b", "text_length": 12})
+    with pytest.raises(ValueError, match="other was made with another teacher: text_encoder b there, c here"):
+        text_of(folder, nulls=other, fingerprint={"vae": "a", "text_encoder": "c"})
+    with pytest.raises(ValueError, match=r"data\.nulls=.*nowhere: there is no .*nowhere/nulls\.safetensors; any run"):
+        text_of(folder, nulls=tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"the prompt '' is not stored.*give data\.nulls=FOLDER.*preprocess\.py"):
+        text_of(folder)([""])
+
+
+def test_captions_without_an_embedding_are_known_before_training(tmp_path: Path) -> None:
+    rows = [foreign(row(i)) for i in range(4)]
+    rows[2] |= dict.fromkeys(tensor_columns(EMBEDDING))
+    schema = pa.schema([SCHEMA.field(name) for name in ["id", "caption", *tensor_columns(EMBEDDING)]])
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "a.parquet")
+    text = text_of(tmp_path)
+    text.check(["clip 0", "clip 3"])
+    with pytest.raises(ValueError, match=r"2 captions have no .*1 without a text embedding.* the first .* 'clip 2'"):
+        text.check(["clip 0", "clip 2", "clip 9"])
+    with pytest.raises(ValueError, match="'clip 2' is not stored"):
+        text(["clip 2"])
+
+
+def test_an_embedding_of_a_wrong_shape_is_told_by_file_and_row(tmp_path: Path) -> None:
+    rows = [foreign(row(i)) for i in range(2)]
+    rows[1][f"{EMBEDDING}_shape"] = [96]
+    schema = pa.schema([SCHEMA.field(name) for name in ["id", "caption", *tensor_columns(EMBEDDING)]])
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"row 1 of .*a\.parquet has a text embedding \[96\]; it must be \[L, D\]"):
+        text_of(tmp_path)(["clip 1"])
 
 
 def test_more_tokens_than_the_teacher_reads_are_told(folder: Path) -> None:
@@ -345,6 +431,50 @@ def test_a_run_on_shards_goes_on_exactly(build: Callable[..., Trainer], stored: 
     assert second.train()
     for name, value in unbroken.state()[0].items():
         assert value.equal(second.state()[0][name]), name
+
+
+def test_a_run_does_not_go_on_with_other_shards(build: Callable[..., Trainer], stored: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(stored, tmp_path / "copy"))
+    data = ("data=latents", f"data.path={place}")
+    first = build("cycles=1", "beta_ft=0", data=data)
+    assert first.train()
+    state = checkpoint.load(checkpoint.newest(first.folder / "checkpoints"))
+    build("cycles=2", "beta_ft=0", data=data).load(state)
+    shutil.copy(place / "9x32x32" / "0-00000.parquet", place / "9x32x32" / "0-00003.parquet")
+    with pytest.raises(ValueError, match="begun on other data .clips 12 then, 17 now; files 3 then, 4 now"):
+        build("cycles=2", "beta_ft=0", data=data).load(state)
+
+
+@pytest.mark.parametrize("settings", [(), ("student.input=noised_data", "fake_updates=3"), ("beta_cd=0",)])
+def test_all_latents_of_a_cycle_have_been_told_before(
+    build: Callable[..., Trainer], stored: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
+) -> None:
+    """What a cycle asks for is what its start told of it, in order, and what the cycle before told."""
+    trainer = build(*settings, data=("data=latents", f"data.path={stored}"))
+    told, asked, plain = [], [], trainer.data.batch
+    monkeypatch.setattr(trainer.data, "ahead", lambda samples: told.append(list(samples)))
+
+    def watched(samples: Sequence[int], latents: bool = True) -> Batch:
+        asked[-1] += list(samples) if latents else []
+        return plain(samples, latents)
+
+    monkeypatch.setattr(trainer.data, "batch", watched)
+    for cycle in range(3):
+        asked.append([])
+        trainer.run_cycle(cycle)
+    assert all(asked) and told == [asked[0] + asked[1], asked[1] + asked[2], asked[2]]
+
+
+def test_without_guidance_no_null_prompt_is_needed(build: Callable[..., Trainer], stored: Path, tmp_path: Path) -> None:
+    place = Path(shutil.copytree(stored, tmp_path / "bare"))
+    (place / "nulls.safetensors").unlink()
+    data, text = ("data=latents", f"data.path={place}"), "++teacher.text=stored"
+    unguided = ("vsd.guidance_scale=1", "cd.guidance_scale=1")
+    assert build(text, *unguided, "lrm.text=true", data=data).train()
+    for guided in ("vsd.guidance_scale=2", "cd.guidance_scale=2", "validation.every=2"):
+        with pytest.raises(ValueError, match=r"the prompt '' is not stored.*data\.nulls=FOLDER"):
+            build(text, *unguided, guided, data=data)
+    assert build(text, data=(*data, f"data.nulls={stored}")).train()
 
 
 def test_prompts_alone_train_with_a_reward_on_what_is_made(build: Callable[..., Trainer], tmp_path: Path) -> None:

@@ -106,7 +106,8 @@ def test_every_entry_of_a_state_matters(build: Build) -> None:
 
     assert goes_on(*state)
     fresh = build(*APART).state()
-    for key in state.plain.keys() - {"config"}:  # the configuration tells a reader what made this
+    # The configuration tells a reader what made this, and other data is refused.
+    for key in state.plain.keys() - {"config", "data"}:
         assert state.plain[key] != fresh.plain[key], f"this run can't tell whether {key} matters"
         assert not goes_on(state.tensors, {**state.plain, key: fresh.plain[key]}), key
     groups = kinds(state)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -11,7 +12,6 @@ from torch import Tensor
 
 Encode = Callable[[Tensor], Tensor]  # videos [B, T, C, H, W] in [0, 1] -> latents [B, C, F, h, w]
 
-AHEAD = 2  # calls that are guessed ahead
 WINDOWS = 8  # how many places a long clip's window may start at; few, so that each latent can be kept
 
 
@@ -53,7 +53,11 @@ class Samples(Protocol):
         ...
 
     def ahead(self, samples: Sequence[int]) -> None:
-        """These will be asked for soon; for a source that can use the time."""
+        """The latents of these will be asked for soon, in this order; for a source that can use the time."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """Plain values that differ where a sample's number may lead to another sample."""
         ...
 
 
@@ -71,17 +75,27 @@ class Fit(NamedTuple):
     seed: int
 
 
-class Stride:
-    """Guesses what will be asked for: each call moves on by as far as the last one did."""
+def check_identity(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ValueError where the data is not what a run was begun on, by what `Samples.identity` gave then and gives.
 
-    def __init__(self) -> None:
-        self._first: int | None = None
+    A state of a time before there was any, {}, is taken as it is.
+    """
+    keys = [key for key in {**before, **now} if before and before.get(key) != now.get(key)]
+    differing = [f"{key} {before.get(key)} then, {now.get(key)} now" for key in keys]
+    if differing:
+        raise ValueError(
+            f"this run was begun on other data ({'; '.join(differing)}), and its samples would not be the next ones. "
+            "Put the data back as it was, or start a new run with run=NAME; init=FOLDER gives it a finished student's "
+            "weights"
+        )
 
-    def __call__(self, samples: Sequence[int]) -> list[int]:
-        """The samples of the next calls, none while there is nothing to tell from."""
-        step = samples[0] - self._first if samples and self._first is not None else 0
-        self._first = samples[0] if samples else None
-        return [i + k * step for k in range(1, AHEAD + 1) for i in samples] if step > 0 else []
+
+def hash_of(texts: Iterable[str]) -> str:
+    """A short hash of texts in their order."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
@@ -128,6 +142,10 @@ class LatentBatches:
 
     def ahead(self, samples: Sequence[int]) -> None:
         """Does nothing: clips are encoded on the device that would be waited for."""
+
+    def identity(self) -> dict[str, Any]:
+        """How many clips there are, and a hash of their captions."""
+        return {"clips": len(self), "captions": hash_of(self.captions)}
 
     def batch(self, samples: Sequence[int], latents: bool = True) -> Batch:
         """The batch of these global sample indices; without latents it costs nothing but the prompts."""

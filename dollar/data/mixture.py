@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dollar.data.latents import Batch, Fit, Samples, Stride
+from dollar.data.latents import Batch, Fit, Samples
 
 BLOCK = 1000  # samples in which each source has its exact share
 
@@ -47,7 +47,6 @@ class Mixture:
         self.counts = shares(weights, len(sources))
         self.captions = Joined([source.captions for source in sources])
         self.has_latents = all(source.has_latents for source in sources)
-        self._guess: Stride | None = Stride()
         self._block = lru_cache(4)(self._new_block)
 
     @classmethod
@@ -68,8 +67,6 @@ class Mixture:
 
     def batch(self, samples: Sequence[int], latents: bool = True) -> Batch:
         """The batch of these global sample indices, in their order."""
-        if latents and self._guess is not None:
-            self._tell(self._guess(samples))
         prompts, keys = [""] * len(samples), [(0, 0)] * len(samples)
         made: dict[int, torch.Tensor] = {}
         for number, places in self._by_source(samples).items():
@@ -84,8 +81,13 @@ class Mixture:
 
     def ahead(self, samples: Sequence[int]) -> None:
         """Tell each source which of its own samples come soon."""
-        self._guess = None
-        self._tell(samples)
+        for number, places in self._by_source(samples).items():
+            self.sources[number].ahead([position for _, position in places])
+
+    def identity(self) -> dict[str, Any]:
+        """Each source's own, and the shares."""
+        own = {f"source {i}": source.identity() for i, source in enumerate(self.sources, 1)}
+        return {"shares": self.counts, **own}
 
     def place(self, sample: int) -> tuple[int, int]:
         """(source, its own sample index) of a global sample index."""
@@ -93,10 +95,6 @@ class Mixture:
         order = self._block(block)
         source = int(order[place])
         return source, block * self.counts[source] + int((order[:place] == source).sum())
-
-    def _tell(self, samples: Sequence[int]) -> None:
-        for number, places in self._by_source(samples).items():
-            self.sources[number].ahead([position for _, position in places])
 
     def _by_source(self, samples: Sequence[int]) -> dict[int, list[tuple[int, int]]]:
         """Source -> (place in the batch, the source's own sample) of its samples."""
@@ -113,6 +111,8 @@ class Mixture:
 
 def shares(weights: Sequence[float], sources: int) -> list[int]:
     """How many of 1,000 samples each source gives, by largest remainder; ValueError for weights that name no shares."""
+    if isinstance(weights, (int, float, str)) or any(isinstance(w, (bool, str)) or w is None for w in weights):
+        raise ValueError(f"the weights are {weights!r}; give a list of numbers, one for each source, as [1,3]")
     if sources == 0 or len(weights) != sources:
         raise ValueError(f"there are {len(weights)} weights for {sources} sources; give each source one")
     if not all(0 < weight < float("inf") for weight in weights):

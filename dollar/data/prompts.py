@@ -5,11 +5,12 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dollar.data.latents import Batch, Fit, epoch_order
+from dollar.data.latents import Batch, Fit, epoch_order, hash_of
 
 
 class PromptData:
@@ -49,6 +50,10 @@ class PromptData:
 
     def ahead(self, samples: Sequence[int]) -> None:
         """Does nothing: prompts are at hand."""
+
+    def identity(self) -> dict[str, Any]:
+        """How many prompts there are, and their hash."""
+        return {"prompts": len(self), "hash": hash_of(self.captions)}
 
     def _place(self, sample: int) -> int:
         epoch, place = divmod(sample, len(self))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from dollar.media import atomically
 LATENT, EMBEDDING, MASK, POOLED = "vae_latent", "text_embedding", "text_attention_mask", "text_pooled"
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float16, torch.bfloat16, torch.uint8)}
 FLOATS = [name for name, dtype in DTYPES.items() if dtype.is_floating_point]
+SOUND, NO_CAPTION, NO_TENSOR, UNKNOWN_TYPE = range(4)  # what an index tells of a row
 GROUP_BYTES = 4 * 2**20  # a row group is written once it holds this much, so that a row is read without many others
 NULLS = "nulls.safetensors"
 
@@ -172,10 +174,11 @@ class ShardWriter:
 
 
 class Group(NamedTuple):
-    """A row group in memory: its rows are `first`, first + 1, ... of all shards."""
+    """A row group in memory: its rows are `first`, first + 1, ... of all shards, and `start`, ... of its file."""
 
     path: Path
     first: int
+    start: int
     table: pa.Table
 
     def tensor(self, row: int, name: str) -> Tensor | None:
@@ -183,23 +186,36 @@ class Group(NamedTuple):
         place = row - self.first
         if f"{name}_bytes" not in self.table.column_names or not self.table[f"{name}_bytes"][place].is_valid:
             return None
-        data, shape, dtype = (self.table[column][place] for column in tensor_columns(name))
-        kind = str(dtype).removeprefix("torch.")
-        size = list(shape.as_py() or [])
+        data, shape, stored = (self.table[column][place] for column in tensor_columns(name))
+        dtype, size = known_dtype(stored.as_py()), list(shape.as_py() or [])
         buffer = memoryview(data.as_buffer())
-        if kind not in DTYPES or len(buffer) != DTYPES[kind].itemsize * int(np.prod(size)):
+        if dtype is None or len(buffer) != dtype.itemsize * int(np.prod(size)):
             raise ValueError(
-                f"{self.path} is not what its columns say: row {place} of a row group has {len(buffer)} bytes of "
-                f"{name} for {size} in {kind}. Remove the file, or write it again"
+                f"{self.path} is not what its columns say: row {self.start + place} has {len(buffer)} bytes of "
+                f"{name} for {size} in {stored}. Remove the file, or write it again"
             )
-        return torch.frombuffer(bytearray(buffer), dtype=DTYPES[kind]).reshape(size)
+        return torch.frombuffer(bytearray(buffer), dtype=dtype).reshape(size)
+
+    def finite(self, row: int, name: str) -> Tensor:
+        """The tensor of a row of all shards in float32; ValueError where there is none, or not all of it is finite."""
+        found, place = self.tensor(row, name), self.start + row - self.first
+        if found is None:
+            raise ValueError(f"row {place} of {self.path} has no {name}, though its index told of one; write it again")
+        found = found.float()
+        if not found.isfinite().all():
+            raise ValueError(
+                f"row {place} of {self.path} has {name} with numbers that are not finite. Remove the row, or store the "
+                "clip again in float32"
+            )
+        return found
 
 
 class Shards:
     """All rows of the parquet files below these folders (or of these files), by number, in the order of the names.
 
-    captions: an Arrow array of every row's caption; shapes: the different latent shapes that there are, and
-    shape_of [N]: which of them a row has. Raises ValueError for a missing, empty or damaged place.
+    columns: those that every file must have. captions: an Arrow array of every row's caption; shapes: the different
+    latent shapes that there are, and shape_of [N]: which of them a row has. state_of [N]: SOUND, or what a row lacks as
+    far as it can be told without reading its tensors. Raises ValueError for a missing, empty or damaged place.
     """
 
     def __init__(self, paths: Sequence[str | Path], columns: Sequence[str]) -> None:
@@ -216,6 +232,7 @@ class Shards:
         self.shapes = list(dict.fromkeys(shape for index in read for shape in index.shapes))
         number = {shape: i for i, shape in enumerate(self.shapes)}
         self.shape_of = np.array([number[shape] for index in read for shape in index.shapes], dtype=np.int32)
+        self.state_of = np.concatenate([index.states for index in read])
 
     def __len__(self) -> int:
         return int(self.group_first[-1])
@@ -224,19 +241,31 @@ class Shards:
         """The row group that a row is in."""
         return int(np.searchsorted(self.group_first, row, "right")) - 1
 
+    def faults(self, what: str) -> list[str]:
+        """How many rows lack something, by what it is; `what` names the tensor."""
+        causes = {
+            NO_CAPTION: "without a caption",
+            NO_TENSOR: f"without {what}",
+            UNKNOWN_TYPE: f"with {what} of an unknown type",
+        }
+        counts = {cause: int((self.state_of == state).sum()) for state, cause in causes.items()}
+        return [f"{count} {cause}" for cause, count in counts.items() if count]
+
     def read(self, group: int, columns: Sequence[str]) -> Group:
         """A row group from its file, those of these columns that it has."""
         file = int(self._file_of[group])
         with told(self.files[file]), _open(self.files[file]) as shard:
             there = [column for column in columns if column in shard.schema_arrow.names]
             table = shard.read_row_group(group - int(self._first_group[file]), columns=there).combine_chunks()
-        return Group(self.files[file], int(self.group_first[group]), table)
+        first = int(self.group_first[group])
+        return Group(self.files[file], first, first - int(self.file_first[file]), table)
 
 
 class _Index(NamedTuple):
     groups: list[int]  # rows of each row group
     captions: pa.ChunkedArray
     shapes: list[tuple[int, ...] | None]
+    states: np.ndarray
 
 
 def _read_index(path: Path, needed: Sequence[str]) -> _Index:
@@ -247,12 +276,57 @@ def _read_index(path: Path, needed: Sequence[str]) -> _Index:
                 f"{path} is no shard of latents: it lacks the column{'s' * (len(missing) > 1)} {', '.join(missing)}. "
                 "launch/preprocess.py writes shards of captioned clips"
             )
-        shape = f"{LATENT}_shape"
-        table = shard.read(columns=[name for name in ("caption", shape) if name in names])
+        small = [f"{LATENT}_shape", *(name for name in needed if not name.endswith("_bytes"))]
+        table = shard.read(columns=["caption", *(name for name in dict.fromkeys(small) if name in names)])
         groups = [shard.metadata.row_group(i).num_rows for i in range(shard.metadata.num_row_groups)]
-    shapes = table[shape].to_pylist() if shape in names else [None] * len(table)
+        states = np.full(len(table), SOUND, dtype=np.int8)
+        for name in needed:
+            if name.endswith("_dtype"):
+                types = table[name].to_pylist()
+                known = {kind: UNKNOWN_TYPE if known_dtype(kind) is None else SOUND for kind in set(types)}
+                states = np.maximum(states, np.array([known[kind] for kind in types], dtype=np.int8))
+        for name in needed:
+            valid = _valid_bytes(shard, name) if name.endswith("_bytes") else table[name].is_valid().to_numpy()
+            states[~valid] = NO_TENSOR
+        states[~table["caption"].is_valid().to_numpy()] = NO_CAPTION
+    shapes = table[f"{LATENT}_shape"].to_pylist() if f"{LATENT}_shape" in names else [None] * len(table)
     captions = table["caption"].cast(pa.large_string()).fill_null("")
-    return _Index(groups, captions, [None if s is None else tuple(s) for s in shapes])
+    return _Index(groups, captions, [tuple(s) if isinstance(s, list) else None for s in shapes], states)
+
+
+def _valid_bytes(shard: pq.ParquetFile, name: str) -> np.ndarray:
+    """Which rows have bytes in this column, True where the file keeps no count of those that don't."""
+    found = []
+    for i in range(shard.metadata.num_row_groups):
+        group = shard.metadata.row_group(i)
+        leaf = next(j for j in range(group.num_columns) if group.column(j).path_in_schema == name)
+        counted = group.column(leaf).statistics  # our own files have none, and no bytes without a type either
+        if counted is not None and counted.has_null_count and counted.null_count:
+            found.append(shard.read_row_group(i, columns=[name])[name].is_valid().to_numpy())
+        else:
+            found.append(np.ones(group.num_rows, dtype=bool))
+    return np.concatenate([np.ones(0, dtype=bool), *found])
+
+
+@lru_cache
+def known_dtype(name: str | None) -> torch.dtype | None:
+    """The type that torch or numpy calls so, None where shards don't hold it."""
+    short = str(name).removeprefix("torch.")
+    if name is None or short in DTYPES:
+        return DTYPES.get(short)
+    try:
+        kind = np.dtype(short)
+    except (TypeError, ValueError, SyntaxError):
+        return None
+    return DTYPES.get(kind.name) if kind.isnative else None
+
+
+def listed(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    """One place or several as paths; a name that was read as a number is taken for the name."""
+    several = [paths] if isinstance(paths, (str, int, float, Path)) else paths
+    if several is None or not several or any(path is None or not str(path).strip() for path in several):
+        raise ValueError(f"the folders of shards are {paths!r}; name at least one, and each by its path")
+    return [Path(str(path)) for path in several]
 
 
 def list_shards(path: Path) -> list[Path]:

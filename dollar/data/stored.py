@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -17,12 +18,26 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from dollar.data.latents import Batch, Fit, Stride
-from dollar.data.mixture import Mixture
-from dollar.data.shards import EMBEDDING, LATENT, MASK, NULLS, POOLED, Group, Shards, Text, read_nulls, tensor_columns
+from dollar.data.latents import Batch, Fit, hash_of
+from dollar.data.mixture import Mixture, shares
+from dollar.data.shards import (
+    EMBEDDING,
+    LATENT,
+    MASK,
+    NULLS,
+    POOLED,
+    SOUND,
+    Group,
+    Shards,
+    Text,
+    listed,
+    read_nulls,
+    tensor_columns,
+)
 
 C = TypeVar("C")
 FINGERPRINT = "fingerprint.json"
+READERS = 2  # threads that read ahead: one waits for the disk while the other copies
 
 
 class Captions(Sequence[str]):
@@ -115,11 +130,12 @@ class LatentShards:
     """Samples of shards by the door of LatentBatches: each epoch in a new order, the same on any number of processes.
 
     path: a folder of launch/preprocess.py (all of it or one bucket), or any folder of FastVideo's parquet files.
-    shape: (C, F, h, w) of the teacher's latents; rows of other sizes are left out, and there must be one that fits.
+    shape: (C, F, h, w) of the teacher's latents; rows of other sizes, or that lack caption or latents, are left out,
+    and there must be one that fits.
     normalise: stored latents [B, C, F', h, w], float32, to the teacher's on its device.
     fingerprint: what must be the same where the folder has its own. cache_bytes: what row groups in memory may take;
     block_bytes: rows that are shuffled together, about this much.
-    A thread reads ahead what `ahead` was told or, untold, what the last two calls let expect.
+    Threads read ahead what `ahead` is told. Latents that are not finite raise ValueError when they are read.
     """
 
     has_latents = True
@@ -134,13 +150,16 @@ class LatentShards:
         cache_bytes: int = 2**30,
         block_bytes: int = 2**29,
     ) -> None:
-        self.path, self.normalise = Path(path), normalise
+        for key, given in (("cache_bytes", cache_bytes), ("block_bytes", block_bytes)):
+            if given < 0:
+                raise ValueError(f"data.{key} is {given}; it is a number of bytes, 0 or more")
+        self.path, self.normalise = listed(path)[0], normalise
         check_fingerprint(self.path, fingerprint or {})
         self._shards = Shards([self.path], tensor_columns(LATENT))
         self._rows = self._rows_of(tuple(shape))
         self.captions: Sequence[str] = Captions(self._shards.captions, self._rows)
         per_file = np.histogram(self._rows, self._shards.file_first)[0]
-        row_bytes = 4 * int(np.prod(shape))
+        self._row_bytes = row_bytes = 4 * int(np.prod(shape))
         largest = row_bytes * int(np.diff(self._shards.group_first).max())
         if 2 * largest > cache_bytes:
             warnings.warn(
@@ -150,10 +169,9 @@ class LatentShards:
             )
         self._walk = Walk(per_file[per_file > 0], seed, max(1, block_bytes // row_bytes))
         self._cache = Cache(self._shards, tensor_columns(LATENT), cache_bytes)
-        self._most_ahead = max(1, cache_bytes // 2 // row_bytes)  # rows, so that they aren't pushed out before use
-        self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(1, thread_name_prefix="shards")
+        self._most_ahead = cache_bytes // 2  # so that they aren't pushed out before use
+        self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(READERS, thread_name_prefix="shards")
         self._coming: dict[int, Future] = {}
-        self._guess: Stride | None = Stride()
 
     @classmethod
     def fitted(cls, fit: Fit, path: str | Path, **settings: Any) -> LatentShards:
@@ -166,9 +184,17 @@ class LatentShards:
     @property
     def report(self) -> str:
         """How much there is, and how much of it fits."""
-        left = len(self._shards) - len(self)
-        others = f"; {left} rows of other latent shapes are left out" if left else ""
-        return f"{len(self)} stored clips in {len(self._shards.files)} shards of {self.path}{others}"
+        others = int((self._shards.state_of == SOUND).sum()) - len(self)
+        left = [f"{others} of other latent shapes"] * bool(others) + self._shards.faults("latents")
+        told = f"; rows that are left out: {', '.join(left)}" if left else ""
+        return f"{len(self)} stored clips in {len(self._shards.files)} shards of {self.path}{told}"
+
+    def identity(self) -> dict[str, Any]:
+        """How many clips and files there are, and a hash of the files' names and of which rows are used."""
+        names = [str(file.relative_to(self.path)) for file in self._shards.files if file != self.path]
+        firsts = [str(first) for first in self._shards.file_first]
+        used = hashlib.sha256(self._rows.tobytes()).hexdigest()
+        return {"clips": len(self), "files": len(self._shards.files), "rows": hash_of([*names, *firsts, used])}
 
     def batch(self, samples: Sequence[int], latents: bool = True) -> Batch:
         """The batch of these global sample indices; without latents it costs nothing but the prompts."""
@@ -176,15 +202,23 @@ class LatentShards:
         found = None
         if latents:
             rows = [int(self._rows[place]) for place in places]
-            if self._guess is not None:
-                self._ask(self._guess(samples))
             found = torch.cat([self.normalise(self._latents(row)[None]) for row in rows])
         return Batch([self.captions[place] for place in places], found, [(place, 0) for place in places])
 
     def ahead(self, samples: Sequence[int]) -> None:
-        """Read what will be asked for soon in the background; a caller that tells ends the guessing."""
-        self._guess = None
-        self._ask(samples)
+        """Read what will be asked for soon in the background, in this order, as much as half the cache holds."""
+        if self._pool is None:
+            return
+        for number in [number for number, future in self._coming.items() if future.done()]:
+            del self._coming[number]
+        room = self._most_ahead
+        for number in dict.fromkeys(self._shards.group_of(int(self._rows[self._walk(i)])) for i in samples):
+            if number not in self._coming:
+                # The cache, not this object, goes along: the thread must not keep alive what ends it.
+                self._coming[number] = self._pool.submit(self._cache.warm, number)
+            room -= self._row_bytes * int(self._shards.group_first[number + 1] - self._shards.group_first[number])
+            if room <= 0:
+                return
 
     def close(self) -> None:
         """End the reading ahead; samples can still be had."""
@@ -196,36 +230,26 @@ class LatentShards:
         number = self._shards.group_of(row)
         if (future := self._coming.pop(number, None)) is not None:
             future.result()  # raises what went wrong in the thread
-        latents = self._cache(number).tensor(row, LATENT)
-        assert latents is not None  # rows without latents have no shape
-        return latents.float()
-
-    def _ask(self, samples: Sequence[int]) -> None:
-        if self._pool is None:
-            return
-        for number in [number for number, future in self._coming.items() if future.done()]:
-            del self._coming[number]
-        rows = [int(self._rows[self._walk(i)]) for i in samples[: self._most_ahead]]
-        numbers = dict.fromkeys(self._shards.group_of(row) for row in rows)
-        # The cache, not this object, goes along: the thread must not keep alive what ends it.
-        self._coming |= {n: self._pool.submit(self._cache.warm, n) for n in numbers if n not in self._coming}
+        return self._cache(number).finite(row, LATENT)
 
     def _rows_of(self, shape: tuple[int, ...]) -> np.ndarray:
         """The rows that become latents of this shape; what is stored may lack the frames that a family pads with."""
-        shapes = self._shards.shapes
+        shapes, sound = self._shards.shapes, self._shards.state_of == SOUND
         fitting = [i for i, stored in enumerate(shapes) if self._becomes(stored) == shape]
-        if not fitting:
-            counts = Counter(self._shards.shape_of.tolist())
-            there = [f"{counts[i]} of {list(s) if s else 'no latents'}" for i, s in enumerate(shapes)]
+        rows = np.flatnonzero(np.isin(self._shards.shape_of, fitting) & sound)
+        if len(rows) == 0:
+            counts = Counter(self._shards.shape_of[sound].tolist())
+            there = [f"{counts[i]} of {list(s or ())}" for i, s in enumerate(shapes) if counts[i]]
+            there += self._shards.faults("latents")
             raise ValueError(
                 f"{self.path} has no rows whose latents [C, F, h, w] are {list(shape)} as this teacher's; it has "
                 f"{', '.join(there) or 'no rows at all'}. Make the teacher's frames, height and width those of the "
                 "shards, or run launch/preprocess.py with buckets=[[frames,height,width]]"
             )
-        return np.flatnonzero(np.isin(self._shards.shape_of, fitting))
+        return rows
 
     def _becomes(self, stored: tuple[int, ...] | None) -> tuple[int, ...] | None:
-        if stored is None or len(stored) != 4:
+        if stored is None or len(stored) != 4 or not all(type(n) is int and n > 0 for n in stored):
             return None
         try:
             return tuple(self.normalise(torch.zeros(1, *stored)).shape[1:])
@@ -234,10 +258,13 @@ class LatentShards:
 
 
 def mixture_of(
-    fit: Fit, paths: Sequence[str | Path], weights: Sequence[float] | None = None, **settings: Any
+    fit: Fit, paths: str | Path | Sequence[str | Path], weights: Sequence[float] | None = None, **settings: Any
 ) -> Mixture:
     """Several folders of shards for a teacher and a run, mixed."""
-    return Mixture([LatentShards.fitted(fit, path, **settings) for path in paths], weights, fit.seed)
+    places = listed(paths)
+    if weights is not None:
+        shares(weights, len(places))  # a mistake in them is told before anything is read
+    return Mixture([LatentShards.fitted(fit, path, **settings) for path in places], weights, fit.seed)
 
 
 class StoredText(Generic[C]):
@@ -245,30 +272,35 @@ class StoredText(Generic[C]):
 
     paths: folders of shards; length: tokens a prompt is padded to with zeros. condition: makes what is returned of
     embeddings [B, L, D] float32, mask [B, L] and pooled [B, P] or None on the device. cache_bytes: row groups kept.
+    nulls: nulls.safetensors, or its folder, of the same text encoder, where the shards themselves have none.
     """
 
     def __init__(
         self,
-        paths: Sequence[str | Path],
+        paths: str | Path | Sequence[str | Path],
         length: int,
         condition: Callable[..., C],
         device: torch.device | str = "cpu",
         fingerprint: Mapping[str, Any] | None = None,
         cache_bytes: int = 2**28,
+        nulls: str | Path | None = None,
     ) -> None:
-        self.paths, self.length, self.condition = [Path(path) for path in paths], length, condition
+        self.paths, self.length, self.condition = listed(paths), length, condition
         self.device = torch.device(device)
         self._nulls: dict[str, Text] = {}
         for path in self.paths:
             check_fingerprint(path, fingerprint or {})
             self._nulls |= read_nulls(beside(path, NULLS))
+        if nulls is not None:
+            self._nulls |= nulls_of(Path(str(nulls)), fingerprint or {})
         self._shards = Shards(self.paths, tensor_columns(EMBEDDING))
         self._cache = Cache(
             self._shards, [c for name in (EMBEDDING, MASK, POOLED) for c in tensor_columns(name)], cache_bytes
         )
         # Hashes in order stand for an index by caption, which would hold every caption as a string.
         hashes = np.fromiter((self._hash(c.as_py()) for c in self._shards.captions), np.int64, len(self._shards))
-        self._order = np.argsort(hashes, kind="stable")
+        sound = np.flatnonzero(self._shards.state_of == SOUND)
+        self._order = sound[np.argsort(hashes[sound], kind="stable")]
         self._hashes = hashes[self._order]
 
     def __call__(self, prompts: Sequence[str]) -> C:
@@ -286,6 +318,19 @@ class StoredText(Generic[C]):
             torch.stack([text.mask for text in texts]).to(self.device),
             torch.stack(pooled).to(self.device) if pooled else None,
         )
+
+    def check(self, prompts: Iterable[str]) -> None:
+        """Raise ValueError where one of these prompts is not stored, by its hash, so that nothing need be read."""
+        missing, first = 0, ""
+        for prompt in prompts:
+            place = int(np.searchsorted(self._hashes, wanted := self._hash(prompt)))
+            if prompt not in self._nulls and (place == len(self._hashes) or self._hashes[place] != wanted):
+                missing, first = missing + 1, first or prompt
+        if missing:
+            raise ValueError(
+                f"{missing} captions have no text embedding in {self._where()}, the first of them {first[:60]!r}. Run "
+                "launch/preprocess.py on these clips again, or load the text encoder with teacher.text=online"
+            )
 
     def unknown(self, prompt: str) -> list[str]:
         """The words that no token stands for: none, for what is stored has been encoded."""
@@ -305,18 +350,25 @@ class StoredText(Generic[C]):
             if self._shards.captions[row].as_py() == prompt:
                 return self._read(row)
             place += 1
-        where = ", ".join(map(str, self.paths))
         raise ValueError(
-            f"the prompt {prompt[:60]!r} is not stored in {where}, neither as a caption nor in {NULLS} as the empty or "
-            "the negative prompt. Give it to launch/preprocess.py, or load the text encoder with "
-            "teacher.text=online"
+            f"the prompt {prompt[:60]!r} is not stored in {self._where()}, neither as a caption nor in {NULLS} as the "
+            "empty or the negative prompt. If guidance asks for it, give data.nulls=FOLDER, which any run of "
+            "launch/preprocess.py with this teacher makes, of one clip too; else give it to launch/preprocess.py, or "
+            "load the text encoder with teacher.text=online"
         )
+
+    def _where(self) -> str:
+        faults = self._shards.faults("a text embedding")
+        return ", ".join(map(str, self.paths)) + (f" (rows that are left out: {', '.join(faults)})" if faults else "")
 
     def _read(self, row: int) -> Text:
         group = self._cache(self._shards.group_of(row))
-        embeddings, mask = group.tensor(row, EMBEDDING), group.tensor(row, MASK)
-        if embeddings is None:
-            raise ValueError(f"a row of {group.path} has no text embedding; run launch/preprocess.py again without it")
+        embeddings, mask = group.finite(row, EMBEDDING), group.tensor(row, MASK)
+        if embeddings.ndim < 2:
+            raise ValueError(
+                f"row {group.start + row - group.first} of {group.path} has a text embedding {list(embeddings.shape)}; "
+                "it must be [L, D]. Remove the row, or run launch/preprocess.py on its clip"
+            )
         embeddings = embeddings.reshape(-1, embeddings.shape[-1])  # some writers leave a leading 1
         if mask is None:  # FastVideo keeps none: what is stored are tokens, and zeros behind them if any
             used = (embeddings != 0).any(1).nonzero()
@@ -344,16 +396,36 @@ def beside(path: Path, name: str) -> Path:
     return path / name if (path / name).is_file() else path.parent / name
 
 
+def nulls_of(place: Path, expected: Mapping[str, Any]) -> dict[str, Text]:
+    """The prompts of a nulls.safetensors or of the folder that it is in; ValueError where another encoder made them."""
+    file = place if place.is_file() else place / NULLS
+    if not file.is_file():
+        raise ValueError(
+            f"data.nulls={place}: there is no {file}; any run of launch/preprocess.py with this teacher makes one"
+        )
+    text = {key: value for key, value in expected.items() if key.startswith(("text", "tokenizer"))}
+    check_fingerprint(file.parent, text)
+    return read_nulls(file)
+
+
 def check_fingerprint(path: Path, expected: Mapping[str, Any]) -> None:
-    """Raise ValueError where the folder says that it was made with something else than this teacher."""
+    """Raise ValueError where the folder says that it was made with something else than this teacher.
+
+    expected: as the folder's own file has them; `fps` is the clips' speed there.
+    """
     file = beside(path, FINGERPRINT)
     if not file.is_file():
         return
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); run launch/preprocess.py again") from error
+        fps = dict(stored.get("preprocess", {})).get("fps")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{file} is damaged ({error}); put the one back that launch/preprocess.py wrote, or run it again into "
+            "another folder"
+        ) from error
     mine = json.loads(json.dumps(dict(expected)))  # tuples are lists there
+    speed = mine.pop("fps", fps)
     differing = [
         f"{key} {stored[key]} there, {mine[key]} here" for key in mine if stored.get(key, mine[key]) != mine[key]
     ]
@@ -361,4 +433,9 @@ def check_fingerprint(path: Path, expected: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{path} was made with another teacher: {'; '.join(differing)}. Train with the teacher that it was made "
             "with, or run launch/preprocess.py with this one and another out=FOLDER"
+        )
+    if fps is not None and fps != speed:
+        raise ValueError(
+            f"{path} holds clips of {fps} frames a second, and this teacher's have {speed}. Set teacher.fps={fps} if "
+            f"that is its speed, or run launch/preprocess.py with teacher.fps={speed} and another out=FOLDER"
         )
