@@ -14,7 +14,7 @@ from dollar.diffusion.schedule import VariancePreserving
 from dollar.diffusion.timesteps import FewStep, check_timesteps
 from dollar.models.assemble import assemble
 from dollar.models.codec import Codec, Normalisation
-from dollar.models.denoiser import Condition
+from dollar.models.denoiser import Condition, Wrapped
 from dollar.models.pipeline import Pipeline
 from dollar.models.sizes import check_sizes
 from dollar.models.teacher import Clip, Teacher
@@ -27,17 +27,14 @@ def load(**settings: Any) -> Teacher:
     return assemble(CogVideoX, **settings)
 
 
-class CogVideoXNetwork(nn.Module):
+class CogVideoXNetwork(Wrapped):
     """diffusers' transformer behind the package's layout: x_t and output [B, C, F, H, W], whole timesteps [B].
 
     rotary: (cos, sin) of the positions, for the sizes that have them.
     """
 
-    transformer: Any
-
     def __init__(self, transformer: nn.Module, rotary: tuple[Tensor, Tensor] | None = None) -> None:
-        super().__init__()
-        self.transformer = transformer
+        super().__init__(transformer)
         cos, sin = rotary if rotary is not None else (None, None)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -52,15 +49,6 @@ class CogVideoXNetwork(nn.Module):
             return_dict=False,
         )[0]
         return output.transpose(1, 2).contiguous()
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The repeated blocks, which parallelism shards and activation checkpointing wraps one by one."""
-        return self.transformer.transformer_blocks
-
-    def checkpoint_activations(self) -> None:
-        """Recompute each block in the backward pass instead of keeping what is inside it."""
-        self.transformer.enable_gradient_checkpointing()
 
 
 class CogVideoX:

@@ -43,6 +43,25 @@ class Network(Protocol):
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor: ...
 
 
+class Wrapped(nn.Module):
+    """A transformer of diffusers, to which a family's `Network` adds its way of being called."""
+
+    transformer: Any
+
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The repeated blocks, which parallelism shards and activation checkpointing wraps one by one."""
+        return self.transformer.transformer_blocks
+
+    def checkpoint_activations(self) -> None:
+        """Recompute each block in the backward pass instead of keeping what is inside it."""
+        self.transformer.enable_gradient_checkpointing()
+
+
 @dataclass
 class Denoiser:
     """A network with the schedule it was trained on and the meaning of its output.

@@ -16,7 +16,7 @@ from dollar.diffusion.timesteps import FewStep
 from dollar.models import flow
 from dollar.models.assemble import assemble
 from dollar.models.codec import Codec, Normalisation
-from dollar.models.denoiser import Condition
+from dollar.models.denoiser import Condition, Wrapped
 from dollar.models.pipeline import Pipeline
 from dollar.models.sizes import check_sizes
 from dollar.models.teacher import Clip, Teacher
@@ -27,17 +27,14 @@ def load(**settings: Any) -> Teacher:
     return assemble(HunyuanVideo, **settings)
 
 
-class HunyuanVideoNetwork(nn.Module):
+class HunyuanVideoNetwork(Wrapped):
     """diffusers' transformer for x_t and output [B, C, F, H, W] and times t [B] in [0, 1].
 
     guidance_scale: what it is told; the student and the fake score are told the same.
     """
 
-    transformer: Any
-
     def __init__(self, transformer: nn.Module, guidance_scale: float) -> None:
-        super().__init__()
-        self.transformer = transformer
+        super().__init__(transformer)
         self.guidance_scale = guidance_scale
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -56,10 +53,6 @@ class HunyuanVideoNetwork(nn.Module):
     def blocks(self) -> nn.ModuleList:
         """The repeated blocks, which parallelism shards and activation checkpointing wraps one by one."""
         return nn.ModuleList([*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks])
-
-    def checkpoint_activations(self) -> None:
-        """Recompute each block in the backward pass instead of keeping what is inside it."""
-        self.transformer.enable_gradient_checkpointing()
 
 
 class HunyuanVideo:

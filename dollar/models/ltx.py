@@ -17,7 +17,7 @@ from dollar.diffusion.timesteps import FewStep
 from dollar.models import flow
 from dollar.models.assemble import assemble
 from dollar.models.codec import Codec
-from dollar.models.denoiser import Condition
+from dollar.models.denoiser import Condition, Wrapped
 from dollar.models.pipeline import Pipeline
 from dollar.models.sizes import check_sizes
 from dollar.models.teacher import Clip, Teacher
@@ -28,17 +28,14 @@ def load(**settings: Any) -> Teacher:
     return assemble(LTX, **settings)
 
 
-class LTXNetwork(nn.Module):
+class LTXNetwork(Wrapped):
     """diffusers' transformer, which takes tokens, for x_t and output [B, C, F, H, W] and times t [B] in [0, 1].
 
     scale: how far apart in time, height and width two latents are, for the rotary positions.
     """
 
-    transformer: Any
-
     def __init__(self, transformer: nn.Module, scale: tuple[float, float, float]) -> None:
-        super().__init__()
-        self.transformer = transformer
+        super().__init__(transformer)
         self.scale = scale
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -55,15 +52,6 @@ class LTXNetwork(nn.Module):
             return_dict=False,
         )[0]
         return rearrange(output, "b (f h w) c -> b c f h w", f=frames, h=height).contiguous()
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The repeated blocks, which parallelism shards and activation checkpointing wraps one by one."""
-        return self.transformer.transformer_blocks
-
-    def checkpoint_activations(self) -> None:
-        """Recompute each block in the backward pass instead of keeping what is inside it."""
-        self.transformer.enable_gradient_checkpointing()
 
 
 class LTX:

@@ -15,7 +15,7 @@ from dollar.diffusion.timesteps import FewStep
 from dollar.models import flow
 from dollar.models.assemble import assemble
 from dollar.models.codec import Codec, Normalisation
-from dollar.models.denoiser import Condition
+from dollar.models.denoiser import Condition, Wrapped
 from dollar.models.pipeline import Pipeline
 from dollar.models.sizes import check_sizes
 from dollar.models.teacher import Clip, Teacher
@@ -26,17 +26,14 @@ def load(**settings: Any) -> Teacher:
     return assemble(Wan, **settings)
 
 
-class WanNetwork(nn.Module):
+class WanNetwork(Wrapped):
     """diffusers' transformer for x_t and output [B, C, F, H, W] and times t [B] in [0, 1].
 
     by_token: whether it is told the time of each token, as Wan 2.2's 5B is.
     """
 
-    transformer: Any
-
     def __init__(self, transformer: nn.Module, by_token: bool = False) -> None:
-        super().__init__()
-        self.transformer = transformer
+        super().__init__(transformer)
         self.by_token = by_token
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -53,10 +50,6 @@ class WanNetwork(nn.Module):
     def blocks(self) -> nn.ModuleList:
         """The repeated blocks, which parallelism shards and activation checkpointing wraps one by one."""
         return self.transformer.blocks
-
-    def checkpoint_activations(self) -> None:
-        """Recompute each block in the backward pass instead of keeping what is inside it."""
-        self.transformer.enable_gradient_checkpointing()
 
 
 class Wan:
