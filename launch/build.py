@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -219,10 +219,7 @@ def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Pa
     prompts = instantiate(config.data.held_out) if config.data.held_out else some_captions(data)
     reward = surrogate.reward if surrogate else _reward_or_none(config)
     check_captions(reward, itertools.chain(data.captions, prompts))
-    if plan.keep_best is not None and config.validation.every == 0:
-        raise ValueError(f"keep_best is {plan.keep_best!r}, but validation.every is 0, so nothing is measured")
-    if plan.keep_best not in (None, *(scored := score_names(reward, list(samplers)))):
-        raise ValueError(f"keep_best is {plan.keep_best!r}; validation measures {', '.join(scored)}")
+    check_keep_best(plan, config.validation.every, score_names(reward, list(samplers)))
     log = Log(folder, active=world.is_main, resume_step=resume_cycle + 1)
     validation = None
     if config.validation.every > 0:
@@ -240,6 +237,14 @@ def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Pa
         validation,
         OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
     )
+
+
+def check_keep_best(plan: Plan, every: int, scored: Sequence[str]) -> None:
+    """Raise ValueError unless keep_best names what validation measures."""
+    if plan.keep_best is not None and every == 0:
+        raise ValueError(f"keep_best is {plan.keep_best!r}, but validation.every is 0, so nothing is measured")
+    if plan.keep_best not in (None, *scored):
+        raise ValueError(f"keep_best is {plan.keep_best!r}; validation measures {', '.join(scored)}")
 
 
 def build_data(config: DictConfig, teacher: Teacher) -> Samples:

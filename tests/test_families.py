@@ -484,6 +484,14 @@ def test_the_beginning_of_a_clip_is_coded_without_its_end(family: str, teacher: 
         codec.chunk_frames, codec.context, codec._decode = None, 8, decode
 
 
+def test_chunks_are_refused_where_they_would_do_nothing(family: str, folder: Path, teacher: Teacher) -> None:
+    if teacher.codec.streams:
+        with pytest.raises(ValueError, match="chunk_frames is 4, but .* goes through time by itself"):
+            FAMILIES[family].load(folder, chunk_frames=4)
+    else:
+        assert FAMILIES[family].load(folder, chunk_frames=4).codec is not None
+
+
 def test_gradients_pass_through_the_decoder_only_when_asked(teacher: Teacher) -> None:
     latents = torch.randn(1, *teacher.latent_shape, requires_grad=True)
     assert not teacher.codec.decode(latents).requires_grad

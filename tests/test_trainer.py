@@ -440,6 +440,27 @@ def test_two_processes_agree_with_one(tmp_path: Path, tiny_teacher_folder: Path)
     assert report == {"skipped": [1.0, 1.0], "unchanged": True, "stopped": True, "gathered": [0, 1, 2, 3]}
 
 
+def spread_wan(folder: Path, world: World) -> None:
+    """A teacher with parameters of a single row, of which the other processes hold none: weights and copy are whole."""
+    from families import FAMILIES, build
+
+    from dollar.parallel.shard import fill_from, fill_teacher, trainable_copy, whole
+
+    if world.is_main:
+        build("wan_2_1", folder / "wan")
+    world.barrier()
+    alone = FAMILIES["wan_2_1"].load(folder / "wan")
+    spread = FAMILIES["wan_2_1"].load(folder / "wan", weights=False)
+    fill_teacher(spread, world, spread=True)
+    started = trainable_copy(alone, world)
+    fill_from(started, alone.pipeline.weights("transformer"))
+    wanted = dict(alone.denoiser.network.named_parameters())
+    assert any(p.shape[0] == 1 for p in wanted.values())
+    for network in (spread.denoiser.network, trainable_copy(spread, world), started):
+        for name, p in network.named_parameters():
+            assert torch.equal(whole(p.detach()), wanted[name]), name
+
+
 def work(folder: Path, teacher_folder: Path, world: World) -> None:
     """What the test compares: two kinds of run, a resumed one, and (on two processes) what only one of them knows."""
     from dollar.parallel.shard import fill_teacher, own
@@ -451,6 +472,9 @@ def work(folder: Path, teacher_folder: Path, world: World) -> None:
         assert all(p.is_meta for p in spread.denoiser.network.parameters())
         fill_teacher(spread, world, spread=True)
         assert 0.4 < sum(own(p).numel() for p in spread.denoiser.network.parameters()) / whole_size < 0.6
+
+    if world.size > 1:
+        spread_wan(folder, world)
 
     def trainer_of(name: str, *settings: str) -> Trainer:
         # One of the runs has its teacher spread over the processes.

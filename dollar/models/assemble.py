@@ -73,6 +73,12 @@ def assemble(
     for wanted, switch in ((s.tiling, "enable_tiling"), (s.slicing, "enable_slicing")):
         if wanted:
             getattr(vae, switch)()
+    codec = made.codec(vae, s.decode_chunk, s.chunk_frames, s.chunk_context)
+    if s.chunk_frames is not None and codec.streams:
+        raise ValueError(
+            f"teacher.chunk_frames is {s.chunk_frames}, but this teacher's autoencoder goes through time by itself; "
+            "leave it at null"
+        )
     network = made.network(read_transformer(made, pipeline, s.lora, s.lora_scale, weights)).eval().requires_grad_(False)
     network = network if is_empty(network) else network.to(device)
     return Teacher(
@@ -80,7 +86,7 @@ def assemble(
         pipeline=pipeline,
         family=made,
         denoiser=Denoiser(network, made.schedule, made.prediction, compute_dtype),
-        codec=made.codec(vae, s.decode_chunk, s.chunk_frames, s.chunk_context),
+        codec=codec,
         text=text_encoder(made, pipeline, s, device) if s.text == "online" else StoredElsewhere(),
         latent_shape=latent_shape,
         clip_shape=(s.frames, s.height, s.width),
