@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+HPSV2 := .venv-hpsv2
 RUN ?= demo
 SEED ?= 0
 DTYPE ?= float32
@@ -26,7 +27,7 @@ THREADS := $(shell echo $$(($(CORES) / $(PROCESSES))))
 TRAIN := OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/torchrun --standalone --nproc-per-node $(PROCESSES) launch/train.py
 endif
 
-.PHONY: demo demo-full one-step test smoke lint types check teacher-metrics
+.PHONY: demo demo-full one-step ablation bench-reward test test-hpsv2 smoke lint types check teacher-metrics
 
 $(READY): setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -53,8 +54,21 @@ teacher-metrics: $(READY)  ## the embedded teacher's full figures, shipped besid
 	$(PY) launch/evaluate.py clips=1024 teacher_clips=1024 out=runs/teacher report=false
 	cp runs/teacher/teacher_metrics.json dollar/assets/shapes/metrics.json
 
+ablation: $(READY)  ## every row on the shapes world, and docs/ablation.md; goes on where it was stopped; seeds=3
+	$(PY) launch/ablation.py $(if $(seeds),seeds=$(seeds))
+
 test: $(READY)
 	$(PY) -m pytest
+
+$(HPSV2)/.ready: $(READY)
+	$(PYTHON) -m venv $(HPSV2)
+	$(PY) -c "import site; print(site.getsitepackages()[0])" > \
+	  $$($(HPSV2)/bin/python -c "import site; print(site.getsitepackages()[0])")/dollar.pth
+	$(HPSV2)/bin/pip install -q --no-deps hpsv2==1.2.0 clint==0.5.1 args==0.1.0 open_clip_torch==3.3.0 torchvision==0.28.0
+	touch $@
+
+test-hpsv2: $(HPSV2)/.ready  ## HPSv2 and PickScore against their publishers' programs, on the same random weights
+	PYTHONPATH=. $(HPSV2)/bin/python tests/hpsv2_parity.py
 
 smoke: $(READY)  ## every family's tiny folder from clips to a pipeline: preprocess, train, resume, export, sample
 	$(PY) tests/smoke.py

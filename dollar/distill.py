@@ -23,102 +23,11 @@ from dollar.latent_reward import LatentReward
 from dollar.losses.consistency import consistency, consistency_target
 from dollar.losses.latent_reward import fine_tune
 from dollar.losses.score_matching import score_matching
+from dollar.losses.term import Made, Term, Turn
 from dollar.losses.vsd import vsd, vsd_weight
 from dollar.models.denoiser import Condition, Denoiser
-
-
-@dataclass
-class Objective:
-    """L = beta_vsd L_VSD + beta_cd L_CD + beta_ft L_FT (Eq. 16) and what each term needs; conf/loss explains each.
-
-    The defaults are the paper's.
-    """
-
-    beta_vsd: float = 1.0
-    beta_cd: float = 0.5
-    beta_ft: float = 1.0
-    balance: float | None = None
-    vsd_guidance_scale: float = 4.5
-    vsd_weighting: str = "dmd"
-    vsd_range: tuple[float, float] = (0.02, 0.98)
-    vsd_lower_half: float | None = None
-    vsd_lower_half_over: tuple[float, float] = (0.3, 0.7)
-    cd_guidance_scale: float = 8.5
-    cd_m: int = 5
-    cd_grid: int = 50
-    cd_target: str = "student"
-    cd_distance: str = "pseudo_huber"
-    ft_unit: str = "reward"
-    ft_update: str = "joint"
-    student_input: str = "simulate"
-    student_parameterization: str = "homogeneous"
-    fake_loss: str = "native"
-
-    def __post_init__(self) -> None:
-        choices = {
-            "vsd.weighting": (self.vsd_weighting, ("dmd", "score", "constant")),
-            "cd.target": (self.cd_target, ("student", "ema", "teacher")),
-            "cd.distance": (self.cd_distance, ("pseudo_huber", "mse")),
-            "ft.unit": (self.ft_unit, ("reward", "sd")),
-            "ft.update": (self.ft_update, ("joint", "separate")),
-            "student.input": (self.student_input, ("simulate", "noised_data")),
-            "student.parameterization": (self.student_parameterization, ("homogeneous", "heterogeneous")),
-            "fake.loss": (self.fake_loss, ("native", "cv")),
-        }
-        for key, (value, known) in choices.items():
-            if value not in known:
-                raise ValueError(f"{key} is {value!r}; use {' or '.join(known)}")
-        for name in ("beta_vsd", "beta_cd", "beta_ft"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; a weight is 0 (off) or positive")
-        if self.beta_vsd == self.beta_cd == self.beta_ft == 0:
-            raise ValueError("beta_vsd, beta_cd and beta_ft are all 0, so the student has nothing to learn from")
-        if self.balance is not None and (isinstance(self.balance, str) or self.balance <= 0):
-            raise ValueError(f"balance is {self.balance}; use null for no limit, or a positive share such as 0.5")
-        if self.balance is not None and (self.ft_update == "separate" or self.beta_vsd == 0):
-            raise ValueError(
-                f"balance is {self.balance}, but it compares the reward's gradient with VSD's in one update; it needs "
-                "ft.update=joint and beta_vsd above 0, or set balance=null"
-            )
-        if self.balance is not None and self.beta_ft == 0:
-            raise ValueError(f"balance is {self.balance}, but beta_ft is 0, so there is nothing to hold back")
-        if not 0 <= self.vsd_range[0] < self.vsd_range[1] <= 1:
-            raise ValueError(f"vsd.range is {list(self.vsd_range)}; give two rising fractions of T, as [0.02, 0.98]")
-        if self.vsd_lower_half is not None and not 0 <= self.vsd_lower_half <= 1:
-            raise ValueError(
-                f"vsd.lower_half is {self.vsd_lower_half}; it is a share of the draws, 0 to 1, or null for even ones"
-            )
-        if not 0 <= self.vsd_lower_half_over[0] < self.vsd_lower_half_over[1] <= 1:
-            raise ValueError(
-                f"vsd.lower_half_over is {list(self.vsd_lower_half_over)}; give two rising fractions of the run, as "
-                "[0.3, 0.7]"
-            )
-        for name in ("vsd", "cd"):
-            if getattr(self, f"{name}_guidance_scale") < 0:
-                raise ValueError(
-                    f"{name}.guidance_scale is {getattr(self, f'{name}_guidance_scale')}, which leads away from the "
-                    "prompt; 1 is no guidance and the usual values lie between 2 and 9"
-                )
-        if not 1 <= self.cd_m <= self.cd_grid:
-            raise ValueError(f"cd.m is {self.cd_m}; a walk has 1 to cd.grid = {self.cd_grid} steps")
-
-    def place(self, u: Tensor, low: float, high: float, progress: float) -> Tensor:
-        """Fractions of T [B] in [low, high) of draws u [B] in [0, 1): spread evenly, unless vsd.lower_half is given.
-
-        Then that share of them comes to fall below the middle of vsd.range. It is reached from an even spread while
-        `progress`, the fraction of the run that is done, passes vsd.lower_half_over.
-        """
-        even = low + (high - low) * u.double()
-        if self.vsd_lower_half is None:
-            return even
-        first, last = self.vsd_lower_half_over
-        done = min(max((progress - first) / (last - first), 0.0), 1.0)
-        middle = sum(self.vsd_range) / 2
-        at_first = (middle - low) / (high - low)
-        share = at_first + done * (self.vsd_lower_half - at_first)
-        below = low + (middle - low) * u.double() / share
-        above = middle + (high - middle) * (u.double() - share) / (1 - share)
-        return torch.where(u < share, below, above)
+from dollar.objective import Objective
+from dollar.pixel_reward import PixelReward
 
 
 class Sample(NamedTuple):
@@ -146,7 +55,9 @@ class Distiller:
 
     samplers: one FewStep for each step count that the student is trained for. null: (count) -> the condition of
     guidance's other half. averaged: a context in which the student holds its averaged weights (for cd.target=ema).
-    progress: the fraction of the run that is done, for what changes over it.
+    progress: the fraction of the run that is done, for what changes over it. pixel: the pixel reward, for terms that
+    ask it themselves. reward_scale: what every term that leads towards a reward is multiplied by. gather: [B] -> that
+    of all processes. silent: turns in a row in which a term got no reward that is a number, from any process.
     """
 
     teacher: Denoiser
@@ -159,6 +70,10 @@ class Distiller:
     latent_reward: LatentReward | None = None
     averaged: Callable[[], AbstractContextManager] = nullcontext
     progress: float = 0.0
+    pixel: PixelReward | None = None
+    reward_scale: float = 1.0
+    gather: Callable[[Tensor], Tensor] = lambda values: values
+    silent: int = 0
     logged: dict[str, float] = field(default_factory=dict)
     last: Sample | None = None
 
@@ -184,7 +99,13 @@ class Distiller:
     # Lines 7-11: update the generator with distillation (and, with ft.update=joint, with the latent reward)
 
     def student_terms(
-        self, draws: Draws, condition: Condition, x_0: Tensor | None, fine_tune_now: bool, apart: bool = False
+        self,
+        draws: Draws,
+        prompts: Sequence[str],
+        condition: Condition,
+        x_0: Tensor | None,
+        fine_tune_now: bool,
+        apart: bool = False,
     ) -> Iterator[Pullback]:
         """The student's gradients, one branch at a time so that only one branch's activations are held.
 
@@ -192,21 +113,32 @@ class Distiller:
         latent reward model is warm; apart: give VSD and FT one by one, to compare their gradients at the weights.
         """
         o = self.objective
-        if o.beta_vsd > 0 or o.beta_ft > 0:
-            yield from self._sample_terms(draws, condition, x_0, fine_tune_now, apart)
+        if o.beta_vsd > 0 or o.beta_ft > 0 or o.sample_terms:
+            yield from self._sample_terms(draws, prompts, condition, x_0, fine_tune_now, apart)
         if o.beta_cd > 0:
             loss = self._consistency_loss(draws, condition, x_0).mean()
             self.logged["loss/cd"] = float(loss.detach())
             yield Pullback("cd", loss, torch.full_like(loss, o.beta_cd))
+        for name, term in o.rollout_terms.items():
+            sampler = self.samplers[draws.shared_integer("step count", len(self.samplers))]
+            for loss in term.losses(self._turn(draws, prompts, condition, sampler)):
+                self.logged[f"loss/{name}"] = float(loss.detach().mean())
+                yield Pullback(name, loss.mean(), torch.full_like(loss.mean(), self._weight(term)))
 
     def _sample_terms(
-        self, draws: Draws, condition: Condition, x_0: Tensor | None, fine_tune_now: bool, apart: bool
+        self,
+        draws: Draws,
+        prompts: Sequence[str],
+        condition: Condition,
+        x_0: Tensor | None,
+        fine_tune_now: bool,
+        apart: bool,
     ) -> Iterator[Pullback]:
-        """The terms that look at the student's own sample: VSD, and with ft.update=joint FT."""
+        """The terms that look at the student's own sample: VSD, with ft.update=joint FT, and further ones."""
         o = self.objective
         fine_tune_here = fine_tune_now and o.beta_ft > 0 and o.ft_update == "joint"
         sampler, k, x = self._generator_input(draws, x_0, condition)
-        with_gradient = o.beta_vsd > 0 or fine_tune_here
+        with_gradient = o.beta_vsd > 0 or fine_tune_here or bool(o.sample_terms)
         with nullcontext() if with_gradient else torch.no_grad():
             x_hat = sampler.generate(self._student(condition), x, k)
         self.last = Sample(x_hat.detach(), condition)
@@ -214,7 +146,14 @@ class Distiller:
         if o.beta_vsd > 0:
             gradients["vsd"] = o.beta_vsd * self._vsd_gradient(draws, condition)
         if fine_tune_here:
-            gradients["ft"] = self._balanced(o.beta_ft * self._fine_tune_gradient(condition), gradients.get("vsd"))
+            gradient = o.beta_ft * self.reward_scale * self._fine_tune_gradient(draws, condition)
+            gradients["ft"] = self._balanced(gradient, gradients.get("vsd"))
+        for name, term in o.sample_terms.items():
+            made = Made(x, k, self.last.x_hat.clone().requires_grad_())
+            loss = term.loss(self._turn(draws, prompts, condition, sampler), made).mean()
+            self.logged[f"loss/{name}"] = float(loss.detach())
+            gradient = self._weight(term) * torch.autograd.grad(loss, made.x_hat)[0]
+            gradients[name] = self._balanced(gradient, gradients.get("vsd")) if term.needs else gradient
         self._log_gradients(gradients)
         if apart:
             for place, (name, gradient) in enumerate(gradients.items(), 1):
@@ -242,11 +181,39 @@ class Distiller:
         """The guided teacher; without guidance there is no other half, and data may have no prompt for it."""
         return self.teacher.given(condition, None if scale == 1 else self.null(count), scale)
 
-    def _fine_tune_gradient(self, condition: Condition) -> Tensor:
+    def _turn(self, draws: Draws, prompts: Sequence[str], condition: Condition, sampler: FewStep) -> Turn:
+        """What further terms may ask for."""
+        return Turn(
+            prompts=prompts,
+            sampler=sampler,
+            student=self._student(condition),
+            teacher=lambda scale: self._guided(condition, len(prompts), scale),
+            noise=self._noise(draws),
+            reward=lambda latents: self._reward(latents, prompts),
+            reward_gradient=lambda latents, frames: self._pixel().with_gradient(latents, prompts, frames),
+            gather=self.gather,
+            log=self.logged.__setitem__,
+        )
+
+    def _pixel(self) -> PixelReward:
+        assert self.pixel is not None, "a term that needs a reward is built with one"
+        return self.pixel
+
+    def _reward(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The pixel reward [B] of latents, on the CPU, nan where there is none; counts turns that gave none at all."""
+        reward = self._pixel().score(latents, prompts)
+        none = not bool(self.gather(reward.to(latents.device)).isfinite().any())
+        self.silent = self.silent + 1 if none else 0
+        return reward
+
+    def _weight(self, term: Term) -> float:
+        return term.beta * (self.reward_scale if term.needs else 1.0)
+
+    def _fine_tune_gradient(self, draws: Draws, condition: Condition) -> Tensor:
         """The gradient of L_FT at x_hat (Eq. 15); the latent reward model is only looked through."""
         assert self.last is not None
         x_hat = self.last.x_hat.clone().requires_grad_()
-        loss = self._fine_tune_loss(x_hat, condition)
+        loss = self._fine_tune_loss(draws, x_hat, condition)
         return torch.autograd.grad(loss, x_hat)[0]
 
     def _balanced(self, gradient: Tensor, reference: Tensor | None) -> Tensor:
@@ -257,9 +224,9 @@ class Distiller:
         size = gradient.flatten(1).norm(dim=1)
         return gradient * expand_like((most / size.clamp(min=1e-12)).clamp(max=1), gradient)
 
-    def _fine_tune_loss(self, x_hat: Tensor, condition: Condition) -> Tensor:
+    def _fine_tune_loss(self, draws: Draws, x_hat: Tensor, condition: Condition) -> Tensor:
         assert self.latent_reward is not None
-        reward = self.latent_reward.predict(x_hat, condition)
+        reward = self.latent_reward.predict(x_hat, condition, draws, "fine-tuning")
         self.logged["reward/predicted"] = float(reward.detach().mean())
         unit = self.latent_reward.statistics.sd if self.objective.ft_unit == "sd" else 1.0
         loss = fine_tune(reward).mean() / unit
@@ -288,13 +255,12 @@ class Distiller:
         return consistency(f_of(self.student)(x_t, t), target, o.cd_distance)
 
     def _log_gradients(self, gradients: dict[str, Tensor]) -> None:
-        """Sizes at x_hat, in the unit of one sample's gradient, and the cosine between VSD and FT."""
+        """Sizes at x_hat, in the unit of one sample's gradient, and the cosines between VSD and the others."""
         for name, gradient in gradients.items():
             self.logged[f"grad_norm/x_hat/{name}"] = float(gradient.norm()) * math.sqrt(len(gradient))
-        if len(gradients) == 2:
-            vsd_gradient, ft_gradient = (g.flatten() for g in gradients.values())
-            cosine = torch.nn.functional.cosine_similarity(vsd_gradient, ft_gradient, dim=0)
-            self.logged["cosine/x_hat/vsd_ft"] = float(cosine)
+            if "vsd" in gradients and name != "vsd":
+                cosine = torch.nn.functional.cosine_similarity(gradients["vsd"].flatten(), gradient.flatten(), dim=0)
+                self.logged[f"cosine/x_hat/vsd_{name}"] = float(cosine)
 
     # Lines 12-14: update the fake score model
 
@@ -322,5 +288,5 @@ class Distiller:
         """The student's reward gradient through a forward of its own (ft.update=separate)."""
         sampler, k, x = self._generator_input(draws, x_0, condition)
         x_hat = sampler.generate(self._student(condition), x, k)
-        loss = self._fine_tune_loss(x_hat, condition)
-        yield Pullback("ft", loss, torch.full_like(loss, self.objective.beta_ft))
+        loss = self._fine_tune_loss(draws, x_hat, condition)
+        yield Pullback("ft", loss, torch.full_like(loss, self.objective.beta_ft * self.reward_scale))

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
 from dollar.diffusion.draws import Draws
-from dollar.losses.latent_reward import RunningStatistics, fit
-from dollar.models.codec import Codec
+from dollar.diffusion.schedule import Schedule, diffuse
+from dollar.losses.latent_reward import RunningStatistics, fit, pairwise
 from dollar.models.denoiser import Condition
-from dollar.models.latent_reward_model import LatentRewardModel
+from dollar.models.reward_models import RewardModel, load_reward_model, save_reward_model
+from dollar.models.teacher import Teacher
+from dollar.pixel_reward import PixelReward
 
-
-class Reward(Protocol):
-    """A pixel reward: any black box, differentiable or not."""
-
-    def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
-        """[B] for videos [B, T, C, H, W] in [0, 1] and B prompts."""
-        ...
+FITS = ("mse", "pairwise")
+LEVELLED = 8  # newest cycles on which a model of pairs finds its level
 
 
 class Observation(NamedTuple):
@@ -31,6 +29,15 @@ class Observation(NamedTuple):
     prompts: list[str]
     latents: Tensor
     reward: Tensor
+    usable: Tensor
+
+
+class Recalled(NamedTuple):
+    """Remembered latents [B, C, F, h, w] with their prompts, standardised targets [B] and which are usable [B]."""
+
+    latents: Tensor
+    prompts: list[str]
+    target: Tensor
     usable: Tensor
 
 
@@ -62,39 +69,117 @@ class LatentReward:
 
     Decoding and scoring are far dearer than a step of the surrogate, so each observation can be used again: `memory`
     is how many past cycles an update may draw from (1 is Algorithm 1 as printed).
-    gather: collects [B] from all processes, so that the statistics are the same on each.
+    pixel: what it follows; None for one that is only asked. gather: collects [B] from all processes, so that the
+    statistics are the same on each. fit: `mse` (Eq. 14) or `pairwise` (Bradley-Terry). noised: for a model that wants
+    noisy latents the fractions of T that its times are drawn from, on this schedule.
     """
 
     def __init__(
         self,
-        model: LatentRewardModel,
-        reward: Reward,
-        codec: Codec,
+        model: RewardModel,
+        pixel: PixelReward | None,
         encode_text: Callable[[Sequence[str]], Condition],
         memory: int = 1,
         gather: Callable[[Tensor], Tensor] = lambda x: x,
+        fit: str = "mse",
+        noised: tuple[float, float] | None = None,
+        schedule: Schedule | None = None,
     ) -> None:
         if memory < 1:
             raise ValueError(f"lrm.memory is {memory}; an update needs the observations of at least 1 cycle")
-        self.model = model
-        self.reward = reward
-        self.codec = codec
+        if fit not in FITS:
+            raise ValueError(f"lrm.fit is {fit!r}; use {' or '.join(FITS)}")
+        if model.noisy and (noised is None or not 0 <= noised[0] < noised[1] <= 1):
+            raise ValueError(
+                f"lrm.noise is {noised if noised is None else list(noised)}; give two rising fractions of T, as "
+                "[0.0, 0.5]"
+            )
+        assert not model.noisy or schedule is not None
+        self.model: Any = model
+        self.pixel = pixel
         self.encode_text = encode_text
         self.memory = memory
         self.gather = gather
+        self.fit = fit
+        self.noised = noised if model.noisy else None
+        self.schedule = schedule
+        self.reward_name = None if pixel is None else pixel.name
         self.statistics = RunningStatistics()
         self.past: list[Observation] = []
         self.bad = 0
         self._known: dict[tuple[tuple[int, int], str], float] = {}
 
-    def predict(self, x: Tensor, condition: Condition) -> Tensor:
-        """R^l(x, c) in the pixel reward's own unit, [B]; x [B, C, F, h, w] may carry a gradient."""
-        return self.statistics.destandardise(self.model(x, condition.embeddings, condition.mask))
+    @classmethod
+    def from_folder(
+        cls,
+        folder: str | Path,
+        teacher: Teacher,
+        pixel: PixelReward | None = None,
+        asked: Mapping[str, Any] | None = None,
+        **how: Any,
+    ) -> LatentReward:
+        """The surrogate that `save` wrote, with its statistics, to be asked or fitted on.
+
+        asked: keys of `lrm` that it must have been made with; how: memory, gather and fit. ValueError where the folder
+        holds none, or one that doesn't fit this teacher.
+        """
+        model, card = load_reward_model(folder, teacher, asked)
+        noised = None if card.get("noise") is None else tuple(card["noise"])
+        found = cls(model, pixel, teacher.text, noised=noised, schedule=teacher.denoiser.schedule, **how)  # type: ignore[arg-type]
+        found.statistics.load_state_dict(card["statistics"])
+        found.reward_name = found.reward_name or card.get("reward")
+        return found
+
+    def save(self, folder: Path, teacher: Teacher, figures: Mapping[str, Any] | None = None) -> None:
+        """Write model.safetensors, which holds what is trained, and lrm.json, which says how to read it.
+
+        figures: plain values that are kept with it.
+        """
+        card = {
+            "reward": self.reward_name,
+            "statistics": self.statistics.state_dict(),
+            "fit": self.fit,
+            "noise": None if self.noised is None else list(self.noised),
+            **({} if figures is None else {"figures": dict(figures)}),
+        }
+        save_reward_model(folder, self.model, teacher, card)
+
+    def predict(self, x: Tensor, condition: Condition, draws: Draws | None = None, purpose: str = "") -> Tensor:
+        """R^l(x, c) in the pixel reward's own unit, [B]; x [B, C, F, h, w] may carry a gradient.
+
+        draws: for a model of noisy latents, where x is to be noised as in its fit; without them it sees x as it is, at
+        the least noisy of its times.
+        """
+        return self.statistics.destandardise(self._standard(x, condition, draws, purpose))
+
+    def _standard(self, x: Tensor, condition: Condition, draws: Draws | None = None, purpose: str = "") -> Tensor:
+        if self.noised is None:
+            return self.model(x, condition)
+        u = torch.zeros(len(x), device=x.device) if draws is None else self._each(draws.uniform, f"{purpose} time", x)
+        return self._at(u, x, condition, draws, f"{purpose} noise")
+
+    def _at(self, u: Tensor, x: Tensor, condition: Condition, draws: Draws | None, purpose: str) -> Tensor:
+        """The model's word on x at the places u [B] of its range of noise, drawn anew if at all."""
+        assert self.noised is not None and self.schedule is not None
+        t = self.schedule.uniform(u, *self.noised)
+        if draws is not None:
+            shape = x.shape[1:]
+            eps = self._each(lambda p: draws.normal(p, shape), purpose, x)
+            x = diffuse(x, eps, t, self.schedule)
+        return self.model(x, condition, t)
+
+    def _each(self, draw: Callable[[str], Tensor], purpose: str, x: Tensor) -> Tensor:
+        """Drawn for each of x [B, ...], which may hold several groups of one sample for each index, one by one."""
+        groups: list[Tensor] = []
+        while sum(map(len, groups)) < len(x):
+            groups.append(draw(f"{purpose} {len(groups)}"))
+        return torch.cat(groups)[: len(x)].to(x.device)
 
     def observe(
         self, turn: int, latents: Tensor, prompts: list[str], keys: Sequence[tuple[int, int] | None] | None = None
     ) -> Observation:
         """Ask the pixel reward about latents [B, C, F, h, w]; rewards of data (those with a key) are asked for once."""
+        assert self.pixel is not None, "a surrogate without a pixel reward observes nothing"
         keys = keys or [None] * len(prompts)
         known = [None if key is None else self._known.get((key, p)) for key, p in zip(keys, prompts, strict=True)]
         ask = [i for i, value in enumerate(known) if value is None]
@@ -103,27 +188,13 @@ class LatentReward:
             # A clip that stands under two captions is decoded once.
             first = {keys[i] or (-1, i): i for i in reversed(ask)}
             places = {key: place for place, key in enumerate(first)}
-            decoded = self._decode(latents[list(first.values())])[[places[keys[i] or (-1, i)] for i in ask]]
-            reward[ask] = self._score(decoded, [prompts[i] for i in ask])
+            decoded = self.pixel.decode(latents[list(first.values())])[[places[keys[i] or (-1, i)] for i in ask]]
+            reward[ask] = self.pixel.judge(decoded, [prompts[i] for i in ask])
             for i in ask:
                 if keys[i] is not None and reward[i].isfinite():
                     self._known[(keys[i], prompts[i])] = float(reward[i])  # type: ignore[index]
         usable = reward.isfinite()
         return Observation(turn, list(prompts), latents.detach(), reward.to(latents.device), usable.to(latents.device))
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        """The frames that the pixel reward looks at: all, or evenly spaced ones where it has a number of `frames`."""
-        count = getattr(self.reward, "frames", None)
-        return self.codec.decode(latents, None if count is None else self.codec.spread(latents, count))
-
-    def _score(self, videos: Tensor, prompts: list[str]) -> Tensor:
-        scored = self.reward.score(videos, prompts)
-        if tuple(scored.shape) != (len(prompts),):
-            raise ValueError(
-                f"the reward {type(self.reward).__name__} gave a tensor of shape {tuple(scored.shape)} for "
-                f"{len(prompts)} clips; it must give one number a clip"
-            )
-        return scored.detach().float().cpu()
 
     def remember(self, observation: Observation) -> bool:
         """Take an observation into the memory and the statistics; False, and no trace, if no process can use any."""
@@ -146,14 +217,71 @@ class LatentReward:
         """The fit's loss [B] (Eq. 14) on one remembered observation for each place of the batch, 0 where unusable.
 
         Which cycle a place is taken from is drawn for that place, so that one process and several fit the same pairs.
+        With fit=pairwise each is compared with another observation that is drawn for the same place.
         """
         ages = draws.integers(purpose, len(self.past)).tolist()
-        ages = [ages[i % len(ages)] for i in range(len(self.past[-1].prompts))]
-        latents = torch.stack([self.past[age].latents[i] for i, age in enumerate(ages)])
-        prompts = [self.past[age].prompts[i] for i, age in enumerate(ages)]
-        reward = torch.stack([self.past[age].reward[i] for i, age in enumerate(ages)])
-        usable = torch.stack([self.past[age].usable[i] for i, age in enumerate(ages)])
+        places = range(len(self.past[-1].prompts))
+        chosen = [(ages[i % len(ages)], i) for i in places]
+        if self.fit == "mse":
+            x, prompts, target, usable = self._recall(chosen)
+            predicted = self._standard(x, self.encode_text(prompts), draws, purpose)
+            return torch.where(usable, fit(predicted, target), 0.0)
+        return self._pairwise_loss(draws, purpose, chosen)
+
+    def _pairwise_loss(self, draws: Draws, purpose: str, chosen: list[tuple[int, int]]) -> Tensor:
+        """The pairs' loss [B]; both of a pair are noised equally far, so that the noise favours neither."""
+        x, prompts, target, usable = self._recall(chosen + self._partners(draws, purpose, chosen))
         condition = self.encode_text(prompts)
-        predicted = self.model(latents, condition.embeddings, condition.mask)
+        if self.noised is None:
+            predicted = self.model(x, condition)
+        else:
+            u = self._each(draws.uniform, f"{purpose} time", x[: len(chosen)])
+            predicted = self._at(torch.cat([u, u]), x, condition, draws, f"{purpose} noise")
+        both = usable.view(2, -1).all(0)
+        return torch.where(both, pairwise(*predicted.chunk(2), *target.chunk(2)), 0.0)
+
+    def _partners(self, draws: Draws, purpose: str, chosen: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """For each (age, place) another of the same sample of the batch: of another cycle or another group of clips."""
+        n = len(draws.indices)
+        groups = len(chosen) // n
+        others = len(self.past) * groups - 1
+        if others == 0:
+            return chosen  # a pair of one with itself teaches nothing
+        drawn = [draws.integers(f"{purpose} partner {group}", others).tolist() for group in range(groups)]
+        found = []
+        for age, place in chosen:
+            group, sample = divmod(place, n)
+            other = drawn[group][sample]
+            other += other >= age * groups + group  # all but itself
+            found.append((other // groups, other % groups * n + sample))
+        return found
+
+    def _recall(self, chosen: Sequence[tuple[int, int]]) -> Recalled:
+        """What is remembered at these (age, place)."""
+        # Where what is remembered is more than the device can hold, it may lie elsewhere.
+        device = self.model.out.weight.device
+        latents, reward, usable = (
+            torch.stack([getattr(self.past[age], name)[place] for age, place in chosen]).to(device)
+            for name in ("latents", "reward", "usable")
+        )
         target = self.statistics.standardise(torch.where(usable, reward, self.statistics.mean))
-        return torch.where(usable, fit(predicted, target), 0.0)
+        return Recalled(latents, [self.past[age].prompts[place] for age, place in chosen], target, usable)
+
+    @torch.no_grad()
+    def level(self, turns: int = LEVELLED) -> None:
+        """Set the model's level, which pairs say nothing of: its mean is the reward's on what was observed last.
+
+        To be called after a turn's updates; does nothing unless fit=pairwise. All processes come to the same level.
+        turns: how many of the remembered cycles are looked at.
+        """
+        if self.fit != "pairwise":
+            return
+        gaps, counted = [], []
+        for age in range(len(self.past))[-turns:]:
+            x, prompts, target, usable = self._recall([(age, i) for i in range(len(self.past[age].prompts))])
+            predicted = self._standard(x, self.encode_text(prompts))
+            gaps.append(self.gather(torch.where(usable, target - predicted, 0.0)))
+            counted.append(self.gather(usable.float()))
+        count = torch.cat(counted).sum()
+        if count > 0:
+            self.model.out.bias += (torch.cat(gaps).double().sum() / count).to(self.model.out.bias)

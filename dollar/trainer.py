@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dollar.data.latents import Samples, check_identity
 from dollar.diffusion.draws import Draws
 from dollar.distill import Distiller, Sample
+from dollar.guard import Guard
 from dollar.latent_reward import Observation
 from dollar.log import Log, progress
 from dollar.models.denoiser import Condition
@@ -52,6 +53,7 @@ class Plan:
     validate_every: int
     gradients_every: int
     keep_best: str | None
+    patience: int | None = None
     max_skipped: int = 20  # updates in a row that may be skipped before the run ends
 
     def __post_init__(self) -> None:
@@ -61,6 +63,11 @@ class Plan:
             if getattr(self, name) < smallest:
                 key = name.replace("ft_", "ft.").replace("lrm_", "lrm.").replace("gradients", "log.gradients")
                 raise ValueError(f"{key} is {getattr(self, name)}; it must be at least {smallest}")
+        if self.patience is not None and (self.patience < 1 or self.keep_best is None):
+            raise ValueError(
+                f"patience is {self.patience} and keep_best {self.keep_best!r}; it counts validations (1 or more) "
+                "without a better score of keep_best, so give both, or patience=null"
+            )
         if self.fake_warmup >= self.cycles:
             raise ValueError(
                 f"fake_warmup is {self.fake_warmup} of cycles={self.cycles}, so the student would never be updated"
@@ -127,7 +134,7 @@ class Trainer:
     """Everything that a run holds; `train` runs it to its last cycle or until it is told to stop.
 
     learners: `student`, and where their terms are on `fake` and `lrm`. validate: called on the averaged student.
-    config: what made this run, kept with every checkpoint.
+    config: what made this run, kept with every checkpoint. ended: why it ended before its last cycle, or "".
     """
 
     plan: Plan
@@ -141,15 +148,19 @@ class Trainer:
     log: Log
     validate: Validate | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    guard: Guard = field(default_factory=Guard)
     cycle: int = 0
     lrm_count: int = 0
+    ended: str = ""
     best: dict[str, float] = field(default_factory=dict)
     stopping: bool = False
     _ft_gradients: list[Tensor] = field(default_factory=list)
     _ft_held: int = 0
 
     def train(self) -> bool:
-        """Run the remaining cycles; True when the last one is done, False when asked to stop before."""
+        """Run the remaining cycles; True when nothing remains to be done, False when asked to stop before."""
+        if self.ended:
+            return True
         with self._stop_on_signal():
             bar = progress(range(self.cycle, self.plan.cycles), "training", active=self.world.is_main)
             for cycle in bar:
@@ -161,8 +172,10 @@ class Trainer:
                 if self.validate is not None and self._due(self.plan.validate_every):
                     self._validate()
                 stop = self.world.any(self.stopping)
-                if stop or self._due(self.plan.save_every):
+                if stop or self.ended or self._due(self.plan.save_every):
                     self.save()
+                if self.ended:
+                    return True
                 if stop and self.cycle < self.plan.cycles:
                     return False
         return True
@@ -172,6 +185,7 @@ class Trainer:
         self.distiller.logged = {}
         self._set_rates(cycle)
         self.distiller.progress = cycle / self.plan.cycles
+        self.distiller.reward_scale = self.guard.scale
         self.data.ahead([*self._latents_of(cycle), *self._latents_of(cycle + 1)])
         times = {}
         start = time.perf_counter()
@@ -180,8 +194,9 @@ class Trainer:
         if "fake" in self.learners:
             self._fake_turns(cycle)  # lines 12-14
             times["time/fake"], start = time.perf_counter() - start, time.perf_counter()
-        if "lrm" in self.learners:
-            self._reward_turn(cycle)  # lines 15-17
+        if self.distiller.latent_reward is not None:
+            if "lrm" in self.learners:
+                self._reward_turn(cycle)  # lines 15-17
             self._fine_tune_turn(cycle)  # lines 18-19
             times["time/lrm"] = time.perf_counter() - start
         skipped = {f"skipped/{name}": float(learner.skipped) for name, learner in self.learners.items()}
@@ -227,19 +242,33 @@ class Trainer:
             self.distiller.last = self.distiller.fresh_sample(draws, condition, batch.latents)
             return
         student = self.learners["student"]
-        warm = "lrm" in self.learners and self.lrm_count >= self.plan.lrm_warmup
         looking = self.plan.gradients_every > 0 and cycle % self.plan.gradients_every == 0
         seen: dict[str, list[Tensor]] = {}
-        for term in self.distiller.student_terms(draws, condition, batch.latents, warm, apart=looking):
+        prompts, x_0 = batch.prompts, batch.latents
+        for term in self.distiller.student_terms(draws, prompts, condition, x_0, self._warm, apart=looking):
             before = _gradients(student) if looking else []
             torch.autograd.backward(term.tensor, term.gradient, retain_graph=not term.last)
             if looking:
-                after = _gradients(student)
-                seen[term.name] = [a - b for a, b in zip(after, before, strict=True)]
+                added = [a - b for a, b in zip(_gradients(student), before, strict=True)]
+                known = seen.get(term.name)  # a term may come in parts
+                seen[term.name] = added if known is None else [a + b for a, b in zip(known, added, strict=True)]
         if seen:
             self._log_terms(seen)
         if any(p.grad is not None for p in student.parameters) and self._step(student):
             self.ema.update()
+        if self.distiller.silent >= self.plan.max_skipped:
+            raise FloatingPointError(self._no_reward(self.distiller.silent))
+
+    @property
+    def _warm(self) -> bool:
+        """Whether the student may follow the latent reward model; one that is only read is warm from the start."""
+        fitted = "lrm" in self.learners
+        return self.distiller.latent_reward is not None and (not fitted or self.lrm_count >= self.plan.lrm_warmup)
+
+    def _no_reward(self, turns: int) -> str:
+        pixel = self.distiller.pixel
+        trouble = f" (the last time, {pixel.trouble})" if pixel is not None and pixel.trouble else ""
+        return f"{turns} cycles in a row gave no reward that is a number{trouble}. Look at the reward by itself"
 
     def _log_terms(self, seen: dict[str, list[Tensor]]) -> None:
         """Norms of the terms' gradients and the cosines between them, from each process's share of the products."""
@@ -313,7 +342,7 @@ class Trainer:
         data, true, _ = observed.reward.split([len(real), n, len(mismatched)])
         self._log_rewards(data, true, made, sample)
         if not known:
-            self._count(lrm, False, "cycles in a row gave no reward that is a number. Look at the reward by itself")
+            self._count(lrm, False, self._no_reward)
             return
         for update in range(self.plan.lrm_updates):
             loss = surrogate.loss(draws, f"lrm {update}").mean()
@@ -321,6 +350,7 @@ class Trainer:
             self.distiller.logged["loss/lrm"] = float(loss.detach())
             self._step(lrm)
             self.lrm_count += 1
+        surrogate.level()
         if self.plan.gradients_every > 0 and cycle % self.plan.gradients_every == 0:
             followed = surrogate.follow()
             self.distiller.logged["reward/rank_correlation"] = followed.rank_correlation
@@ -348,15 +378,15 @@ class Trainer:
     def _fine_tune_turn(self, cycle: int) -> None:
         """The separate update of Algorithm 1, line 19, gathered over `ft.accumulate` cycles."""
         o = self.distiller.objective
-        cold = cycle < self.plan.fake_warmup or self.lrm_count < self.plan.lrm_warmup
-        if o.ft_update != "separate" or o.beta_ft == 0 or cold:
+        if o.ft_update != "separate" or o.beta_ft == 0 or cycle < self.plan.fake_warmup or not self._warm:
             return
         student = self.learners["student"]
         draws = self._draws(cycle)
         batch, condition = self._batch(draws, o.student_input == "noised_data")
         for term in self.distiller.fine_tune_terms(draws, condition, batch.latents):
             torch.autograd.backward(term.tensor, term.gradient)
-        self.learners["lrm"].optimizer.zero_grad(set_to_none=True)  # it was only looked through
+        if "lrm" in self.learners:
+            self.learners["lrm"].optimizer.zero_grad(set_to_none=True)  # it was only looked through
         gradients = [p.grad for p in student.parameters if p.grad is not None]
         if self.plan.gradients_every > 0 and cycle % self.plan.gradients_every == 0:
             share = {"squares": sum(float(own(g).square().sum()) for g in gradients)}
@@ -387,19 +417,23 @@ class Trainer:
         if sound:
             learner.optimizer.step()
         learner.optimizer.zero_grad(set_to_none=True)
-        trouble = (
-            f"updates of the {learner.name} in a row had gradients that were not finite. Lower optim.{learner.name}.lr"
+        self._count(
+            learner,
+            sound,
+            lambda times: (
+                f"{times} updates of the {learner.name} in a row had gradients that were not finite. Lower "
+                f"optim.{learner.name}.lr"
+            ),
         )
-        self._count(learner, sound, trouble)
         return sound
 
-    def _count(self, learner: Learner, sound: bool, trouble: str) -> None:
+    def _count(self, learner: Learner, sound: bool, trouble: Callable[[int], str]) -> None:
         """Keep count of skipped updates; FloatingPointError, naming the trouble, when too many came in a row."""
         learner.in_a_row = 0 if sound else learner.in_a_row + 1
         learner.skipped += not sound
         if learner.in_a_row >= self.plan.max_skipped:
             raise FloatingPointError(
-                f"{learner.in_a_row} {trouble}, or go on from an older checkpoint in {self.folder / 'checkpoints'}"
+                f"{trouble(learner.in_a_row)}, or go on from an older checkpoint in {self.folder / 'checkpoints'}"
             )
 
     def _due(self, every: int) -> bool:
@@ -414,15 +448,50 @@ class Trainer:
         with self.ema.swapped():
             scores = self.world.mean(self.validate(self.cycle))  # one verdict, so that all keep the best or none
             self.log.scalars(self.cycle, {f"validation/{name}": value for name, value in scores.items()})
-            name = self.plan.keep_best
-            if name is None:
-                return
-            if name not in scores:
-                raise ValueError(f"keep_best is {name!r}; validation measures {', '.join(sorted(scores))}")
-            if scores[name] > self.best.get(name, float("-inf")):
-                self.best = {name: scores[name], "cycle": self.cycle}
-                tensors = {f"ema/{n}": p for n, p in self.learners["student"].named().items()}
-                checkpoint.save(self.folder / "best", self.cycle, tensors, {"best": self.best}, self.world, keep=1)
+            self._keep_best(scores)
+            self._watch(scores)
+
+    def _keep_best(self, scores: dict[str, float]) -> None:
+        """Keep the student of the best score that keep_best names; end the run where none came for long."""
+        name = self.plan.keep_best
+        if name is None:
+            return
+        if name not in scores:
+            raise ValueError(f"keep_best is {name!r}; validation measures {', '.join(sorted(scores))}")
+        if scores[name] > self.best.get(name, float("-inf")):
+            self.best = {name: scores[name], "cycle": self.cycle}
+            self._save_best()
+        elif self.plan.patience is not None:
+            checks = (self.cycle - int(self.best.get("cycle", 0))) / self.plan.validate_every
+            if checks >= self.plan.patience:
+                self.ended = f"no better {name} than {self.best.get(name)} of cycle {self.best.get('cycle')} since"
+
+    def _watch(self, scores: dict[str, float]) -> None:
+        """Let the guard compare what is pursued with what should hold."""
+        found = {
+            kind: [v for n, v in scores.items() if n.startswith(kind)] for kind in ("predicted", "guard", "reward")
+        }
+        pursued, held = found["predicted"] or found["reward"], found["guard"] or found["reward"]
+        if not self.guard.active or not pursued or not held:
+            return
+        told = self.guard.check(sum(pursued) / len(pursued), sum(held) / len(held))
+        self.log.scalars(self.cycle, {"guard/scale": self.guard.scale, "guard/troubled": float(self.guard.troubled)})
+        if told and self.world.is_main:
+            print(f"cycle {self.cycle}: {told}", flush=True)
+        if self.guard.stops:
+            self.ended = told
+        elif self.guard.action == "stop" and self.guard.troubled == 0 and self.plan.keep_best is None:
+            self.best = {"cycle": self.cycle}
+            self._save_best()
+
+    def _save_best(self) -> None:
+        tensors = {f"ema/{n}": p for n, p in self.learners["student"].named().items()}
+        checkpoint.save(self.folder / "best", self.cycle, tensors, {"best": self.best}, self.world, keep=1)
+
+    @property
+    def uses_best(self) -> bool:
+        """Whether the student is that of the best validation, and not the last."""
+        return self.plan.keep_best is not None or self.guard.stops
 
     def state(self) -> checkpoint.State:
         """Everything that the next cycle depends on, by name."""
@@ -435,6 +504,9 @@ class Trainer:
             "cycle": self.cycle,
             "lrm_count": self.lrm_count,
             "best": self.best,
+            "guard": self.guard.state_dict(),
+            "ended": self.ended,
+            "silent": self.distiller.silent,
             "ft_held": self._ft_held,
             "ema_updates": self.ema.updates,
             "skipped": {name: [learner.skipped, learner.in_a_row] for name, learner in self.learners.items()},
@@ -468,6 +540,9 @@ class Trainer:
             assign(average, tensors[f"ema/{name}"])
         self.ema.updates = plain["ema_updates"]
         self.cycle, self.lrm_count, self.best = plain["cycle"], plain["lrm_count"], plain["best"]
+        if "guard" in plain:  # it came later
+            self.guard.load_state_dict(plain["guard"])
+            self.ended, self.distiller.silent = plain["ended"], plain["silent"]
         self._ft_held = plain["ft_held"]
         self._ft_gradients = []
         if self._ft_held:

@@ -15,17 +15,21 @@ from omegaconf import DictConfig, OmegaConf
 from dollar.data.latents import Fit, Samples
 from dollar.data.mixture import shares
 from dollar.data.shards import listed
-from dollar.distill import Distiller, Objective
-from dollar.evaluation.validate import Validation, score_names
+from dollar.distill import Distiller
+from dollar.evaluation.validate import Scores, Validation
+from dollar.guard import Guard
 from dollar.latent_reward import LatentReward
 from dollar.log import Log
+from dollar.losses.term import Term
 from dollar.models.assemble import DTYPES
 from dollar.models.denoiser import Condition
 from dollar.models.ema import Ema
-from dollar.models.latent_reward_model import LatentRewardModel
+from dollar.models.reward_models import make_reward_model
 from dollar.models.teacher import Teacher
+from dollar.objective import Objective
 from dollar.parallel.shard import fill_from, fill_teacher, trainable_copy
 from dollar.parallel.world import World
+from dollar.pixel_reward import PixelReward
 from dollar.student import denoiser_of, few_steps, prediction_of, student_weights
 from dollar.trainer import Learner, Plan, Trainer
 
@@ -75,8 +79,12 @@ def build_teacher(config: DictConfig, world: World, weights: bool = True) -> Tea
 
 def objective_of(config: DictConfig) -> Objective:
     """Eq. 16's weights and settings; ValueError names a key at fault."""
-    if config.beta_ft > 0 and config.reward.get("_target_") is None:
+    terms, there = terms_of(config), config.reward.get("_target_") is not None
+    if config.beta_ft > 0 and config.lrm.mode != "frozen" and not there:
         raise ValueError("beta_ft is above 0 but reward=none; name a reward, or set beta_ft=0")
+    if wanting := [name for name, term in terms.items() if term.needs and not there]:
+        raise ValueError(f"the loss's {wanting[0]} needs a reward, but reward=none; name one with reward=NAME")
+    check_latent_reward(config)
     if not config.data.get("latents", True) and (config.beta_cd > 0 or config.student.input == "noised_data"):
         raise ValueError(
             f"beta_cd={config.beta_cd} and student.input={config.student.input}, but this data has prompts alone; set "
@@ -105,7 +113,52 @@ def objective_of(config: DictConfig) -> Objective:
         student_input=config.student.input,
         student_parameterization=config.student.parameterization,
         fake_loss=config.fake.loss,
+        terms=terms,
     )
+
+
+def terms_of(config: DictConfig) -> dict[str, Term]:
+    """The further terms of the loss whose weight isn't 0."""
+    made = {name: instantiate(node) for name, node in config.terms.items() if node is not None}
+    if below := [name for name, term in made.items() if term.beta < 0]:
+        raise ValueError(f"terms.{below[0]}.beta is {made[below[0]].beta}; a weight is 0 (off) or positive")
+    return {name: term for name, term in made.items() if term.beta > 0}
+
+
+def check_latent_reward(config: DictConfig) -> None:
+    """Raise ValueError for keys of lrm that don't go together."""
+    lrm = config.lrm
+    if lrm.mode not in ("online", "pretrained", "frozen"):
+        raise ValueError(f"lrm.mode is {lrm.mode!r}; use online, pretrained or frozen")
+    if lrm.mode != "online" and lrm.path is None:
+        raise ValueError(
+            f"lrm.mode is {lrm.mode}, but lrm.path is null; give the folder of a latent reward model, which "
+            "launch/fit_reward.py writes, or runs/<run>/lrm of another run"
+        )
+    if lrm.mode == "online" and lrm.path is not None:
+        raise ValueError(f"lrm.path is {lrm.path}, but lrm.mode is online, which reads none; set lrm.mode=pretrained")
+    if lrm.backbone == "teacher" and config.parallel.shard_teacher:
+        raise ValueError(
+            "lrm.backbone is teacher, but parallel.shard_teacher spreads the teacher's blocks; set one of them back"
+        )
+
+
+def guard_of(config: DictConfig) -> Guard:
+    """The guard against over-optimisation; ValueError where it would have nothing to look at."""
+    guard = Guard(config.guard.action, config.guard.patience, config.guard.tolerance, config.guard.factor)
+    second, terms = config.guard.reward.get("_target_") is not None, terms_of(config)
+    if not guard.active:
+        return guard
+    if config.validation.every == 0:
+        raise ValueError(f"guard.action is {guard.action}, but validation.every is 0, so it would see nothing")
+    if config.beta_ft == 0 and not any(term.needs for term in terms.values()):
+        raise ValueError(f"guard.action is {guard.action}, but no term leads to a reward; set guard.action=none")
+    if config.beta_ft == 0 and not second:
+        raise ValueError(
+            f"guard.action is {guard.action}, but the one reward that is pursued can't be its own guard; name a second "
+            "one with reward@guard.reward=NAME"
+        )
+    return guard
 
 
 def check_data(config: DictConfig) -> None:
@@ -154,30 +207,53 @@ def plan_of(config: DictConfig, processes: int = 1) -> Plan:
         validate_every=config.validation.every,
         gradients_every=config.log.gradients_every,
         keep_best=config.keep_best,
+        patience=config.patience,
     )
 
 
-def build_latent_reward(config: DictConfig, teacher: Teacher, world: World, prompt: str = "") -> LatentReward:
+def build_latent_reward(
+    config: DictConfig, teacher: Teacher, world: World, pixel: PixelReward | None, prompt: str = ""
+) -> LatentReward:
     """The latent reward model with the pixel reward that it follows; prompt: any that the teacher can encode."""
-    reward, lrm = instantiate(config.reward), config.lrm
-    if getattr(reward, "sees_motion", False) and lrm.temporal == "frames":
-        print(f"note: {type(reward).__name__} sees motion, which lrm.temporal=frames can't; conv3d can")
+    lrm = config.lrm
+    if lrm.backbone == "cnn" and lrm.temporal == "frames" and getattr(pixel and pixel.reward, "sees_motion", False):
+        print(f"note: {pixel.name} sees motion, which lrm.temporal=frames can't; conv3d can")  # type: ignore[union-attr]
+    how = {"memory": lrm.memory, "gather": world.gather, "fit": lrm.fit}
+    if lrm.mode != "online":
+        read = LatentReward.from_folder(lrm.path, teacher, pixel, **how)
+        read.model.requires_grad_(lrm.mode == "pretrained")
+        return read
     generator_state = torch.random.get_rng_state()
     torch.manual_seed(config.seed)  # the same first weights in every process
-    model = LatentRewardModel(
-        teacher.latent_shape[0],
-        text_dim=teacher.text([prompt]).embeddings.shape[-1] if lrm.text else None,
-        width=lrm.width,
-        temporal=lrm.temporal,
-        groups=lrm.groups,
-    ).to(world.device)
+    keys = {key: lrm[key] for key in ("backbone", "text", "width", "temporal", "groups", "blocks")}
+    model = make_reward_model(teacher, **keys, prompt=prompt).to(world.device)
     torch.random.set_rng_state(generator_state)
-    return LatentReward(model, reward, teacher.codec, teacher.text, lrm.memory, world.gather)
+    schedule = teacher.denoiser.schedule
+    return LatentReward(model, pixel, teacher.text, noised=tuple(lrm.noise), schedule=schedule, **how)  # type: ignore[arg-type]
+
+
+def build_pixel_reward(node: DictConfig, teacher: Teacher) -> PixelReward | None:
+    """The reward that a choice of conf/reward describes, behind the teacher's decoder; None for none."""
+    return None if node.get("_target_") is None else PixelReward(instantiate(node), teacher.codec)
+
+
+def check_reward(pixel: PixelReward, captions: Iterable[str], teacher: Teacher, objective: Objective) -> None:
+    """Raise ValueError where a reward can't judge the run's clips, or lacks the gradient that a term needs."""
+    wanting = [name for name, term in objective.terms.items() if term.needs == "gradient"]
+    if wanting and not pixel.differentiable:
+        raise ValueError(
+            f"the loss's {wanting[0]} needs the reward's gradient, and {pixel.name} has none; reach it through the "
+            "latent reward model (loss=dollar) or by policy gradient (loss=ddpo)"
+        )
+    asked = list(dict.fromkeys(captions))
+    check_captions(pixel.reward, asked)
+    frames, height, width = teacher.clip_shape
+    pixel.trial(torch.full((1, frames, 3, height, width), 0.5, device=teacher.device), asked[:1])
 
 
 def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Path, resume_cycle: int) -> Trainer:
     """Everything that a run holds, ready for `load` or `train`."""
-    objective, plan = objective_of(config), plan_of(config)
+    objective, plan, guard = objective_of(config), plan_of(config), guard_of(config)
     check_guidance(objective, teacher)
     teacher.check_prediction(prediction_of(teacher, objective.student_parameterization))
     teacher = with_text(config, teacher)
@@ -200,10 +276,12 @@ def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Pa
         network = trainable_copy(teacher, world, recompute)
         learners["fake"] = Learner("fake", network, optimizer(config, "fake", network))
         fake = teacher.denoiser_of(network, dtype)
+    pixel = build_pixel_reward(config.reward, teacher)
     surrogate = None
     if objective.beta_ft > 0:
-        surrogate = build_latent_reward(config, teacher, world, data.captions[0])
-        learners["lrm"] = Learner("lrm", surrogate.model, optimizer(config, "lrm", surrogate.model), shared=True)
+        surrogate = build_latent_reward(config, teacher, world, pixel, data.captions[0])
+        if config.lrm.mode != "frozen":
+            learners["lrm"] = Learner("lrm", surrogate.model, optimizer(config, "lrm", surrogate.model), shared=True)
     ema = Ema(student, config.ema)
     distiller = Distiller(
         teacher.denoiser,
@@ -215,16 +293,24 @@ def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Pa
         teacher.null,
         surrogate,
         ema.swapped,
+        pixel=pixel,
+        gather=world.gather,
     )
+    for term in objective.terms.values():
+        term.check(distiller.samplers)
     prompts = instantiate(config.data.held_out) if config.data.held_out else some_captions(data)
-    reward = surrogate.reward if surrogate else _reward_or_none(config)
-    check_captions(reward, itertools.chain(data.captions, prompts))
-    check_keep_best(plan, config.validation.every, score_names(reward, list(samplers)))
+    second = build_pixel_reward(config.guard.reward, teacher)
+    if objective.pursues_reward or config.validation.every > 0:  # otherwise nobody asks it
+        for given in (pixel, second):
+            if given is not None:
+                check_reward(given, itertools.chain(data.captions, prompts), teacher, objective)
+    scores = Scores(pixel, second, surrogate)
+    check_keep_best(plan, config.validation.every, scores.names(list(samplers)))
     log = Log(folder, active=world.is_main, resume_step=resume_cycle + 1)
     validation = None
     if config.validation.every > 0:
-        validation = Validation(teacher, denoiser, samplers, prompts, reward, log, world, **validation_of(config))
-    return Trainer(
+        validation = Validation(teacher, denoiser, samplers, prompts, scores, log, world, **validation_of(config))
+    trainer = Trainer(
         plan,
         distiller,
         learners,
@@ -236,7 +322,11 @@ def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Pa
         log,
         validation,
         OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
+        guard,
     )
+    if config.lrm.mode == "pretrained":
+        trainer.lrm_count = plan.lrm_warmup  # it has been fitted before
+    return trainer
 
 
 def check_keep_best(plan: Plan, every: int, scored: Sequence[str]) -> None:
@@ -320,10 +410,6 @@ def validation_of(config: DictConfig) -> dict[str, Any]:
         if v[key] < least:
             raise ValueError(f"validation.{key} is {v[key]}; it must be at least {least}")
     return {"count": v.prompts, "shown": v.clips, "teacher_steps": v.guidance_steps}
-
-
-def _reward_or_none(config: DictConfig) -> Any:
-    return None if config.reward.get("_target_") is None else instantiate(config.reward)
 
 
 def check_captions(reward: Any, captions: Iterable[str]) -> None:

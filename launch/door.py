@@ -30,9 +30,12 @@ ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 SHARED = "common"  # the folder of conf/ that holds what several yamls share, and no choices
 # Keys whose value is a path, or a list of such, whatever it looks like.
-FOLDERS = ("checkpoint", "init", "out", "prompts", "runs", "work", "data.path", "data.paths", "data.nulls")
+FOLDERS = (
+    *("checkpoint", "init", "out", "prompts", "runs", "work", "lrm.path"),
+    *("data.path", "data.paths", "data.nulls", "reward.path"),
+)
 VALUED = ("--cfg", "-c", "--package", "-p", "--info", "-i")  # those options that a word without = follows
-PAIRS = ("betas", "range", "lower_half_over")  # lists of two numbers
+PAIRS = ("betas", "range", "lower_half_over", "noise")  # lists of two numbers
 # What a key whose default is null must be, by a value of that kind.
 KINDS: dict[str, Any] = {
     "sample.steps": 4,
@@ -45,6 +48,8 @@ KINDS: dict[str, Any] = {
     "export.steps": 4,
     "export.lora": 64,
     "train.balance": 1.0,
+    "train.patience": 2,
+    "train.rg.frames": 4,
     "train.reward.frames": 8,
     "train.teacher.chunk_frames": 4,
     "train.teacher.shift": 5.0,
@@ -196,14 +201,20 @@ def check_overrides(config_name: str, arguments: list[str]) -> None:
         for key, value in pairs:
             if "," in value and not value.startswith(("[", "{", "'", '"')):
                 raise ValueError(f"{key}={value} gives several values; add -m to run one after the other, or give one")
-    groups = {p.name for p in CONF.iterdir() if p.is_dir()} - {SHARED}
+    folders = {p.name for p in CONF.iterdir() if p.is_dir()} - {SHARED}
+    # reward@guard.reward=NAME is a choice of the folder reward for the keys below guard.reward.
+    groups = folders | {key for key, _ in pairs if key.partition("@")[0] in folders}
     chosen = [f"{key}={value.split(',')[0]}" for key, value in pairs if key in groups]
     for key, value in pairs:
         if key in groups:
             _check_choice(key, value)
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        defaults = hydra.compose(config_name, overrides=chosen)
-    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            defaults = hydra.compose(config_name, overrides=chosen)
+    except HydraException as error:
+        raise ValueError(f"{' '.join(chosen)} can't be read: {str(error).splitlines()[0]}") from None
+    finally:
+        GlobalHydra.instance().clear()
     known = _keys(defaults)
     given = [leaf for k, v in pairs if k not in groups for leaf in _leaves(k, v, known)]
     for key, value in given:
@@ -215,7 +226,7 @@ def check_overrides(config_name: str, arguments: list[str]) -> None:
 
 
 def _check_choice(group: str, value: str) -> None:
-    options = sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+    options = sorted(p.stem for p in (CONF / group.partition("@")[0]).glob("*.yaml"))
     for choice in value.split(","):
         if choice not in options:
             raise ValueError(f"there is no {group}={choice}; {_nearest(choice, options)} ({', '.join(options)})")
@@ -258,6 +269,8 @@ def _leaves(key: str, text: str, known: dict[str, Any]) -> list[tuple[str, str]]
 def _check_type(key: str, text: str, default: Any, optional: bool = False) -> None:
     """Numbers stay numbers, switches stay switches and lists lists of such; commas between values make a sweep."""
     if text.startswith(("range(", "choice(", "interval(", "glob(")) or (optional and text == "null"):
+        return
+    if text == "all" and key.endswith(".frames"):  # a reward's: every frame
         return
     if isinstance(default, list):
         _check_list(key, text, default, "" if optional else f" (now {default})")

@@ -14,7 +14,8 @@ from omegaconf import DictConfig, ListConfig
 
 def check(config: DictConfig) -> None:
     """Raise ValueError for numbers that could only fail after an hour of sampling."""
-    if config.clips < 64 or config.teacher_clips < 64:
+    alone = config.teacher_clips == 0 and config.checkpoint is not None  # the teacher's stored figures are enough
+    if config.clips < 64 or (config.teacher_clips < 64 and not alone):
         raise ValueError(
             f"clips={config.clips}, teacher_clips={config.teacher_clips}: at least 64 of each are needed for a Frechet "
             "distance in 16 directions and for the report's rows; 1024 for figures to quote"
@@ -23,9 +24,9 @@ def check(config: DictConfig) -> None:
         raise ValueError(
             f"training_clips={config.training_clips}: diversity is measured in 64 directions, more is needed"
         )
-    for key in ("repeats", "shown", "lrm_prompts", "teacher_steps"):
-        if config[key] < 1:
-            raise ValueError(f"{key} is {config[key]}; it must be at least 1")
+    for key, least in (("repeats", 0), ("shown", 1), ("lrm_prompts", 0), ("teacher_steps", 1)):
+        if config[key] < least:
+            raise ValueError(f"{key} is {config[key]}; it must be at least {least}")
     if config.steps is not None and not isinstance(config.steps, ListConfig):
         raise ValueError(f"steps is {config.steps}; write steps=[{config.steps}]")
     if config.checkpoint is None and config.steps is not None:
@@ -71,10 +72,12 @@ def main(config: DictConfig) -> None:
     if config.checkpoint is not None:
         student = load_student(config.checkpoint, teacher, dtype_of(config, "dtype"))
         measure_student(config, teacher, student, yardstick, metrics, clips, known)
+        measure_scores(config, teacher, student, yardstick, clips, metrics)
         measure_times(config, teacher, metrics, chosen.prompts[0], student)
         write_metrics(metrics, out)  # what is known is kept, whatever comes
-        measure_latent_reward(config, teacher, student, metrics)
+        measure_latent_reward(config, teacher, student, own_reward(student, teacher), metrics)
     else:
+        measure_scores(config, teacher, None, yardstick, clips, metrics)
         measure_times(config, teacher, metrics, chosen.prompts[0])
     write_metrics(metrics, out)
     print("\n" + format_table(metrics) + "\n")
@@ -125,6 +128,15 @@ def measure_teacher(config: DictConfig, teacher: Any, yardstick: Any, metrics: d
     from dollar.evaluation.evaluate import Pairs
     from dollar.sampling import make_clips, teacher_sampler
 
+    if config.teacher_clips == 0:
+        stored = stored_figures(config, teacher)
+        if stored is None:
+            raise ValueError(
+                f"teacher_clips is 0, but {config.teacher_metrics} has no figures of this teacher for "
+                f"clips={config.clips}; give teacher_clips=64"
+            )
+        metrics["teacher"] = {"steps": 50, **stored["by_clips"][str(config.clips)]}
+        return {}, stored["pairs"]
     n, sampler = config.teacher_clips, teacher_sampler(teacher, config.teacher_steps)
     first = Pairs(yardstick.pairs.prompts[:n], yardstick.pairs.seeds[:n])
     videos = make_clips(sampler, teacher, *first)
@@ -211,6 +223,8 @@ def measure_times(config: DictConfig, teacher: Any, metrics: dict[str, Any], pro
     from dollar.evaluation.speed import measure_speed
     from dollar.sampling import teacher_sampler
 
+    if config.repeats == 0:
+        return
     reference = teacher_sampler(teacher, config.teacher_steps)
     samplers = [] if student is None else [student.sampler(teacher, k) for k in counts_of(config, student)]
     denoiser = None if student is None else student.denoiser
@@ -220,25 +234,47 @@ def measure_times(config: DictConfig, teacher: Any, metrics: dict[str, Any], pro
         metrics["student"][str(steps)] |= speed
 
 
-def measure_latent_reward(config: DictConfig, teacher: Any, student: Any, metrics: dict[str, Any]) -> None:
-    """The run's latent reward model on clips of mixed quality: teacher at 1 to 50 steps, student at its own."""
+def own_reward(student: Any, teacher: Any) -> Any:
+    """The pixel reward that the student was trained with; None where there was none, or it can't be had any more."""
+    from build import build_pixel_reward
+    from hydra.errors import InstantiationException
     from omegaconf import OmegaConf
 
-    folder = Path(config.checkpoint).parent / "lrm"
-    if not (folder / "model.safetensors").is_file():
-        return
-    from build import build_latent_reward
-    from safetensors.torch import load_file
+    try:
+        return build_pixel_reward(OmegaConf.create(student.card["config"]["reward"]), teacher)
+    except (InstantiationException, ValueError) as error:
+        print(f"note: the student's own reward is not measured: {str(error.__cause__ or error).splitlines()[0]}")
+        return None
 
+
+def measure_scores(config: DictConfig, teacher: Any, student: Any, yardstick: Any, clips: dict, metrics: dict) -> None:
+    """The reward that `reward=` names, or else the student's own, of all systems' clips."""
+    from build import build_pixel_reward
+
+    from dollar.evaluation.evaluate import scored
+
+    pixel = build_pixel_reward(config.reward, teacher) or (own_reward(student, teacher) if student else None)
+    if pixel is None:
+        return
+    for name, videos in clips.items():
+        system, _, steps = name.partition(" ")
+        figures = metrics["teacher"] if system == "teacher" else metrics[system][steps]
+        figures["scored"] = scored(pixel, videos, yardstick.pairs.prompts)
+    metrics["real"]["scored"] = scored(pixel, yardstick.others[: config.clips], yardstick.pairs.prompts)
+
+
+def measure_latent_reward(config: DictConfig, teacher: Any, student: Any, pixel: Any, metrics: dict[str, Any]) -> None:
+    """The run's latent reward model on clips of mixed quality: teacher at 1 to 50 steps, student at its own."""
+
+    folder = Path(config.checkpoint).parent / "lrm"
+    if not (folder / "model.safetensors").is_file() or pixel is None or config.lrm_prompts == 0:
+        return
     from dollar.data import shapes
     from dollar.evaluation.evaluate import latent_reward_figures
-    from dollar.parallel.world import World
+    from dollar.latent_reward import LatentReward
     from dollar.sampling import teacher_sampler
 
-    made_with = OmegaConf.create(student.card["config"])
-    surrogate = build_latent_reward(made_with, teacher, World(device=teacher.device))
-    surrogate.model.load_state_dict(load_file(folder / "model.safetensors"))
-    surrogate.statistics.load_state_dict(json.loads((folder / "statistics.json").read_text()))
+    surrogate = LatentReward.from_folder(folder, teacher, pixel)
     prompts = shapes.captions("held_out")[:: max(1, 230 // config.lrm_prompts)][: config.lrm_prompts]
     samplers = [teacher_sampler(teacher, steps) for steps in (1, 2, 4, 10, 50)]
     samplers += [student.sampler(teacher, steps) for steps in student.few_steps]

@@ -57,14 +57,20 @@ def setup_of(config: DictConfig, outline: Outline, work: Work) -> Setup:
 
 
 def lrm_shapes(config: DictConfig, outline: Outline) -> list[tuple[int, ...]]:
-    """The shapes of the latent reward model's parameters."""
+    """The shapes of the latent reward model's trained parameters; none of one that is only read."""
     import torch
 
     from dollar.models.latent_reward_model import LatentRewardModel
+    from dollar.models.teacher_reward_model import QueryHead, width_of
 
     lrm, text_dim = config.lrm, outline.text_width if config.lrm.text else None
+    if lrm.mode == "frozen":
+        return []
     with torch.device("meta"):
-        model = LatentRewardModel(outline.latent_shape[0], text_dim, lrm.width, lrm.temporal, lrm.groups)
+        if lrm.backbone == "teacher":
+            model: Any = QueryHead(width_of(outline.network), lrm.width)
+        else:
+            model = LatentRewardModel(outline.latent_shape[0], text_dim, lrm.width, lrm.temporal, lrm.groups)
     return [tuple(p.shape) for p in model.parameters()]
 
 
@@ -127,7 +133,7 @@ def main(config: DictConfig) -> None:
     print_memory(config, setup, memory(setup))
     print_work(config, work)
     print_disk(config, setup)
-    print(f"\n{NOT_COUNTED}\n{verdict(setup, config.memory)}")
+    print(f"\n{NOT_COUNTED}{further(config)}\n{verdict(setup, config.memory)}")
 
 
 def print_clip(config: DictConfig, outline: Outline, work: Work, setup: Setup) -> None:
@@ -200,6 +206,17 @@ def print_disk(config: DictConfig, setup: Setup) -> None:
         f"a checkpoint: {gib(each).strip()} GiB, {gib(each * (keep + 1)).strip()} with the {keep} that are kept while "
         "one more is written; the first process gathers it in main memory"
     )
+
+
+def further(config: DictConfig) -> str:
+    """Which parts of this run's loss the plan says nothing of."""
+    from build import objective_of
+
+    o = objective_of(config)
+    names = list(o.terms) + (
+        ["the teacher's blocks in the latent reward model"] if config.lrm.backbone == "teacher" else []
+    )
+    return f"; nor are the forwards and activations of {', '.join(names)}" if names else ""
 
 
 def verdict(setup: Setup, available: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -23,7 +22,30 @@ FREE = (
 )
 
 # Keys that came later, with what every run before them had.
-LATER = {"vsd.lower_half": None, "vsd.lower_half_over": [0.3, 0.7], "student.lora": None}
+LATER = {
+    "vsd.lower_half": None,
+    "vsd.lower_half_over": [0.3, 0.7],
+    "student.lora": None,
+    "patience": None,
+    "beta_pull": 0.0,
+    "pull.steps": 4,
+    "pull.guidance_scale": 1.5,
+    "guard.reward._target_": None,
+    "terms.pull._target_": "dollar.losses.pull.Pull",
+    "terms.pull.beta": 0.0,
+    "terms.pull.steps": 4,
+    "terms.pull.guidance_scale": 1.5,
+    "guard.action": "none",
+    "guard.patience": 2,
+    "guard.tolerance": 0.02,
+    "guard.factor": 0.5,
+    "lrm.mode": "online",
+    "lrm.path": None,
+    "lrm.backbone": "cnn",
+    "lrm.blocks": 1,
+    "lrm.noise": [0.0, 0.5],
+    "lrm.fit": "mse",
+}
 
 
 def run_folder(config: DictConfig) -> Path:
@@ -72,12 +94,12 @@ def to_store(config: DictConfig) -> dict[str, Any]:
 
 def main(config: DictConfig) -> float | None:
     """Train, go on with what was stopped, or find the run finished; returns the last validation reward for sweeps."""
-    from build import dtype_of, objective_of, plan_of, validation_of
+    from build import dtype_of, guard_of, objective_of, plan_of, validation_of
 
     from dollar.student import check_steps
 
     # Mistakes in numbers are told before anything is loaded.
-    objective_of(config), plan_of(config, int(os.environ.get("WORLD_SIZE", 1))), validation_of(config)
+    objective_of(config), plan_of(config, int(os.environ.get("WORLD_SIZE", 1))), validation_of(config), guard_of(config)
     dtype_of(config, "dtype"), dtype_of(config, "teacher_dtype")
     check_steps(config.student.timesteps, config.student.steps)
     check_init(config)
@@ -96,9 +118,13 @@ def main(config: DictConfig) -> float | None:
     latest = checkpoint.newest(folder / "checkpoints")
     state = None if latest is None else checkpoint.load(latest)
     done = 0 if state is None else state.plain["cycle"]
-    if done >= config.cycles and is_written(folder / "student", done):
+    ended = "" if state is None else state.plain.get("ended", "")
+    if (done >= config.cycles or ended) and is_written(folder / "student", done):
         if world.is_main:
-            print(f"{folder} is finished: {done} of {config.cycles} cycles. Its student is in {folder / 'student'}")
+            early = f" It ended early: {ended}." if ended else ""
+            print(
+                f"{folder} is finished: {done} of {config.cycles} cycles.{early} Its student is in {folder / 'student'}"
+            )
         finish(world)
         return _last_reward(folder)
     teacher = build_teacher(config, world)
@@ -147,8 +173,6 @@ def announce(config: DictConfig, trainer: Any, folder: Path, done: int) -> None:
 
 def write_student(trainer: Any, teacher: Any, config: DictConfig) -> None:
     """runs/<run>/student (averaged weights, the best checkpoint's where keep_best is set) and runs/<run>/lrm."""
-    from safetensors.torch import save_file
-
     from dollar.models.adapter import factors, merged
     from dollar.parallel import checkpoint
     from dollar.parallel.shard import whole
@@ -160,7 +184,7 @@ def write_student(trainer: Any, teacher: Any, config: DictConfig) -> None:
         if trainer.world.is_main:
             weights[name] = gathered.cpu()
     cycle = trainer.cycle
-    best = checkpoint.newest(trainer.folder / "best") if config.keep_best else None
+    best = checkpoint.newest(trainer.folder / "best") if trainer.uses_best else None
     if best is not None:
         tensors, plain = checkpoint.load(best)
         weights |= {n: tensors[f"ema/{n}"] for n in averages}
@@ -173,6 +197,7 @@ def write_student(trainer: Any, teacher: Any, config: DictConfig) -> None:
         card = {
             "cycle": cycle,
             "trained": trainer.cycle,
+            "ended": trainer.ended or None,
             "parameterization": config.student.parameterization,
             "teacher": stored["teacher"],
             "command": command_line(),
@@ -180,9 +205,7 @@ def write_student(trainer: Any, teacher: Any, config: DictConfig) -> None:
         }
         surrogate = trainer.distiller.latent_reward
         if surrogate is not None:
-            (trainer.folder / "lrm").mkdir(exist_ok=True)
-            save_file(surrogate.model.state_dict(), trainer.folder / "lrm" / "model.safetensors")
-            (trainer.folder / "lrm" / "statistics.json").write_text(json.dumps(surrogate.statistics.state_dict()))
+            surrogate.save(trainer.folder / "lrm", teacher)
         save_student(trainer.folder / "student", teacher, network, samplers, card, factors(weights))
         print(f"the student of cycle {cycle} is in {trainer.folder / 'student'}")
     trainer.world.barrier()

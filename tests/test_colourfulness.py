@@ -32,3 +32,17 @@ def test_broken_pixels_give_no_number_and_a_wrong_shape_a_sentence() -> None:
     assert Colourfulness().score(videos, list("abc")).isnan().tolist() == [True, True, False]
     with pytest.raises(ValueError, match=r"needs \[B, T, 3, H, W\]"):
         Colourfulness().score(torch.rand(2, 3, 3, 8), ["a", "b"])
+
+
+def test_its_gradient_is_that_of_differences_and_gray_has_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    video = 0.3 + 0.4 * torch.rand(1, 2, 3, 4, 4, generator=generator)
+    direction = torch.randn(video.shape, generator=generator)
+    score = Colourfulness().score
+    leaf = video.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(score(leaf, ["any"]).sum(), leaf)
+    ahead, behind = (score(video + step * direction, ["any"]).sum() for step in (1e-2, -1e-2))
+    torch.testing.assert_close(float((gradient * direction).sum()), float(ahead - behind) / 2e-2, rtol=0.05, atol=1e-3)
+    gray = torch.full((1, 2, 3, 4, 4), 0.5, requires_grad=True)
+    score(gray, ["any"]).sum().backward()
+    assert bool(gray.grad.isfinite().all())

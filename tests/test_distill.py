@@ -17,12 +17,14 @@ from torch import Tensor
 
 from dollar.diffusion.draws import Draws
 from dollar.diffusion.schedule import diffuse
-from dollar.distill import Distiller, Objective
+from dollar.distill import Distiller
 from dollar.latent_reward import LatentReward
 from dollar.models.denoiser import Condition, Denoiser
 from dollar.models.ema import Ema
 from dollar.models.latent_reward_model import LatentRewardModel
 from dollar.models.teacher import Teacher
+from dollar.objective import Objective
+from dollar.pixel_reward import PixelReward
 from dollar.student import denoiser_of, few_steps
 from dollar.trainer import Trainer
 
@@ -49,7 +51,7 @@ def distiller_of(teacher: Teacher, steps: tuple[int, ...] = (4, 2, 1), reward: b
         torch.manual_seed(6)
         model = LatentRewardModel(LATENT[0], text_dim=64, width=16, temporal="conv3d", groups=4)
         torch.random.set_rng_state(state)
-        surrogate = LatentReward(model, Redness(), teacher.codec, teacher.text)
+        surrogate = LatentReward(model, PixelReward(Redness(), teacher.codec), teacher.text)
         surrogate.statistics.update(torch.tensor([0.5, 2.5]))
     denoiser = denoiser_of(teacher, student, samplers[0], objective.student_parameterization, torch.float32)
     fake_denoiser = teacher.denoiser_of(fake)
@@ -67,7 +69,7 @@ def batch(teacher: Teacher) -> tuple:
 def carry_back(distiller: Distiller, draws: Draws, condition, x_0, warm: bool = True, **how) -> dict[str, Tensor]:
     """The student's gradient of each term."""
     network, found = distiller.student.network, {}
-    for term in distiller.student_terms(draws, condition, x_0, warm, **how):
+    for term in distiller.student_terms(draws, PROMPTS[: len(draws.indices)], condition, x_0, warm, **how):
         clear(network)
         torch.autograd.backward(term.tensor, term.gradient, retain_graph=not term.last)
         found[term.name] = gradients(network).clone()
@@ -293,7 +295,9 @@ def test_balance_caps_the_rewards_share_of_each_sample(teacher: Teacher) -> None
     draws, condition, x_0 = batch(teacher)
 
     def at_x_hat(**settings: float | None) -> dict[str, Tensor]:
-        terms = distiller_of(teacher, beta_cd=0, **settings).student_terms(draws, condition, x_0, True, apart=True)
+        terms = distiller_of(teacher, beta_cd=0, **settings).student_terms(
+            draws, PROMPTS, condition, x_0, True, apart=True
+        )
         return {t.name: t.gradient for t in terms}
 
     free = at_x_hat(balance=None, beta_ft=100.0)
@@ -312,7 +316,7 @@ def test_the_vsd_gradient_is_dmds(teacher: Teacher) -> None:
     """(x0_fake - x0_real) / mean |x_hat - x0_real|, over the batch's elements (Eq. 13 with DMD's weight)."""
     draws, condition, x_0 = batch(teacher)
     distiller = distiller_of(teacher, beta_cd=0, beta_ft=0, beta_vsd=2.0)
-    (term,) = distiller.student_terms(draws, condition, x_0, False)
+    (term,) = distiller.student_terms(draws, PROMPTS, condition, x_0, False)
     x_hat, schedule = distiller.last.x_hat, teacher.denoiser.schedule
     t = (20 + 960 * draws.uniform("vsd time")).long()
     x_t = diffuse(x_hat, draws.normal("vsd noise", LATENT), t, schedule)
@@ -361,7 +365,7 @@ def test_vsd_and_fake_score_draw_their_times_where_they_are_wanted(teacher: Teac
     vsd_u, fake_u = draws.uniform("vsd time"), draws.uniform("fake time")
     for progress, half in ((0.0, 1.0), (0.75, 0.5)):
         distiller.progress = progress
-        list(distiller.student_terms(draws, condition, x_0, False))
+        list(distiller.student_terms(draws, PROMPTS, condition, x_0, False))
         expected = (20 + 960 * half * vsd_u).long()
         assert torch.equal(asked["teacher"][-3:], expected) and torch.equal(asked["fake"], expected)
         distiller.fake_loss(draws, distiller.last)

@@ -115,12 +115,12 @@ class Planted:
 
     def __init__(self, says: Callable[[Tensor], Tensor]) -> None:
         self.says = says
-        self.reward = self
+        self.pixel = self
 
     def predict(self, x: Tensor, condition: object) -> Tensor:
         return self.says(x[:, 0, 0, 0, 0])
 
-    def score(self, videos: Tensor, prompts: list[str]) -> Tensor:
+    def judge(self, videos: Tensor, prompts: list[str]) -> Tensor:
         return 255 * videos[:, 0, 0, 0, 0]
 
 

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import LATENT, PROMPT
 from torch import Tensor
 
-from dollar.latent_reward import LatentReward, agreement
-from dollar.losses.latent_reward import RunningStatistics, fine_tune, fit
+from dollar.diffusion.draws import Draws
+from dollar.latent_reward import LatentReward, Observation, agreement
+from dollar.losses.latent_reward import RunningStatistics, fine_tune, fit, pairwise
+from dollar.models.denoiser import Condition
 from dollar.models.latent_reward_model import LatentRewardModel
+from dollar.models.reward_models import make_reward_model
 from dollar.models.teacher import Teacher
+from dollar.pixel_reward import PixelReward
 
 
 def parameters(model):
     return sum(p.numel() for p in model.parameters())
+
+
+def said(text, mask=None):
+    """The condition of captions [B, L, D], of words alone unless there is a mask."""
+    return Condition(text, torch.ones(text.shape[:2]) if mask is None else mask)
 
 
 def text_model(temporal="frames", seed=0):
@@ -37,7 +48,7 @@ def test_all_four_kinds_read_small_and_large_latents(temporal, shape):
     x, text = torch.randn(shape), torch.randn(shape[0], 7, 12)
     plain = LatentRewardModel(8, width=64, temporal=temporal)
     assert plain(x).shape == (shape[0],)
-    found = text_model(temporal)(x.bfloat16(), text.bfloat16(), torch.ones(shape[0], 7))
+    found = text_model(temporal)(x.bfloat16(), said(text.bfloat16()))
     assert found.shape == (shape[0],)
     assert found.dtype == torch.float32
 
@@ -47,11 +58,11 @@ def test_the_reward_depends_on_the_latent_and_on_how_the_caption_reads_it(tempor
     """Table 13 read literally has no gradient at x: its softmax is over one key."""
     model, x = text_model(temporal), torch.randn(2, 8, 5, 16, 16, requires_grad=True)
     first, second = torch.randn(2, 2, 7, 12) * 4
-    gradients = [torch.autograd.grad(model(x, text).sum(), x)[0] for text in (first, second)]
+    gradients = [torch.autograd.grad(model(x, said(text)).sum(), x)[0] for text in (first, second)]
     assert gradients[0].abs().mean() > 1e-6
     difference = (gradients[0] - gradients[1]).abs().mean()
     assert difference > 0.01 * gradients[0].abs().mean()
-    assert not torch.allclose(model(x, first), model(x, second))
+    assert not torch.allclose(model(x, said(first)), model(x, said(second)))
 
 
 def test_the_attention_itself_depends_on_the_latent():
@@ -73,15 +84,15 @@ def test_padding_is_not_read(temporal):
     mask[0, 4:] = 0
     other = text.clone()
     other[0, 4:] = 100.0
-    assert torch.equal(model(x, text, mask), model(x, other, mask))
-    torch.testing.assert_close(model(x, text, mask)[:1], model(x[:1], text[:1, :4]))
-    assert not torch.allclose(model(x, text, mask), model(x, text))
+    assert torch.equal(model(x, said(text, mask)), model(x, said(other, mask)))
+    torch.testing.assert_close(model(x, said(text, mask))[:1], model(x[:1], said(text[:1, :4])))
+    assert not torch.allclose(model(x, said(text, mask)), model(x, said(text)))
 
 
 def test_a_caption_without_words_is_finite():
     model, x = text_model(), torch.randn(2, 8, 5, 16, 16, requires_grad=True)
     mask = torch.tensor([[0] * 7, [1] * 7])
-    found = model(x, torch.randn(2, 7, 12), mask)
+    found = model(x, said(torch.randn(2, 7, 12), mask))
     found.sum().backward()
     assert found.isfinite().all()
     assert x.grad.isfinite().all()
@@ -93,7 +104,7 @@ def test_a_missing_caption_is_asked_for_and_a_needless_one_ignored():
     with pytest.raises(ValueError, match="no text was given"):
         text_model()(x)
     plain = LatentRewardModel(8, width=64)
-    assert torch.equal(plain(x, torch.randn(1, 7, 12)), plain(x))
+    assert torch.equal(plain(x, said(torch.randn(1, 7, 12)), torch.tensor([500])), plain(x))
     with pytest.raises(ValueError, match="use frames or conv3d"):
         LatentRewardModel(8, temporal="3d")
     with pytest.raises(ValueError, match="multiple of the 8"):
@@ -103,7 +114,7 @@ def test_a_missing_caption_is_asked_for_and_a_needless_one_ignored():
 def test_the_latent_counts_even_if_no_word_says_anything():
     model, x = text_model(), torch.randn(2, 8, 5, 16, 16)
     torch.nn.init.zeros_(model.attention.value.weight)
-    first, second = model(x, torch.randn(2, 7, 12)).tolist()
+    first, second = model(x, said(torch.randn(2, 7, 12))).tolist()
     assert abs(first - second) > 1e-4
 
 
@@ -113,9 +124,9 @@ def test_the_reward_is_float32_from_a_bfloat16_model():
 
 def test_frames_averages_the_image_models_reward():
     model, x, text = text_model(), torch.randn(2, 8, 5, 16, 16), torch.randn(2, 7, 12)
-    one_by_one = torch.stack([model(x[:, :, [i]], text) for i in range(5)])
-    torch.testing.assert_close(model(x, text), one_by_one.mean(0))
-    torch.testing.assert_close(model(x.flip(2), text), model(x, text))  # so it is blind to order
+    one_by_one = torch.stack([model(x[:, :, [i]], said(text)) for i in range(5)])
+    torch.testing.assert_close(model(x, said(text)), one_by_one.mean(0))
+    torch.testing.assert_close(model(x.flip(2), said(text)), model(x, said(text)))  # so it is blind to order
 
 
 def moving_blobs(count, generator):
@@ -245,10 +256,261 @@ def test_only_the_frames_that_a_reward_looks_at_are_decoded(teacher: Teacher) ->
             seen.append(videos)
             return videos.mean((1, 2, 3, 4))
 
-    surrogate = LatentReward(LatentRewardModel(8, 64, width=16, groups=4), Ends(), teacher.codec, teacher.text)
+    pixel = PixelReward(Ends(), teacher.codec)
+    surrogate = LatentReward(LatentRewardModel(8, 64, width=16, groups=4), pixel, teacher.text)
     latents = torch.randn(2, *LATENT, generator=torch.Generator().manual_seed(1))
     reward = surrogate.observe(0, latents, [PROMPT, PROMPT]).reward
     whole = teacher.codec.decode(latents)
     assert torch.equal(seen[0], whole[:, [0, 8]])
     torch.testing.assert_close(reward, whole[:, [0, 8]].mean((1, 2, 3, 4)))
     assert teacher.codec.spread(latents, 1) == [0] and teacher.codec.spread(latents, 99) == list(range(9))
+
+
+class Counting:
+    """A pixel reward that keeps what it was asked; brighter is better, and longer captions too."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        self.asked += prompts
+        return videos.mean((1, 2, 3, 4)) + torch.tensor([float(len(p)) for p in prompts])
+
+
+def test_a_clip_is_scored_once_for_each_caption(teacher: Teacher) -> None:
+    """By its key and its caption; what has no key, a generated clip, is scored on every visit."""
+    reward = Counting()
+    surrogate = LatentReward(LatentRewardModel(8, width=16, groups=4), PixelReward(reward, teacher.codec), teacher.text)
+    latents = torch.randn(4, *LATENT, generator=torch.Generator().manual_seed(1))
+    latents[2] = latents[0]
+    prompts, keys = ["a", "bb", "ccc", "dddd"], [(7, 0), None, (7, 0), (7, 1)]
+    first = surrogate.observe(0, latents, prompts, keys).reward
+    assert reward.asked == prompts
+    again = surrogate.observe(1, latents, prompts, keys).reward
+    assert reward.asked == [*prompts, "bb"]
+    torch.testing.assert_close(again, first)
+    assert float(first[2] - first[0]) == pytest.approx(2)  # one clip under two captions
+
+
+# The fit to pairs
+
+
+def test_pairs_have_no_gradient_where_differences_agree_and_log_2_between_equals() -> None:
+    predicted = torch.tensor([1.5, 0.25, -1.0], requires_grad=True)
+    other = torch.tensor([0.5, 0.75, 2.0], requires_grad=True)
+    reward = torch.tensor([3.0, -1.5, -2.0], requires_grad=True)
+    base = torch.tensor([2.0, -1.0, 1.0])  # differences of 1, -1/2 and -3, as the predictions'
+    pairwise(predicted, other, reward, base).sum().backward()
+    assert predicted.grad.tolist() == other.grad.tolist() == [0, 0, 0]
+    assert reward.grad is None
+    equal = torch.full((2,), 0.7)
+    assert pairwise(equal, equal, -equal, -equal).tolist() == pytest.approx([math.log(2)] * 2)
+    # Cross-entropy by hand: p = sigmoid(1), q = sigmoid(-2).
+    p, q = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(2))
+    by_hand = -q * math.log(p) - (1 - q) * math.log(1 - p)
+    found = pairwise(torch.tensor([1.0]), torch.tensor([0.0]), torch.tensor([-2.0]), torch.tensor([0.0]))
+    assert float(found) == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_the_best_prediction_of_pairs_keeps_the_rewards_unit() -> None:
+    """Not only the order: the minimum over a scale s of predictions s r is at s = 1."""
+    r = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    s = torch.tensor(0.3, requires_grad=True)
+    optimizer = torch.optim.LBFGS([s], lr=0.5, max_iter=100)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = pairwise(s * r[:32], s * r[32:], r[:32], r[32:]).mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert s.item() == pytest.approx(1, abs=1e-3)
+
+
+class First(torch.nn.Module):
+    """A model whose reward is a latent's first number, scaled and shifted."""
+
+    noisy = False
+    card: dict = {}
+
+    def __init__(self, scale: float = 1.0, level: float = 0.0) -> None:
+        super().__init__()
+        self.out = torch.nn.Linear(1, 1)
+        with torch.no_grad():
+            self.out.weight.fill_(scale)
+            self.out.bias.fill_(level)
+
+    def forward(self, x: Tensor, condition: Condition | None = None, t: Tensor | None = None) -> Tensor:
+        return self.out(x.flatten(1)[:, :1])[:, 0]
+
+
+def no_text(prompts: Sequence[str]) -> Condition:
+    return Condition(torch.zeros(len(prompts), 1, 1), torch.ones(len(prompts), 1))
+
+
+def remembered(values: Sequence[Sequence[float]], usable: Sequence[Sequence[bool]] | None = None, model=None, **how):
+    """A surrogate that has seen these latents' first numbers, a turn each, with their squares for rewards."""
+    surrogate = LatentReward(model or First(), None, no_text, memory=len(values), **{"fit": "pairwise", **how})
+    for turn, row in enumerate(values):
+        x = torch.tensor(row)
+        seen = torch.tensor(usable[turn]) if usable else torch.ones(len(row), dtype=torch.bool)
+        observation = Observation(
+            turn, [f"{turn} {i}" for i in range(len(row))], x.reshape(-1, 1, 1, 1, 1), x.square(), seen
+        )
+        surrogate.remember(observation)
+    return surrogate
+
+
+def test_pairs_are_of_one_sample_never_with_itself_and_each_other_one_comes() -> None:
+    """Two samples in three groups over four turns: 11 others each, of the same sample's alone."""
+    values = [[turn * 6.0 + place for place in range(6)] for turn in range(4)]
+    surrogate = remembered(values)
+    partners: dict[int, set[tuple[int, int]]] = {0: set(), 3: set()}
+    chosen = [(2, place) for place in range(6)]
+    for turn in range(300):
+        found = surrogate._partners(Draws(0, turn, range(2)), "fit", chosen)
+        assert all(place % 2 == i % 2 for i, (_, place) in enumerate(found))
+        assert not set(zip(chosen, found, strict=True)) & {(one, one) for one in chosen}
+        for i in partners:
+            partners[i].add(found[i])
+    assert partners[0] == {(age, place) for age in range(4) for place in (0, 2, 4)} - {(2, 0)}
+    assert partners[3] == {(age, place) for age in range(4) for place in (1, 3, 5)} - {(2, 3)}
+
+
+@pytest.mark.parametrize("kind", ["mse", "pairwise"])
+def test_two_processes_fit_what_one_does(kind: str) -> None:
+    """Each holds every second sample of every group, and the losses are those of the whole batch, place by place."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(5, 12, generator=generator).tolist()  # 4 samples in 3 groups
+    whole = remembered(values, fit=kind)
+    shares = [remembered([row[rank::2] for row in values], fit=kind) for rank in range(2)]
+    for share in shares:
+        share.statistics = whole.statistics  # those of all, as gathered
+    for turn in range(5):
+        together = whole.loss(Draws(0, turn, range(8, 12)), "fit")
+        apart = [share.loss(Draws(0, turn, range(8 + rank, 12, 2)), "fit") for rank, share in enumerate(shares)]
+        torch.testing.assert_close(torch.stack(apart, 1).flatten(), together)
+    assert together.std() > 0
+
+
+def test_a_pair_with_an_unusable_reward_is_not_fitted() -> None:
+    values = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).tolist()
+    usable = [[True] * 4, [False, False, False, True], [True] * 4]
+    surrogate = remembered(values, usable)
+    surrogate.past[1].reward[:3] = float("nan")
+    spared = 0
+    for turn in range(10):
+        draws = Draws(0, turn, range(4))
+        chosen = [(age, i) for i, age in enumerate(draws.integers("fit", 3).tolist())]
+        found = surrogate.loss(draws, "fit")
+        for loss, (age, place), (other, _) in zip(
+            found, chosen, surrogate._partners(draws, "fit", chosen), strict=True
+        ):
+            assert (loss.item() == 0) == (place < 3 and 1 in (age, other))
+            spared += place < 3 and other == 1 != age
+        found.sum().backward()
+    assert spared > 0
+    assert bool(surrogate.model.out.weight.grad.isfinite())
+    alone = remembered([[1.0, 2.0]])  # one group of one turn has no pairs
+    alone.loss(Draws(0, 1, range(2)), "fit").sum().backward()
+    assert float(alone.model.out.weight.grad) == 0
+
+
+def test_pairs_leave_the_level_alone_and_it_is_set_to_the_rewards_mean() -> None:
+    values = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).tolist()
+    usable = [[True, True, True, turn % 2 == 0] for turn in range(6)]
+    surrogate = remembered(values, usable, First(scale=0.5, level=30.0))
+    surrogate.loss(Draws(0, 1, range(4)), "fit").sum().backward()
+    assert abs(float(surrogate.model.out.bias.grad)) < 1e-6
+    surrogate.level()
+    seen = torch.tensor(usable)
+    x = torch.tensor(values)
+    predicted = surrogate.predict(x.reshape(-1, 1, 1, 1, 1), no_text([""] * 24)).detach().view(6, 4)
+    assert float((predicted - x.square())[seen].mean()) == pytest.approx(0, abs=1e-5)
+    assert surrogate.model.out.weight.item() == 0.5
+    newest = remembered(values, None, First(level=30.0))
+    newest.level(turns=2)
+    found = newest.predict(x[4:].reshape(-1, 1, 1, 1, 1), no_text([""] * 8))
+    assert found.mean().item() == pytest.approx(float(x[4:].square().mean()), abs=1e-5)
+    untouched = remembered(values, None, First(level=30.0), fit="mse")
+    untouched.level()
+    assert untouched.model.out.bias.item() == 30
+
+
+def test_a_model_fitted_to_pairs_predicts_in_the_rewards_unit() -> None:
+    """A bent reward is learned by either fit, to about the same error in its own unit."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(32, 8, generator=generator)
+
+    class Bent(First):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.inner = torch.nn.Linear(1, 32)
+            self.out = torch.nn.Linear(32, 1)
+
+        def forward(self, x: Tensor, condition: Condition | None = None, t: Tensor | None = None) -> Tensor:
+            return self.out(self.inner(x.flatten(1)[:, :1]).tanh())[:, 0]
+
+    for kind in ("mse", "pairwise"):
+        surrogate = remembered(x.tolist(), None, Bent(), fit=kind)
+        optimizer = torch.optim.Adam(surrogate.model.parameters(), lr=0.02)
+        for step in range(300):
+            surrogate.loss(Draws(0, step, range(8)), "fit").mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        surrogate.level()
+        with torch.no_grad():
+            found = surrogate.predict(x.reshape(-1, 1, 1, 1, 1), no_text([""] * 256))
+        error = float(((found - x.flatten().square()) ** 2).mean())
+        assert error < 0.05 * float(x.square().var())
+
+
+# Its folder
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_a_saved_model_says_the_same_in_its_rewards_unit(teacher: Teacher, tmp_path: Path, text: bool) -> None:
+    model = make_reward_model(teacher, text=text, width=16, groups=4, temporal="conv3d", prompt=PROMPT)
+    surrogate = LatentReward(model, PixelReward(Counting(), teacher.codec), teacher.text, fit="pairwise")
+    surrogate.statistics.update(torch.tensor([1.0, 2.0, 4.0]))
+    surrogate.save(tmp_path, teacher, {"r2": 0.5})
+    before = torch.random.get_rng_state()
+    again = LatentReward.from_folder(tmp_path, teacher, memory=3, asked={"width": 16, "backbone": "cnn"})
+    assert torch.equal(before, torch.random.get_rng_state())
+    x, condition = torch.randn(2, *LATENT), teacher.text([PROMPT, "a red circle"])
+    assert torch.equal(again.predict(x, condition), surrogate.predict(x, condition))
+    assert again.statistics == surrogate.statistics and again.memory == 3
+    card = json.loads((tmp_path / "lrm.json").read_text())
+    assert card["reward"] == "Counting" and card["figures"] == {"r2": 0.5} and card["teacher"] == "tiny"
+    again.save(tmp_path, teacher)
+    assert json.loads((tmp_path / "lrm.json").read_text())["reward"] == "Counting"  # it is still the one it followed
+
+
+def test_a_model_that_does_not_fit_is_refused(teacher: Teacher, tmp_path: Path) -> None:
+    def refused(match: str, folder: Path = tmp_path, **how) -> None:
+        with pytest.raises(ValueError, match=match):
+            LatentReward.from_folder(folder, teacher, **how)
+
+    refused("no latent reward model in .*no lrm.json and no model.safetensors")
+    model = make_reward_model(teacher, width=16, groups=4, prompt=PROMPT)
+    LatentReward(model, None, teacher.text).save(tmp_path, teacher)
+    refused("width is 16 there and 32 here", asked={"width": 32})
+    card = json.loads((tmp_path / "lrm.json").read_text())
+
+    def changed(**values) -> None:
+        (tmp_path / "lrm.json").write_text(json.dumps({**card, **values}))
+
+    changed(fingerprint={**card["fingerprint"], "vae": "another"})
+    refused("fitted with another vae .*of the teacher tiny")
+    changed(model={**card["model"], "channels": 16})
+    refused("latents of 16 channels, and those of tiny have 8")
+    (tmp_path / "lrm.json").write_text(json.dumps({k: v for k, v in card.items() if k != "statistics"}))
+    refused("it lacks statistics")
+    changed()
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[:-100])
+    refused("model.safetensors can't be read")
+    with pytest.raises(ValueError, match="use mse or pairwise"):
+        LatentReward(model, None, teacher.text, fit="hinge")

@@ -45,6 +45,7 @@ def test_every_choice_composes(group: str, choice: str) -> None:
         ("data", "prompts"): ["data.path=somewhere", "beta_cd=0"],
         ("data", "mixture"): ["data.paths=[one,other]"],
         ("reward", "none"): ["beta_ft=0"],
+        ("reward", "function"): ["reward.path=my.own"],
         ("experiment", "dollar_paper"): ["beta_ft=0"],
         ("experiment", "wan"): ["data.path=somewhere"],
     }.get((group, choice), [])
@@ -269,7 +270,7 @@ def test_mistakes_in_pretraining_are_sentences_before_the_first_stage(
 
 def test_mistakes_in_evaluation_are_sentences(command: Callable, nothing_expensive: None, tmp_path: Path) -> None:
     sentence(command("evaluate", "clips=10"), "at least 64")
-    sentence(command("evaluate", "lrm_prompts=0"), "lrm_prompts is 0")
+    sentence(command("evaluate", "lrm_prompts=-1"), "lrm_prompts is -1")
     sentence(command("evaluate", "steps=4"), "write steps=[4]")
     sentence(command("evaluate", "steps=[4]"), "a student's", "checkpoint=FOLDER")
     sentence(command("evaluate", f"checkpoint={tmp_path / 'student'}"), "no student in")

@@ -90,6 +90,8 @@ def test_every_entry_of_a_state_matters(build: Build) -> None:
     unbroken.best = {"reward_4": 0.25, "cycle": 1}
     unbroken.learners["fake"].skipped = 2
     unbroken.distiller.latent_reward.bad = 1
+    unbroken.guard.troubled = 1
+    unbroken.distiller.silent = 1
     state = run(unbroken, 3)
     expected = run(unbroken, 4)
 
@@ -106,8 +108,8 @@ def test_every_entry_of_a_state_matters(build: Build) -> None:
 
     assert goes_on(*state)
     fresh = build(*APART).state()
-    # The configuration tells a reader what made this, and other data is refused.
-    for key in state.plain.keys() - {"config", "data"}:
+    # The configuration tells a reader what made this, other data is refused, and a run that ended early goes no further.
+    for key in state.plain.keys() - {"config", "data", "ended"}:
         assert state.plain[key] != fresh.plain[key], f"this run can't tell whether {key} matters"
         assert not goes_on(state.tensors, {**state.plain, key: fresh.plain[key]}), key
     groups = kinds(state)
@@ -247,17 +249,20 @@ class Speechless:
 def test_a_reward_without_answers_teaches_nothing_and_steers_nothing(build: Build) -> None:
     trainer = build("cycles=9", "lrm.warmup=2")
     surrogate, lrm = trainer.distiller.latent_reward, trainer.learners["lrm"]
-    real, before = surrogate.reward, fingerprint(lrm.network)
-    surrogate.reward = Speechless()
+    real, before = surrogate.pixel.reward, fingerprint(lrm.network)
+    surrogate.pixel.reward = Speechless()
     trainer.plan.max_skipped = 3
     for cycle in range(2):
         measured = trainer.run_cycle(cycle)
         assert "loss/ft" not in measured and "loss/lrm" not in measured
         assert measured["skipped/lrm"] == cycle + 1 and measured["reward/unusable"] > 0
     assert torch.equal(fingerprint(lrm.network), before) and trainer.lrm_count == 0
-    with pytest.raises(FloatingPointError, match="3 cycles in a row gave no reward that is a number"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"3 cycles in a row gave no reward that is a number \(the last time, Speechless gave nan",
+    ):
         trainer.run_cycle(2)
-    surrogate.reward = real  # what was not answered is asked again
+    surrogate.pixel.reward = real  # what was not answered is asked again
     lrm.in_a_row = 0
     assert trainer.run_cycle(3)["loss/lrm"] > 0 and trainer.lrm_count == trainer.plan.lrm_updates
     assert len(surrogate._known) == trainer.plan.lrm_clips
@@ -306,7 +311,8 @@ def test_validation_scores_every_step_count_and_shows_clips(build: Build) -> Non
     trainer = build("validation.every=2", "validation.prompts=3", "cycles=2")
     assert trainer.train()
     (scores,) = [line for line in scalars(trainer) if "validation/reward_4" in line]
-    assert {k for k in scores if k.startswith("validation/")} == {f"validation/reward_{n}" for n in (4, 2, 1)}
+    measured = {f"validation/{what}_{n}" for what in ("reward", "predicted") for n in (4, 2, 1)}
+    assert {k for k in scores if k.startswith("validation/")} == measured
     assert scores["step"] == 2
     assert trainer.validate(2) == trainer.validate(2)  # fixed prompts and seeds
 

@@ -21,6 +21,7 @@ from dollar.evaluation.vendi import spread, vendi_per_prompt
 from dollar.latent_reward import LatentReward, agreement
 from dollar.log import progress
 from dollar.models.teacher import Teacher
+from dollar.pixel_reward import PixelReward
 from dollar.rewards.shapes import Judgement, ShapesVerifier
 from dollar.sampling import Sampler, decode, make_latents
 
@@ -145,6 +146,28 @@ def difference(
     }
 
 
+def scored(pixel: PixelReward, videos: Tensor, prompts: Sequence[str]) -> dict[str, Any]:
+    """What a pixel reward says of videos uint8 [N, T, C, H, W]: mean and standard deviation, and of how many clips.
+
+    A reward with `scores`, several numbers of a clip by name, gives each one's mean as well.
+    """
+    parts = [slice(first, first + 16) for first in range(0, len(videos), 16)]
+    asked = [(videos[part].float() / 255, list(prompts[: len(videos)][part])) for part in parts]
+    each = torch.cat([pixel.judge(*pair) for pair in asked])
+    known = each[each.isfinite()].double()
+    found: dict[str, Any] = {
+        "name": pixel.name,
+        "mean": float(known.mean()),
+        "sd": float(known.std(correction=0)),
+        "clips": len(known),
+    }
+    several: Any = getattr(pixel.reward, "scores", None)
+    if several is not None:
+        told = [several(*pair) for pair in asked]
+        found["scores"] = {name: float(torch.cat([t[name].cpu() for t in told]).double().mean()) for name in told[0]}
+    return found
+
+
 def latent_reward_figures(
     surrogate: LatentReward, teacher: Teacher, samplers: Sequence[Sampler], prompts: Sequence[str], batch: int = 16
 ) -> dict[str, float]:
@@ -153,12 +176,14 @@ def latent_reward_figures(
     correlation: Pearson's; rank_correlation: Spearman's; pairwise: how often the better of two clips is told, where
     rewards differ by more than 0.1; mse: in the reward's unit.
     """
+    assert surrogate.pixel is not None
     true, predicted = [], []
     for number, sampler in enumerate(samplers):
         seeds = [5_000_000 + 1000 * number + i for i in range(len(prompts))]
         latents = make_latents(sampler, teacher, prompts, seeds, batch)
         with torch.no_grad():
             predicted.append(surrogate.predict(latents, teacher.text(prompts)).cpu())
-        true.append(surrogate.reward.score(decode(teacher, latents).float() / 255, list(prompts)).cpu())
+        true.append(surrogate.pixel.judge(decode(teacher, latents).float() / 255, prompts))
     p, r = torch.cat(predicted).double(), torch.cat(true).double()
+    p, r = p[r.isfinite()], r[r.isfinite()]
     return {**agreement(p, r, gap=0.1)._asdict(), "mse": float(((p - r) ** 2).mean()), "clips": len(r)}

@@ -11,19 +11,55 @@ import torch
 from dollar import media
 from dollar.diffusion.timesteps import FewStep
 from dollar.evaluation.alignment import alignment
-from dollar.latent_reward import Reward
+from dollar.latent_reward import LatentReward
 from dollar.log import Log, progress
 from dollar.models.denoiser import Denoiser
 from dollar.models.teacher import Teacher
 from dollar.parallel.world import World
-from dollar.sampling import make_clips, student_sampler, teacher_sampler
+from dollar.pixel_reward import PixelReward
+from dollar.sampling import decode, make_clips, make_latents, student_sampler, teacher_sampler
 
 
-def score_names(reward: Reward | None, steps: Sequence[int]) -> list[str]:
-    """What a validation of these step counts scores."""
-    measures = [] if reward is None else ["reward"]
-    measures += ["alignment"] if hasattr(reward, "judge") else []
-    return [f"{measure}_{count}" for measure in measures for count in sorted(steps, reverse=True)]
+class Scores:
+    """What a validation measures of clips: the reward, what a second one says, and what was predicted.
+
+    reward: the one that the student is led towards, or that only looks on; guard: a second one, which should not fall;
+    surrogate: the latent reward model, whose word on the same samples is kept beside.
+    """
+
+    def __init__(
+        self,
+        reward: PixelReward | None = None,
+        guard: PixelReward | None = None,
+        surrogate: LatentReward | None = None,
+    ) -> None:
+        self.reward = reward
+        self.guard = guard
+        self.surrogate = surrogate
+
+    def names(self, steps: Sequence[int]) -> list[str]:
+        """The names of the scores of these step counts."""
+        measures = ["reward"] if self.reward else []
+        measures += ["alignment"] if any(hasattr(p.reward, "judge") for p in (self.reward, self.guard) if p) else []
+        measures += ["guard"] if self.guard else []
+        measures += ["predicted"] if self.surrogate else []
+        return [f"{measure}_{count}" for measure in measures for count in sorted(steps, reverse=True)]
+
+    def of(self, latents: torch.Tensor, videos: torch.Tensor, prompts: Sequence[str]) -> dict[str, float]:
+        """The scores of latents [B, C, F, h, w] and their videos [B, T, C, H, W] in [0, 1]; nan where none has one."""
+        found: dict[str, float] = {}
+        for name, pixel in (("reward", self.reward), ("guard", self.guard)):
+            if pixel is None:
+                continue
+            found[name] = float(pixel.judge(videos, prompts).nanmean())
+            judge: Any = getattr(pixel.reward, "judge", None)
+            if judge is not None:
+                found["alignment"] = float(alignment(judge(videos, list(prompts)))["alignment"])  # type: ignore[arg-type]
+        if self.surrogate is not None:
+            with torch.no_grad():
+                condition = self.surrogate.encode_text(list(prompts))
+                found["predicted"] = float(self.surrogate.predict(latents, condition).mean())
+        return found
 
 
 class Validation:
@@ -40,7 +76,7 @@ class Validation:
         student: Denoiser,
         few_steps: Mapping[int, FewStep],
         prompts: Sequence[str],
-        reward: Reward | None,
+        scores: Scores,
         log: Log,
         world: World,
         count: int = 24,
@@ -52,7 +88,7 @@ class Validation:
         picked = np.linspace(0, len(prompts) - 1, min(count, len(prompts))).round().astype(int)
         self.prompts = [prompts[i] for i in picked]
         self.seeds = [10_000_000 + i for i in range(len(self.prompts))]
-        self.reward = reward
+        self.scores = scores
         self.log = log
         self.world = world
         self.shown = min(shown, len(self.prompts))
@@ -64,26 +100,18 @@ class Validation:
         scores: dict[str, float] = {}
         shown: list[list[np.ndarray]] = [[clip] for clip in self._teacher_clips()]
         for sampler in progress(self.samplers, "validation", active=self.world.is_main):
-            videos = make_clips(sampler, self.teacher, self.prompts, self.seeds, show=False)
+            latents = make_latents(sampler, self.teacher, self.prompts, self.seeds, show=False)
+            videos = decode(self.teacher, latents, show=False)
             for row, video in zip(shown, videos, strict=False):
                 row.append(media.to_uint8(video.float() / 255))
-            scores |= {f"{name}_{sampler.steps}": value for name, value in self._score(videos).items()}
+            measured = self.scores.of(latents, videos.float() / 255, self.prompts)
+            scores |= {f"{name}_{sampler.steps}": value for name, value in measured.items()}
         for i, row in enumerate(shown):
             if self.world.is_main:
                 self.log.clips(
                     cycle, f"teacher and student/{i}: {self.prompts[i]}", media.side_by_side(row), self.teacher.fps
                 )
         return scores
-
-    def _score(self, videos: torch.Tensor) -> dict[str, float]:
-        if self.reward is None:
-            return {}
-        pixels = videos.float() / 255
-        judge: Any = getattr(self.reward, "judge", None)
-        if judge is None:
-            return {"reward": float(self.reward.score(pixels, self.prompts).mean())}
-        measured = alignment(judge(pixels, self.prompts))
-        return {name: float(measured[name]) for name in ("alignment", "reward")}  # type: ignore[arg-type]
 
     def _teacher_clips(self) -> list[np.ndarray]:
         if self.shown == 0:

@@ -6,11 +6,23 @@ import math
 from dataclasses import asdict, dataclass
 
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 
 def fit(predicted: Tensor, reward: Tensor) -> Tensor:
     """Squared error (Eq. 14); predicted, reward: [B], both standardised. Returns [B], float32."""
     return (predicted.float() - reward.detach().float()) ** 2
+
+
+def pairwise(predicted_i: Tensor, predicted_j: Tensor, reward_i: Tensor, reward_j: Tensor) -> Tensor:
+    """Bradley-Terry's cross-entropy of pairs: sigmoid(predicted_i - predicted_j) against sigmoid(reward_i - reward_j).
+
+    All [B] and standardised. Returns [B], float32. The label is soft, so that the optimum is where the differences
+    agree and predictions keep the reward's unit; with labels of 0 and 1 a larger scale would always fit better. Pairs
+    say nothing of the level. After LaSRO, arXiv 2411.15247.
+    """
+    told = (reward_i.detach().float() - reward_j.detach().float()).sigmoid()
+    return binary_cross_entropy_with_logits(predicted_i.float() - predicted_j.float(), told, reduction="none")
 
 
 def fine_tune(reward: Tensor) -> Tensor:

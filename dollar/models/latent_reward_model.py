@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+
+from dollar.models.denoiser import Condition
 
 
 class TextAttention(nn.Module):
@@ -36,9 +39,12 @@ class LatentRewardModel(nn.Module):
     """R(x) or R(x, c) of latents [B, C, F, H, W], in standardised units.
 
     channels: C of the latents. text_dim: width of the caption's embedding; None for a reward that has no caption.
+    card: what another like it is made from.
     temporal: `frames` averages the image model's reward over the latent frames (the paper's choice; an image is one
     frame) and can't see their order; `conv3d` sees motion.
     """
+
+    noisy = False  # it is shown clean latents
 
     def __init__(
         self,
@@ -56,6 +62,15 @@ class LatentRewardModel(nn.Module):
                 f"lrm.width is {width}; it must be a positive multiple of the {groups} groups of its normalisation"
             )
         self.temporal = temporal
+        self.card: dict[str, Any] = {
+            "backbone": "cnn",
+            "temporal": temporal,
+            "text": text_dim is not None,
+            "width": width,
+            "groups": groups,
+            "channels": channels,
+            "text_dim": text_dim,
+        }
         first: nn.Module
         second: nn.Module
         if temporal == "frames":
@@ -79,17 +94,17 @@ class LatentRewardModel(nn.Module):
         x = self.backbone(rearrange(x, "b c f h w -> (b f) c h w"))
         return rearrange(x, "(b f) c h w -> b (f h w) c", f=frames)
 
-    def forward(self, x: Tensor, text: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, condition: Condition | None = None, t: Tensor | None = None) -> Tensor:
         """The reward [B], float32, in standardised units.
 
-        x: [B, C, F, H, W]; text: [B, L, D] and mask: [B, L], non-zero for words; a model without `text_dim` ignores
-        them. ValueError when the caption is needed and missing.
+        x: [B, C, F, H, W]; condition: of the captions, whose mask is non-zero for words; a model without `text_dim`
+        ignores it, and every one ignores t. ValueError when the caption is needed and missing.
         """
         dtype = self.out.weight.dtype
         features = self.features(x.to(dtype))
         if self.attention is not None:
-            if text is None:
+            if condition is None:
                 raise ValueError("this latent reward model reads captions (text_dim is set), but no text was given")
-            features = features + self.attention(features, text.to(dtype), mask)
+            features = features + self.attention(features, condition.embeddings.to(dtype), condition.mask)
         # Pooling over frames too is the mean of the frames' rewards, because what follows is affine.
         return self.out(self.mix(features.mean(1))).squeeze(1).float()

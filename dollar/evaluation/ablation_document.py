@@ -1,0 +1,174 @@
+"""docs/ablation.md from results.json: head, tables with their commands, plots, and the questions' answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dollar.evaluation.ablation import Results, Row, shown, spread_of
+from dollar.evaluation.ablation_plots import write_plots
+from dollar.evaluation.ablation_questions import markdown, questions
+from dollar.media import atomically
+
+BEGIN, END = "<!-- written by hand: begin -->", "<!-- written by hand: end -->"
+ABOUT = """\
+Alignment: the share of clips that show all five attributes of their caption, by image analysis. CLIP reward: the tiny
+CLIP's score, which the rows with LRM, DDPO and direct gradient are trained for. Fréchet: distance of random features to
+real clips, above that of real to other real clips. Vendi: how many different clips there are among a prompt's eight.
+Jobs ran side by side, each on one core. The teacher's CLIP reward is of fewer clips than its other figures.
+"""
+HAND = "What stands between these two marks is kept when the document is written anew."
+
+
+class Column(NamedTuple):
+    """A column of the tables: its heading, the figure, and how that is written."""
+
+    heading: str
+    figure: str
+    form: str
+
+
+COLUMNS = (
+    Column("alignment ↑", "alignment", "{:.3f}"),
+    Column("CLIP reward ↑", "reward", "{:.4f}"),
+    Column("Fréchet above floor ↓", "frechet", "{:.2f}"),
+    Column("Vendi ↑", "vendi", "{:.2f}"),
+    Column("sharpness ↑", "sharpness", "{:.2f}"),
+    Column("seconds a cycle ↓", "seconds_per_cycle", "{:.2f}"),
+    Column("peak GiB ↓", "peak_gib", "{:.2f}"),
+)
+# Columns that a group has besides.
+FURTHER = {
+    "lrm": (
+        Column("rank correlation, in training ↑", "rank_correlation", "{:.2f}"),
+        Column("on held-out prompts ↑", "held_rank", "{:.2f}"),
+        Column("pairs told right there ↑", "held_pairwise", "{:.2f}"),
+    ),
+    "overoptimisation": (
+        Column("pursued reward, at the end", "own_reward", "{:.3g}"),
+        Column("cycles", "cycles", "{:.0f}"),
+    ),
+    "tradeoff": (Column("cycles", "cycles", "{:.0f}"),),
+}
+# Rows of other groups that a group's table repeats, since they are what it is compared with.
+REPEATED = {
+    "reward": ("vsd", "vsd_cd"),
+    "lrm": ("vsd_lrm",),
+    "steps": ("vsd_cd",),
+    "tradeoff": ("vsd_cd",),
+    "overoptimisation": ("vsd_cd",),
+}
+# Plots by the group that they follow, with what is seen in them.
+PLOTS = {
+    "reward": (
+        "reward",
+        "True CLIP reward of full 4-step samples on fixed held-out prompts, over cycles and over seconds of training. "
+        "The one-step rewards that LRM and DDPO log while training are of other samples; these are not comparable and "
+        "not shown.",
+    ),
+    "lrm": (
+        "bodies",
+        "How well each follows the CLIP reward on held-out prompts, of clips that teacher and student made in 1 to 50 "
+        "steps, and what it gives and costs.",
+    ),
+    "tradeoff": ("tradeoff", "Each method goes on from the same VSD + CD student with growing beta."),
+    "overoptimisation": (
+        "overoptimisation",
+        "What is pursued, and what should hold: the student of VSD + CD led by one measure alone, with a large beta.",
+    ),
+}
+
+
+def write_document(
+    path: Path, rows: Sequence[Row], groups: Mapping[str, str], results: Results, stale: Sequence[str] = ()
+) -> None:
+    """The document and its plots, which go into the folder of results.json; what was written by hand is kept."""
+    hand = by_hand(path)
+    plots = write_plots(results.path.parent, rows, results)
+    labels = {row.name: row.label for row in rows}
+    parts = [head(rows, results, stale), f"{BEGIN}\n{hand}\n{END}\n"]
+    parts += [section(group, title, rows, results, plots) for group, title in groups.items()]
+    parts.append("## Questions\n")
+    parts += [markdown(question, len(seeds_of(results))) for question in questions(results, labels)]
+    with atomically(path) as temporary:
+        temporary.write_text("\n".join(parts), "utf-8")
+
+
+def by_hand(path: Path) -> str:
+    """What stands between the marks; ValueError where one of the two is gone, for it would be lost."""
+    text = path.read_text("utf-8") if path.is_file() else f"{BEGIN}\n{END}"
+    _, begin, rest = text.partition(BEGIN)
+    hand, end, _ = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{path} lacks the line {BEGIN if not begin else END}; put it back, or remove the file")
+    return hand.strip("\n") or f"<!-- {HAND} -->"
+
+
+def seeds_of(results: Results) -> list[int]:
+    """All seeds that a row was trained with."""
+    return sorted({result["seed"] for result in results.stored["rows"].values()})
+
+
+def head(rows: Sequence[Row], results: Results, stale: Sequence[str]) -> str:
+    """What was run, on what, by which command, and what is missing."""
+    seeds, stored = seeds_of(results), list(results.stored["rows"].values())
+    machines = "; ".join(sorted({result["machine"] for result in stored}))
+    hours = sum(result["seconds"] for result in stored) / 3600
+    known, count = sum(bool(results.of(row.name)) for row in rows), len(seeds)
+    chance = "; of one seed there is none, and small differences may be chance" if count == 1 else ""
+    lines = [
+        "# Ablation on the shapes world\n",
+        f"{known} of {len(rows)} rows, seed{'s' * (count != 1)} {', '.join(map(str, seeds)) or '—'}; {hours:.1f} hours "
+        f"of single cores, on a machine with {machines or '—'}. Figures are mean ± standard deviation over "
+        f"seeds{chance}.\n",
+        "```sh",
+        f"make ablation{f' seeds={count}' if count > 1 else ''}   # goes on where it was stopped; conf/ablation.yaml",
+        "python launch/ablation.py only_document=true   # this document anew from docs/ablation/results.json",
+        "```\n",
+        ABOUT,
+    ]
+    if stale:
+        lines.append(f"Measured with other settings than those of now: {', '.join(sorted(stale))}.\n")
+    return "\n".join(lines)
+
+
+def section(group: str, title: str, rows: Sequence[Row], results: Results, plots: Sequence[str]) -> str:
+    """A group's table, commands and plot."""
+    mine = [row for row in rows if row.group == group]
+    repeated = [row for row in rows if row.name in REPEATED.get(group, ())]
+    text = f"## {title}\n\n{table(group, repeated, mine, results)}\n{commands(mine, results)}"
+    plot, caption = PLOTS.get(group, ("", ""))
+    return text + (f"\n![{caption}](ablation/{plot}.svg)\n\n{caption}\n" if plot in plots else "")
+
+
+def table(group: str, repeated: Sequence[Row], mine: Sequence[Row], results: Results) -> str:
+    """The teacher, rows of other groups in italics, and the group's own; a row a step count."""
+    columns = (*COLUMNS, *FURTHER.get(group, ()))
+    lines = ["| |" + "|".join(column.heading for column in columns) + "|", "|---" * (len(columns) + 1) + "|"]
+
+    def line(label: str, cells: Sequence[str]) -> None:
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+
+    line("teacher, 50 steps", [shown(spread_of([results.teacher(c.figure)]), c.form.format) for c in columns])
+    for row in [*repeated, *mine]:
+        for steps in row.steps:
+            label = row.label if row.steps == (4,) else f"{row.label}, {steps} step{'s' * (steps != 1)}"
+            found = [spread_of(list(results.figure(row.name, c.figure, steps).values())) for c in columns]
+            if row in repeated:  # it pursued another reward
+                found = [None if c.figure == "own_reward" else s for s, c in zip(found, columns, strict=True)]
+            cells = [shown(spread, c.form.format) for spread, c in zip(found, columns, strict=True)]
+            line(f"*{label}*" if row in repeated else label, cells)
+    return "\n".join(lines) + "\n"
+
+
+def commands(rows: Sequence[Row], results: Results) -> str:
+    """Each row's exact commands of its first seed, folded."""
+    lines = ["<details><summary>The exact commands (first seed)</summary>\n", "```sh"]
+    for row in rows:
+        for result in results.of(row.name)[:1]:
+            lines += [
+                f"# {row.label}" + (f", from the student of {row.after}" if row.after else ""),
+                *result["commands"],
+            ]
+    return "\n".join([*lines, "```\n", "</details>\n"])

@@ -1,0 +1,273 @@
+"""The ablation's plots, as SVG whose letters stay letters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dollar.evaluation.ablation import Results, Row, spread_of
+from dollar.media import atomically
+
+# Okabe and Ito's colours, which the colour-blind tell apart; and what reads as ink and as a hint.
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+INK, SOFT, LINE = "#23272e", "#6b7280", "#e6e8ec"
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "dollar",
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": SOFT,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": LINE,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "lines.linewidth": 1.8,
+}
+# The rows whose true reward is drawn over cycles and seconds.
+REACHING = {"vsd": SOFT, "vsd_lrm": BLUE, "vsd_ddpo": ORANGE, "vsd_direct": GREEN, "vsd_cd_lrm": PURPLE}
+BODIES = {"vsd_lrm": BLUE, "lrm_teacher": ORANGE, "lrm_pairwise": GREEN, "lrm_teacher_pairwise": PURPLE}
+METHODS = {"lrm": ("LRM", BLUE), "ddpo": ("DDPO", ORANGE), "direct": ("direct gradient", GREEN)}
+PURSUED = {"jpeg": "JPEG compressibility", "motion": "dynamic degree"}
+GUARDED = {
+    "": ("no guard", RED),
+    "_lower": ("guard lowers", ORANGE),
+    "_stop": ("guard stops", BLUE),
+    "_pull": ("pull", GREEN),
+}
+
+
+class Line(NamedTuple):
+    """A curve over seeds: x [N], mean [N], sd [N]."""
+
+    x: np.ndarray
+    mean: np.ndarray
+    sd: np.ndarray
+
+
+def line_of(results: Results, name: str, curve: str, over: str = "cycles") -> Line | None:
+    """A row's curve at the cycles that all its seeds have, over cycles or mean seconds; None where there is none."""
+    found = [r["curves"][curve] for r in results.of(name) if curve in r["curves"]]
+    if not found:
+        return None
+    common = sorted(set.intersection(*(set(cycles) for cycles, _, _ in found)))
+    at = [[cycles.index(cycle) for cycle in common] for cycles, _, _ in found]
+    values = np.array([[v[i] for i in places] for (_, _, v), places in zip(found, at, strict=True)], dtype=float)
+    seconds = np.array([[s[i] for i in places] for (_, s, _), places in zip(found, at, strict=True)], dtype=float)
+    x = np.array(common, dtype=float) if over == "cycles" else seconds.mean(0)
+    return Line(x, values.mean(0), values.std(0, ddof=1) if len(found) > 1 else np.zeros(len(x)))
+
+
+def begun(line: Line, before: Line | None) -> Line:
+    """A curve that begins at 0 with the end of the one before it."""
+    if before is None:
+        return line
+    return Line(
+        *(np.insert(mine, 0, first) for mine, first in zip(line, (0.0, before.mean[-1], before.sd[-1]), strict=True))
+    )
+
+
+def draw(axes: Any, line: Line, colour: str, style: str = "-") -> None:
+    """A curve and a band of one standard deviation."""
+    axes.plot(line.x, line.mean, color=colour, linestyle=style, marker="o", markersize=2.5)
+    if line.sd.any():
+        axes.fill_between(line.x, line.mean - line.sd, line.mean + line.sd, color=colour, alpha=0.15, linewidth=0)
+
+
+def apart(places: Sequence[float], gap: float) -> list[float]:
+    """The places moved as little as keeps their order and at least a gap between neighbours."""
+    order = np.argsort(places, kind="stable")
+    blocks: list[list[float]] = []  # [sum of wished beginnings, count]
+    for k in order:
+        blocks.append([places[k], 1])
+        # Two blocks that would overlap become one around the mean of what their members wish for.
+        while len(blocks) > 1 and _first(blocks[-2], gap) + blocks[-2][1] * gap > _first(blocks[-1], gap):
+            total, count = blocks.pop()
+            blocks[-1][0] += total
+            blocks[-1][1] += count
+    moved = [_first(block, gap) + i * gap for block in blocks for i in range(int(block[1]))]
+    found = [0.0] * len(places)
+    for k, place in zip(order, moved, strict=True):
+        found[k] = float(place)
+    return found
+
+
+def _first(block: Sequence[float], gap: float) -> float:
+    return block[0] / block[1] - (block[1] - 1) * gap / 2
+
+
+def label_ends(axes: Any, ends: Sequence[tuple[float, str, str]], gap: float) -> None:
+    """Names at the right of the axes, at the heights of the curves' ends: (height, name, colour); gap: of the axes."""
+    low, high = axes.get_ylim()
+    heights = apart([end[0] for end in ends], gap * (high - low))
+    for (_, name, colour), height in zip(ends, heights, strict=True):
+        axes.annotate(
+            name,
+            (1.0, (height - low) / (high - low)),
+            xycoords="axes fraction",
+            xytext=(5, 0),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def references(axes: Any, results: Results, figure: str, ends: list[tuple[float, str, str]]) -> None:
+    """Dashed lines of teacher and real clips, where they are known."""
+    for value, name in ((results.teacher(figure), "teacher"), (results.real(figure), "real clips")):
+        if value is not None:
+            axes.axhline(value, color=INK, linewidth=1, linestyle="--" if name == "teacher" else ":")
+            ends.append((value, name, INK))
+
+
+def plot_reaching(plt: Any, results: Results, labels: dict[str, str]) -> Any:
+    """True reward of full samples over cycles and over seconds."""
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
+    for axes, over in zip(panels, ("cycles", "seconds"), strict=True):
+        ends: list[tuple[float, str, str]] = []
+        for name, colour in REACHING.items():
+            line = line_of(results, name, "reward_4", over)
+            if line is not None:
+                draw(axes, line, colour)
+                ends.append((line.mean[-1], labels.get(name, name), colour))
+        references(axes, results, "reward", ends)
+        axes.set_xlabel("cycles" if over == "cycles" else "seconds of training, one core")
+        if over == "seconds":
+            label_ends(axes, ends, 0.06)
+    panels[0].set_title("CLIP reward of 4-step samples")
+    return figure
+
+
+def plot_tradeoff(plt: Any, results: Results, rows: Sequence[Row]) -> Any:
+    """Reward against alignment and against diversity, along beta, with where the guard stopped."""
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
+    for axes, other, title in zip(panels, ("alignment", "vendi"), ("alignment", "Vendi score"), strict=True):
+        start = _point(results, "vsd_cd", other)
+        for method, (name, colour) in METHODS.items():
+            mine = [r.name for r in rows if r.group == "tradeoff" and r.name.startswith(f"{method}_")]
+            stopped = [r for r in mine if r.endswith("_stop")]
+            points = [(r, p) for r in mine if r not in stopped and (p := _point(results, r, other))]
+            if not points:
+                continue
+            path = np.array(([start] if start else []) + [p for _, p in points])
+            axes.plot(path[:, 0], path[:, 1], color=colour, marker="o", markersize=4)
+            for row, (x, y) in points:
+                axes.annotate(
+                    row.rpartition("_")[2],
+                    (x, y),
+                    xytext=(4, 4),
+                    textcoords="offset points",
+                    color=colour,
+                    fontsize=8,
+                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7},
+                )
+            for p in (_point(results, r, other) for r in stopped):
+                if p:
+                    axes.plot(*p, color=colour, marker="X", markersize=10, markeredgecolor="white", linestyle="")
+            axes.plot([], [], color=colour, marker="o", markersize=4, label=name)
+        if start:
+            axes.plot(*start, color=INK, marker="s", markersize=6, linestyle="", label="start (VSD + CD)")
+        teacher = (results.teacher(other), results.teacher("reward"))
+        if None not in teacher:
+            axes.plot(*teacher, color=INK, marker="*", markersize=10, linestyle="", label="teacher")
+        axes.plot([], [], color=SOFT, marker="X", markersize=8, linestyle="", label="where the guard stops")
+        axes.set_xlabel(title)
+    panels[0].set_title("CLIP reward; the numbers are beta")
+    panels[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    return figure
+
+
+def _point(results: Results, name: str, other: str) -> tuple[float, float] | None:
+    x, y = (spread_of(list(results.figure(name, figure).values())) for figure in (other, "reward"))
+    return None if x is None or y is None else (x.mean, y.mean)
+
+
+def plot_overoptimisation(plt: Any, results: Results, rows: Sequence[Row]) -> Any:
+    """Above what is pursued, true and predicted; below what should hold; the guard's stop is a cross."""
+    figure, panels = plt.subplots(2, 2, figsize=(9, 5.4), sharex="col")
+    known = {row.name for row in rows}
+    for column, (pursued, title) in zip(panels.T, PURSUED.items(), strict=True):
+        ends: list[tuple[float, str, str]] = []
+        for suffix, (name, colour) in GUARDED.items():
+            row = pursued + suffix
+            if row not in known:
+                continue
+            for axes, curve, style in zip(
+                column[[0, 0, 1]], ("predicted_4", "reward_4", "alignment_4"), ("--", "-", "-"), strict=True
+            ):
+                line = line_of(results, row, curve)
+                if line is None:
+                    continue
+                if curve == "alignment_4":
+                    line = begun(line, line_of(results, "vsd_cd", curve))
+                draw(axes, line, colour, style)
+                if suffix == "_stop" and any(r["ended"] for r in results.of(row)):
+                    axes.plot(
+                        line.x[-1], line.mean[-1], color=colour, marker="X", markersize=9, markeredgecolor="white"
+                    )
+                if curve == "alignment_4":
+                    ends.append((line.mean[-1], name, colour))
+        column[0].set_title(f"{title}: true (solid), predicted (dashed)")
+        column[1].set_title("alignment; × is where the guard stopped")
+        column[1].set_xlabel("cycles")
+        label_ends(column[1], ends, 0.09)
+    return figure
+
+
+def plot_bodies(plt: Any, results: Results, labels: dict[str, str]) -> Any:
+    """What the latent reward model's body and fit give and cost: mean ± sd, one panel a figure."""
+    shown = {
+        "held_rank": "rank correlation",
+        "held_pairwise": "pairs told right",
+        "reward": "CLIP reward",
+        "peak_gib": "peak GiB",
+        "seconds_per_cycle": "seconds a cycle",
+    }
+    figure, panels = plt.subplots(1, len(shown), figsize=(9, 2.1), sharey=True)
+    for axes, (name, title) in zip(panels, shown.items(), strict=True):
+        for height, (row, colour) in enumerate(BODIES.items()):
+            spread = spread_of(list(results.figure(row, name).values()))
+            if spread is not None:
+                axes.errorbar(spread.mean, -height, xerr=spread.sd or None, color=colour, marker="o", capsize=2)
+        axes.set_title(title)
+        axes.margins(x=0.25, y=0.2)
+        axes.locator_params(axis="x", nbins=2)
+        axes.set_yticks([-h for h in range(len(BODIES))], ["cnn, mse", *(labels.get(r, r) for r in list(BODIES)[1:])])
+    return figure
+
+
+def write_plots(folder: Path, rows: Sequence[Row], results: Results) -> list[str]:
+    """All plots as SVG into a folder; their names, without those that nothing is known for."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    labels, measured = {row.name: row.label for row in rows}, {row.name for row in rows if results.of(row.name)}
+    plots = {
+        "reward": (REACHING.keys(), lambda: plot_reaching(plt, results, labels)),
+        "tradeoff": ({r.name for r in rows if r.group == "tradeoff"}, lambda: plot_tradeoff(plt, results, rows)),
+        "overoptimisation": (PURSUED.keys(), lambda: plot_overoptimisation(plt, results, rows)),
+        "bodies": (BODIES.keys(), lambda: plot_bodies(plt, results, labels)),
+    }
+    written = []
+    for name, (needs, plot) in plots.items():
+        if not measured & set(needs):
+            continue
+        with matplotlib.rc_context(STYLE):
+            figure = plot()
+            figure.set_layout_engine("constrained")
+            with atomically(folder / f"{name}.svg") as temporary:
+                figure.savefig(temporary, format="svg", metadata={"Date": None})
+            plt.close(figure)
+        written.append(name)
+    return written

@@ -1,0 +1,109 @@
+"""Policy gradient on the student's own steps (DDPO_SF, Eq. 26-28 and Algorithm 2): for rewards without a gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dollar.diffusion.denoise import Posterior, posterior
+from dollar.diffusion.schedule import Schedule, expand_like, mean_flat
+from dollar.diffusion.timesteps import FewStep
+from dollar.losses.term import Needs, Turn
+
+
+def log_probability(x: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
+    """log N(x; mean, sd^2) (Eq. 28), averaged over the elements; x, mean [B, ...], sd [B] > 0. Returns [B], float32."""
+    spread = expand_like(sd, x.float())
+    square = ((x.float() - mean.float()) / spread) ** 2
+    return -0.5 * mean_flat(square + 2 * spread.log() + math.log(2 * math.pi))
+
+
+def policy_gradient(log_p: Tensor, advantage: Tensor) -> Tensor:
+    """Minus the score function's estimate (Algorithm 2, line 13); log_p, advantage [B]. Returns [B]."""
+    return -log_p * advantage.detach().to(log_p)
+
+
+def advantages(reward: Tensor, everyone: Tensor) -> Tensor:
+    """Rewards [B] as deviations from the mean of the whole batch `everyone` [N], in its standard deviations.
+
+    A reward that is nan gets 0, as all do where rewards don't differ: there is nothing to learn from it.
+    """
+    known = everyone[everyone.isfinite()].double()
+    sd = float(known.std(correction=0)) if len(known) else 0.0
+    if sd <= 1e-6 * float(known.abs().mean() if len(known) else 0.0):
+        return torch.zeros_like(reward)
+    return ((reward.double() - known.mean()) / sd).nan_to_num(nan=0.0).to(reward.dtype)
+
+
+def renoised(x_0: Tensor, s: Tensor, schedule: Schedule) -> Posterior:
+    """The kernel of a student that renoises: N(a_s x_0, b_s^2); x_0 [B, ...], s [B]."""
+    a, b = schedule.coefficients(s)
+    return Posterior(expand_like(a, x_0) * x_0, b)
+
+
+@dataclass
+class PolicyGradient:
+    """DDPO_SF, truncated: the last `truncate` kernels with a variance, weighted by the reward of the final sample.
+
+    The last prediction has no variance and enters through the reward alone. Every kernel's gradient is taken through a
+    forward of its own, so that one step's activations are held and not `truncate` of them.
+    kernel: `renoise`, the student's own, or `posterior`, Eq. 27's, from which training then samples.
+    """
+
+    beta: float = 1.0
+    truncate: int = 2
+    kernel: str = "renoise"
+    needs: ClassVar[Needs] = "reward"
+
+    def __post_init__(self) -> None:
+        if self.truncate < 1:
+            raise ValueError(f"ddpo.truncate is {self.truncate}; at least the last kernel must count")
+        if self.kernel not in ("renoise", "posterior"):
+            raise ValueError(f"ddpo.kernel is {self.kernel!r}; use renoise or posterior")
+
+    def check(self, samplers: Sequence[FewStep]) -> None:
+        if all(sampler.steps == 1 for sampler in samplers):
+            raise ValueError(
+                "policy gradient needs a step whose outcome is random, and a student of one step has none; train for "
+                "more with student.steps=[4], or reach the reward by loss=dollar"
+            )
+        if self.kernel == "renoise" and any(sampler.between != "renoise" for sampler in samplers):
+            raise ValueError(
+                "policy gradient needs random steps, but student.between=ddim has none; use student.between=renoise, "
+                "or ddpo.kernel=posterior"
+            )
+
+    def losses(self, turn: Turn) -> Iterator[Tensor]:
+        sampler = turn.sampler
+        if sampler.steps == 1:
+            return
+        x, states = turn.noise(0), []
+        with torch.no_grad():  # Algorithm 2, lines 5-10
+            for k in range(sampler.steps):
+                states.append(x)
+                x_0 = sampler.generate(turn.student, x, k)
+                x = self._step(x, x_0, k, sampler, turn.noise)
+        reward = turn.reward(x_0)  # line 11
+        turn.log("reward/true", float(reward.nanmean()))
+        weight = advantages(reward, turn.gather(reward.to(x_0.device)).cpu())
+        for k in range(max(0, sampler.steps - 1 - self.truncate), sampler.steps - 1):  # line 13
+            x_0 = sampler.generate(turn.student, states[k], k)
+            mean, sd = self._kernel(states[k], x_0, k, sampler)
+            yield policy_gradient(log_probability(states[k + 1], mean, sd), weight)
+
+    def _kernel(self, x: Tensor, x_0: Tensor, k: int, sampler: FewStep) -> Posterior:
+        t, s = sampler.time(k, x), sampler.time(k + 1, x)
+        if self.kernel == "posterior":
+            return posterior(x, x_0, t, s, sampler.schedule)
+        return renoised(x_0, s, sampler.schedule)
+
+    def _step(self, x: Tensor, x_0: Tensor, k: int, sampler: FewStep, noise: Callable[[int], Tensor]) -> Tensor:
+        if k + 1 == sampler.steps:
+            return x_0
+        mean, sd = self._kernel(x, x_0, k, sampler)
+        return mean + expand_like(sd, mean) * noise(k + 1)

@@ -1,0 +1,165 @@
+"""Networks of the latent reward model from plain keys, and as a folder: model.safetensors and lrm.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dollar.media import atomically
+from dollar.models.denoiser import Condition
+from dollar.models.latent_reward_model import LatentRewardModel
+from dollar.models.teacher import Teacher
+from dollar.models.teacher_reward_model import TeacherRewardModel, weights_hash
+
+CARD, WEIGHTS = "lrm.json", "model.safetensors"
+KEYS = ("model", "statistics", "teacher", "fingerprint")  # what every card has
+
+
+class RewardModel(Protocol):
+    """What a network of the latent reward model offers beside being called as model(x, condition, t) -> [B].
+
+    noisy: whether it wants noised latents and their time; out: the layer that gives the standardised reward; card: what
+    another like it is made from.
+    """
+
+    noisy: bool
+    card: dict[str, Any]
+
+    @property
+    def out(self) -> nn.Linear: ...
+
+    def __call__(self, x: Tensor, condition: Condition | None = None, t: Tensor | None = None) -> Tensor: ...
+
+
+class Stored(NamedTuple):
+    """A network that was read from its folder, and what lrm.json says of it."""
+
+    model: nn.Module
+    card: dict[str, Any]
+
+
+def make_reward_model(
+    teacher: Teacher,
+    backbone: str = "cnn",
+    text: bool = True,
+    width: int = 128,
+    temporal: str = "frames",
+    groups: int = 8,
+    blocks: int = 8,
+    prompt: str = "",
+) -> nn.Module:
+    """A new network on the teacher's device, drawn from torch's own generator, which the caller seeds.
+
+    The keys are those of `lrm` in the configuration. prompt: any that the teacher can encode, for the width of its
+    embeddings. ValueError names a key at fault.
+    """
+    if backbone == "teacher":
+        if not text:
+            raise ValueError(
+                "lrm.text is false, but lrm.backbone=teacher looks through the teacher's blocks, which read the "
+                "caption; set lrm.text=true, or lrm.backbone=cnn"
+            )
+        return TeacherRewardModel(teacher.denoiser, blocks, width).to(teacher.device)
+    if backbone != "cnn":
+        raise ValueError(f"lrm.backbone is {backbone!r}; use cnn or teacher")
+    text_dim = teacher.text([prompt]).embeddings.shape[-1] if text else None
+    return LatentRewardModel(teacher.latent_shape[0], text_dim, width, temporal, groups).to(teacher.device)
+
+
+def save_reward_model(folder: Path, model: nn.Module, teacher: Teacher, card: Mapping[str, Any]) -> None:
+    """Write what is trained of a network and lrm.json, each in one atomic step.
+
+    card: what else the file is to say, plain values; `statistics` must be among them.
+    """
+    with atomically(folder / WEIGHTS) as temporary:
+        save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, temporary)
+    full = {
+        **card,
+        "model": model.card,
+        "teacher": teacher.name,
+        "latent_shape": list(teacher.latent_shape),
+        "fingerprint": _fingerprint(model, teacher),
+    }
+    with atomically(folder / CARD) as temporary:
+        temporary.write_text(json.dumps(full, indent=1) + "\n", encoding="utf-8")
+
+
+def load_reward_model(folder: str | Path, teacher: Teacher, asked: Mapping[str, Any] | None = None) -> Stored:
+    """The network that `save_reward_model` wrote, for a teacher with the same latents.
+
+    asked: keys of `lrm` that the network must have been made with, where the configuration states them. ValueError
+    where the folder lacks something or holds another network.
+    """
+    folder = Path(folder)
+    card = read_reward_card(folder)
+    made = card["model"]
+    differing = [f"{k} is {made[k]} there and {v} here" for k, v in (asked or {}).items() if made.get(k, v) != v]
+    if differing:
+        raise ValueError(f"the latent reward model in {folder} is another: {'; '.join(differing)}. Set lrm as there")
+    state = torch.random.get_rng_state()
+    model = _empty(made, teacher, folder)
+    torch.random.set_rng_state(state)  # its first weights are of no account, and draw nothing from anyone
+    _check_fits(folder, card, _fingerprint(model, teacher), teacher.name)
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except Exception as error:  # a file cut short, or tensors of another model
+        told = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{folder / WEIGHTS} can't be read ({told[0]}); fit the model again to write it") from None
+    return Stored(model, card)
+
+
+def read_reward_card(folder: str | Path) -> dict[str, Any]:
+    """What lrm.json says; ValueError where there is no latent reward model."""
+    folder = Path(folder)
+    if missing := [name for name in (CARD, WEIGHTS) if not (folder / name).is_file()]:
+        raise ValueError(
+            f"no latent reward model in {folder}: it has no {' and no '.join(missing)}; launch/fit_reward.py writes "
+            "one to out=FOLDER, and a finished run has one in runs/<run>/lrm"
+        )
+    try:
+        card = dict(json.loads((folder / CARD).read_text(encoding="utf-8")))
+        if lacking := [key for key in KEYS if key not in card]:
+            raise ValueError(f"it lacks {', '.join(lacking)}")
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{folder / CARD} can't be read ({error}); fit the model again to write it") from None
+    return card
+
+
+def _empty(made: Mapping[str, Any], teacher: Teacher, folder: Path) -> nn.Module:
+    """A network like the stored one, whose weights are yet to be read."""
+    if made.get("backbone") == "teacher":
+        return make_reward_model(teacher, "teacher", width=made["width"], blocks=made["blocks"])
+    if made["channels"] != teacher.latent_shape[0]:
+        raise ValueError(
+            f"the latent reward model in {folder} reads latents of {made['channels']} channels, and those of "
+            f"{teacher.name} have {teacher.latent_shape[0]}; fit one on this teacher's latents by launch/fit_reward.py"
+        )
+    keys = {key: made[key] for key in ("channels", "text_dim", "width", "temporal", "groups")}
+    return LatentRewardModel(**keys).to(teacher.device)
+
+
+def _fingerprint(model: nn.Module, teacher: Teacher) -> dict[str, Any]:
+    """What the network's numbers depend on: the autoencoder, the text models if it reads captions, and its trunk."""
+    reads = model.card.get("text", True)  # type: ignore[union-attr, operator]
+    text = ("text", "tokenizer")
+    found = {key: value for key, value in teacher.fingerprint().items() if reads or not key.startswith(text)}
+    found = json.loads(json.dumps(found))  # tuples are lists there
+    return found | ({"blocks": weights_hash(model.trunk.network)} if isinstance(model, TeacherRewardModel) else {})
+
+
+def _check_fits(folder: Path, card: Mapping[str, Any], mine: Mapping[str, Any], name: str) -> None:
+    """Raise ValueError where the teacher's own parts are others than those that the network was fitted with."""
+    stored = card["fingerprint"]
+    differing = [key for key in mine if stored.get(key, mine[key]) != mine[key]]
+    if differing:
+        raise ValueError(
+            f"the latent reward model in {folder} was fitted with another {', '.join(differing)} (of the teacher "
+            f"{card['teacher']}) than {name} has; use the teacher that it was fitted with, or fit one for this teacher "
+            "by launch/fit_reward.py"
+        )

@@ -1,0 +1,104 @@
+"""A pixel reward asked about latents: what it says of decoded clips, and what to do when it can't say anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dollar.models.codec import Codec
+
+
+class Reward(Protocol):
+    """A pixel reward: any black box, differentiable or not.
+
+    It may have `frames`, how many evenly spaced frames it looks at, so that no others are decoded; `differentiable`,
+    True where a gradient at the pixels comes back through `score`; `sees_motion`, True where the order of frames
+    counts; `check(prompts)`, which raises ValueError for a prompt that can't be judged.
+    """
+
+    def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        """[B] for videos [B, T, C, H, W] in [0, 1] and B prompts."""
+        ...
+
+
+class PixelReward:
+    """A reward behind the decoder. A clip that it can't judge gets nan, whatever went wrong, and `trouble` says what.
+
+    trouble: the last one, as a sentence's part; empty where there was none.
+    """
+
+    def __init__(self, reward: Reward, codec: Codec) -> None:
+        self.reward = reward
+        self.codec = codec
+        self.trouble = ""
+
+    @property
+    def name(self) -> str:
+        return type(self.reward).__name__
+
+    @property
+    def differentiable(self) -> bool:
+        return bool(getattr(self.reward, "differentiable", False))
+
+    def score(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
+        """[B], float32 on the CPU, nan where there is no number, for latents [B, C, F, h, w]."""
+        return self.judge(self.decode(latents), prompts)
+
+    def with_gradient(self, latents: Tensor, prompts: Sequence[str], frames: int | None = None) -> Tensor:
+        """[B], float32, through decoder and reward; frames: how many evenly spaced ones are decoded, None for all.
+
+        ValueError for a reward that gives no gradient.
+        """
+        if not self.differentiable:
+            raise ValueError(
+                f"the reward {self.name} has no gradient; reach it through the latent reward model (loss=dollar) or "
+                "by policy gradient (loss=ddpo)"
+            )
+        videos = self.codec.decode(latents, self._places(latents, frames), gradient=True)
+        return self.reward.score(videos, list(prompts)).float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The frames [B, T, C, H, W] that the reward looks at: all, or evenly spaced ones where it has `frames`."""
+        return self.codec.decode(latents, self._places(latents, getattr(self.reward, "frames", None)))
+
+    def judge(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        """[B], float32 on the CPU, of videos [B, T, C, H, W]; where it fails, they are asked about one by one."""
+        try:
+            return self._ask(videos, list(prompts))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a reward is the user's code, and its failure costs a clip, not the run
+            self.trouble = f"{self.name} raised {type(error).__name__}: {error}"
+            if len(videos) == 1:
+                return torch.full((1,), float("nan"))
+        return torch.cat([self.judge(v[None], [p]) for v, p in zip(videos, prompts, strict=True)])
+
+    def trial(self, videos: Tensor, prompts: Sequence[str]) -> None:
+        """Raise ValueError unless the reward gives these clips a number each: told before a run, not within it."""
+        try:
+            self._ask(videos, list(prompts))
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                f"the reward {self.name} failed on a first clip: {type(error).__name__}: {error}"
+            ) from error
+
+    def _ask(self, videos: Tensor, prompts: list[str]) -> Tensor:
+        with torch.no_grad():
+            scored = self.reward.score(videos, prompts)
+        if tuple(scored.shape) != (len(prompts),):
+            raise ValueError(
+                f"the reward {self.name} gave a tensor of shape {tuple(scored.shape)} for {len(prompts)} clips; it "
+                "must give one number a clip"
+            )
+        scored = scored.detach().float().cpu()
+        if not bool(scored.isfinite().all()):
+            self.trouble = f"{self.name} gave {scored[~scored.isfinite()][0].item()}"
+        return torch.where(scored.isfinite(), scored, float("nan"))
+
+    def _places(self, latents: Tensor, count: int | None) -> list[int] | None:
+        return None if count is None else self.codec.spread(latents, count)

@@ -1,0 +1,26 @@
+"""CLIP score: how well frames fit their captions, by a CLIP that nobody tuned."""
+
+from __future__ import annotations
+
+from dollar.rewards.clip import CaptionReward, Clip
+from dollar.rewards.tokens import LAION
+
+
+class ClipScore(CaptionReward):
+    """The cosine of frame and caption in a CLIP.
+
+    Published CLIP scores follow from each frame's cosine c: 100 max(c, 0), as libraries print it, and 2.5 max(c, 0) of
+    Hessel et al., 2021, who put "A photo depicts" before captions. unit scaled is the CLIP's own logit, near 100 c.
+    path: a hub id or folder in transformers' form, or a file in open_clip's. frames, unit: as CaptionReward; tokenizer,
+    batch: as Clip.
+    """
+
+    def __init__(
+        self,
+        path: str = "openai/clip-vit-large-patch14",
+        frames: int | str | None = 8,
+        unit: str = "cosine",
+        batch: int = 16,
+        tokenizer: str = LAION,
+    ) -> None:
+        super().__init__(Clip(path, tokenizer=tokenizer, batch=batch), frames, unit)

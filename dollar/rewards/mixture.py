@@ -1,0 +1,66 @@
+"""A weighted mixture of rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dollar.rewards.frames import pick
+
+
+class Mixture:
+    """The weighted sum of other rewards, each of which looks at its own frames.
+
+    parts: name -> a reward, or what makes one when called, so that a part of weight 0 is neither made nor asked.
+    weights: name -> a number in the part's own unit; a part that isn't named has weight 0. Weights below 0 punish.
+    ValueError for a weight without a part, or where all weights are 0.
+    """
+
+    def __init__(self, parts: Mapping[str, Any | Callable[[], Any]], weights: Mapping[str, float]) -> None:
+        if unknown := sorted(set(weights) - set(parts)):
+            raise ValueError(f"reward.weights.{unknown[0]} has no part; the parts are {', '.join(sorted(parts))}")
+        self.weights = {name: float(weights[name]) for name in parts if weights.get(name)}
+        if not self.weights:
+            raise ValueError(f"all of reward.weights are 0; give one of {', '.join(sorted(parts))} a weight")
+        self.parts = {name: _made(parts[name]) for name in self.weights}
+
+    @property
+    def frames(self) -> int | None:
+        """How many evenly spaced frames are decoded; all where the parts want different ones."""
+        # Four evenly spaced frames of eight such are not those of the clip, so each part must choose from all.
+        wanted = {getattr(part, "frames", None) for part in self.parts.values()}
+        return wanted.pop() if len(wanted) == 1 else None
+
+    @property
+    def differentiable(self) -> bool:
+        return all(getattr(part, "differentiable", False) for part in self.parts.values())
+
+    @property
+    def sees_motion(self) -> bool:
+        return any(getattr(part, "sees_motion", False) for part in self.parts.values())
+
+    def check(self, prompts: Iterable[str]) -> None:
+        """Raise ValueError for the first prompt that a part can't judge."""
+        prompts = list(prompts)
+        for part in self.parts.values():
+            if hasattr(part, "check"):
+                part.check(prompts)
+
+    def scores(self, videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """Each part's own value [B], by its name and without its weight; videos as in `score`."""
+        return {
+            name: part.score(pick(videos, getattr(part, "frames", None)), list(prompts))
+            for name, part in self.parts.items()
+        }
+
+    def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        """[B], float32; videos [B, T, 3, H, W] in [0, 1]. A clip that a part can't judge gets that part's nan."""
+        scores = self.scores(videos, prompts)
+        return torch.stack([self.weights[name] * value.float() for name, value in scores.items()]).sum(0)
+
+
+def _made(part: Any) -> Any:
+    return part if hasattr(part, "score") and not isinstance(part, type) else part()

@@ -1,0 +1,251 @@
+"""launch/fit_reward.py: what is scored, what is held out, and what is written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PROMPT, ROOT, TINY, TINY_DATA
+from observations import Observations, Row
+from safetensors import safe_open
+from torch import Tensor
+
+from dollar.latent_reward import LatentReward
+from dollar.models.teacher import Teacher
+
+ASKED: list[str] = []
+
+
+class Redness:
+    """How much more red than blue there is, of the brightness; one point more where the caption says red."""
+
+    def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        ASKED.extend(prompts)
+        red = (videos[:, :, 0] - videos[:, :, 2]).mean((1, 2, 3))
+        return red + torch.tensor([float("red" in p) for p in prompts])
+
+
+class Moody(Redness):
+    """It has no number for green things."""
+
+    def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        return super().score(videos, prompts).where(torch.tensor(["green" not in p for p in prompts]), float("nan"))
+
+
+SETTINGS = (
+    "teacher.name=tiny",
+    *(f"teacher.{key}={value}" for key, value in TINY.items()),
+    *TINY_DATA[:1],
+    "data.clips.size=24",
+    "reward._target_=test_fit_reward.Redness",
+    "clips=20",
+    "made=[1,2]",
+    "made_clips=6",
+    "lrm.width=16",
+    "lrm.groups=4",
+    "lrm.blocks=1",
+    "steps=60",
+    "every=20",
+    "parallel.device=cpu",
+)
+
+
+@pytest.fixture
+def fit(command: Callable, tiny_teacher_folder: Path, tmp_path: Path) -> Callable:
+    """fit("key=value", ...) runs the command into tmp_path/lrm."""
+
+    def run(*overrides: str):
+        out = [] if any(o.startswith("out=") for o in overrides) else [f"out={tmp_path / 'lrm'}"]
+        ASKED.clear()
+        return command("fit_reward", *SETTINGS, f"teacher.folder={tiny_teacher_folder}", *out, *overrides)
+
+    return run
+
+
+def card_of(folder: Path) -> dict:
+    return json.loads((folder / "lrm.json").read_text())
+
+
+def test_a_fit_writes_a_model_that_follows_the_reward_and_says_how_well(
+    fit: Callable, teacher: Teacher, tmp_path: Path
+) -> None:
+    # One caption in six is of something red, and clips of a random decoder are gray: the caption is all there is.
+    said = fit("steps=300", "optim.lrm.lr=3e-3", "mismatched=false")
+    assert said.code == 0, said.err
+    lines = [line.split() for line in said.out.splitlines()]
+    kinds = ("all", "real", "made in 1", "made in 2")
+    assert all(any(line[: len(k.split())] == k.split() for line in lines) for k in kinds)
+    figures = card_of(tmp_path / "lrm")["figures"]["held_out"]
+    assert list(figures) == list(kinds)
+    assert figures["all"]["clips"] == sum(figures[k]["clips"] for k in kinds[1:])
+    surrogate = LatentReward.from_folder(tmp_path / "lrm", teacher)
+    # The written figures are those of the written model on what was held out.
+    with safe_open(tmp_path / "lrm" / "observations.safetensors", "pt") as opened:
+        told = json.loads(opened.metadata()["observations"])
+        latents, reward, clip = (opened.get_tensor(n) for n in ("latents", "reward", "clip"))
+        place = opened.get_tensor("place")
+    held = sorted({int(c) for c in clip})
+    order = torch.randperm(len(held), generator=torch.Generator().manual_seed(0)).tolist()
+    held = {held[i] for i in order[: round(0.2 * len(held))]}
+    rows = [i for i, c in enumerate(clip.tolist()) if c in held]
+    assert len(rows) == figures["all"]["clips"]
+    with torch.no_grad():
+        predicted = surrogate.predict(latents[place[rows]], teacher.text([told["prompts"][i] for i in rows]))
+    true = reward[rows]
+    r2 = 1 - float(((true - predicted) ** 2).sum() / ((true - true.mean()) ** 2).sum())
+    assert figures["all"]["r2"] == pytest.approx(r2, abs=1e-4)
+    seen = torch.stack([r for i, r in enumerate(reward) if i not in rows])
+    assert surrogate.statistics.count == len(seen)
+    assert surrogate.statistics.mean == pytest.approx(float(seen.mean()), rel=1e-5)
+
+
+def test_the_same_command_and_another_fit_score_nothing_again(fit: Callable, tmp_path: Path) -> None:
+    assert fit().code == 0
+    asked = 20 + 20 + 2 * 6 + min(20, 8)  # real, mismatched, made twice, and the first few for trial
+    assert len(ASKED) == asked
+    first = (tmp_path / "lrm" / "model.safetensors").read_bytes()
+    assert fit().code == 0
+    assert ASKED == [] and (tmp_path / "lrm" / "model.safetensors").read_bytes() == first
+    said = fit(f"out={tmp_path / 'other'}", f"observations={tmp_path / 'lrm'}", "lrm.backbone=teacher")
+    assert said.code == 0, said.err
+    assert ASKED == [] and card_of(tmp_path / "other")["model"] == {"backbone": "teacher", "blocks": 1, "width": 16}
+    assert card_of(tmp_path / "other")["noise"] == [0.0, 0.5]
+    # More clips cost what is new alone.
+    assert fit("made_clips=8", "made=[1,2,3]").code == 0
+    assert len(ASKED) == 2 * 8 + 8 + 8  # a chunk that lacks some is made whole again
+    for change in (
+        "seed=1",
+        "teacher.guidance_scale=2.0",
+        "data.clips.size=23",
+        "reward._target_=test_fit_reward.Moody",
+    ):
+        said = fit(change)
+        assert said.code == 2 and "holds scores of another" in said.err, (change, said.err)
+
+
+def test_clips_without_a_reward_are_left_out_and_the_trouble_is_told(fit: Callable, tmp_path: Path) -> None:
+    said = fit("reward._target_=test_fit_reward.Moody", "made_clips=0", "clips=24", "steps=20")
+    assert said.code == 0, said.err
+    assert "clips that got no reward are left out; the last trouble: Moody gave nan" in said.out
+    figures = card_of(tmp_path / "lrm")["figures"]
+    asked = ASKED[8:]  # after the trial
+    others = [p for p in asked if "green" not in p]
+    assert len(others) < len(asked) == 48
+    assert figures["clips"] + figures["held_out"]["all"]["clips"] == len(others)
+
+
+def test_a_fit_that_gets_no_better_ends_with_the_model_that_was_best(fit: Callable, tmp_path: Path) -> None:
+    settings = ("lrm.fit=pairwise", "every=10", "optim.lrm.lr=1e-2", "decay_from=1")
+    said = fit(*settings, "patience=1", "steps=400")
+    assert said.code == 0, said.err
+    card = card_of(tmp_path / "lrm")
+    best = card["figures"]["step"]
+    assert card["fit"] == "pairwise" and best < 400
+    assert f"best after {best} of 400 updates" in said.out
+    assert fit(*settings, f"steps={best}", f"observations={tmp_path / 'lrm'}", f"out={tmp_path / 'short'}").code == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("lrm", "short")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["reward._target_=null"], ["reward=none", "name a reward"]),
+        (["held_out=1.0"], ["held_out is 1.0", "between 0 and 1"]),
+        (["made=[0]"], ["made is [0]"]),
+        (["made=[4,4]"], ["each step count once"]),
+        (["clips=0", "made_clips=0"], ["no clips to fit on"]),
+        (["steps=0"], ["steps is 0"]),
+        (["lrm.widht=3"], ["no key 'lrm.widht'", "'lrm.width'"]),
+        (["lrm.backbone=vgg"], ["lrm.backbone is 'vgg'", "cnn or teacher"]),
+        (["lrm.fit=rank"], ["lrm.fit is 'rank'"]),
+        (["lrm.backbone=teacher", "lrm.blocks=9"], ["lrm.blocks is 9", "1 to 2"]),
+        (["lrm.backbone=teacher", "lrm.noise=[0.5,0.5]"], ["lrm.noise is [0.5, 0.5]", "rising"]),
+        (["observations=nowhere"], ["there is no nowhere/observations.safetensors"]),
+    ],
+)
+def test_a_mistake_is_a_sentence_before_anything_is_scored(
+    fit: Callable, tmp_path: Path, overrides: list[str], words: list[str]
+) -> None:
+    said = fit(*overrides)
+    assert said.code == 2 and said.err.startswith("fit_reward.py: "), said.err
+    assert all(word in said.err for word in words), said.err
+    assert ASKED == [] and list(tmp_path.iterdir()) == []
+
+
+def test_a_clip_is_held_out_under_all_of_its_captions() -> None:
+    from fit_reward import split
+
+    rows = [(kind, Row(0, clip, PROMPT, 0.5)) for kind in ("real", "mismatched", "made in 1") for clip in range(10)]
+    fitted_on, held_out = split(rows, 0.3, seed=0)
+    clips = [{row.clip for _, row in part} for part in (fitted_on, held_out)]
+    assert not clips[0] & clips[1] and len(clips[1]) == 3 and len(held_out) == 9
+    assert split(rows, 0.3, seed=1)[1] != held_out and split(rows, 0.3, seed=0)[1] == held_out
+    with pytest.raises(ValueError, match="at least 2"):
+        split(rows[:2], 0.3, seed=0)
+
+
+def test_figures_by_hand(teacher: Teacher) -> None:
+    """Rewards 1, 2, 3, 4 of which 1, 2, 4, 3 is predicted: R^2 = 1 - 2/5, and the pairs two apart are all told."""
+    from fit_reward import figures_of, table
+
+    class Says(torch.nn.Module):
+        noisy = False
+        card: dict = {}
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = torch.nn.Linear(1, 1)
+
+        def forward(self, x: Tensor, condition: object = None, t: object = None) -> Tensor:
+            return x.flatten(1)[:, 0]
+
+    surrogate = LatentReward(Says(), None, teacher.text)
+    latents = [torch.full((1, 1, 1, 1), value) for value in (1.0, 2.0, 4.0, 3.0)]
+    rows = [("real", Row(i, i, PROMPT, i + 1.0)) for i in range(4)]
+    surrogate.statistics.load_state_dict({"count": 2, "mean": 0.0, "variance": 9.0})  # pairs above 1.5 count
+    surrogate.predict = lambda x, condition: surrogate.model(x)  # as if in the reward's unit
+    figures = figures_of(surrogate, latents, rows, batch=3)
+    assert figures["all"] == figures["real"]
+    assert figures["all"]["r2"] == pytest.approx(0.6) and figures["all"]["error"] == pytest.approx(0.5**0.5)
+    assert figures["all"]["correlation"] == pytest.approx(0.8) and figures["all"]["pairwise"] == 1
+    assert figures["all"]["pairs"] == 3
+    assert [line.split()[:3] for line in table(figures).splitlines()[1:]] == [["all", "4", "0.6"], ["real", "4", "0.6"]]
+
+
+def test_observations_come_back_from_their_file(tmp_path: Path) -> None:
+    path, identity = tmp_path / "observations.safetensors", {"reward": {"a": 1}, "clip size": (9, 32)}
+    seen = Observations(identity, list(torch.randn(4, 2, 3)), seconds=2.5)
+    seen.rows = {
+        ("real", 5): Row(1, 8, "a \u00fc", 0.5),
+        ("mismatched", 5): Row(1, 8, "b", float("nan")),
+        ("made in 4", 0): Row(3, 2, "c", -1.0),
+    }
+    seen.save(path)
+    again = Observations.at(path, identity)
+    assert list(again.rows) == list(seen.rows) and again.seconds == 2.5
+    for key, row in again.rows.items():
+        assert row[1:3] == seen.rows[key][1:3]
+        assert torch.equal(again.latents[row.place], seen.latents[seen.rows[key].place])
+    assert len(again.latents) == 2  # what nothing refers to isn't kept
+    rewards = [row.reward for row in again.rows.values()]
+    assert rewards[::2] == [0.5, -1.0] and rewards[1] != rewards[1]
+    with pytest.raises(ValueError, match="scores of another reward"):
+        Observations.at(path, {**identity, "reward": {"a": 2}})
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ValueError, match="can't be read"):
+        Observations.at(path, identity)
+
+
+def test_help_is_quick_and_names_the_keys() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    said = subprocess.run(
+        [sys.executable, "launch/fit_reward.py", "--help"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert said.returncode == 0 and "backbone: cnn" in said.stdout and "held_out: 0.2" in said.stdout

@@ -1,0 +1,71 @@
+"""The guard against over-optimisation: when it is troubled, when it acts, and what it remembers."""
+
+from __future__ import annotations
+
+import pytest
+
+from dollar.guard import Guard
+
+
+def told(guard: Guard, *checks: tuple[float, float]) -> list[str]:
+    return [guard.check(pursued, held) for pursued, held in checks]
+
+
+def test_it_acts_after_so_many_troubled_checks_in_a_row() -> None:
+    guard = Guard("stop", patience=2, tolerance=0.1)
+    said = told(guard, (1.0, 0.8), (1.2, 0.9), (1.4, 0.7), (1.5, 0.85), (1.6, 0.7), (1.7, 0.6))
+    assert said[:5] == [""] * 5 and not Guard("stop").stops
+    assert "rose from 1.2 to 1.7" in said[5] and "fell from 0.9 to 0.6" in said[5]
+    assert guard.stops
+
+
+def test_a_fall_within_the_tolerance_or_of_both_is_no_over_optimisation() -> None:
+    guard = Guard("stop", patience=1, tolerance=0.1)
+    assert told(guard, (1.0, 1.0), (2.0, 0.91)) == ["", ""]
+    assert told(guard, (0.9, 0.2)) == [""]  # a worse student, but not for the reward's sake
+    assert not guard.stops
+
+
+def test_the_tolerance_is_a_share_of_scores_below_zero_too() -> None:
+    guard = Guard("stop", patience=1, tolerance=0.1)
+    assert told(guard, (1.0, -10.0), (2.0, -10.9)) == ["", ""]
+    assert "over-optimisation" in guard.check(2.0, -11.2)
+
+
+def test_lowering_halves_the_weight_and_looks_again_from_there() -> None:
+    guard = Guard("lower", patience=1, tolerance=0.0, factor=0.5)
+    assert "weight is now 0.5" in told(guard, (1.0, 1.0), (1.5, 0.5))[1]
+    assert told(guard, (1.6, 0.5)) == [""]  # held since
+    assert "weight is now 0.25" in guard.check(1.8, 0.4)
+    assert guard.scale == 0.25 and not guard.stops
+
+
+def test_warning_says_so_every_time_and_none_says_nothing() -> None:
+    checks = ((1.0, 1.0), (1.5, 0.5), (1.6, 0.4))
+    assert [bool(s) for s in told(Guard("warn", patience=1), *checks)] == [False, True, True]
+    assert told(Guard("none", patience=1), *checks) == ["", "", ""]
+
+
+def test_it_goes_on_where_its_state_was_left() -> None:
+    checks = ((1.0, 1.0), (1.5, 0.5), (1.6, 0.4), (1.7, 0.3))
+    unbroken = Guard("lower", patience=2)
+    expected = told(unbroken, *checks)
+    first, second = Guard("lower", patience=2), Guard("lower", patience=2)
+    said = told(first, *checks[:2])
+    second.load_state_dict(first.state_dict())
+    assert said + told(second, *checks[2:]) == expected and any(expected)
+    assert second.state_dict() == unbroken.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"action": "halt"}, "guard.action is 'halt'; use none, warn, lower or stop"),
+        ({"patience": 0}, "guard.patience is 0"),
+        ({"tolerance": -0.1}, "guard.tolerance is -0.1"),
+        ({"factor": 1.0}, "guard.factor is 1.0"),
+    ],
+)
+def test_settings_that_cannot_be_are_told(wrong: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        Guard(**wrong)

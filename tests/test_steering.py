@@ -1,0 +1,270 @@
+"""Runs that follow a reward in other ways: baselines, a stored latent reward model, the guard, early stopping."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import fingerprint, gradients
+from torch import Tensor
+
+from dollar.losses.pull import Pull
+from dollar.models.teacher import Teacher
+from dollar.parallel import checkpoint
+from dollar.trainer import Trainer
+
+Build = Callable[..., Trainer]
+SMOOTH = "reward._target_=test_steering.Smooth"
+WAYS = {
+    "ddpo": ("loss=ddpo", "student.steps=[4,2]", "beta_ft=0"),
+    "refl": ("loss=refl", SMOOTH, "rg.frames=2", "beta_ft=0"),
+    "draft": ("loss=draft", SMOOTH, "rg.last=2", "rg.frames=null", "beta_ft=0"),
+    "pull": ("beta_pull=0.5", "pull.steps=2"),
+    "teacher": ("lrm.backbone=teacher", "lrm.blocks=1"),
+    "pairwise": ("lrm.fit=pairwise",),
+    "both": ("lrm.backbone=teacher", "lrm.fit=pairwise", "ft.update=separate", "ft.accumulate=2"),
+    "tuning": ("experiment=tune_teacher", "student.steps=[10]", "lrm.warmup=1"),
+}
+
+
+class Smooth:
+    """A reward with a gradient: the clip's brightness, more of it where the caption says white."""
+
+    differentiable = True
+
+    def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        return videos.mean((1, 2, 3, 4)) * torch.tensor([2.0 if "white" in p else 1.0 for p in prompts])
+
+
+class Failing:
+    """A reward that fails on some clips: raises for blue, has no number for green."""
+
+    def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        if any("blue" in p for p in prompts):
+            raise RuntimeError("blue is not for me")
+        return torch.tensor([float("nan") if "green" in p else 1.0 for p in prompts])
+
+
+class Never:
+    """A reward that can't be had."""
+
+    def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        raise RuntimeError("not today")
+
+
+def run(trainer: Trainer, cycles: int) -> checkpoint.State:
+    for cycle in range(trainer.cycle, cycles):
+        trainer.run_cycle(cycle)
+        trainer.cycle = cycle + 1
+    tensors, plain = trainer.state()
+    return checkpoint.State({name: value.detach().clone() for name, value in tensors.items()}, plain)
+
+
+@pytest.mark.parametrize("settings", WAYS.values(), ids=WAYS)
+def test_every_way_resumes_exactly_and_moves_the_student_its_own_way(build: Build, settings: tuple[str, ...]) -> None:
+    expected = run(build(*settings, "log.gradients_every=1"), 3)
+    state = run(build(*settings, "log.gradients_every=1"), 2)
+    second = build(*settings, "log.gradients_every=1")
+    second.load(state)
+    found = run(second, 3)
+    assert found.tensors.keys() == expected.tensors.keys()
+    assert all(torch.equal(value, expected.tensors[name]) for name, value in found.tensors.items())
+    plain = run(build("beta_ft=0", SMOOTH), 3).tensors
+    student = next(name for name in plain if name.startswith("student/"))
+    assert not torch.equal(plain[student], expected.tensors[student])
+
+
+def test_terms_show_their_size_at_the_sample_and_at_the_weights(build: Build) -> None:
+    measured = build("loss=refl", SMOOTH, "log.gradients_every=1").run_cycle(0)
+    for name in ("grad_norm/x_hat/refl", "grad_norm/term/refl", "loss/refl"):
+        assert abs(measured[name]) > 0
+    assert -1 <= measured["cosine/x_hat/vsd_refl"] <= 1 and "cosine/vsd_refl" in measured
+    other = build("loss=ddpo", "student.steps=[4]", "log.gradients_every=1").run_cycle(0)
+    assert other["grad_norm/term/ddpo"] > 0 and "reward/true" in other
+
+
+def test_refl_adds_its_gradient_to_the_samples(build: Build) -> None:
+    """With one frame of a tiny decoder the gradient at x_hat is that of finite differences."""
+    trainer = build("loss=refl", SMOOTH, "beta_vsd=0", "beta_cd=0", "rg.frames=1", "beta_rg=2", "student.steps=[1]")
+    pixel, x = trainer.distiller.pixel, torch.randn(2, 8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    prompts = ["a white one", "a red one"]
+    x = x.requires_grad_()
+    (gradient,) = torch.autograd.grad(pixel.with_gradient(x, prompts, 1).sum(), x)
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ahead, behind = (pixel.with_gradient(x + step * direction, prompts, 1).sum() for step in (1e-2, -1e-2))
+    torch.testing.assert_close((gradient * direction).sum(), (ahead - behind) / 2e-2, rtol=2e-2, atol=1e-4)
+    batch, condition = trainer._batch(trainer._draws(0), False)
+    (term,) = trainer.distiller.student_terms(trainer._draws(0), batch.prompts, condition, None, False)
+    made = trainer.distiller.last.x_hat.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(-2 * pixel.with_gradient(made, batch.prompts, 1).mean(), made)
+    torch.testing.assert_close(term.gradient, expected)
+
+
+def test_the_guards_weight_scales_what_leads_to_the_reward_alone(build: Build) -> None:
+    trainer = build("loss=refl", SMOOTH, "beta_cd=0", "beta_pull=0.3", "beta_rg=0.7")
+    assert isinstance(trainer.distiller.objective.terms["pull"], Pull)
+
+    def terms(scale: float) -> dict[str, Tensor]:
+        trainer.distiller.reward_scale = scale
+        draws = trainer._draws(0)
+        batch, condition = trainer._batch(draws, False)
+        turns = trainer.distiller.student_terms(draws, batch.prompts, condition, None, False, apart=True)
+        return {term.name: term.gradient for term in turns}
+
+    whole, half = terms(1.0), terms(0.5)
+    assert set(whole) == {"vsd", "pull", "refl"}
+    torch.testing.assert_close(half["refl"], 0.5 * whole["refl"])
+    assert torch.equal(half["vsd"], whole["vsd"]) and torch.equal(half["pull"], whole["pull"])
+
+
+def test_policy_gradient_without_any_reward_stops_with_its_trouble(build: Build) -> None:
+    trainer = build("loss=ddpo", "student.steps=[4]", "beta_cd=0", "cycles=9")
+    trainer.distiller.pixel.reward = Failing()
+    trainer.plan.max_skipped = 2
+    trainer.data.clips.captions = tuple("a small blue circle standing still on a black background" for _ in range(12))
+    trainer.run_cycle(0)
+    with pytest.raises(FloatingPointError, match=r"2 cycles in a row.*Failing raised RuntimeError: blue is not for me"):
+        trainer.run_cycle(1)
+
+
+def test_a_clip_on_which_the_reward_fails_is_left_out_and_counted(build: Build) -> None:
+    trainer = build("beta_cd=0", "lrm.clips=4", "lrm.warmup=0")
+    trainer.distiller.pixel.reward = Failing()
+    measured = trainer.run_cycle(0)
+    (observed,) = trainer.distiller.latent_reward.past
+    expected = [not ("blue" in p or "green" in p) for p in observed.prompts]
+    assert observed.usable.tolist() == expected and 0 < sum(expected) < len(expected)
+    assert measured["reward/unusable"] == len(expected) - sum(expected)
+
+
+# A latent reward model that was fitted before
+
+
+def test_a_stored_model_is_read_and_only_where_asked_fitted_on(build: Build, teacher: Teacher, tmp_path: Path) -> None:
+    first = build("lrm.warmup=0")
+    run(first, 2)
+    surrogate = first.distiller.latent_reward
+    surrogate.save(tmp_path / "lrm", teacher)
+    stored = fingerprint(surrogate.model)
+    frozen = build("lrm.mode=frozen", f"lrm.path={tmp_path / 'lrm'}", "reward._target_=null", "beta_vsd=0", "beta_cd=0")
+    assert "lrm" not in frozen.learners and frozen.distiller.pixel is None
+    before = fingerprint(frozen.learners["student"].network)
+    measured = frozen.run_cycle(0)
+    assert measured["loss/ft"] != 0 and not torch.equal(before, fingerprint(frozen.learners["student"].network))
+    assert torch.equal(stored, fingerprint(frozen.distiller.latent_reward.model))
+    assert frozen.distiller.latent_reward.statistics == surrogate.statistics
+    going_on = build("lrm.mode=pretrained", f"lrm.path={tmp_path / 'lrm'}", "lrm.warmup=50")
+    assert torch.equal(stored, fingerprint(going_on.distiller.latent_reward.model))
+    assert "loss/ft" in going_on.run_cycle(0)  # it is warm from the start
+    assert not torch.equal(stored, fingerprint(going_on.distiller.latent_reward.model))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (("lrm.mode=frozen",), "lrm.mode is frozen, but lrm.path is null"),
+        (("lrm.path=somewhere",), "lrm.mode is online, which reads none"),
+        (("lrm.mode=later",), "lrm.mode is 'later'; use online, pretrained or frozen"),
+        (("lrm.mode=frozen", "lrm.path=nowhere"), "no latent reward model in nowhere"),
+        (("lrm.fit=ranks",), "lrm.fit is 'ranks'; use mse or pairwise"),
+        (("lrm.backbone=unet",), "lrm.backbone is 'unet'; use cnn or teacher"),
+        (
+            ("lrm.backbone=teacher", "parallel.shard_teacher=true"),
+            "parallel.shard_teacher spreads the teacher's blocks",
+        ),
+        (("lrm.backbone=teacher", "lrm.blocks=7"), "lrm.blocks is 7; this teacher has 1 to 2"),
+        (("lrm.backbone=teacher", "lrm.noise=[0.6,0.5]"), "lrm.noise is"),
+        (("loss=refl",), "the loss's refl needs the reward's gradient, and Redness has none"),
+        (("loss=ddpo", "beta_ft=0", "reward._target_=null"), "the loss's ddpo needs a reward, but reward=none"),
+        (("loss=ddpo", "student.steps=[1]"), "a student of one step has none"),
+        (("beta_pull=-1",), r"terms.pull.beta is -1"),
+        (("beta_vsd=0", "beta_cd=0", "beta_ft=0"), "every beta is 0"),
+        (("guard.action=stop",), "validation.every is 0, so it would see nothing"),
+        (("guard.action=stop", "validation.every=1", "beta_ft=0"), "no term leads to a reward"),
+        (("guard.action=stop", "validation.every=1", "beta_ft=0", "loss=ddpo"), "can't be its own guard"),
+        (("patience=2",), "patience is 2 and keep_best None"),
+        (("reward._target_=test_steering.Never",), "the reward Never failed on a first clip: RuntimeError: not today"),
+    ],
+)
+def test_what_does_not_go_together_is_told(build: Build, settings: tuple[str, ...], told: str) -> None:
+    with pytest.raises(Exception, match=told):
+        build(*settings)
+
+
+# The guard and early stopping
+
+
+def watched(trainer: Trainer, *checks: tuple[float, float]) -> list[Tensor]:
+    """Let validation give these predicted and true rewards; the student's averages at each."""
+    given, seen = iter(checks), []
+
+    def validate(cycle: int) -> dict[str, float]:
+        seen.append(fingerprint(trainer.learners["student"].network))
+        predicted, true = next(given)
+        return {"predicted_4": predicted, "reward_4": true}
+
+    trainer.validate = validate
+    return seen
+
+
+STOPPING = ("validation.every=1", "cycles=6", "guard.action=stop", "guard.patience=2", "guard.tolerance=0.1")
+
+
+def test_the_guard_ends_the_run_with_the_last_student_before_it(build: Build) -> None:
+    trainer = build(*STOPPING)
+    seen = watched(trainer, (1.0, 0.5), (1.1, 0.6), (1.5, 0.4), (1.6, 0.3), (1.7, 0.2))
+    assert trainer.train() and trainer.cycle == 4
+    assert "over-optimisation" in trainer.ended and trainer.uses_best
+    tensors, plain = checkpoint.load(checkpoint.newest(trainer.folder / "best"))
+    names = [name for name, _ in trainer.learners["student"].network.named_parameters()]
+    assert plain["best"] == {"cycle": 2}
+    assert torch.equal(torch.cat([tensors[f"ema/{n}"].flatten() for n in names]), seen[1])
+    again = build(*STOPPING)
+    again.load(checkpoint.load(checkpoint.newest(trainer.folder / "checkpoints")))
+    again.run_cycle = lambda cycle: pytest.fail("a run that ended has nothing to do")
+    assert again.train() and again.ended == trainer.ended
+
+
+def test_the_guard_lowers_the_rewards_weight(build: Build) -> None:
+    trainer = build(*STOPPING[:2], "guard.action=lower", "guard.patience=1", "guard.factor=0.25")
+    watched(trainer, (1.0, 0.5), (1.5, 0.3), (1.4, 0.3), (1.6, 0.1), (1.7, 0.1), (1.7, 0.1))
+    assert trainer.train() and trainer.cycle == 6 and not trainer.ended
+    assert trainer.guard.scale == trainer.distiller.reward_scale == 0.0625
+
+
+def test_a_run_ends_when_its_best_score_stays_behind(build: Build) -> None:
+    trainer = build("validation.every=1", "cycles=9", "keep_best=reward_4", "patience=2")
+    watched(trainer, *[(0.0, true) for true in (0.1, 0.5, 0.4, 0.5, 0.9)])
+    assert trainer.train() and trainer.cycle == 4
+    assert "no better reward_4 than 0.5 of cycle 2" in trainer.ended and trainer.uses_best
+
+
+def test_a_guards_reward_is_measured_beside_the_runs_own(build: Build) -> None:
+    trainer = build("validation.every=1", "guard.action=warn", "guard.reward._target_=test_steering.Smooth", "cycles=1")
+    scores = trainer.validate(1)
+    assert {name.partition("_")[0] for name in scores} == {"reward", "guard", "predicted"}
+    assert all(0 < scores[f"guard_{steps}"] < 2 for steps in (4, 2, 1))
+
+
+def test_tuning_the_teacher_follows_its_own_times_and_stays_near_it(build: Build) -> None:
+    """With the pull alone, a network that is the teacher has nothing to learn; moved away, it is led back."""
+    trainer = build("experiment=tune_teacher", "student.steps=[10]", "beta_ft=0", "reward._target_=null")
+    student = trainer.learners["student"].network
+    draws = trainer._draws(0)
+    batch, condition = trainer._batch(draws, True)
+
+    def pulled() -> Tensor:
+        (term,) = trainer.distiller.student_terms(draws, batch.prompts, condition, batch.latents, False)
+        torch.autograd.backward(term.tensor, term.gradient)
+        found = gradients(student).clone()
+        student.zero_grad()
+        return found
+
+    assert float(pulled().abs().max()) < 1e-6
+    with torch.no_grad():
+        for p in student.parameters():
+            p += 0.01
+    assert float(pulled().abs().max()) > 1e-4
