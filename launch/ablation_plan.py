@@ -15,7 +15,7 @@ from ablation_jobs import Job
 from door import ROOT
 from omegaconf import DictConfig, OmegaConf
 
-from dollar.evaluation.ablation import Row
+from dollar.evaluation.ablation import PURSUED, Row
 
 TEACHER = "teacher"  # the name of the teacher's own job
 MADE_AS = "made_as.json"  # what a run was trained with, beside its run
@@ -29,7 +29,9 @@ def rows_of(config: DictConfig) -> list[Row]:
         if unknown := given.keys() - set(Row._fields):
             raise ValueError(f"a row has {', '.join(map(str, sorted(unknown)))}; it may have {', '.join(Row._fields)}")
         lists = {key: tuple(given[key]) for key in ("overrides", "steps") if key in given}
-        rows.append(Row(**(given | lists)))
+        group = config.groups.get(given.get("group"), {})
+        pursued = {"pursued": group["pursued"]} if "pursued" in group else {}
+        rows.append(Row(**(pursued | given | lists)))
     names = [row.name for row in rows]
     for i, row in enumerate(rows):
         if row.name in names[:i] or row.name == TEACHER:
@@ -38,6 +40,8 @@ def rows_of(config: DictConfig) -> list[Row]:
             raise ValueError(f"the row {row.name} is to come after {row.after}, but no row before it is called so")
         if row.group not in config.groups:
             raise ValueError(f"the row {row.name} is in group {row.group}; the groups are {', '.join(config.groups)}")
+        if row.pursued not in PURSUED:
+            raise ValueError(f"the row {row.name} pursues {row.pursued}; the figures are {', '.join(PURSUED)}")
     return rows
 
 
@@ -107,12 +111,17 @@ class Plan:
         """The command that measures."""
         steps = ",".join(map(str, row.steps))
         given = [f"checkpoint={self.folder(row.name, seed) / 'student'}", f"clips={self.config.clips}"]
-        return ("python", "launch/evaluate.py", *given, f"steps=[{steps}]", *self.config.evaluation)
+        return ("python", "launch/evaluate.py", *given, f"steps=[{steps}]", *self.evaluation(row))
+
+    def evaluation(self, row: Row | None) -> list[str]:
+        """Of launch/evaluate.py, for a row or for the teacher."""
+        c = self.config
+        return [*c.evaluation, *(c.student_evaluation if row else c.teacher_evaluation)]
 
     def evaluate_teacher(self) -> tuple[str, ...]:
         """The command that measures the teacher alone."""
         given = [f"out={self.work / TEACHER}", f"clips={self.config.clips}"]
-        return ("python", "launch/evaluate.py", *given, *self.config.teacher_evaluation)
+        return ("python", "launch/evaluate.py", *given, *self.evaluation(None))
 
     def made_as(self, row: Row, seed: int) -> str:
         """What the training follows from, in few letters: seed, overrides, and those of the rows before it."""
@@ -123,9 +132,9 @@ class Plan:
         """What a result follows from, in few letters."""
         c = self.config
         if seed is None:
-            return _hash([c.clips, list(c.teacher_evaluation)])
+            return _hash([c.clips, self.evaluation(None)])
         row = self.rows[name]
-        return _hash([self.made_as(row, seed), c.clips, row.steps, list(c.evaluation)])
+        return _hash([self.made_as(row, seed), c.clips, row.steps, self.evaluation(row)])
 
     def trained(self, row: Row, seed: int) -> bool:
         """Whether the student that the training would give is there."""

@@ -237,18 +237,23 @@ def build_pixel_reward(node: DictConfig, teacher: Teacher) -> PixelReward | None
     return None if node.get("_target_") is None else PixelReward(instantiate(node), teacher.codec)
 
 
-def check_reward(pixel: PixelReward, captions: Iterable[str], teacher: Teacher, objective: Objective) -> None:
+def check_rewards(
+    pursued: PixelReward | None, guard: PixelReward | None, captions: Iterable[str], teacher: Teacher, o: Objective
+) -> None:
     """Raise ValueError where a reward can't judge the run's clips, or lacks the gradient that a term needs."""
-    wanting = [name for name, term in objective.terms.items() if term.needs == "gradient"]
-    if wanting and not pixel.differentiable:
+    wanting = [name for name, term in o.terms.items() if term.needs == "gradient"]
+    if wanting and pursued is not None and not pursued.differentiable:
         raise ValueError(
-            f"the loss's {wanting[0]} needs the reward's gradient, and {pixel.name} has none; reach it through the "
+            f"the loss's {wanting[0]} needs the reward's gradient, and {pursued.name} has none; reach it through the "
             "latent reward model (loss=dollar) or by policy gradient (loss=ddpo)"
         )
     asked = list(dict.fromkeys(captions))
-    check_captions(pixel.reward, asked)
     frames, height, width = teacher.clip_shape
-    pixel.trial(torch.full((1, frames, 3, height, width), 0.5, device=teacher.device), asked[:1])
+    gray = torch.full((1, frames, 3, height, width), 0.5, device=teacher.device)
+    for pixel in (pursued, guard):
+        if pixel is not None:
+            check_captions(pixel.reward, asked)
+            pixel.trial(gray, asked[:1])
 
 
 def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Path, resume_cycle: int) -> Trainer:
@@ -301,9 +306,7 @@ def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Pa
     prompts = instantiate(config.data.held_out) if config.data.held_out else some_captions(data)
     second = build_pixel_reward(config.guard.reward, teacher)
     if objective.pursues_reward or config.validation.every > 0:  # otherwise nobody asks it
-        for given in (pixel, second):
-            if given is not None:
-                check_reward(given, itertools.chain(data.captions, prompts), teacher, objective)
+        check_rewards(pixel, second, itertools.chain(data.captions, prompts), teacher, objective)
     scores = Scores(pixel, second, surrogate)
     check_keep_best(plan, config.validation.every, scores.names(list(samplers)))
     log = Log(folder, active=world.is_main, resume_step=resume_cycle + 1)

@@ -31,7 +31,7 @@ CONF = ROOT / "conf"
 SHARED = "common"  # the folder of conf/ that holds what several yamls share, and no choices
 # Keys whose value is a path, or a list of such, whatever it looks like.
 FOLDERS = (
-    *("checkpoint", "init", "out", "prompts", "runs", "work", "lrm.path"),
+    *("checkpoint", "init", "out", "prompts", "runs", "work", "lrm.path", "observations"),
     *("data.path", "data.paths", "data.nulls", "reward.path"),
 )
 VALUED = ("--cfg", "-c", "--package", "-p", "--info", "-i")  # those options that a word without = follows
@@ -50,6 +50,7 @@ KINDS: dict[str, Any] = {
     "train.balance": 1.0,
     "train.patience": 2,
     "train.rg.frames": 4,
+    "fit_reward.reward.frames": 8,
     "train.reward.frames": 8,
     "train.teacher.chunk_frames": 4,
     "train.teacher.shift": 5.0,

@@ -42,7 +42,7 @@ def check(config: DictConfig) -> None:
 def main(config: DictConfig) -> None:
     """Print the table and write metrics.json and report.html."""
     check(config)
-    from build import build_teacher, dtype_of, quiet, take_teacher
+    from build import build_pixel_reward, build_teacher, dtype_of, quiet, take_teacher
 
     from dollar.data import shapes
     from dollar.evaluation.evaluate import Yardstick, check_size, pairs
@@ -59,6 +59,7 @@ def main(config: DictConfig) -> None:
     world = start(config.parallel.device, config.parallel.timeout_minutes)
     teacher = build_teacher(config, world)
     check_size(teacher)
+    pixel = build_pixel_reward(config.reward, teacher)  # one without its weights is told before anything is sampled
     chosen = pairs(shapes.captions("held_out"), max(config.clips, config.teacher_clips))
     training = shapes.ShapesClips("train", config.training_clips, seed=1)
     yardstick = Yardstick(
@@ -72,12 +73,12 @@ def main(config: DictConfig) -> None:
     if config.checkpoint is not None:
         student = load_student(config.checkpoint, teacher, dtype_of(config, "dtype"))
         measure_student(config, teacher, student, yardstick, metrics, clips, known)
-        measure_scores(config, teacher, student, yardstick, clips, metrics)
+        measure_scores(config, pixel or own_reward(student, teacher), yardstick, clips, metrics)
         measure_times(config, teacher, metrics, chosen.prompts[0], student)
         write_metrics(metrics, out)  # what is known is kept, whatever comes
         measure_latent_reward(config, teacher, student, own_reward(student, teacher), metrics)
     else:
-        measure_scores(config, teacher, None, yardstick, clips, metrics)
+        measure_scores(config, pixel, yardstick, clips, metrics)
         measure_times(config, teacher, metrics, chosen.prompts[0])
     write_metrics(metrics, out)
     print("\n" + format_table(metrics) + "\n")
@@ -247,20 +248,18 @@ def own_reward(student: Any, teacher: Any) -> Any:
         return None
 
 
-def measure_scores(config: DictConfig, teacher: Any, student: Any, yardstick: Any, clips: dict, metrics: dict) -> None:
-    """The reward that `reward=` names, or else the student's own, of all systems' clips."""
-    from build import build_pixel_reward
-
+def measure_scores(config: DictConfig, pixel: Any, yardstick: Any, clips: dict, metrics: dict) -> None:
+    """What a reward, if any, says of all systems' clips, and of real ones where the teacher's are asked for too."""
     from dollar.evaluation.evaluate import scored
 
-    pixel = build_pixel_reward(config.reward, teacher) or (own_reward(student, teacher) if student else None)
     if pixel is None:
         return
     for name, videos in clips.items():
         system, _, steps = name.partition(" ")
         figures = metrics["teacher"] if system == "teacher" else metrics[system][steps]
         figures["scored"] = scored(pixel, videos, yardstick.pairs.prompts)
-    metrics["real"]["scored"] = scored(pixel, yardstick.others[: config.clips], yardstick.pairs.prompts)
+    if config.teacher_clips > 0:
+        metrics["real"]["scored"] = scored(pixel, yardstick.others[: config.clips], yardstick.pairs.prompts)
 
 
 def measure_latent_reward(config: DictConfig, teacher: Any, student: Any, pixel: Any, metrics: dict[str, Any]) -> None:

@@ -26,6 +26,8 @@ def check(config: DictConfig, processes: int) -> dict[str, Any]:
 
     if config.make not in MAKERS:
         raise ValueError(f"make is {config.make!r}; it is {' or '.join(MAKERS)}")
+    if config.make == "clip" and config.autoencoder is None:
+        raise ValueError("autoencoder is null; make=clip needs a diffusers folder, such as dollar/assets/shapes")
     if not 0 <= config.drop_caption <= 1:
         raise ValueError(f"drop_caption is {config.drop_caption}; it is a fraction, between 0 and 1")
     if not 0 <= config.ema < 1:
@@ -83,7 +85,8 @@ def main(config: DictConfig) -> None:
     precision = dtype_of(config, "dtype")
     path, some = begun(config, work)
     if some:  # otherwise nothing could be lost
-        check_same(path, stored, FREE, {}, "Give another folder with work=FOLDER, or remove this one")
+        free = FREE if config.make == "clip" else (*FREE, "make", *CLIP)
+        check_same(path, stored, free, {}, "Give another folder with work=FOLDER, or remove this one")
     world = start(config.parallel.device, config.parallel.timeout_minutes)
     if world.is_main:
         path.parent.mkdir(parents=True, exist_ok=True)

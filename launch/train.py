@@ -42,7 +42,7 @@ LATER = {
     "lrm.mode": "online",
     "lrm.path": None,
     "lrm.backbone": "cnn",
-    "lrm.blocks": 1,
+    "lrm.blocks": 2,
     "lrm.noise": [0.0, 0.5],
     "lrm.fit": "mse",
 }

@@ -213,6 +213,10 @@ def test_what_is_written_is_read_in_both_formats(tmp_path: Path) -> None:
     tokenizer, network = new_tokenizer(), tiny(new_tokenizer()).eval()
     save_clip(tmp_path, network, tokenizer)
     agree(tmp_path, network, tolerance=5e-3)  # of an untrained network, half precision is coarser
+    tokenizer(["a"], padding="max_length", truncation=True)
+    save_clip(tmp_path, network, tokenizer)
+    written = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert written["padding"] is None and written["truncation"] is None  # whatever it was last used for
 
 
 def read(folder: Path) -> tuple[Any, Any, Any]:
@@ -276,8 +280,8 @@ def test_the_shipped_clip_finds_captions_and_frames_that_it_never_saw(shipped: t
     chosen = slice(0, 100)
     frames, asked = frames_of(clips[chosen], 5), asked[chosen]
     found = retrieval(*shipped, frames, asked)
-    assert found["text"] > 0.9 and found["picture"] > 0.9
-    assert rank_correlation(order(*shipped, frames[:40], asked[:40], 5)) > 0.85
+    assert found["text"] > 0.95 and found["picture"] > 0.95
+    assert rank_correlation(order(*shipped, frames[:40], asked[:40], 5)) > 0.93
 
 
 def test_what_shows_no_object_scores_low(shipped: tuple[Any, Any]) -> None:
@@ -335,6 +339,7 @@ def test_the_command_makes_a_folder_and_goes_on_with_the_same_settings_only(
         ("make=clap", "make is 'clap'; it is teacher or clip"),
         ("pictures.decoded=0", "pictures.decoded is 0; it must be at least 2"),
         ("clip.batch=0", "clip.batch is 0; it must be at least 1"),
+        ("autoencoder=null", "autoencoder is null"),
         ("autoencoder=/nowhere", "no teacher at /nowhere"),
     ],
 )

@@ -57,11 +57,11 @@ def test_a_stack_of_convolutions_by_hand(frozen: bool) -> None:
     assert found.weights == weights and found.inputs == 3 * pixels and found.held == weights + 3 * pixels
     # Without gradient the most is two neighbours at once: what goes into the SiLU and what comes out of it.
     assert found.forward == found.held + 16 * pixels
-    # Both what SiLU reads and what the second convolution does are kept, and the sum; a convolution keeps its input also
-    # where its weights want no gradient.
+    # Both what SiLU reads and what the second convolution does are kept, and the sum: a convolution keeps its input
+    # also where its weights want no gradient.
     assert found.kept == 16 * pixels + FLOAT
     if frozen:  # what SiLU read and made, or the gradient at its input in the latter's place, with that at its output
-        assert found.backward == found.held + 24 * pixels + 2 * FLOAT  # the sum, and the 1 that goes back
+        assert found.backward == found.held + 24 * pixels + 3 * FLOAT  # the reward, its sum and the 1 that goes back
     else:  # the gradients of the weights, and what autograd adds up on its way
         assert found.backward > found.held + 24 * pixels + FLOAT * (4 * 8 * 9 + 4)
 
@@ -134,9 +134,10 @@ def test_clip_by_hand(small_clip: None) -> None:
     assert eight.kept - four.kept == pytest.approx(3 * a_block + small + pictures + tokens, rel=0.05)
     trained = count(new_work(CLIP, 4, How(dtype=torch.float32, frozen=False)))
     assert trained.kept > four.kept + 3 * 6 * tokens * 0.95  # what the four linear layers read: 1, 1 and 4
-    assert trained.backward >= four.backward + four.weights / 2  # gradients of the weights
+    assert trained.backward > four.backward
     unfused = count(new_work(CLIP, 4, How(dtype=torch.float32, fused=False)), fused=False)
-    assert unfused.kept >= four.kept + 3 * 4 * 4 * 257 * 257 * FLOAT  # a table of each head
+    tables = 4 * 4 * 257 * 257 * FLOAT  # of each head; the output is kept by the fused kernel alone, with its numbers
+    assert unfused.kept - four.kept == pytest.approx(3 * (tables - tokens - tokens / 16), rel=0.01)
 
 
 def test_recomputing_keeps_less(small_clip: None) -> None:
@@ -287,9 +288,9 @@ def test_the_command_prints_and_writes_every_table(
     command: Callable[..., Any], small_clip: None, tmp_path: Path
 ) -> None:
     out = tmp_path / "benchmarks.md"
-    said = command("bench_reward", "frames=[2,4]", "measured=[]", "decoded=[]", f"out={out}", "device=cpu")
+    said = command("bench_reward", "frames=[2]", "measured=[]", "decoded=[]", f"out={out}", "device=cpu")
     assert said.code == 0, said.err
     text = out.read_text()
-    assert text.count("python launch/bench_reward.py frames=[2,4] measured=[]") == text.count("### ") == 4
+    assert text.count("python launch/bench_reward.py frames=[2] measured=[]") == text.count("### ") == 4
     assert "189,441" in text and "763,009" in text and "12.373" not in text  # 12 frames weren't asked for
     assert "Table 10" in said.out and "Really run" not in said.out

@@ -108,7 +108,7 @@ def test_every_entry_of_a_state_matters(build: Build) -> None:
 
     assert goes_on(*state)
     fresh = build(*APART).state()
-    # The configuration tells a reader what made this, other data is refused, and a run that ended early goes no further.
+    # The configuration tells a reader what made this, other data is refused, and a run that has ended goes no further.
     for key in state.plain.keys() - {"config", "data", "ended"}:
         assert state.plain[key] != fresh.plain[key], f"this run can't tell whether {key} matters"
         assert not goes_on(state.tensors, {**state.plain, key: fresh.plain[key]}), key

@@ -21,12 +21,24 @@ CURVE = 60  # points of a curve that results.json keeps
 # What a table shows of metrics.json: the name here -> where its value lies.
 FIGURES = {
     "alignment": ("alignment",),
-    "reward": ("scored", "mean"),
+    "clip": ("scored", "scores", "pickscore"),
+    "colourfulness": ("scored", "scores", "colourfulness"),
+    "jpeg": ("scored", "scores", "jpeg_compressibility"),
+    "motion": ("scored", "scores", "dynamic_degree"),
     "verifier": ("reward",),
     "frechet": ("frechet", "excess"),
     "vendi": ("vendi", "mean"),
     "sharpness": ("sharpness",),
 }
+# Those of them that a row can be led to, and how they are called.
+PURSUED = {
+    "clip": "CLIP reward",
+    "colourfulness": "colourfulness",
+    "jpeg": "JPEG compressibility",
+    "motion": "dynamic degree",
+}
+# The trade-off's methods, with which the names of its rows begin.
+METHODS = {"lrm": "LRM", "ddpo": "DDPO", "direct": "direct gradient"}
 # Validation's scalars that become curves, and the training's that are told by their median.
 CURVES = ("reward", "predicted", "guard", "alignment")
 MEDIANS = ("grad_norm/x_hat/", "cosine/x_hat/")
@@ -36,7 +48,7 @@ class Row(NamedTuple):
     """One line of a table.
 
     steps: the step counts that its student is measured at, the first of them in the tables; overrides: of
-    launch/train.py; after: the row whose student it starts from.
+    launch/train.py; after: the row whose student it starts from; pursued: which of PURSUED it is led to, if to any.
     """
 
     name: str
@@ -45,6 +57,13 @@ class Row(NamedTuple):
     overrides: tuple[str, ...] = ()
     after: str | None = None
     steps: tuple[int, ...] = (4,)
+    pursued: str = "clip"
+
+
+def along_beta(rows: Sequence[Row], method: str) -> list[str]:
+    """The trade-off's rows of a method, in their order, without those that the guard may end."""
+    mine = [row.name for row in rows if row.group == "tradeoff" and row.name.startswith(f"{method}_")]
+    return [name for name in mine if not name.endswith("_stop")]
 
 
 class Spread(NamedTuple):
@@ -86,6 +105,10 @@ class Results:
         """A figure of a row by seed: one of FIGURES, or what it cost or fitted; without those that are not known."""
         found = {r["seed"]: r["figures"].get(str(steps), {}).get(figure, r.get(figure)) for r in self.of(name)}
         return {seed: float(value) for seed, value in found.items() if value is not None}
+
+    def spread(self, name: str, figure: str, steps: int = 4) -> Spread | None:
+        """A figure of a row over its seeds."""
+        return spread_of(list(self.figure(name, figure, steps).values()))
 
     def teacher(self, figure: str) -> float | None:
         """A figure of the teacher."""
@@ -144,9 +167,8 @@ def figures_of(system: Mapping[str, Any]) -> dict[str, float]:
 def measured_teacher(folder: Path) -> dict[str, Any]:
     """What an evaluation without a student says of the teacher and of real clips."""
     metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
-    fresh = metrics.get("teacher_fresh", {})  # the reward is only known of clips that were made afresh
     return {
-        "figures": figures_of({"scored": fresh.get("scored"), **metrics["teacher"]}),
+        "figures": figures_of(metrics["teacher"]),
         "real": figures_of(metrics["real"]),
         "clips": metrics["teacher"]["clips"],
     }
@@ -171,7 +193,6 @@ def measured(folder: Path) -> dict[str, Any]:
         "held_pairwise": (metrics.get("lrm") or {}).get("pairwise"),
         "seconds_per_cycle": float(np.median(times.values)),
         "peak_gib": float(scalars["memory/peak_gib"].values.max()) if "memory/peak_gib" in scalars else None,
-        "own_reward": last(scalars, "validation/reward_"),
         "cycles": int(times.steps[-1]),
         "ended": card.get("ended"),
         "kept": card.get("cycle"),
@@ -187,12 +208,6 @@ def late(scalars: Mapping[str, Curve], name: str) -> float | None:
     return float(values[len(values) // 2 :].mean()) if len(values) else None
 
 
-def last(scalars: Mapping[str, Curve], prefix: str) -> float | None:
-    """The last value of the scalar of this name and the most steps: of the reward that was trained for."""
-    found = {int(name.removeprefix(prefix)): curve for name, curve in scalars.items() if name.startswith(prefix)}
-    return float(found[max(found)].values[-1]) if found else None
-
-
 def curves_of(scalars: Mapping[str, Curve]) -> dict[str, list[list[float]]]:
     """Validation's scalars: name -> [cycles, seconds of training until then, values]; and the guard's scale."""
     times, found = scalars["time/cycle"], {}
@@ -204,24 +219,6 @@ def curves_of(scalars: Mapping[str, Curve]) -> dict[str, list[list[float]]]:
             seconds = [float(times.values[times.steps <= cycle].sum()) for cycle in cycles]
             found[short] = [[int(cycle) for cycle in cycles], seconds, values.tolist()]
     return found
-
-
-def sooner(a: Mapping[str, Any], b: Mapping[str, Any], curve: str = "reward_4") -> tuple[float, float] | None:
-    """Seconds until each of two results first has the highest value that both reach; None without curves."""
-    if curve not in a["curves"] or curve not in b["curves"]:
-        return None
-    (_, seconds_a, values_a), (_, seconds_b, values_b) = a["curves"][curve], b["curves"][curve]
-    level = min(max(values_a), max(values_b))
-    return reached(seconds_a, values_a, level), reached(seconds_b, values_b, level)
-
-
-def reached(at: Sequence[float], values: Sequence[float], level: float) -> float:
-    """Where a curve first comes up to a level, on the straight line between two points; the level is one it reaches."""
-    i = next(i for i, value in enumerate(values) if value >= level)
-    if i == 0 or values[i] == values[i - 1]:
-        return float(at[i])
-    share = (level - values[i - 1]) / (values[i] - values[i - 1])
-    return float(at[i - 1] + share * (at[i] - at[i - 1]))
 
 
 class Comparison(NamedTuple):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from dollar.evaluation.ablation import Results, Row, spread_of
+from dollar.evaluation.ablation import METHODS, PURSUED, Results, Row, along_beta
+from dollar.evaluation.ablation_curves import Line, line_of
 from dollar.media import atomically
 
 # Okabe and Ito's colours, which the colour-blind tell apart; and what reads as ink and as a hint.
@@ -35,44 +36,17 @@ STYLE: dict[Any, Any] = {
 # The rows whose true reward is drawn over cycles and seconds.
 REACHING = {"vsd": SOFT, "vsd_lrm": BLUE, "vsd_ddpo": ORANGE, "vsd_direct": GREEN, "vsd_cd_lrm": PURPLE}
 BODIES = {"vsd_lrm": BLUE, "lrm_teacher": ORANGE, "lrm_pairwise": GREEN, "lrm_teacher_pairwise": PURPLE}
-METHODS = {"lrm": ("LRM", BLUE), "ddpo": ("DDPO", ORANGE), "direct": ("direct gradient", GREEN)}
-PURSUED = {"jpeg": "JPEG compressibility", "motion": "dynamic degree"}
+COLOURS = {"lrm": BLUE, "ddpo": ORANGE, "direct": GREEN}  # of the trade-off's methods
+OVERDONE = ("jpeg", "motion")
 GUARDED = {
     "": ("no guard", RED),
     "_lower": ("guard lowers", ORANGE),
     "_stop": ("guard stops", BLUE),
     "_pull": ("pull", GREEN),
 }
-
-
-class Line(NamedTuple):
-    """A curve over seeds: x [N], mean [N], sd [N]."""
-
-    x: np.ndarray
-    mean: np.ndarray
-    sd: np.ndarray
-
-
-def line_of(results: Results, name: str, curve: str, over: str = "cycles") -> Line | None:
-    """A row's curve at the cycles that all its seeds have, over cycles or mean seconds; None where there is none."""
-    found = [r["curves"][curve] for r in results.of(name) if curve in r["curves"]]
-    if not found:
-        return None
-    common = sorted(set.intersection(*(set(cycles) for cycles, _, _ in found)))
-    at = [[cycles.index(cycle) for cycle in common] for cycles, _, _ in found]
-    values = np.array([[v[i] for i in places] for (_, _, v), places in zip(found, at, strict=True)], dtype=float)
-    seconds = np.array([[s[i] for i in places] for (_, s, _), places in zip(found, at, strict=True)], dtype=float)
-    x = np.array(common, dtype=float) if over == "cycles" else seconds.mean(0)
-    return Line(x, values.mean(0), values.std(0, ddof=1) if len(found) > 1 else np.zeros(len(x)))
-
-
-def begun(line: Line, before: Line | None) -> Line:
-    """A curve that begins at 0 with the end of the one before it."""
-    if before is None:
-        return line
-    return Line(
-        *(np.insert(mine, 0, first) for mine, first in zip(line, (0.0, before.mean[-1], before.sd[-1]), strict=True))
-    )
+# The student that the guard keeps, and the one that rows start from.
+CROSS: dict[str, Any] = {"marker": "X", "markersize": 10, "markeredgecolor": "white", "linestyle": "", "zorder": 3}
+SQUARE: dict[str, Any] = {"color": INK, "marker": "s", "markersize": 6, "linestyle": "", "zorder": 3}
 
 
 def draw(axes: Any, line: Line, colour: str, style: str = "-") -> None:
@@ -139,7 +113,7 @@ def plot_reaching(plt: Any, results: Results, labels: dict[str, str]) -> Any:
             if line is not None:
                 draw(axes, line, colour)
                 ends.append((line.mean[-1], labels.get(name, name), colour))
-        references(axes, results, "reward", ends)
+        references(axes, results, "clip", ends)
         axes.set_xlabel("cycles" if over == "cycles" else "seconds of training, one core")
         if over == "seconds":
             label_ends(axes, ends, 0.06)
@@ -148,76 +122,80 @@ def plot_reaching(plt: Any, results: Results, labels: dict[str, str]) -> Any:
 
 
 def plot_tradeoff(plt: Any, results: Results, rows: Sequence[Row]) -> Any:
-    """Reward against alignment and against diversity, along beta, with where the guard stopped."""
+    """What is pursued against alignment and against diversity, along beta, with where the guard stopped."""
+    pursued = next(row.pursued for row in rows if row.group == "tradeoff")
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
     for axes, other, title in zip(panels, ("alignment", "vendi"), ("alignment", "Vendi score"), strict=True):
-        start = _point(results, "vsd_cd", other)
-        for method, (name, colour) in METHODS.items():
-            mine = [r.name for r in rows if r.group == "tradeoff" and r.name.startswith(f"{method}_")]
-            stopped = [r for r in mine if r.endswith("_stop")]
-            points = [(r, p) for r in mine if r not in stopped and (p := _point(results, r, other))]
+        start = _point(results, "vsd_cd", other, pursued)
+        for method, name in METHODS.items():
+            names, colour = along_beta(rows, method), COLOURS[method]
+            points = {r: p for r in names if (p := _point(results, r, other, pursued))}
             if not points:
                 continue
-            path = np.array(([start] if start else []) + [p for _, p in points])
-            axes.plot(path[:, 0], path[:, 1], color=colour, marker="o", markersize=4)
-            for row, (x, y) in points:
-                axes.annotate(
-                    row.rpartition("_")[2],
-                    (x, y),
-                    xytext=(4, 4),
-                    textcoords="offset points",
-                    color=colour,
-                    fontsize=8,
-                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7},
-                )
-            for p in (_point(results, r, other) for r in stopped):
-                if p:
-                    axes.plot(*p, color=colour, marker="X", markersize=10, markeredgecolor="white", linestyle="")
+            _draw_betas(axes, start, points, colour)
+            for row in (f"{r}_stop" for r in names):
+                if any(r["ended"] for r in results.of(row)) and (p := _point(results, row, other, pursued)):
+                    axes.plot(*p, color=colour, **CROSS)
             axes.plot([], [], color=colour, marker="o", markersize=4, label=name)
         if start:
-            axes.plot(*start, color=INK, marker="s", markersize=6, linestyle="", label="start (VSD + CD)")
-        teacher = (results.teacher(other), results.teacher("reward"))
+            axes.plot(*start, **SQUARE, label="start (VSD + CD)")
+        teacher = (results.teacher(other), results.teacher(pursued))
         if None not in teacher:
             axes.plot(*teacher, color=INK, marker="*", markersize=10, linestyle="", label="teacher")
-        axes.plot([], [], color=SOFT, marker="X", markersize=8, linestyle="", label="where the guard stops")
+        axes.plot([], [], color=SOFT, **CROSS, label="where the guard stops")
         axes.set_xlabel(title)
-    panels[0].set_title("CLIP reward; the numbers are beta")
+    panels[0].set_title(f"{PURSUED[pursued]}; the numbers are beta")
     panels[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
 
 
-def _point(results: Results, name: str, other: str) -> tuple[float, float] | None:
-    x, y = (spread_of(list(results.figure(name, figure).values())) for figure in (other, "reward"))
+def _draw_betas(
+    axes: Any, start: tuple[float, float] | None, points: Mapping[str, tuple[float, float]], colour: str
+) -> None:
+    """A way from the start through rows of growing beta, with their betas."""
+    path = np.array([p for p in (start, *points.values()) if p])
+    axes.plot(path[:, 0], path[:, 1], color=colour, marker="o", markersize=4)
+    for row, place in points.items():
+        axes.annotate(
+            row.rpartition("_")[2],
+            place,
+            xytext=(4, 4),
+            textcoords="offset points",
+            color=colour,
+            fontsize=8,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7},
+        )
+
+
+def _point(results: Results, name: str, *figures: str) -> tuple[float, float] | None:
+    x, y = (results.spread(name, figure) for figure in figures)
     return None if x is None or y is None else (x.mean, y.mean)
 
 
-def plot_overoptimisation(plt: Any, results: Results, rows: Sequence[Row]) -> Any:
-    """Above what is pursued, true and predicted; below what should hold; the guard's stop is a cross."""
+def plot_overoptimisation(plt: Any, results: Results) -> Any:
+    """Above what is pursued, true and predicted; below what should hold; marks are of students measured in full."""
     figure, panels = plt.subplots(2, 2, figsize=(9, 5.4), sharex="col")
-    known = {row.name for row in rows}
-    for column, (pursued, title) in zip(panels.T, PURSUED.items(), strict=True):
+    for column, pursued in zip(panels.T, OVERDONE, strict=True):
         ends: list[tuple[float, str, str]] = []
         for suffix, (name, colour) in GUARDED.items():
             row = pursued + suffix
-            if row not in known:
-                continue
             for axes, curve, style in zip(
                 column[[0, 0, 1]], ("predicted_4", "reward_4", "alignment_4"), ("--", "-", "-"), strict=True
             ):
                 line = line_of(results, row, curve)
-                if line is None:
-                    continue
-                if curve == "alignment_4":
-                    line = begun(line, line_of(results, "vsd_cd", curve))
-                draw(axes, line, colour, style)
-                if suffix == "_stop" and any(r["ended"] for r in results.of(row)):
-                    axes.plot(
-                        line.x[-1], line.mean[-1], color=colour, marker="X", markersize=9, markeredgecolor="white"
-                    )
-                if curve == "alignment_4":
-                    ends.append((line.mean[-1], name, colour))
-        column[0].set_title(f"{title}: true (solid), predicted (dashed)")
-        column[1].set_title("alignment; × is where the guard stopped")
+                if line is not None:
+                    draw(axes, line, colour, style)
+                    if curve == "alignment_4":
+                        ends.append((line.mean[-1], name, colour))
+            if any(r["ended"] for r in results.of(row)):
+                for axes, kind in zip(column, (pursued, "alignment"), strict=True):
+                    if p := _point(results, row, "kept", kind):
+                        axes.plot(*p, color=colour, **CROSS)
+        for axes, kind in zip(column, (pursued, "alignment"), strict=True):
+            if start := results.spread("vsd_cd", kind):
+                axes.plot(0, start.mean, **SQUARE)
+        column[0].set_title(f"{PURSUED[pursued]}: true (solid), predicted (dashed)")
+        column[1].set_title("alignment")
         column[1].set_xlabel("cycles")
         label_ends(column[1], ends, 0.09)
     return figure
@@ -228,14 +206,14 @@ def plot_bodies(plt: Any, results: Results, labels: dict[str, str]) -> Any:
     shown = {
         "held_rank": "rank correlation",
         "held_pairwise": "pairs told right",
-        "reward": "CLIP reward",
+        "clip": PURSUED["clip"],
         "peak_gib": "peak GiB",
         "seconds_per_cycle": "seconds a cycle",
     }
     figure, panels = plt.subplots(1, len(shown), figsize=(9, 2.1), sharey=True)
     for axes, (name, title) in zip(panels, shown.items(), strict=True):
         for height, (row, colour) in enumerate(BODIES.items()):
-            spread = spread_of(list(results.figure(row, name).values()))
+            spread = results.spread(row, name)
             if spread is not None:
                 axes.errorbar(spread.mean, -height, xerr=spread.sd or None, color=colour, marker="o", capsize=2)
         axes.set_title(title)
@@ -256,7 +234,7 @@ def write_plots(folder: Path, rows: Sequence[Row], results: Results) -> list[str
     plots = {
         "reward": (REACHING.keys(), lambda: plot_reaching(plt, results, labels)),
         "tradeoff": ({r.name for r in rows if r.group == "tradeoff"}, lambda: plot_tradeoff(plt, results, rows)),
-        "overoptimisation": (PURSUED.keys(), lambda: plot_overoptimisation(plt, results, rows)),
+        "overoptimisation": (set(OVERDONE), lambda: plot_overoptimisation(plt, results)),
         "bodies": (BODIES.keys(), lambda: plot_bodies(plt, results, labels)),
     }
     written = []

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from dollar.evaluation.ablation import Comparison, Results, Spread, compare, shown, sooner, spread_of, together
+from dollar.evaluation.ablation import (
+    METHODS,
+    PURSUED,
+    Comparison,
+    Results,
+    Row,
+    Spread,
+    along_beta,
+    compare,
+    shown,
+    spread_of,
+    together,
+)
+from dollar.evaluation.ablation_curves import Rise, rise_of, sooner
 
 NAMES = {
+    **PURSUED,
     "alignment": "alignment",
-    "reward": "CLIP reward",
     "frechet": "Fréchet above floor",
     "vendi": "Vendi",
     "sharpness": "sharpness",
@@ -17,9 +30,9 @@ NAMES = {
     "seconds_per_cycle": "seconds a cycle",
     "held_rank": "rank correlation on held-out prompts",
     "held_pairwise": "pairs told right there",
-    "own_reward": "pursued reward at the end",
 }
 LESS = ("frechet", "peak_gib", "seconds_per_cycle")  # of which less is better
+SPARED = 0.05  # alignment that a student may lose on its way
 
 
 class Question(NamedTuple):
@@ -35,10 +48,10 @@ class Question(NamedTuple):
     expected: str | None = "yes"
 
 
-def questions(results: Results, labels: dict[str, str]) -> list[Question]:
+def questions(results: Results, rows: Sequence[Row]) -> list[Question]:
     """All questions, answered with what is known."""
-    ask = _Asker(results, labels)
-    return [*_distillation(ask), *_rewards(ask), *_overoptimisation(ask), *_bodies(ask)]
+    ask = _Asker(results, rows)
+    return [*_distillation(ask), *_rewards(ask), *_tradeoff(ask), *_overoptimisation(ask), *_bodies(ask)]
 
 
 def markdown(question: Question, seeds: int) -> str:
@@ -64,14 +77,19 @@ def markdown(question: Question, seeds: int) -> str:
 class _Asker:
     """Comparisons of rows by their names; `teacher` is one."""
 
-    def __init__(self, results: Results, labels: dict[str, str]) -> None:
+    def __init__(self, results: Results, rows: Sequence[Row]) -> None:
         self.results = results
-        self.labels = labels
+        self.rows = rows
+        self.labels = {row.name: row.label for row in rows}
+        starts = {r["seed"]: r["curves"].get("alignment_4") for r in results.of("vsd_cd")}
+        self.least = {
+            seed: curve[2][-1] - SPARED for seed, curve in starts.items() if curve and curve[2][-1] is not None
+        }
 
-    def spread(self, name: str, figure: str, steps: int = 4) -> Spread | None:
+    def spread(self, name: str, figure: str) -> Spread | None:
         if name == "teacher":
             return spread_of([self.results.teacher(figure)])
-        return spread_of(list(self.results.figure(name, figure, steps).values()))
+        return self.results.spread(name, figure)
 
     def better(self, figure: str, a: str, b: str) -> Comparison:
         """Whether a has the better figure."""
@@ -94,24 +112,38 @@ class _Asker:
         parts = (f"{self.labels.get(n, n)} {shown(self.spread(n, figure))}" for n in names)
         return f"{NAMES[figure]}: {', '.join(parts)}"
 
-    def ends(self, name: str, curve: str) -> tuple[Spread | None, Spread | None]:
-        """A curve's first and last values."""
-        found: list[list[Any]] = [r["curves"][curve][2] for r in self.results.of(name) if curve in r["curves"]]
-        return spread_of([values[0] for values in found]), spread_of([values[-1] for values in found])
+    def rises(self, name: str, aligned: bool = False) -> dict[int, Rise]:
+        """A row's true reward by seed; aligned: without validations that lost more than SPARED of the start's."""
+        found: dict[int, Rise] = {}
+        for r in self.results.of(name):
+            if aligned and r["seed"] not in self.least:
+                continue
+            if rise := rise_of(r, self.least[r["seed"]] if aligned else None):
+                found[r["seed"]] = rise
+        return found
 
-    def sooner(self, a: str, b: str) -> Comparison:
+    def sooner(self, a: str, b: str, aligned: bool = False) -> Comparison:
         """Whether a needs fewer seconds than b to the highest true reward that both reach, seed by seed."""
-        of_b = {r["seed"]: r for r in self.results.of(b)}
-        pairs = [sooner(r, of_b[r["seed"]]) for r in self.results.of(a) if r["seed"] in of_b]
-        kept = [pair for pair in pairs if pair is not None]
-        x, y = (spread_of([pair[i] for pair in kept]) for i in (0, 1))
+        of_a, of_b = self.rises(a, aligned), self.rises(b, aligned)
+        pairs = [sooner(of_a[seed], of_b[seed]) for seed in of_a if seed in of_b]
+        x, y = (spread_of([pair[i] for pair in pairs]) for i in (0, 1))
         what = "seconds to the highest true reward that both reach"
         return compare(what, (self.labels.get(a, a), x), (self.labels.get(b, b), y), -1, "{:.0f}".format)
 
+    def highest(self, method: str) -> tuple[str, Spread] | None:
+        """A method's row of the trade-off that gets highest while its student stays aligned in all its seeds."""
+        found: dict[str, Spread] = {}
+        for row in along_beta(self.rows, method):
+            tops = [max(rise.values) for rise in self.rises(row, aligned=True).values()]
+            spread = spread_of(tops)
+            if spread and len(tops) == len(self.results.of(row)):
+                found[row] = spread
+        return max(found.items(), key=lambda item: item[1].mean) if found else None
+
     def ended(self, name: str) -> str:
-        """In how many seeds the guard ended a row, and at which cycle."""
+        """In how many seeds the guard ended a row, at which cycle, and which student it kept."""
         found = self.results.of(name)
-        cycles = [str(r["cycles"]) for r in found if r["ended"]]
+        cycles = [f"{r['cycles']} (the student of cycle {r['kept']} is kept)" for r in found if r["ended"]]
         at = f" after cycle {', '.join(cycles)}" if cycles else ""
         return f"the guard ended {len(cycles)} of {len(found)} runs of “{self.labels.get(name, name)}”{at}"
 
@@ -138,7 +170,7 @@ def _distillation(ask: _Asker) -> list[Question]:
         Question(
             "Does the student pass its teacher?",
             "The paper's Table 2: total score 82.57 with VSD + CD + LRM against 80.25.",
-            [ask.better("alignment", "vsd_cd_lrm", "teacher"), ask.better("reward", "vsd_cd_lrm", "teacher")],
+            [ask.better("alignment", "vsd_cd_lrm", "teacher"), ask.better("clip", "vsd_cd_lrm", "teacher")],
             [ask.beside("alignment", "vsd", "vsd_cd"), ask.beside("frechet", "vsd_cd_lrm", "teacher")],
         ),
     ]
@@ -149,13 +181,13 @@ def _rewards(ask: _Asker) -> list[Question]:
         Question(
             "Does a latent reward model raise the true reward?",
             "The paper's Table 5 and Figure 8 say so.",
-            [ask.better("reward", "vsd_lrm", "vsd"), ask.better("reward", "vsd_cd_lrm", "vsd_cd")],
+            [ask.better("clip", "vsd_lrm", "vsd"), ask.better("clip", "vsd_cd_lrm", "vsd_cd")],
             [ask.beside("alignment", "vsd", "vsd_lrm", "vsd_cd", "vsd_cd_lrm")],
         ),
         Question(
             "Does the LRM reach a reward sooner than DDPO, and a higher one?",
             "The paper's Table 5: HPSv2 0.276 against 0.271, PickScore 0.207 both.",
-            [ask.sooner("vsd_lrm", "vsd_ddpo"), ask.better("reward", "vsd_lrm", "vsd_ddpo")],
+            [ask.sooner("vsd_lrm", "vsd_ddpo"), ask.better("clip", "vsd_lrm", "vsd_ddpo")],
             [ask.beside("seconds_per_cycle", "vsd_lrm", "vsd_ddpo")],
         ),
         Question(
@@ -164,7 +196,7 @@ def _rewards(ask: _Asker) -> list[Question]:
             [ask.better("peak_gib", "vsd_lrm", "vsd_direct")],
             [
                 ask.beside("seconds_per_cycle", "vsd_lrm", "vsd_direct"),
-                ask.beside("reward", "vsd_lrm", "vsd_direct"),
+                ask.beside("clip", "vsd_lrm", "vsd_direct"),
                 "here peak memory is the whole process's, and both decoder and reward model are tiny; "
                 "`make bench-reward` measures the paper's sizes",
             ],
@@ -172,11 +204,50 @@ def _rewards(ask: _Asker) -> list[Question]:
     ]
 
 
+def _tradeoff(ask: _Asker) -> list[Question]:
+    pursued = next((row.pursued for row in ask.rows if row.group == "tradeoff"), "clip")
+    best = [found[0] for method in METHODS if (found := ask.highest(method))]
+    most = [betas[-1] for method in METHODS if (betas := along_beta(ask.rows, method))]
+    stopped = [name for row in most for name in (row, f"{row}_stop")]
+    return [
+        Question(
+            f"Does the LRM raise {PURSUED[pursued]} further than DDPO while the student stays aligned, and sooner?",
+            f"Of each method the beta that gets highest at validations whose alignment is at most {SPARED} below the "
+            "start's. The paper's Table 5 and Figure 8 say so of HPSv2.",
+            _further(ask, "lrm", "ddpo", f"highest {PURSUED[pursued]} of an aligned student"),
+            [ask.beside(figure, "vsd_cd", *best) for figure in (pursued, "alignment", "peak_gib")],
+        ),
+        Question(
+            f"Does the guard stop the pursuit of {PURSUED[pursued]} where the student is still aligned?",
+            "",
+            [ask.higher("alignment", f"{row}_stop", row) for row in most],
+            [
+                *(ask.ended(f"{row}_stop") for row in most),
+                *(ask.beside(figure, "vsd_cd", *stopped) for figure in (pursued, "alignment", "vendi")),
+            ],
+            None,
+        ),
+    ]
+
+
+def _further(ask: _Asker, a: str, b: str, what: str) -> list[Comparison]:
+    """Whether a method's aligned students get further than another's, and whether they are there sooner."""
+    x, y = ask.highest(a), ask.highest(b)
+    if x and y:
+        (first, high), (second, low) = x, y
+        named = (ask.labels[first], high), (ask.labels[second], low)
+        return [compare(what, *named), ask.sooner(first, second, aligned=True)]
+    rows = [along_beta(ask.rows, method) for method in (a, b)]
+    if not all(any(ask.results.of(row) for row in mine) for mine in rows):
+        return [Comparison("unknown", f"{what}: not measured")]
+    told = [f"{METHODS[m]} {shown(found[1]) if found else 'none at any beta'}" for m, found in ((a, x), (b, y))]
+    return [Comparison("yes" if x else "no" if y else "undecided", f"{what}: {', '.join(told)}")]
+
+
 def _overoptimisation(ask: _Asker) -> list[Question]:
     found = []
     for name, what in (("jpeg", "JPEG size"), ("motion", "motion")):
-        first, end = ask.ends(name, "reward_4")
-        rises = compare("pursued reward higher", ("at the end", end), ("at the first validation", first))
+        rises = ask.higher(name, name, "vsd_cd")
         found.append(
             Question(
                 f"Does over-optimising {what} ruin the clips?",
@@ -193,18 +264,18 @@ def _overoptimisation(ask: _Asker) -> list[Question]:
                     ask.higher("alignment", f"{name}_stop", name),
                     ask.higher("alignment", f"{name}_lower", name),
                 ],
-                [ask.ended(f"{name}_stop"), ask.beside("own_reward", name, f"{name}_stop", f"{name}_lower")],
+                [ask.ended(f"{name}_stop"), ask.beside(name, "vsd_cd", name, f"{name}_stop", f"{name}_lower")],
                 None,
             )
         )
     pull = ask.higher("alignment", "jpeg_pull", "jpeg")
-    beside = [ask.beside("own_reward", "jpeg", "jpeg_pull")]
+    beside = [ask.beside("jpeg", "jpeg", "jpeg_pull")]
     return [*found, Question("Does a pull towards the teacher hold it?", "", [pull], beside, None)]
 
 
 def _bodies(ask: _Asker) -> list[Question]:
     def buys(what: str, a: str, b: str) -> Question:
-        gains = [ask.better(figure, a, b) for figure in ("held_rank", "held_pairwise", "reward")]
+        gains = [ask.better(figure, a, b) for figure in ("held_rank", "held_pairwise", "clip")]
         costs = [ask.beside(figure, a, b) for figure in ("peak_gib", "seconds_per_cycle")]
         return Question(what, "", gains, costs, None)
 

@@ -149,23 +149,34 @@ def difference(
 def scored(pixel: PixelReward, videos: Tensor, prompts: Sequence[str]) -> dict[str, Any]:
     """What a pixel reward says of videos uint8 [N, T, C, H, W]: mean and standard deviation, and of how many clips.
 
-    A reward with `scores`, several numbers of a clip by name, gives each one's mean as well.
+    A reward with `scores`, several numbers of a clip by name, gives each one's mean as well; where it makes its own of
+    them, by `whole`, no clip is judged twice.
     """
-    parts = [slice(first, first + 16) for first in range(0, len(videos), 16)]
-    asked = [(videos[part].float() / 255, list(prompts[: len(videos)][part])) for part in parts]
-    each = torch.cat([pixel.judge(*pair) for pair in asked])
-    known = each[each.isfinite()].double()
+    several: Any = getattr(pixel.reward, "scores", None)
+    whole: Any = getattr(pixel.reward, "whole", None)
+    each, told = [], []
+    for first in range(0, len(videos), 16):
+        part = videos[first : first + 16].float() / 255
+        asked = list(prompts[first : first + len(part)])
+        if several is not None:
+            with torch.no_grad():
+                told.append({name: value.cpu() for name, value in several(part, asked).items()})
+        each.append(pixel.judge(part, asked) if whole is None else whole(told[-1]))
+    known = _finite(each)
     found: dict[str, Any] = {
         "name": pixel.name,
         "mean": float(known.mean()),
         "sd": float(known.std(correction=0)),
         "clips": len(known),
     }
-    several: Any = getattr(pixel.reward, "scores", None)
-    if several is not None:
-        told = [several(*pair) for pair in asked]
-        found["scores"] = {name: float(torch.cat([t[name].cpu() for t in told]).double().mean()) for name in told[0]}
+    if told:
+        found["scores"] = {name: float(_finite([t[name] for t in told]).mean()) for name in told[0]}
     return found
+
+
+def _finite(parts: Sequence[Tensor]) -> Tensor:
+    each = torch.cat(list(parts)).double()
+    return each[each.isfinite()]
 
 
 def latent_reward_figures(

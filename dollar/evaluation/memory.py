@@ -39,8 +39,12 @@ class Work:
 
     def gradient(self) -> None:
         """The reward and its gradient, which is thrown away."""
+        self.backward(self.reward())
+
+    def backward(self, reward: Tensor) -> None:
+        """The gradient of a reward that is there, thrown away."""
         try:
-            self.reward().sum().backward()
+            reward.sum().backward()
         finally:
             for tensor in (*self.inputs, *(p for network in self.networks for p in network.parameters())):
                 tensor.grad = None
@@ -140,8 +144,7 @@ def count(work: Work, fused: bool = True) -> Count:
         forward, tally.peak = tally.peak, tally.live
         reward = work.reward()
         kept = tally.live - held
-        del reward
-        work.gradient()
+        work.backward(reward)
     return Count(weights, held - weights, forward, kept, tally.peak)
 
 

@@ -233,6 +233,8 @@ def save_clip(folder: Path, network: Any, tokenizer: Any) -> None:
 
     half = copy.deepcopy(network).half()
     half.save_pretrained(folder)
+    tokenizer.backend_tokenizer.no_padding()  # what it was last asked for would be written too
+    tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(folder)
     sides = {"height": SIZE, "width": SIZE}
     CLIPImageProcessorPil(

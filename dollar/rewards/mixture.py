@@ -58,7 +58,10 @@ class Mixture:
 
     def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
         """[B], float32; videos [B, T, 3, H, W] in [0, 1]. A clip that a part can't judge gets that part's nan."""
-        scores = self.scores(videos, prompts)
+        return self.whole(self.scores(videos, prompts))
+
+    def whole(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """[B], float32: the mixture of what `scores` gave."""
         return torch.stack([self.weights[name] * value.float() for name, value in scores.items()]).sum(0)
 
 
