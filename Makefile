@@ -57,6 +57,9 @@ teacher-metrics: $(READY)  ## the embedded teacher's full figures, shipped besid
 ablation: $(READY)  ## every row on the shapes world, and docs/ablation.md; goes on where it was stopped; seeds=3
 	$(PY) launch/ablation.py $(if $(seeds),seeds=$(seeds))
 
+bench-reward: $(READY)  ## what rewards' gradients cost beside the paper's tables, into docs/benchmarks.md
+	$(PY) launch/bench_reward.py
+
 test: $(READY)
 	$(PY) -m pytest
 

@@ -19,9 +19,10 @@ from ablation_plan import Plan, replaced, rows_of, seeds_of
 from conftest import compose
 
 from dollar.evaluation import ablation as figures
-from dollar.evaluation.ablation import Comparison, Results, Row, Spread, compare, reached, rounded, spread_of, together
-from dollar.evaluation.ablation_document import BEGIN, END, by_hand, write_document
-from dollar.evaluation.ablation_plots import apart, line_of, write_plots
+from dollar.evaluation.ablation import Comparison, Results, Row, Spread, compare, rounded, spread_of, together
+from dollar.evaluation.ablation_curves import Rise, line_of, reached, rise_of, sooner
+from dollar.evaluation.ablation_document import BEGIN, END, by_hand, table, write_document
+from dollar.evaluation.ablation_plots import apart, write_plots
 from dollar.evaluation.ablation_questions import markdown, questions
 from dollar.log import Log
 
@@ -57,9 +58,41 @@ def test_commands_of_a_row_that_starts_from_another(tmp_path: Path) -> None:
     assert "validation.every=7" in train
     assert "reward=jpeg_compressibility" in train and not any("reward.path" in word for word in train)
     assert f"checkpoint={tmp_path}/work/seed1/more/student" in evaluate and "steps=[4]" in evaluate
-    assert "guard.action=warn" in train
+    assert "guard.action=warn" in train and "guard.action=none" not in train
     first = plan.train(ROWS[0], 0)
-    assert not any(word.startswith(("init=", "guard.")) for word in first)
+    assert "reward@guard.reward=shapes" in first and "guard.action=none" in first, "the verifier only looks on"
+    assert not any(word.startswith("init=") for word in first)
+
+
+def test_rows_and_teacher_are_judged_by_the_same_rewards(tmp_path: Path) -> None:
+    plan = Plan(settings(tmp_path), ROWS)
+    given = [
+        [word for word in c if word.startswith("reward")] for c in (plan.evaluate(ROWS[0], 0), plan.evaluate_teacher())
+    ]
+    composed = compose("evaluate", *given[0])
+    asked = {name for name, weight in composed.reward.weights.items() if weight}
+    assert given[0] == given[1] and asked == {path[2] for path in figures.FIGURES.values() if path[0] == "scored"}
+    assert composed.reward.parts.pickscore.path == "dollar/assets/clip"
+
+
+def test_what_a_row_pursues_is_its_own_or_its_groups() -> None:
+    pursued = {row.name: row.pursued for row in rows_of(compose("ablation"))}
+    assert (pursued["vsd_lrm"], pursued["jpeg_stop"], pursued["motion"]) == ("clip", "jpeg", "motion")
+    config = compose("ablation")
+    config.groups.tradeoff.pursued = "motion"
+    changed = {row.name: row.pursued for row in rows_of(config)}
+    assert {name for name in changed if changed[name] != pursued[name]} == {
+        row.name for row in rows_of(config) if row.group == "tradeoff"
+    }
+
+
+def test_rows_are_trained_for_what_they_pursue(tmp_path: Path) -> None:
+    """The column of what a row pursues would otherwise be of something else."""
+    config = compose("ablation")
+    plan = Plan(config, rows_of(config))
+    for row in plan.rows.values():
+        reward = next(o.removeprefix("reward=") for o in plan.overrides(row) if o.startswith("reward="))
+        assert figures.FIGURES[row.pursued][2] == reward, row.name
 
 
 def test_rows_whose_names_have_points_have_logs_of_their_own(tmp_path: Path) -> None:
@@ -88,6 +121,7 @@ def test_what_a_result_follows_from(tmp_path: Path) -> None:
         ({"name": "x", "label": "x", "group": "reward", "after": "y"}, "come after y"),
         ({"name": "x", "label": "x", "group": "nowhere"}, "group nowhere"),
         ({"name": "x", "label": "x", "group": "reward", "override": []}, "a row has override"),
+        ({"name": "x", "label": "x", "group": "reward", "pursued": "size"}, "pursues size; the figures are clip, col"),
     ],
 )
 def test_rows_that_cannot_be_are_told(row: dict, told: str) -> None:
@@ -124,10 +158,10 @@ def test_every_question_and_plot_knows_rows_of_the_configuration() -> None:
             asked.add(name)
             return []
 
-    questions(Spy(Path("none.json")), {})
+    questions(Spy(Path("none.json")), rows)
     assert asked <= names
-    assert {*plots.REACHING, *plots.BODIES, *plots.PURSUED} <= names
-    for method in plots.METHODS:
+    assert {*plots.REACHING, *plots.BODIES, *plots.OVERDONE} <= names
+    for method in figures.METHODS:
         mine = [row.name for row in rows if row.group == "tradeoff" and row.name.startswith(method)]
         betas = [float(name.split("_")[1]) for name in mine if not name.endswith("_stop")]
         assert betas == sorted(betas) and len(betas) >= 3 and len(mine) == len(betas) + 1
@@ -270,7 +304,7 @@ def made_up_run(folder: Path, cycles: int = 20, alignment: float = 0.9) -> None:
         "vendi": {"mean": 3.0},
         "sharpness": 0.7,
     }
-    systems = {"4": {**system, "scored": {"mean": 0.21}}}
+    systems = {"4": {**system, "scored": {"mean": 1.5, "scores": {"pickscore": 0.21, "dynamic_degree": 0.14}}}}
     (folder / "metrics.json").write_text(json.dumps({"student": systems, "lrm": {"rank_correlation": 0.6}}))
 
 
@@ -374,10 +408,11 @@ def test_a_row_with_an_unknown_key_is_told_before_any_runs(tmp_path: Path) -> No
 def test_a_run_is_read(tmp_path: Path) -> None:
     made_up_run(tmp_path)
     found = figures.measured(tmp_path)
-    assert found["figures"]["4"]["frechet"] == 0.4 and found["figures"]["4"]["reward"] == 0.21
+    assert found["figures"]["4"]["frechet"] == 0.4 and found["figures"]["4"]["verifier"] == 0.8
+    assert found["figures"]["4"]["clip"] == 0.21 and found["figures"]["4"]["motion"] == 0.14
     assert (found["seconds_per_cycle"], found["peak_gib"], found["cycles"]) == (2.0, 1.2, 20)
     assert found["rank_correlation"] == pytest.approx((0.75 + 1.0) / 2) and found["held_rank"] == 0.6
-    assert found["own_reward"] == 2.0 and found["medians"] == {"grad_norm/x_hat/vsd": 0.5}
+    assert found["medians"] == {"grad_norm/x_hat/vsd": 0.5}
     cycles, seconds, values = found["curves"]["reward_4"]
     assert (cycles, seconds, values) == ([5, 10, 15, 20], [18.0, 28.0, 38.0, 48.0], [0.5, 1.0, 1.5, 2.0])
 
@@ -434,24 +469,32 @@ def test_comparisons_together() -> None:
 
 def test_seconds_to_a_level_lie_between_two_points() -> None:
     assert reached([10, 20, 30], [0.0, 1.0, 3.0], 2.0) == 25 and reached([10, 20], [1.0, 2.0], 0.5) == 10
-    a = {"curves": {"reward_4": [[1, 2], [10, 20], [0.0, 4.0]]}}
-    b = {"curves": {"reward_4": [[1, 2], [30, 50], [0.0, 2.0]]}}
-    assert figures.sooner(a, b) == (15, 50), "the highest that both reach is 2"
+    assert sooner(Rise([10, 20], [0.0, 4.0]), Rise([30, 50], [0.0, 2.0])) == (15, 50), "the highest both reach is 2"
+
+
+def test_a_rise_without_the_alignment_does_not_count() -> None:
+    curves = {
+        "reward_4": [[5, 10, 15, 20], [1.0, 2.0, 3.0, 4.0], [0.1, None, 0.6, 0.9]],
+        "alignment_4": [[5, 10, 15, 20], [1.0, 2.0, 3.0, 4.0], [0.95, 0.95, 0.85, 0.84]],
+    }
+    assert rise_of({"curves": curves}) == Rise([1.0, 3.0, 4.0], [0.1, 0.6, 0.9])
+    assert rise_of({"curves": curves}, least=0.85) == Rise([1.0, 3.0], [0.1, 0.6])
+    assert rise_of({"curves": curves}, least=0.99) is None and rise_of({"curves": {}}) is None
 
 
 def results_with(folder: Path, rows: Sequence[Row], seeds: int, value: Callable[[str, str], float]) -> Results:
     """results.json with figures value(row, figure), alike for all seeds but for a little."""
     results, random = Results(folder / "ablation" / "results.json"), np.random.default_rng(0)
-    names = ("alignment", "reward", "verifier", "frechet", "vendi", "sharpness")
+    names = figures.FIGURES
     for row in rows:
         for seed in range(seeds):
             noise = 1 + 0.002 * random.standard_normal()
             cycles = [10 * (i + 1) for i in range(6)]
-            rise = value(row.name, "reward") * (1 - 0.5 ** np.arange(1, 7)) * noise
+            rise = value(row.name, row.pursued) * (1 - 0.5 ** np.arange(1, 7)) * noise
             curves = {
                 "reward_4": rise,
                 "predicted_4": 1.2 * rise,
-                "alignment_4": value(row.name, "alignment") - 0.2 * rise,
+                "alignment_4": value(row.name, "alignment") - 0.1 * rise,
             }
             own = (
                 "rank_correlation",
@@ -460,13 +503,13 @@ def results_with(folder: Path, rows: Sequence[Row], seeds: int, value: Callable[
                 "held_pairwise",
                 "seconds_per_cycle",
                 "peak_gib",
-                "own_reward",
             )
             result = {
                 "figures": {str(k): {n: value(row.name, n) * noise for n in names} for k in row.steps},
                 **{n: value(row.name, n) * noise for n in own},
                 "curves": {n: [cycles, [1.5 * c for c in cycles], list(v)] for n, v in curves.items()},
                 "cycles": 60,
+                "kept": 40 if row.name.endswith("_stop") else 60,
                 "ended": "over-optimisation" if row.name.endswith("_stop") else None,
                 "hash": "",
                 "seconds": 300.0,
@@ -489,23 +532,26 @@ def as_the_paper(row: str, figure: str) -> float:
         ("heterogeneous", "alignment"): 0.85,
         ("heterogeneous", "frechet"): 1.5,
         ("vsd_cd_lrm", "alignment"): 0.95,
-        ("vsd_cd_lrm", "reward"): 0.5,
-        ("vsd_lrm", "reward"): 0.5,
-        ("vsd_ddpo", "reward"): 0.4,
+        ("vsd_cd_lrm", "clip"): 0.5,
+        ("vsd_lrm", "clip"): 0.5,
+        ("vsd_ddpo", "clip"): 0.4,
+        ("lrm_2", "colourfulness"): 0.8,
+        ("lrm_8", "colourfulness"): 2.0,  # at the cost of the alignment
+        ("jpeg", "jpeg"): 0.9,
+        ("motion", "motion"): 0.9,
         ("vsd_direct", "peak_gib"): 4.0,
         ("jpeg", "alignment"): 0.2,
         ("motion", "alignment"): 0.3,
         ("jpeg", "frechet"): 9.0,
         ("motion", "frechet"): 8.0,
     }
-    usual = {"alignment": 0.9, "reward": 0.3, "frechet": 1.0, "vendi": 2.1, "peak_gib": 1.0}
+    usual = {"alignment": 0.9, "clip": 0.3, "frechet": 1.0, "vendi": 2.1, "peak_gib": 1.0}
     return known.get((row, figure), usual.get(figure, 0.7))
 
 
 def test_verdicts_follow_the_figures(tmp_path: Path) -> None:
     rows = rows_of(compose("ablation"))
-    labels = {row.name: row.label for row in rows}
-    asked = questions(results_with(tmp_path, rows, 3, as_the_paper), labels)
+    asked = questions(results_with(tmp_path, rows, 3, as_the_paper), rows)
     papers = [q for q in asked if q.expected]
     assert len(papers) >= 9 and all(together(q.decides) == "yes" for q in papers)
     assert not any("contradicts" in markdown(q, 3) for q in asked)
@@ -513,10 +559,46 @@ def test_verdicts_follow_the_figures(tmp_path: Path) -> None:
     def turned(row: str, figure: str) -> float:
         return {"vsd_cd": 1.5}.get(row, 2.3) if figure == "vendi" else as_the_paper(row, figure)
 
-    first = questions(results_with(tmp_path / "other", rows, 1, turned), labels)[0]
+    first = questions(results_with(tmp_path / "other", rows, 1, turned), rows)[0]
     text = markdown(first, 1)
     assert "**Undecided**" not in text and "one seed" in text and "VSD + CD, m = 5 1.5" in text
     assert together([first.decides[1]]) == "no"
+
+
+def test_the_tradeoff_counts_what_aligned_students_reach(tmp_path: Path) -> None:
+    rows = rows_of(compose("ablation"))
+
+    def asked(folder: str, value: Callable[[str, str], float], seeds: int = 1) -> Any:
+        found = questions(results_with(tmp_path / folder, rows, seeds, value), rows)
+        return next(q for q in found if q.text.startswith("Does the LRM raise colourfulness further"))
+
+    def lost(row: str, figure: str) -> float:
+        return 0.6 if row.startswith("ddpo_") and figure == "alignment" else as_the_paper(row, figure)
+
+    text = markdown(asked("a", as_the_paper), 1)
+    assert "LRM, beta 2 0.78" in text and "beta 8" not in text and "vsd" not in text
+    question = asked("b", lost)
+    assert together(question.decides) == "yes" and "DDPO none at any beta" in markdown(question, 1)
+    results = results_with(tmp_path / "c", rows, 1, as_the_paper)
+    for name in ("ddpo_0.5", "ddpo_2", "ddpo_8"):
+        del results.stored["rows"][f"{name}/0"]
+    assert together(next(q for q in questions(results, rows) if "raise colourful" in q.text).decides) == "unknown"
+
+
+def test_a_table_has_columns_of_what_its_rows_pursue(tmp_path: Path) -> None:
+    rows = rows_of(compose("ablation"))
+    results = results_with(tmp_path, rows, 1, as_the_paper)
+
+    def heading(group: str) -> list[str]:
+        mine = [row for row in rows if row.group == group]
+        return [cell.strip() for cell in table(group, [], mine, results).splitlines()[0].split("|")]
+
+    assert "colourfulness ↑" not in heading("reward") and "CLIP reward ↑" in heading("reward")
+    assert "colourfulness ↑" in heading("tradeoff") and "dynamic degree ↑" not in heading("tradeoff")
+    text = table("overoptimisation", [], [row for row in rows if row.name == "motion_stop"], results)
+    assert text.splitlines()[0].split("|")[4].strip() == "dynamic degree ↑" and "colour" not in text
+    cells = text.splitlines()[-1].split("|")
+    assert cells[4].strip() == "0.700" and cells[-2].strip() == "40", "the student that the guard kept"
 
 
 def test_the_document_has_tables_commands_plots_and_keeps_what_was_written(tmp_path: Path) -> None:
@@ -525,10 +607,12 @@ def test_the_document_has_tables_commands_plots_and_keeps_what_was_written(tmp_p
     results = results_with(tmp_path, rows, 3, as_the_paper)
     write_document(path, rows, TITLES, results)
     text = path.read_text()
-    table = text.partition("## Distillation")[2].partition("<details>")[0].splitlines()
-    assert table[4].startswith("| teacher, 50 steps | 0.900 | 0.3000 |"), "the teacher comes first"
-    widths = {line.count("|") for line in table if line.startswith("|")}
+    lines = text.partition("## Distillation")[2].partition("<details>")[0].splitlines()
+    assert lines[4].startswith("| teacher, 50 steps | 0.900 | 0.3000 |"), "the teacher comes first"
+    assert lines[5].startswith("| real clips | 0.900 |")
+    widths = {line.count("|") for line in lines if line.startswith("|")}
     assert len(widths) == 1, "every line of a table has as many cells"
+    assert "colourfulness, for which the teacher was not trained" in text and "0.300 of the start against 0.300" in text
     assert "0.900 ± 0.00" in text and "trained for 4, 2 and 1, 2 steps" in text
     assert "python launch/train.py run=cd 'student.steps=[4]'" in text and "make ablation seeds=3" in text
     for name in ("reward", "tradeoff", "overoptimisation", "bodies"):

@@ -16,8 +16,10 @@ from conftest import EMBEDDED, ROOT, TINY_DATA, TINY_RUN, compose, needs_embedde
 from torch import Tensor
 
 from dollar.data import shapes
-from dollar.evaluation.evaluate import Figures, Pairs, Yardstick, difference, latent_reward_figures, pairs
+from dollar.evaluation.evaluate import Figures, Pairs, Yardstick, difference, latent_reward_figures, pairs, scored
 from dollar.models.teacher import Teacher
+from dollar.pixel_reward import PixelReward
+from dollar.rewards.mixture import Mixture
 from dollar.sampling import Sampler
 
 HELD_OUT = shapes.captions("held_out")
@@ -150,6 +152,32 @@ def test_the_latent_rewards_figures_are_of_its_guesses(teacher: Teacher, monkeyp
     # The best taken for the worst: wrong in the five pairs that it should win.
     blind = figures(lambda r: torch.where(r == 1, -1.0, r))
     assert blind["pairwise"] == pytest.approx(8 / 13)
+
+
+def test_each_part_of_a_mixture_has_its_mean_and_sees_each_clip_once(teacher: Teacher) -> None:
+    class Red:
+        seen = 0
+
+        def score(self, videos: Tensor, prompts: list[str]) -> Tensor:
+            self.seen += len(videos)
+            return videos[:, :, 0].mean((1, 2, 3))
+
+    class Short(Red):
+        """Can't judge a prompt of many letters."""
+
+        def score(self, videos: Tensor, prompts: list[str]) -> Tensor:
+            return torch.tensor([float("nan") if len(p) > 3 else 1.0 * len(p) for p in prompts])
+
+    videos = torch.zeros(20, 2, 3, 4, 4, dtype=torch.uint8)
+    videos[:10] = 255
+    prompts = ["four", *["two"] * 9, *["a"] * 10, "more than there are clips"]
+    red = Red()
+    found = scored(
+        PixelReward(Mixture({"red": red, "short": Short()}, {"red": 2, "short": -1}), teacher.codec), videos, prompts
+    )
+    assert found["scores"] == pytest.approx({"red": 0.5, "short": (9 * 3 + 10) / 19}), "nan is left out of its own part"
+    assert found["clips"] == 19 and found["mean"] == pytest.approx((9 * -1 + 10 * -1) / 19)
+    assert red.seen == 20
 
 
 def test_metrics_json_has_every_figure(

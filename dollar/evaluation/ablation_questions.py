@@ -143,9 +143,10 @@ class _Asker:
     def ended(self, name: str) -> str:
         """In how many seeds the guard ended a row, at which cycle, and which student it kept."""
         found = self.results.of(name)
-        cycles = [f"{r['cycles']} (the student of cycle {r['kept']} is kept)" for r in found if r["ended"]]
-        at = f" after cycle {', '.join(cycles)}" if cycles else ""
-        return f"the guard ended {len(cycles)} of {len(found)} runs of “{self.labels.get(name, name)}”{at}"
+        ended = [r for r in found if r["ended"]]
+        after, kept = (", ".join(str(r[key]) for r in ended) for key in ("cycles", "kept"))
+        at = f" after cycle {after}; kept is the student of cycle {kept}" if ended else ""
+        return f"the guard ended {len(ended)} of {len(found)} runs of “{self.labels.get(name, name)}”{at}"
 
 
 def _distillation(ask: _Asker) -> list[Question]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -207,8 +207,11 @@ def _alone(environment: Mapping[str, str], function: Any, *args: Any) -> Any:
 
 
 @contextmanager
-def _environment(changes: Mapping[str, str]) -> Any:
+def _environment(changes: Mapping[str, str]) -> Iterator[None]:
+    """These variables for processes that are started within, and none else that tells how memory is kept."""
     before = dict(os.environ)
+    for name in [name for name in before if name.startswith("MALLOC_")]:
+        del os.environ[name]
     os.environ.update(changes)
     try:
         yield
