@@ -42,7 +42,8 @@ def check(config: DictConfig) -> None:
 def main(config: DictConfig) -> None:
     """Print the table and write metrics.json and report.html."""
     check(config)
-    from build import build_pixel_reward, build_teacher, dtype_of, quiet, take_teacher
+    from build import build_teacher, dtype_of, quiet, take_teacher
+    from steering import build_pixel_reward
 
     from dollar.data import shapes
     from dollar.evaluation.evaluate import Yardstick, check_size, pairs
@@ -237,9 +238,9 @@ def measure_times(config: DictConfig, teacher: Any, metrics: dict[str, Any], pro
 
 def own_reward(student: Any, teacher: Any) -> Any:
     """The pixel reward that the student was trained with; None where there was none, or it can't be had any more."""
-    from build import build_pixel_reward
     from hydra.errors import InstantiationException
     from omegaconf import OmegaConf
+    from steering import build_pixel_reward
 
     try:
         return build_pixel_reward(OmegaConf.create(student.card["config"]["reward"]), teacher)

@@ -59,9 +59,10 @@ def main(config: DictConfig) -> None:
     check(config)
     out = Path(config.out)
     check_folder_for("out", out)
-    from build import build_data, build_teacher, check_captions, check_data, quiet, with_text
+    from build import build_data, build_teacher, check_data, quiet, with_text
     from hydra.utils import instantiate
     from observations import FILE, Observations, Scoring
+    from steering import check_captions
 
     from dollar.parallel.world import start
     from dollar.pixel_reward import PixelReward

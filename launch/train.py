@@ -94,7 +94,8 @@ def to_store(config: DictConfig) -> dict[str, Any]:
 
 def main(config: DictConfig) -> float | None:
     """Train, go on with what was stopped, or find the run finished; returns the last validation reward for sweeps."""
-    from build import dtype_of, guard_of, objective_of, plan_of, validation_of
+    from build import dtype_of, objective_of, plan_of, validation_of
+    from steering import guard_of
 
     from dollar.student import check_steps
 

@@ -26,6 +26,7 @@ from dollar.evaluation.ablation_plots import apart, write_plots
 from dollar.evaluation.ablation_questions import markdown, questions
 from dollar.log import Log
 
+BETAS = {method: figures.along_beta(rows_of(compose("ablation")), method) for method in figures.METHODS}
 TITLES = {name: group.title for name, group in compose("ablation").groups.items()}
 ROWS = (
     Row("vsd", "VSD", "distillation", ("beta_cd=0",)),
@@ -535,8 +536,8 @@ def as_the_paper(row: str, figure: str) -> float:
         ("vsd_cd_lrm", "clip"): 0.5,
         ("vsd_lrm", "clip"): 0.5,
         ("vsd_ddpo", "clip"): 0.4,
-        ("lrm_2", "colourfulness"): 0.8,
-        ("lrm_8", "colourfulness"): 2.0,  # at the cost of the alignment
+        (BETAS["lrm"][-2], "colourfulness"): 0.8,
+        (BETAS["lrm"][-1], "colourfulness"): 2.0,  # at the cost of the alignment
         ("jpeg", "jpeg"): 0.9,
         ("motion", "motion"): 0.9,
         ("vsd_direct", "peak_gib"): 4.0,
@@ -575,12 +576,12 @@ def test_the_tradeoff_counts_what_aligned_students_reach(tmp_path: Path) -> None
     def lost(row: str, figure: str) -> float:
         return 0.6 if row.startswith("ddpo_") and figure == "alignment" else as_the_paper(row, figure)
 
-    text = markdown(asked("a", as_the_paper), 1)
-    assert "LRM, beta 2 0.78" in text and "beta 8" not in text and "vsd" not in text
+    text, labels = markdown(asked("a", as_the_paper), 1), {row.name: row.label for row in rows}
+    assert f"{labels[BETAS['lrm'][-2]]} 0.78" in text and labels[BETAS["lrm"][-1]] not in text
     question = asked("b", lost)
     assert together(question.decides) == "yes" and "DDPO none at any beta" in markdown(question, 1)
     results = results_with(tmp_path / "c", rows, 1, as_the_paper)
-    for name in ("ddpo_0.5", "ddpo_2", "ddpo_8"):
+    for name in BETAS["ddpo"]:
         del results.stored["rows"][f"{name}/0"]
     assert together(next(q for q in questions(results, rows) if "raise colourful" in q.text).decides) == "unknown"
 
