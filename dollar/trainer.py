@@ -164,10 +164,12 @@ class Trainer:
         with self._stop_on_signal():
             bar = progress(range(self.cycle, self.plan.cycles), "training", active=self.world.is_main)
             for cycle in bar:
-                started = time.perf_counter()
+                started, busy = time.perf_counter(), time.process_time()
                 scalars = self.run_cycle(cycle)
                 self.cycle = cycle + 1
                 scalars["time/cycle"] = time.perf_counter() - started
+                if self.world.device.type == "cpu":  # of all threads; unlike the clock's, the same beside other work
+                    scalars["time/processor"] = time.process_time() - busy
                 self._report(scalars)
                 if self.validate is not None and self._due(self.plan.validate_every):
                     self._validate()

@@ -184,7 +184,7 @@ def measured(folder: Path) -> dict[str, Any]:
     scalars = read_scalars(folder)
     if "time/cycle" not in scalars:
         raise ValueError(f"{folder} has no times in its metrics.jsonl; it was not trained by launch/train.py")
-    times = scalars["time/cycle"]
+    times = times_of(scalars)
     return {
         "figures": {steps: figures_of(system) for steps, system in metrics["student"].items()},
         "rank_correlation": late(scalars, "reward/rank_correlation"),
@@ -208,9 +208,14 @@ def late(scalars: Mapping[str, Curve], name: str) -> float | None:
     return float(values[len(values) // 2 :].mean()) if len(values) else None
 
 
+def times_of(scalars: Mapping[str, Curve]) -> Curve:
+    """Seconds of each cycle: the processor's where it did the work, for the clock's depend on its other work."""
+    return scalars.get("time/processor", scalars["time/cycle"])
+
+
 def curves_of(scalars: Mapping[str, Curve]) -> dict[str, list[list[float]]]:
     """Validation's scalars: name -> [cycles, seconds of training until then, values]; and the guard's scale."""
-    times, found = scalars["time/cycle"], {}
+    times, found = times_of(scalars), {}
     for name, curve in scalars.items():
         short = name.removeprefix("validation/")
         if (short != name and short.startswith(CURVES)) or name == "guard/scale":

@@ -114,7 +114,7 @@ def plot_reaching(plt: Any, results: Results, labels: dict[str, str]) -> Any:
                 draw(axes, line, colour)
                 ends.append((line.mean[-1], labels.get(name, name), colour))
         references(axes, results, "clip", ends)
-        axes.set_xlabel("cycles" if over == "cycles" else "seconds of training, one core")
+        axes.set_xlabel("cycles" if over == "cycles" else "seconds of training, of one core")
         if over == "seconds":
             label_ends(axes, ends, 0.06)
     panels[0].set_title("CLIP reward of 4-step samples")
