@@ -54,6 +54,7 @@ class Plan:
     gradients_every: int
     keep_best: str | None
     patience: int | None = None
+    validate_first: bool = False
     max_skipped: int = 20  # updates in a row that may be skipped before the run ends
 
     def __post_init__(self) -> None:
@@ -162,6 +163,8 @@ class Trainer:
         if self.ended:
             return True
         with self._stop_on_signal():
+            if self.cycle == 0 and self.validate is not None and (self.plan.validate_first or self.guard.active):
+                self._validate()  # what was there before any training
             bar = progress(range(self.cycle, self.plan.cycles), "training", active=self.world.is_main)
             for cycle in bar:
                 started, busy = time.perf_counter(), time.process_time()
@@ -251,7 +254,8 @@ class Trainer:
             before = _gradients(student) if looking else []
             torch.autograd.backward(term.tensor, term.gradient, retain_graph=not term.last)
             if looking:
-                added = [a - b for a, b in zip(_gradients(student), before, strict=True)]
+                after = _gradients(student)
+                added = [a - b for a, b in zip(after, before, strict=True)]
                 known = seen.get(term.name)  # a term may come in parts
                 seen[term.name] = added if known is None else [a + b for a, b in zip(known, added, strict=True)]
         if seen:

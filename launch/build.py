@@ -167,6 +167,7 @@ def plan_of(config: DictConfig, processes: int = 1) -> Plan:
         gradients_every=config.log.gradients_every,
         keep_best=config.keep_best,
         patience=config.patience,
+        validate_first=config.validation.first,
     )
 
 
@@ -223,7 +224,7 @@ def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Pa
         check_rewards(pixel, second, itertools.chain(data.captions, prompts), teacher, objective)
     scores = Scores(pixel, second, surrogate)
     check_keep_best(plan, config.validation.every, scores.names(list(samplers)))
-    log = Log(folder, active=world.is_main, resume_step=resume_cycle + 1)
+    log = Log(folder, active=world.is_main, resume_step=resume_cycle + 1 if resume_cycle else 0)
     validation = None
     if config.validation.every > 0:
         validation = Validation(teacher, denoiser, samplers, prompts, scores, log, world, **validation_of(config))

@@ -37,8 +37,9 @@ def check(config: DictConfig) -> None:
             raise ValueError(f"{key} is {config[key]}; it must be at least {least}")
     if config.patience < 1:
         raise ValueError(f"patience is {config.patience}; it must be at least 1")
-    if not 0 < config.held_out < 1:
-        raise ValueError(f"held_out is {config.held_out}; it is a fraction of the clips, between 0 and 1")
+    for key in ("held_out", "watched"):
+        if not 0 < config[key] < 1:
+            raise ValueError(f"{key} is {config[key]}; it is a fraction of the clips, between 0 and 1")
     if not 0 <= config.decay_from <= 1:
         raise ValueError(f"decay_from is {config.decay_from}; it is a fraction of the steps, 1 for a rate that stays")
     if any(not isinstance(steps, int) or steps < 1 for steps in config.made):
@@ -80,16 +81,19 @@ def main(config: DictConfig) -> None:
     if config.observations is not None and not file.is_file():
         raise ValueError(f"observations is {config.observations}, but there is no {file}; leave it out")
     observed = Observations.at(file, identity(config, teacher, data))
-    scoring = Scoring(teacher, data, pixel, config.clips, config.mismatched, config.made, config.made_clips)
+    asked = (config.clips, config.mismatched, config.made, config.made_clips, config.seed)
+    scoring = Scoring(teacher, data, pixel, *asked)
     scoring.run(observed, file)
     rows = scoring.wanted(observed)
     if pixel.trouble:
         print(f"note: clips that got no reward are left out; the last trouble: {pixel.trouble}")
-    fitted_on, held_out = split(rows, config.held_out, config.seed)
-    fitted = fit(config, surrogate, teacher, observed.latents, fitted_on, held_out)
+    rest, held_out = split(rows, config.held_out, config.seed)
+    fitted_on, watched = split(rest, config.watched, config.seed)  # the best is not chosen by what it is reported on
+    fitted = fit(config, surrogate, teacher, observed.latents, fitted_on, watched)
     figures = {
         "held_out": figures_of(surrogate, observed.latents, held_out, config.batch),
         "clips": len(fitted_on),
+        "watched": len(watched),
         **fitted._asdict(),
         "scoring_seconds": observed.seconds,
     }
@@ -145,8 +149,8 @@ def split(rows: Sequence[tuple[str, Row]], fraction: float, seed: int) -> tuple[
     parts = [row for row in rows if row[1].clip not in held], [row for row in rows if row[1].clip in held]
     if min(map(len, parts)) < 2:
         raise ValueError(
-            f"{len(rows)} clips have a reward that is a number, of which {len(parts[1])} would be held out; at least 2 "
-            "are needed to fit on and 2 to be held out. Raise clips or made_clips, or look at the reward by itself"
+            f"{len(rows)} clips have a reward that is a number, of which {len(parts[1])} would be set apart; at least 2 "
+            "are needed to fit on and 2 to be set apart. Raise clips or made_clips, or look at the reward by itself"
         )
     return parts
 
@@ -157,9 +161,9 @@ def fit(
     teacher: Teacher,
     latents: Sequence[Tensor],
     rows: Sequence[tuple[str, Row]],
-    held_out: Sequence[tuple[str, Row]],
+    watched: Sequence[tuple[str, Row]],
 ) -> Fitted:
-    """Fit the surrogate on rows, and leave it as it was when it followed the held-out ones best."""
+    """Fit the surrogate on rows, and leave it as it was when it followed the watched ones best."""
     from build import optimizer
 
     from dollar.diffusion.draws import Draws
@@ -183,8 +187,8 @@ def fit(
         if (step + 1) % config.every and step + 1 < config.steps:
             continue
         surrogate.level(turns=len(surrogate.past))
-        r2 = figures_of(surrogate, latents, held_out, config.batch)["all"]["r2"]
-        bar.set_postfix_str(f"held out R^2 {r2:.3f}", refresh=False)
+        r2 = figures_of(surrogate, latents, watched, config.batch)["all"]["r2"]
+        bar.set_postfix_str(f"R^2 {r2:.3f}", refresh=False)
         if r2 > best or best_step == 0:
             best, best_step, kept = r2, step + 1, weights(surrogate)
         elif step + 1 - best_step >= config.patience * config.every:

@@ -23,6 +23,7 @@ REAL, MISMATCHED = "real", "mismatched"
 TOGETHER = 8  # clips that are made, decoded and scored at once
 SECONDS = 60.0  # between two writings of the file
 SEEDS = 30_000_000  # the first seed of the made clips, and further ones for each step count
+SEED_APART = 100_003  # between those of one seed of the command and the next
 
 
 class Row(NamedTuple):
@@ -100,7 +101,7 @@ class Observations:
 class Scoring:
     """Asks the pixel reward about what is not known yet, a few clips at a time.
 
-    clips: real ones; made: step counts of the teacher, and made_clips of each.
+    clips: real ones; made: step counts of the teacher, and made_clips of each; seed: of their noise.
     """
 
     teacher: Teacher
@@ -110,6 +111,7 @@ class Scoring:
     mismatched: bool
     made: Sequence[int]
     made_clips: int
+    seed: int = 0
 
     def __post_init__(self) -> None:
         self.clips = min(self.clips, len(self.data)) if self.data.has_latents else 0
@@ -166,7 +168,7 @@ class Scoring:
     def _make(self, steps: int, samples: range, prompts: list[str]) -> Tensor:
         from dollar.sampling import make_latents, teacher_sampler
 
-        seeds = [SEEDS * (1 + steps) + sample for sample in samples]
+        seeds = [SEEDS * (1 + steps) + sample + SEED_APART * self.seed for sample in samples]
         return make_latents(teacher_sampler(self.teacher, steps), self.teacher, prompts, seeds, TOGETHER, show=False)
 
     def _others(self, batch: Batch) -> list[str]:

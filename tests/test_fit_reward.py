@@ -137,7 +137,7 @@ def test_clips_without_a_reward_are_left_out_and_the_trouble_is_told(fit: Callab
     asked = ASKED[8:]  # after the trial
     others = [p for p in asked if "green" not in p]
     assert len(others) < len(asked) == 48
-    assert figures["clips"] + figures["held_out"]["all"]["clips"] == len(others)
+    assert figures["clips"] + figures["watched"] + figures["held_out"]["all"]["clips"] == len(others)
 
 
 def test_a_fit_that_gets_no_better_ends_with_the_model_that_was_best(fit: Callable, tmp_path: Path) -> None:

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
+
+from dollar.models.outline import fused_attention
 
 PROCESS = Path("/proc/self")  # what Linux tells a process of itself
 
@@ -107,27 +108,6 @@ class Tally(TorchDispatchMode):
         made = function(*args, **(kwargs or {}))
         tree_map_only(Tensor, self.hold, made)
         return made
-
-
-@contextmanager
-def fused_attention() -> Iterator[None]:
-    """Attention as a GPU computes it, which keeps no table of all pairs; the meta device's own would.
-
-    That of tensors without a dimension of heads has no such kernel on a GPU either, and stays as it is.
-    """
-    own = functional.scaled_dot_product_attention
-
-    def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if query.ndim != 4:
-            return own(query, key, value, *args, **kwargs)
-        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
-
-    # Replaced by name: a torch function mode would end within backward, where checkpointed blocks are computed again.
-    functional.scaled_dot_product_attention = attention  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention = own
 
 
 def count(work: Work, fused: bool = True) -> Count:

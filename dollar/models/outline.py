@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from dollar.models.assemble import check_states
@@ -185,7 +185,11 @@ def measure(outline: Outline, dtype: torch.dtype) -> Work:
     handles += [b.register_forward_hook(leave) for b in blocks]
     counter = FlopCounterMode(display=False)
     try:
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: take(t, place), lambda t: t), counter, _Fused():
+        with (
+            torch.autograd.graph.saved_tensors_hooks(lambda t: take(t, place), lambda t: t),
+            counter,
+            fused_attention(),
+        ):
             network(*outline.batch(1, dtype))
     finally:
         for handle in handles:
@@ -195,15 +199,25 @@ def measure(outline: Outline, dtype: torch.dtype) -> Work:
     return Work(counter.get_total_flops(), tokens, kept["outside"][0], kept["inputs"][0], sum(inside), max(inside))
 
 
-class _Fused(TorchFunctionMode):
-    """Attention as a GPU computes it, which keeps no table of all pairs; the meta device's own would."""
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Attention as a GPU computes it, which keeps no table of all pairs; the meta device's own would.
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if function is not torch.nn.functional.scaled_dot_product_attention:
-            return function(*args, **kwargs)
-        query, key, value = (*args, *(kwargs[name] for name in ("query", "key", "value")[len(args) :]))[:3]
+    That of tensors without a dimension of heads has no such kernel on a GPU either, and stays as it is.
+    """
+    own = functional.scaled_dot_product_attention
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if query.ndim != 4:
+            return own(query, key, value, *args, **kwargs)
         return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+
+    # Replaced by name: a torch function mode would end within backward, where checkpointed blocks are computed again.
+    functional.scaled_dot_product_attention = attention  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = own
 
 
 class _Described(Pipeline):

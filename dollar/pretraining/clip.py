@@ -22,12 +22,12 @@ from dollar.parallel.world import World
 from dollar.pretraining.pictures import Pool, Visible, decoded, rendered, spoilt, stack, visible, worse
 from dollar.pretraining.stages import Stage, optimizers_of, run_stage
 from dollar.pretraining.teacher import shapes_codec
+from dollar.rewards.clip import MEAN, STD
 from dollar.rewards.open_clip import to_open_clip
 
 SIZE = shapes.HEIGHT
 LENGTH = 16  # tokens a caption is padded to; one of the world's has 12 with its start and end
 HEAD = 32  # width of an attention head, in both towers
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's CLIP's
 MOST_SCALE = 100.0  # of the cosines, as in CLIP
 GAP = 4.0  # how much smaller a logit ought to be for each attribute that is wrong
 FALL = 6.0  # and when the picture is spoilt by level 1

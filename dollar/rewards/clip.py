@@ -93,7 +93,7 @@ class Clip:
     def _see(self, frames: Tensor) -> Tensor:
         squares = pad(frames, self.size) if self.padded else crop(frames, self.shortest, self.size)
         pixels = (squares - self.mean) / self.std
-        steady = _SteadyGradient(self.model.dtype)
+        steady = SteadyGradient(self.model.dtype)
         seen = self.model.vision_model(pixel_values=steady.into(pixels))
         features = steady.out_of(self.model.visual_projection(seen.pooler_output))
         return functional.normalize(features, dim=-1)
@@ -163,7 +163,7 @@ class CaptionReward:
         return {"cosine": cosine, "scaled": self.clip.scale * cosine}
 
 
-class _SteadyGradient:
+class SteadyGradient:
     """Keeps a gradient in half precision's range: brought to 1 where it enters the network, and back where it leaves.
 
     A pixel's part in a cosine is near 1e-6, which half precision rounds to few levels or to nothing.

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dollar.rewards.clip import _SteadyGradient
+from dollar.rewards import clip
+from dollar.rewards.clip import SteadyGradient
 from dollar.rewards.frames import check_frames, check_videos, pick
-from dollar.rewards.pixels import _bicubic, _pil_bicubic
+from dollar.rewards.pixels import crop
 from dollar.rewards.weights import fill, locate, read_json, read_tensors, transformers_class
 
 FILES = ("ImageReward.pt", "med_config.json")
@@ -21,7 +22,6 @@ UNITS = ("standardised", "raw")
 MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072  # of the raw score over the publishers' validation pictures
 LENGTH = 35  # tokens a prompt is padded or cut to
 HEAD_WIDTH = 64  # of attention in BLIP's vision transformers, whatever their size
-PIXEL_MEAN, PIXEL_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # BLIP's names for the vision transformer's tensors, and transformers' own; those of the text encoder are the same.
 VISION = {
     "cls_token": "embeddings.class_embedding",
@@ -137,7 +137,7 @@ class Blip(nn.Module):
 
     def forward(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """[N] raw scores, float32, of normalised pixels [N, 3, size, size] and tokens [N, LENGTH] with their mask."""
-        steady = _SteadyGradient(self.vision.dtype)
+        steady = SteadyGradient(self.vision.dtype)
         picture = self.vision(pixel_values=steady.into(pixels)).last_hidden_state
         seen = self.text(
             input_ids=tokens,
@@ -175,14 +175,9 @@ def square(frames: Tensor, size: int) -> Tensor:
 
     frames: [N, 3, H, W] in [0, 1]. In 8 bits by PIL as published, or in float32 where a gradient must come back.
     """
-    height, width = frames.shape[-2:]
-    new = [int(size * side / min(height, width)) for side in (height, width)]
-    top, left = (round((side - size) / 2) for side in new)  # torchvision's middle, which is not CLIP's own processor's
-    with_gradient = frames.requires_grad and torch.is_grad_enabled()
-    scaled = _bicubic(frames.float(), new).clamp(0, 1) if with_gradient else _pil_bicubic(frames, new)
-    middle = scaled[:, :, top : top + size, left : left + size]
-    mean, deviation = middle.new_tensor(PIXEL_MEAN), middle.new_tensor(PIXEL_DEVIATION)
-    return (middle - mean[:, None, None]) / deviation[:, None, None]
+    middle = crop(frames, size, size, nearest=True)  # torchvision's middle
+    mean, std = (middle.new_tensor(values)[:, None, None] for values in (clip.MEAN, clip.STD))
+    return (middle - mean) / std
 
 
 def _vision_config(state: Mapping[str, Tensor], path: Path) -> Any:

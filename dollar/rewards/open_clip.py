@@ -87,9 +87,11 @@ def geometry(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str
     vision = _tower(state, "visual.transformer.resblocks.", state["visual.conv1.weight"].shape[0])
     text = _tower(state, "transformer.resblocks.", state["token_embedding.weight"].shape[1])
     act = "quick_gelu" if said.get("quick_gelu") else "gelu"
-    width = said["vision_cfg"].get("head_width", UNSAID["head_width"]) if said else HEAD_WIDTHS["vision"]
-    heads = said["text_cfg"].get("heads", UNSAID["heads"]) if said else text["hidden_size"] // HEAD_WIDTHS["text"]
-    if vision["hidden_size"] % width or not heads or text["hidden_size"] % heads:
+    width, heads = HEAD_WIDTHS["vision"], text["hidden_size"] // HEAD_WIDTHS["text"]
+    if said:
+        width = int(dict(said.get("vision_cfg") or {}).get("head_width", UNSAID["head_width"]))
+        heads = int(dict(said.get("text_cfg") or {}).get("heads", UNSAID["heads"]))
+    if width < 1 or heads < 1 or vision["hidden_size"] % width or text["hidden_size"] % heads:
         raise ValueError(
             f"heads of width {width} and {heads} heads don't fit towers of {vision['hidden_size']} and "
             f"{text['hidden_size']} channels; put the open_clip_config.json of this model beside the file"

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def crop(frames: Tensor, shortest: int, size: int) -> Tensor:
+def crop(frames: Tensor, shortest: int, size: int, nearest: bool = False) -> Tensor:
     """[N, 3, size, size], float32: the shorter side scaled to `shortest` by a bicubic, then the middle cut out.
 
     frames: [N, 3, H, W] in [0, 1]. Without gradient it is done in 8 bits by PIL, as CLIP's own image processor does;
@@ -19,7 +19,7 @@ def crop(frames: Tensor, shortest: int, size: int) -> Tensor:
     """
     height, width = frames.shape[-2:]
     new = [int(shortest * side / min(height, width)) for side in (height, width)]
-    top, left = (new[0] - size) // 2, (new[1] - size) // 2
+    top, left = (round((side - size) / 2) if nearest else (side - size) // 2 for side in new)
     if frames.requires_grad and torch.is_grad_enabled():
         scaled = _bicubic(frames.float(), new).clamp(0, 1)  # what overshoots is cut in 8 bits as well
     else:
