@@ -57,7 +57,8 @@ class Distiller:
     guidance's other half. averaged: a context in which the student holds its averaged weights (for cd.target=ema).
     progress: the fraction of the run that is done, for what changes over it. pixel: the pixel reward, for terms that
     ask it themselves. reward_scale: what every term that leads towards a reward is multiplied by. gather: [B] -> that
-    of all processes. silent: turns in a row in which a term got no reward that is a number, from any process.
+    of all processes. silent: turns in a row in which a term got no reward that is a number, from any process; unusable:
+    how many of those that terms asked for were none.
     """
 
     teacher: Denoiser
@@ -74,6 +75,7 @@ class Distiller:
     reward_scale: float = 1.0
     gather: Callable[[Tensor], Tensor] = lambda values: values
     silent: int = 0
+    unusable: int = 0
     logged: dict[str, float] = field(default_factory=dict)
     last: Sample | None = None
 
@@ -146,14 +148,16 @@ class Distiller:
         if o.beta_vsd > 0:
             gradients["vsd"] = o.beta_vsd * self._vsd_gradient(draws, condition)
         if fine_tune_here:
-            gradient = o.beta_ft * self.reward_scale * self._fine_tune_gradient(draws, condition)
-            gradients["ft"] = self._balanced(gradient, gradients.get("vsd"))
+            gradient = o.beta_ft * self._fine_tune_gradient(draws, condition)
+            gradients["ft"] = self.reward_scale * self._balanced(gradient, gradients.get("vsd"))
         for name, term in o.sample_terms.items():
             made = Made(x, k, self.last.x_hat.clone().requires_grad_())
             loss = term.loss(self._turn(draws, prompts, condition, sampler), made).mean()
             self.logged[f"loss/{name}"] = float(loss.detach())
-            gradient = self._weight(term) * torch.autograd.grad(loss, made.x_hat)[0]
-            gradients[name] = self._balanced(gradient, gradients.get("vsd")) if term.needs else gradient
+            gradient = term.beta * torch.autograd.grad(loss, made.x_hat)[0]
+            if term.needs:
+                gradient = self.reward_scale * self._balanced(gradient, gradients.get("vsd"))
+            gradients[name] = gradient
         self._log_gradients(gradients)
         if apart:
             for place, (name, gradient) in enumerate(gradients.items(), 1):
@@ -190,9 +194,8 @@ class Distiller:
             teacher=lambda scale: self._guided(condition, len(prompts), scale),
             noise=self._noise(draws),
             reward=lambda latents: self._reward(latents, prompts),
-            reward_gradient=lambda latents, frames: self._pixel().with_gradient(latents, prompts, frames),
+            reward_gradient=lambda latents, frames: self._reward_gradient(latents, prompts, frames),
             gather=self.gather,
-            log=self.logged.__setitem__,
         )
 
     def _pixel(self) -> PixelReward:
@@ -202,9 +205,21 @@ class Distiller:
     def _reward(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
         """The pixel reward [B] of latents, on the CPU, nan where there is none; counts turns that gave none at all."""
         reward = self._pixel().score(latents, prompts)
-        none = not bool(self.gather(reward.to(latents.device)).isfinite().any())
-        self.silent = self.silent + 1 if none else 0
+        self._count(reward.to(latents.device))
         return reward
+
+    def _reward_gradient(self, latents: Tensor, prompts: Sequence[str], frames: int | None) -> Tensor:
+        """The pixel reward [B] with a gradient at the latents, nan where there is none; counted likewise."""
+        reward = self._pixel().with_gradient(latents, prompts, frames)
+        self._count(reward.detach())
+        return reward
+
+    def _count(self, reward: Tensor) -> None:
+        usable = self.gather(reward).isfinite()
+        self.unusable += int((~usable).sum())
+        self.silent = 0 if bool(usable.any()) else self.silent + 1
+        self.logged["reward/unusable"] = float(self.unusable)
+        self.logged["reward/true"] = float(self.gather(reward)[usable].mean())
 
     def _weight(self, term: Term) -> float:
         return term.beta * (self.reward_scale if term.needs else 1.0)

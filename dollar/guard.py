@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,8 @@ class Guard:
 
     def check(self, pursued: float, held: float) -> str:
         """Look at the scores of one validation; what is to be said, as a sentence, or "" where all is well."""
+        if not (math.isfinite(pursued) and math.isfinite(held)):
+            return ""  # nothing can be told of what was not measured
         if not self.best or held >= self.best["held"]:
             self.best = {"pursued": pursued, "held": held}
         fallen = held < self.best["held"] - self.tolerance * abs(self.best["held"])
@@ -56,7 +59,7 @@ class Guard:
             self.troubled, self.best = 0, {"pursued": pursued, "held": held}
             return f"{told}; the reward's weight is now {self.scale:.3g} of what it was"
         if self.action == "stop":
-            return f"{told}; the run ends here, and its student is that of the last validation without this"
+            return f"{told}; the run ends here"
         return f"{told}; guard.action=lower or stop would act on it"
 
     @property

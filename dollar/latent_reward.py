@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from dollar.diffusion.draws import Draws
-from dollar.diffusion.schedule import Schedule, diffuse
+from dollar.diffusion.schedule import Schedule, diffuse, expand_like
 from dollar.losses.latent_reward import RunningStatistics, fit, pairwise
 from dollar.models.denoiser import Condition
 from dollar.models.reward_models import RewardModel, load_reward_model, save_reward_model
@@ -188,8 +188,14 @@ class LatentReward:
             # A clip that stands under two captions is decoded once.
             first = {keys[i] or (-1, i): i for i in reversed(ask)}
             places = {key: place for place, key in enumerate(first)}
-            decoded = self.pixel.decode(latents[list(first.values())])[[places[keys[i] or (-1, i)] for i in ask]]
-            reward[ask] = self.pixel.judge(decoded, [prompts[i] for i in ask])
+            decoded = self.pixel.decode(latents[list(first.values())])
+            # Clips of the data are asked about one by one: what would stand beside them depends on what was asked
+            # before, which a resumed run doesn't know, and a reward's last bits may depend on it.
+            together = [[i] for i in ask if keys[i] is not None]
+            fresh = [i for i in ask if keys[i] is None]
+            for part in [*together, *([fresh] if fresh else [])]:
+                shown = decoded[[places[keys[i] or (-1, i)] for i in part]]
+                reward[part] = self.pixel.judge(shown, [prompts[i] for i in part])
             for i in ask:
                 if keys[i] is not None and reward[i].isfinite():
                     self._known[(keys[i], prompts[i])] = float(reward[i])  # type: ignore[index]
@@ -230,14 +236,16 @@ class LatentReward:
 
     def _pairwise_loss(self, draws: Draws, purpose: str, chosen: list[tuple[int, int]]) -> Tensor:
         """The pairs' loss [B]; both of a pair are noised equally far, so that the noise favours neither."""
-        x, prompts, target, usable = self._recall(chosen + self._partners(draws, purpose, chosen))
+        partners = self._partners(draws, purpose, chosen)
+        x, prompts, target, usable = self._recall(chosen + partners)
         condition = self.encode_text(prompts)
         if self.noised is None:
             predicted = self.model(x, condition)
         else:
             u = self._each(draws.uniform, f"{purpose} time", x[: len(chosen)])
             predicted = self._at(torch.cat([u, u]), x, condition, draws, f"{purpose} noise")
-        both = usable.view(2, -1).all(0)
+        others = torch.tensor([a != b for a, b in zip(chosen, partners, strict=True)], device=usable.device)
+        both = usable.view(2, -1).all(0) & others  # a pair of one with itself teaches nothing
         return torch.where(both, pairwise(*predicted.chunk(2), *target.chunk(2)), 0.0)
 
     def _partners(self, draws: Draws, purpose: str, chosen: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -246,7 +254,7 @@ class LatentReward:
         groups = len(chosen) // n
         others = len(self.past) * groups - 1
         if others == 0:
-            return chosen  # a pair of one with itself teaches nothing
+            return chosen
         drawn = [draws.integers(f"{purpose} partner {group}", others).tolist() for group in range(groups)]
         found = []
         for age, place in chosen:
@@ -265,6 +273,8 @@ class LatentReward:
             for name in ("latents", "reward", "usable")
         )
         target = self.statistics.standardise(torch.where(usable, reward, self.statistics.mean))
+        # What is no number would pass a mask of the loss on its way back.
+        latents = torch.where(expand_like(usable.float(), latents).bool(), latents, 0.0)
         return Recalled(latents, [self.past[age].prompts[place] for age, place in chosen], target, usable)
 
     @torch.no_grad()

@@ -37,7 +37,7 @@ class PixelReward:
 
     @property
     def name(self) -> str:
-        return type(self.reward).__name__
+        return str(getattr(self.reward, "name", type(self.reward).__name__))
 
     @property
     def differentiable(self) -> bool:
@@ -50,15 +50,37 @@ class PixelReward:
     def with_gradient(self, latents: Tensor, prompts: Sequence[str], frames: int | None = None) -> Tensor:
         """[B], float32, through decoder and reward; frames: how many evenly spaced ones are decoded, None for all.
 
-        ValueError for a reward that gives no gradient.
+        A clip that the reward can't judge gets nan, and no gradient comes to it or from it.
         """
-        if not self.differentiable:
-            raise ValueError(
-                f"the reward {self.name} has no gradient; reach it through the latent reward model (loss=dollar) or "
-                "by policy gradient (loss=ddpo)"
-            )
+        whole = self._graded(latents, prompts, frames)
+        if whole is not None and bool(whole.isfinite().all()):
+            return whole
+        # What is no number would spoil the others' gradients too, so they are asked about again without it.
+        single = [self._graded(x[None], [p], frames) for x, p in zip(latents.detach(), prompts, strict=True)]
+        kept = [i for i, one in enumerate(single) if one is not None and bool(one.isfinite().all())]
+        found = torch.full((len(latents),), float("nan"), device=latents.device)
+        if kept:
+            again = self._graded(latents[kept], [prompts[i] for i in kept], frames)
+            if again is not None:
+                found = found.index_put((torch.tensor(kept, device=latents.device),), again)
+        return found
+
+    def _graded(self, latents: Tensor, prompts: Sequence[str], frames: int | None) -> Tensor | None:
+        """[B] with a gradient, None where the reward fails."""
         videos = self.codec.decode(latents, self._places(latents, frames), gradient=True)
-        return self.reward.score(videos, list(prompts)).float()
+        try:
+            scored = self.reward.score(videos, list(prompts)).float()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            self.trouble = f"{self.name} raised {type(error).__name__}: {error}"
+            return None
+        if tuple(scored.shape) != (len(prompts),):
+            self.trouble = f"{self.name} gave a tensor of shape {tuple(scored.shape)} for {len(prompts)} clips"
+            return None
+        if not bool(scored.isfinite().all()):
+            self.trouble = f"{self.name} gave {scored[~scored.isfinite()][0].item()}"
+        return scored
 
     def decode(self, latents: Tensor) -> Tensor:
         """The frames [B, T, C, H, W] that the reward looks at: all, or evenly spaced ones where it has `frames`."""
@@ -76,16 +98,27 @@ class PixelReward:
                 return torch.full((1,), float("nan"))
         return torch.cat([self.judge(v[None], [p]) for v, p in zip(videos, prompts, strict=True)])
 
-    def trial(self, videos: Tensor, prompts: Sequence[str]) -> None:
-        """Raise ValueError unless the reward gives these clips a number each: told before a run, not within it."""
+    def trial(self, videos: Tensor, prompts: Sequence[str], gradient: bool = False) -> None:
+        """Raise ValueError unless the reward answers for these clips: told before a run, not within it.
+
+        gradient: whether one must come back to the pixels, too.
+        """
         try:
             self._ask(videos, list(prompts))
+            if gradient:
+                leaf = videos.clone().requires_grad_()
+                scored = self.reward.score(leaf, list(prompts))
         except ValueError:
             raise
         except Exception as error:
             raise ValueError(
                 f"the reward {self.name} failed on a first clip: {type(error).__name__}: {error}"
             ) from error
+        if gradient and not scored.requires_grad:
+            raise ValueError(
+                f"the reward {self.name} is said to be differentiable, but no gradient comes back through it; reach it "
+                "through the latent reward model (loss=dollar) or by policy gradient (loss=ddpo)"
+            )
 
     def _ask(self, videos: Tensor, prompts: list[str]) -> Tensor:
         with torch.no_grad():

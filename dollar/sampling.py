@@ -46,11 +46,16 @@ def teacher_sampler(teacher: Teacher, steps: int = 50, guidance_scale: float | N
     return Sampler("teacher", steps, diffusion)
 
 
-def student_sampler(teacher: Teacher, student: Denoiser, few_step: FewStep, name: str = "student") -> Sampler:
-    """A student by its own few steps, without guidance."""
+def student_sampler(
+    teacher: Teacher, student: Denoiser, few_step: FewStep, name: str = "student", guided: bool = False
+) -> Sampler:
+    """A student by its own few steps, without guidance; guided: with its teacher's, as a tuned teacher needs it."""
+    scale = teacher.guidance_scale if guided and not teacher.family.embeds_guidance else 1.0
 
     def diffusion(generators: list[torch.Generator], condition: Condition) -> Tensor:
-        return few_step.sample(student.given(condition), lambda k: teacher.noise(generators, again=k > 0))
+        null = None if scale == 1 else teacher.null(len(generators))
+        denoise = student.given(condition, null, scale)
+        return few_step.sample(denoise, lambda k: teacher.noise(generators, again=k > 0))
 
     return Sampler(name, few_step.steps, diffusion)
 

@@ -47,7 +47,12 @@ class Student:
             schedule = self.denoiser.schedule
             longest = self.few_steps[max(self.few_steps)]
             few_step = FewStep(schedule, schedule.grid(steps)[:-1], longest.between, longest.boundary)
-        return student_sampler(teacher, self.denoiser, few_step)
+        return student_sampler(teacher, self.denoiser, few_step, guided=self.guided)
+
+    @property
+    def guided(self) -> bool:
+        """Whether it is a tuned teacher, which is sampled with its teacher's guidance."""
+        return bool(self.card.get("guided", False))
 
 
 def check_steps(timesteps: Sequence[float] | None, steps: Sequence[int]) -> None:

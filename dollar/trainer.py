@@ -157,6 +157,7 @@ class Trainer:
     stopping: bool = False
     _ft_gradients: list[Tensor] = field(default_factory=list)
     _ft_held: int = 0
+    _noted: bool = False
 
     def train(self) -> bool:
         """Run the remaining cycles; True when nothing remains to be done, False when asked to stop before."""
@@ -170,6 +171,7 @@ class Trainer:
                 started, busy = time.perf_counter(), time.process_time()
                 scalars = self.run_cycle(cycle)
                 self.cycle = cycle + 1
+                self._note_trouble()
                 scalars["time/cycle"] = time.perf_counter() - started
                 if self.world.device.type == "cpu":  # of all threads; unlike the clock's, the same beside other work
                     scalars["time/processor"] = time.process_time() - busy
@@ -270,6 +272,13 @@ class Trainer:
         """Whether the student may follow the latent reward model; one that is only read is warm from the start."""
         fitted = "lrm" in self.learners
         return self.distiller.latent_reward is not None and (not fitted or self.lrm_count >= self.plan.lrm_warmup)
+
+    def _note_trouble(self) -> None:
+        """Say once what the reward's first trouble was; clips without a reward are left out and counted."""
+        pixel = self.distiller.pixel
+        if pixel is not None and pixel.trouble and not self._noted:
+            self._noted = True
+            print(f"note: a clip got no reward and is left out: {pixel.trouble}", flush=True)
 
     def _no_reward(self, turns: int) -> str:
         pixel = self.distiller.pixel
@@ -485,7 +494,8 @@ class Trainer:
         if told and self.world.is_main:
             print(f"cycle {self.cycle}: {told}", flush=True)
         if self.guard.stops:
-            self.ended = told
+            which = f"of the best {self.plan.keep_best}" if self.plan.keep_best else "of the last validation without it"
+            self.ended = f"{told}, with the student {which}"
         elif self.guard.action == "stop" and self.guard.troubled == 0 and self.plan.keep_best is None:
             self.best = {"cycle": self.cycle}
             self._save_best()
@@ -512,7 +522,7 @@ class Trainer:
             "best": self.best,
             "guard": self.guard.state_dict(),
             "ended": self.ended,
-            "silent": self.distiller.silent,
+            "silent": [self.distiller.silent, self.distiller.unusable],
             "ft_held": self._ft_held,
             "ema_updates": self.ema.updates,
             "skipped": {name: [learner.skipped, learner.in_a_row] for name, learner in self.learners.items()},
@@ -521,6 +531,8 @@ class Trainer:
         }
         surrogate = self.distiller.latent_reward
         if surrogate is not None:
+            if "lrm" not in self.learners:  # it is only read, but the run hangs on it
+                tensors |= {f"lrm/{n}": p for n, p in surrogate.model.named_parameters()}
             plain["statistics"] = surrogate.statistics.state_dict()
             plain["bad"] = surrogate.bad
             plain["past"] = [o.turn for o in surrogate.past]
@@ -548,7 +560,7 @@ class Trainer:
         self.cycle, self.lrm_count, self.best = plain["cycle"], plain["lrm_count"], plain["best"]
         if "guard" in plain:  # it came later
             self.guard.load_state_dict(plain["guard"])
-            self.ended, self.distiller.silent = plain["ended"], plain["silent"]
+            self.ended, (self.distiller.silent, self.distiller.unusable) = plain["ended"], plain["silent"]
         self._ft_held = plain["ft_held"]
         self._ft_gradients = []
         if self._ft_held:
@@ -557,6 +569,9 @@ class Trainer:
                 assign(held, tensors[f"ft/{i}"])
         surrogate = self.distiller.latent_reward
         if surrogate is not None:
+            if "lrm" not in self.learners:
+                for name, parameter in surrogate.model.named_parameters():
+                    assign(parameter, tensors[f"lrm/{name}"])
             surrogate.statistics.load_state_dict(plain["statistics"])
             surrogate.bad = plain["bad"]
             surrogate.past = [self._remembered(tensors, i, turn) for i, turn in enumerate(plain["past"])]

@@ -12,11 +12,12 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from steering import (
+    Rewards,
     build_latent_reward,
-    build_pixel_reward,
     check_latent_reward,
     check_rewards,
     guard_of,
+    rewards_of,
     terms_of,
 )
 
@@ -33,6 +34,7 @@ from dollar.models.teacher import Teacher
 from dollar.objective import Objective
 from dollar.parallel.shard import fill_from, fill_teacher, trainable_copy
 from dollar.parallel.world import World
+from dollar.pixel_reward import PixelReward
 from dollar.student import denoiser_of, few_steps, prediction_of, student_weights
 from dollar.trainer import Learner, Plan, Trainer
 
@@ -83,6 +85,10 @@ def build_teacher(config: DictConfig, world: World, weights: bool = True) -> Tea
 def objective_of(config: DictConfig) -> Objective:
     """Eq. 16's weights and settings; ValueError names a key at fault."""
     terms, there = terms_of(config), config.reward.get("_target_") is not None
+    if config.batch < 2 and (alone := [name for name, term in terms.items() if term.needs == "reward"]):
+        raise ValueError(
+            f"batch is {config.batch}, but the loss's {alone[0]} compares the rewards of a batch; give at least 2"
+        )
     if config.beta_ft > 0 and config.lrm.mode != "frozen" and not there:
         raise ValueError("beta_ft is above 0 but reward=none; name a reward, or set beta_ft=0")
     if wanting := [name for name, term in terms.items() if term.needs and not there]:
@@ -171,8 +177,16 @@ def plan_of(config: DictConfig, processes: int = 1) -> Plan:
     )
 
 
-def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Path, resume_cycle: int) -> Trainer:
-    """Everything that a run holds, ready for `load` or `train`."""
+def build_trainer(
+    config: DictConfig,
+    world: World,
+    teacher: Teacher,
+    folder: Path,
+    resume_cycle: int,
+    rewards: Rewards | None = None,
+) -> Trainer:
+    """Everything that a run holds, ready for `load` or `train`; rewards: where they are made already."""
+    rewards = rewards or rewards_of(config)
     objective, plan, guard = objective_of(config), plan_of(config), guard_of(config)
     check_guidance(objective, teacher)
     teacher.check_prediction(prediction_of(teacher, objective.student_parameterization))
@@ -196,7 +210,7 @@ def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Pa
         network = trainable_copy(teacher, world, recompute)
         learners["fake"] = Learner("fake", network, optimizer(config, "fake", network))
         fake = teacher.denoiser_of(network, dtype)
-    pixel = build_pixel_reward(config.reward, teacher)
+    pixel, second = (None if reward is None else PixelReward(reward, teacher.codec) for reward in rewards)
     surrogate = None
     if objective.beta_ft > 0:
         surrogate = build_latent_reward(config, teacher, world, pixel, data.captions[0])
@@ -219,9 +233,7 @@ def build_trainer(config: DictConfig, world: World, teacher: Teacher, folder: Pa
     for term in objective.terms.values():
         term.check(distiller.samplers)
     prompts = instantiate(config.data.held_out) if config.data.held_out else some_captions(data)
-    second = build_pixel_reward(config.guard.reward, teacher)
-    if objective.pursues_reward or config.validation.every > 0:  # otherwise nobody asks it
-        check_rewards(pixel, second, itertools.chain(data.captions, prompts), teacher, objective)
+    check_rewards(pixel, second, itertools.chain(data.captions, prompts), teacher, objective)
     scores = Scores(pixel, second, surrogate)
     check_keep_best(plan, config.validation.every, scores.names(list(samplers)))
     log = Log(folder, active=world.is_main, resume_step=resume_cycle + 1 if resume_cycle else 0)
@@ -282,15 +294,11 @@ def check_text(config: DictConfig, teacher: Teacher, data: Samples) -> None:
         return
     teacher.text.check(data.captions)
     validation = config.validation
-    guided = [
-        (config.beta_vsd > 0, config.vsd.guidance_scale),
-        (config.beta_cd > 0, config.cd.guidance_scale),
-        (
-            validation.every > 0 and validation.clips > 0,
-            1.0 if teacher.family.embeds_guidance else teacher.guidance_scale,
-        ),
-    ]
-    if any(used and scale != 1 for used, scale in guided):
+    scales = list(guidance_of(objective_of(config)).values())
+    shown = validation.every > 0 and (validation.clips > 0 or config.student.guided)
+    if shown and not teacher.family.embeds_guidance:
+        scales.append(teacher.guidance_scale)
+    if any(scale != 1 for scale in scales):
         teacher.null(1)
 
 
@@ -309,15 +317,22 @@ def some_captions(data: Samples, most: int = 100_000) -> list[str]:
     return list(dict.fromkeys(data.captions[:: 1 + len(data) // most]))
 
 
+def guidance_of(objective: Objective) -> dict[str, float]:
+    """The guidance scales that the run's terms ask the teacher with, by the name of the term."""
+    o = objective
+    found = {"vsd": o.vsd_guidance_scale} if o.beta_vsd > 0 else {}
+    found |= {"cd": o.cd_guidance_scale} if o.beta_cd > 0 else {}
+    return found | {n: t.guidance_scale for n, t in o.terms.items() if hasattr(t, "guidance_scale")}
+
+
 def check_guidance(objective: Objective, teacher: Teacher) -> None:
     """Raise ValueError where a teacher that has its guidance inside is to be guided once more."""
-    scales = {"vsd": objective.vsd_guidance_scale, "cd": objective.cd_guidance_scale}
-    used = {"vsd": objective.beta_vsd > 0, "cd": objective.beta_cd > 0}
-    twice = [f"{name}.guidance_scale={scale}" for name, scale in scales.items() if used[name] and scale != 1]
+    twice = [f"{name}.guidance_scale={scale}" for name, scale in guidance_of(objective).items() if scale != 1]
     if teacher.family.embeds_guidance and twice:
         raise ValueError(
             f"{' and '.join(twice)}, but {teacher.name} is told its guidance scale ({teacher.guidance_scale}) and has "
-            "no second half; set vsd.guidance_scale=1 cd.guidance_scale=1; teacher.guidance_scale is what it is told"
+            f"no second half; set {' '.join(f'{name}.guidance_scale=1' for name in guidance_of(objective))}; "
+            "teacher.guidance_scale is what it is told"
         )
 
 
@@ -327,7 +342,7 @@ def validation_of(config: DictConfig) -> dict[str, Any]:
     for key, least in (("every", 0), ("prompts", 1), ("clips", 0), ("guidance_steps", 1)):
         if v[key] < least:
             raise ValueError(f"validation.{key} is {v[key]}; it must be at least {least}")
-    return {"count": v.prompts, "shown": v.clips, "teacher_steps": v.guidance_steps}
+    return {"count": v.prompts, "shown": v.clips, "teacher_steps": v.guidance_steps, "guided": config.student.guided}
 
 
 def optimizer(config: DictConfig, name: str, network: torch.nn.Module) -> torch.optim.Optimizer:

@@ -271,7 +271,7 @@ def _check_type(key: str, text: str, default: Any, optional: bool = False) -> No
     """Numbers stay numbers, switches stay switches and lists lists of such; commas between values make a sweep."""
     if text.startswith(("range(", "choice(", "interval(", "glob(")) or (optional and text == "null"):
         return
-    if text == "all" and key.endswith(".frames"):  # a reward's: every frame
+    if text == "all" and re.search(r"(^|\.)(reward|rg|parts\.\w+)\.frames$", key):  # every frame
         return
     if isinstance(default, list):
         _check_list(key, text, default, "" if optional else f" (now {default})")

@@ -43,7 +43,6 @@ def main(config: DictConfig) -> None:
     """Print the table and write metrics.json and report.html."""
     check(config)
     from build import build_teacher, dtype_of, quiet, take_teacher
-    from steering import build_pixel_reward
 
     from dollar.data import shapes
     from dollar.evaluation.evaluate import Yardstick, check_size, pairs
@@ -60,7 +59,7 @@ def main(config: DictConfig) -> None:
     world = start(config.parallel.device, config.parallel.timeout_minutes)
     teacher = build_teacher(config, world)
     check_size(teacher)
-    pixel = build_pixel_reward(config.reward, teacher)  # one without its weights is told before anything is sampled
+    pixel = asked_reward(config.reward, teacher)  # one without its weights is told before anything is sampled
     chosen = pairs(shapes.captions("held_out"), max(config.clips, config.teacher_clips))
     training = shapes.ShapesClips("train", config.training_clips, seed=1)
     yardstick = Yardstick(
@@ -74,6 +73,7 @@ def main(config: DictConfig) -> None:
     if config.checkpoint is not None:
         student = load_student(config.checkpoint, teacher, dtype_of(config, "dtype"))
         measure_student(config, teacher, student, yardstick, metrics, clips, known)
+        write_metrics(metrics, out)  # what is known is kept, whatever a reward does
         measure_scores(config, pixel or own_reward(student, teacher), yardstick, clips, metrics)
         measure_times(config, teacher, metrics, chosen.prompts[0], student)
         write_metrics(metrics, out)  # what is known is kept, whatever comes
@@ -236,14 +236,30 @@ def measure_times(config: DictConfig, teacher: Any, metrics: dict[str, Any], pro
         metrics["student"][str(steps)] |= speed
 
 
+def asked_reward(node: DictConfig, teacher: Any) -> Any:
+    """The reward of a choice of conf/reward behind the teacher's decoder, tried on a gray clip; None for none."""
+    import torch
+    from steering import check_captions, reward_of
+
+    from dollar.data import shapes
+    from dollar.pixel_reward import PixelReward
+
+    if (reward := reward_of(node)) is None:
+        return None
+    pixel, prompts = PixelReward(reward, teacher.codec), shapes.captions("held_out")
+    check_captions(reward, prompts)
+    frames, height, width = teacher.clip_shape
+    pixel.trial(torch.full((1, frames, 3, height, width), 0.5, device=teacher.device), prompts[:1])
+    return pixel
+
+
 def own_reward(student: Any, teacher: Any) -> Any:
     """The pixel reward that the student was trained with; None where there was none, or it can't be had any more."""
     from hydra.errors import InstantiationException
     from omegaconf import OmegaConf
-    from steering import build_pixel_reward
 
     try:
-        return build_pixel_reward(OmegaConf.create(student.card["config"]["reward"]), teacher)
+        return asked_reward(OmegaConf.create(student.card["config"]["reward"]), teacher)
     except (InstantiationException, ValueError) as error:
         print(f"note: the student's own reward is not measured: {str(error.__cause__ or error).splitlines()[0]}")
         return None
@@ -259,6 +275,8 @@ def measure_scores(config: DictConfig, pixel: Any, yardstick: Any, clips: dict, 
         system, _, steps = name.partition(" ")
         figures = metrics["teacher"] if system == "teacher" else metrics[system][steps]
         figures["scored"] = scored(pixel, videos, yardstick.pairs.prompts)
+    if pixel.trouble:
+        print(f"note: clips that got no reward are left out of its mean: {pixel.trouble}")
     if config.teacher_clips > 0:
         metrics["real"]["scored"] = scored(pixel, yardstick.others[: config.clips], yardstick.pairs.prompts)
 

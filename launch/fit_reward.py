@@ -149,7 +149,7 @@ def split(rows: Sequence[tuple[str, Row]], fraction: float, seed: int) -> tuple[
     parts = [row for row in rows if row[1].clip not in held], [row for row in rows if row[1].clip in held]
     if min(map(len, parts)) < 2:
         raise ValueError(
-            f"{len(rows)} clips have a reward that is a number, of which {len(parts[1])} would be set apart; at least 2 "
+            f"{len(rows)} clips have a reward that is a number, and {len(parts[1])} would be set apart; at least 2 "
             "are needed to fit on and 2 to be set apart. Raise clips or made_clips, or look at the reward by itself"
         )
     return parts

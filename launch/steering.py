@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dollar.guard import Guard
-from dollar.latent_reward import LatentReward
+from dollar.latent_reward import FITS, LatentReward
 from dollar.losses.term import Term
-from dollar.models.reward_models import make_reward_model
+from dollar.models.reward_models import make_reward_model, read_reward_card
 from dollar.models.teacher import Teacher
 from dollar.objective import Objective
 from dollar.parallel.world import World
@@ -23,7 +23,7 @@ def terms_of(config: DictConfig) -> dict[str, Term]:
     """The further terms of the loss whose weight isn't 0."""
     made = {name: instantiate(node) for name, node in config.terms.items() if node is not None}
     if below := [name for name, term in made.items() if term.beta < 0]:
-        raise ValueError(f"terms.{below[0]}.beta is {made[below[0]].beta}; a weight is 0 (off) or positive")
+        raise ValueError(f"the weight of {below[0]} is {made[below[0]].beta}; it is 0 (off) or positive")
     return {name: term for name, term in made.items() if term.beta > 0}
 
 
@@ -39,6 +39,19 @@ def check_latent_reward(config: DictConfig) -> None:
         )
     if lrm.mode == "online" and lrm.path is not None:
         raise ValueError(f"lrm.path is {lrm.path}, but lrm.mode is online, which reads none; set lrm.mode=pretrained")
+    if lrm.backbone not in ("cnn", "teacher"):
+        raise ValueError(f"lrm.backbone is {lrm.backbone!r}; use cnn or teacher")
+    if lrm.fit not in FITS:
+        raise ValueError(f"lrm.fit is {lrm.fit!r}; use {' or '.join(FITS)}")
+    if not 0 <= lrm.noise[0] < lrm.noise[1] <= 1:
+        raise ValueError(f"lrm.noise is {list(lrm.noise)}; give two rising fractions of T, as [0.0, 0.5]")
+    if lrm.mode != "online" and config.beta_ft == 0:
+        raise ValueError(f"lrm.mode is {lrm.mode}, but beta_ft is 0, so nobody would follow it; set beta_ft above 0")
+    if lrm.fit == "pairwise" and lrm.memory == 1 and not config.data.get("latents", True):
+        raise ValueError(
+            "lrm.fit=pairwise compares two clips of a sample, but this data has prompts alone and lrm.memory=1 keeps "
+            "one; set lrm.memory=2 or more"
+        )
     if lrm.backbone == "teacher" and config.parallel.shard_teacher:
         raise ValueError(
             "lrm.backbone is teacher, but parallel.shard_teacher spreads the teacher's blocks; set one of them back"
@@ -48,13 +61,18 @@ def check_latent_reward(config: DictConfig) -> None:
 def guard_of(config: DictConfig) -> Guard:
     """The guard against over-optimisation; ValueError where it would have nothing to look at."""
     guard = Guard(config.guard.action, config.guard.patience, config.guard.tolerance, config.guard.factor)
-    second, terms = config.guard.reward.get("_target_") is not None, terms_of(config)
+    second = config.guard.reward.get("_target_") is not None
     if not guard.active:
         return guard
     if config.validation.every == 0:
         raise ValueError(f"guard.action is {guard.action}, but validation.every is 0, so it would see nothing")
-    if config.beta_ft == 0 and not any(term.needs for term in terms.values()):
+    if not pursues(config):
         raise ValueError(f"guard.action is {guard.action}, but no term leads to a reward; set guard.action=none")
+    if not second and config.reward.get("_target_") is None:
+        raise ValueError(
+            f"guard.action is {guard.action}, but there is no reward that could fall; name one with "
+            "reward@guard.reward=NAME"
+        )
     if config.beta_ft == 0 and not second:
         raise ValueError(
             f"guard.action is {guard.action}, but the one reward that is pursued can't be its own guard; name a second "
@@ -63,9 +81,30 @@ def guard_of(config: DictConfig) -> Guard:
     return guard
 
 
-def build_pixel_reward(node: DictConfig, teacher: Teacher) -> PixelReward | None:
-    """The reward that a choice of conf/reward describes, behind the teacher's decoder; None for none."""
-    return None if node.get("_target_") is None else PixelReward(instantiate(node), teacher.codec)
+class Rewards(NamedTuple):
+    """The reward that a run pursues or looks at, and the one that guards it; None where there is none."""
+
+    pursued: Any
+    guard: Any
+
+
+def rewards_of(config: DictConfig) -> Rewards:
+    """The rewards of a run, made before anything large is loaded, for a wrong path should be told at once.
+
+    None where nobody would ask them.
+    """
+    asked = pursues(config) or config.validation.every > 0
+    return Rewards(*(reward_of(node) if asked else None for node in (config.reward, config.guard.reward)))
+
+
+def reward_of(node: DictConfig) -> Any:
+    """The reward that a choice of conf/reward describes; None for none."""
+    return None if node.get("_target_") is None else instantiate(node)
+
+
+def pursues(config: DictConfig) -> bool:
+    """Whether any term leads towards a reward."""
+    return config.beta_ft > 0 or any(term.needs for term in terms_of(config).values())
 
 
 def build_latent_reward(
@@ -79,6 +118,12 @@ def build_latent_reward(
     keys = {key: lrm[key] for key in ("backbone", "text", "width", "temporal", "groups", "blocks")}
     if lrm.mode != "online":
         read = LatentReward.from_folder(lrm.path, teacher, pixel, keys, **how)
+        follows = read_reward_card(lrm.path).get("reward")
+        if pixel is not None and follows != pixel.name:
+            raise ValueError(
+                f"the latent reward model in {lrm.path} follows {follows}, and reward is {pixel.name}; name the reward "
+                "that it follows, or fit another by launch/fit_reward.py"
+            )
         read.model.requires_grad_(lrm.mode == "pretrained")
         return read
     generator_state = torch.random.get_rng_state()
@@ -105,7 +150,7 @@ def check_rewards(
     for pixel in (pursued, guard):
         if pixel is not None:
             check_captions(pixel.reward, asked)
-            pixel.trial(gray, asked[:1])
+            pixel.trial(gray, asked[:1], gradient=bool(wanting) and pixel is pursued)
 
 
 def check_captions(reward: Any, captions: Iterable[str]) -> None:

@@ -26,6 +26,7 @@ LATER = {
     "vsd.lower_half": None,
     "vsd.lower_half_over": [0.3, 0.7],
     "student.lora": None,
+    "student.guided": False,
     "patience": None,
     "beta_pull": 0.0,
     "pull.steps": 4,
@@ -95,7 +96,7 @@ def to_store(config: DictConfig) -> dict[str, Any]:
 def main(config: DictConfig) -> float | None:
     """Train, go on with what was stopped, or find the run finished; returns the last validation reward for sweeps."""
     from build import dtype_of, objective_of, plan_of, validation_of
-    from steering import guard_of
+    from steering import guard_of, rewards_of
 
     from dollar.student import check_steps
 
@@ -128,8 +129,9 @@ def main(config: DictConfig) -> float | None:
             )
         finish(world)
         return _last_reward(folder)
+    rewards = rewards_of(config)
     teacher = build_teacher(config, world)
-    trainer = build_trainer(config, world, teacher, folder, done)
+    trainer = build_trainer(config, world, teacher, folder, done, rewards)
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         with atomically(folder / CONFIG) as temporary:
@@ -161,11 +163,12 @@ def is_written(student: Path, cycles: int) -> bool:
 
 def announce(config: DictConfig, trainer: Any, folder: Path, done: int) -> None:
     """Say what is about to be trained, with guidance in both the paper's form and diffusers'."""
+    further = "".join(f" and {name} {t.beta:g}" for name, t in trainer.distiller.objective.terms.items())
     processes, longest = trainer.world.size, max(trainer.distiller.samplers, key=lambda sampler: sampler.steps)
     print(
         f"{'going on at cycle ' + str(done) if done else 'training'} in {folder}: teacher {config.teacher.name}, "
         f"student {list(longest.asked)} for {list(config.student.steps)} steps, "
-        f"beta_vsd={config.beta_vsd} beta_cd={config.beta_cd} beta_ft={config.beta_ft}, "
+        f"beta_vsd={config.beta_vsd} beta_cd={config.beta_cd} beta_ft={config.beta_ft}{further}, "
         f"{config.cycles} cycles of {config.batch} clips on {processes} process{'es' if processes > 1 else ''}\n"
         f"guidance u + s (c - u): VSD s = {config.vsd.guidance_scale} (paper's w = {config.vsd.guidance_scale - 1}), "
         f"CD s = {config.cd.guidance_scale} (w = {config.cd.guidance_scale - 1})"
@@ -199,6 +202,7 @@ def write_student(trainer: Any, teacher: Any, config: DictConfig) -> None:
             "cycle": cycle,
             "trained": trainer.cycle,
             "ended": trainer.ended or None,
+            "guided": bool(config.student.guided),
             "parameterization": config.student.parameterization,
             "teacher": stored["teacher"],
             "command": command_line(),

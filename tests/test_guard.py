@@ -69,3 +69,10 @@ def test_it_goes_on_where_its_state_was_left() -> None:
 def test_settings_that_cannot_be_are_told(wrong: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         Guard(**wrong)
+
+
+def test_what_was_not_measured_says_nothing_and_spoils_nothing() -> None:
+    nan = float("nan")
+    guard = Guard("stop", patience=1)
+    assert told(guard, (nan, nan), (1.0, nan), (1.0, 1.0), (nan, 0.1)) == [""] * 4
+    assert "fell from 1 to 0.5" in guard.check(2.0, 0.5)

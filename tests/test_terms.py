@@ -40,7 +40,6 @@ def turn_of(sampler: FewStep, student, count: int, seed: int = 0, reward=lambda 
         reward=lambda x: reward(x.detach()),
         reward_gradient=lambda x, frames: reward(x),
         gather=lambda x: x,
-        log=lambda name, value: None,
     )
 
 
@@ -124,7 +123,9 @@ def test_a_student_without_random_steps_is_refused() -> None:
         PolicyGradient().check([steps(1.0)])
     with pytest.raises(ValueError, match="student.between=ddim has none"):
         PolicyGradient().check([FewStep(FLOW, torch.tensor([1.0, 0.5]), "ddim")])
-    PolicyGradient(kernel="posterior").check([FewStep(FLOW, torch.tensor([1.0, 0.5]), "ddim")])
+    PolicyGradient(kernel="posterior", truncate=1).check([FewStep(FLOW, torch.tensor([1.0, 0.5]), "ddim")])
+    with pytest.raises(ValueError, match="ddpo.truncate is 2, but the student has 1 random steps"):
+        PolicyGradient().check([steps(1.0, 0.5), steps(1.0)])
     assert list(PolicyGradient().losses(turn_of(steps(1.0), lambda x, t: x, 3))) == []
     for wrong, told in (({"truncate": 0}, "ddpo.truncate is 0"), ({"kernel": "ddpm"}, "ddpo.kernel is 'ddpm'")):
         with pytest.raises(ValueError, match=told):

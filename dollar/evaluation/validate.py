@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from dollar.models.denoiser import Denoiser
 from dollar.models.teacher import Teacher
 from dollar.parallel.world import World
 from dollar.pixel_reward import PixelReward
+from dollar.rewards.shapes import ShapesVerifier
 from dollar.sampling import decode, make_clips, make_latents, student_sampler, teacher_sampler
 
 
@@ -40,7 +40,8 @@ class Scores:
     def names(self, steps: Sequence[int]) -> list[str]:
         """The names of the scores of these step counts."""
         measures = ["reward"] if self.reward else []
-        measures += ["alignment"] if any(hasattr(p.reward, "judge") for p in (self.reward, self.guard) if p) else []
+        verified = any(isinstance(p.reward, ShapesVerifier) for p in (self.reward, self.guard) if p)
+        measures += ["alignment"] if verified else []
         measures += ["guard"] if self.guard else []
         measures += ["predicted"] if self.surrogate else []
         return [f"{measure}_{count}" for measure in measures for count in sorted(steps, reverse=True)]
@@ -52,9 +53,8 @@ class Scores:
             if pixel is None:
                 continue
             found[name] = float(pixel.judge(videos, prompts).nanmean())
-            judge: Any = getattr(pixel.reward, "judge", None)
-            if judge is not None:
-                found["alignment"] = float(alignment(judge(videos, list(prompts)))["alignment"])  # type: ignore[arg-type]
+            if isinstance(pixel.reward, ShapesVerifier):
+                found["alignment"] = float(alignment(pixel.reward.judge(videos, list(prompts)))["alignment"])  # type: ignore[arg-type]
         if self.surrogate is not None:
             with torch.no_grad():
                 condition = self.surrogate.encode_text(list(prompts))
@@ -82,9 +82,11 @@ class Validation:
         count: int = 24,
         shown: int = 4,
         teacher_steps: int = 50,
+        guided: bool = False,
     ) -> None:
         self.teacher = teacher
-        self.samplers = [student_sampler(teacher, student, f) for _, f in sorted(few_steps.items(), reverse=True)]
+        each = sorted(few_steps.items(), reverse=True)
+        self.samplers = [student_sampler(teacher, student, f, guided=guided) for _, f in each]
         picked = np.linspace(0, len(prompts) - 1, min(count, len(prompts))).round().astype(int)
         self.prompts = [prompts[i] for i in picked]
         self.seeds = [10_000_000 + i for i in range(len(self.prompts))]

@@ -77,6 +77,9 @@ class PolicyGradient:
                 "policy gradient needs random steps, but student.between=ddim has none; use student.between=renoise, "
                 "or ddpo.kernel=posterior"
             )
+        most = max(sampler.steps for sampler in samplers) - 1
+        if self.truncate > most:
+            raise ValueError(f"ddpo.truncate is {self.truncate}, but the student has {most} random steps; give {most}")
 
     def losses(self, turn: Turn) -> Iterator[Tensor]:
         sampler = turn.sampler
@@ -89,7 +92,6 @@ class PolicyGradient:
                 x_0 = sampler.generate(turn.student, x, k)
                 x = self._step(x, x_0, k, sampler, turn.noise)
         reward = turn.reward(x_0)  # line 11
-        turn.log("reward/true", float(reward.nanmean()))
         weight = advantages(reward, turn.gather(reward.to(x_0.device)).cpu())
         for k in range(max(0, sampler.steps - 1 - self.truncate), sampler.steps - 1):  # line 13
             x_0 = sampler.generate(turn.student, states[k], k)

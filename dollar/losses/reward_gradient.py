@@ -6,37 +6,46 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from dollar.diffusion.timesteps import FewStep
 from dollar.losses.term import Made, Needs, Turn
 
 
-def check_frames(frames: int | None) -> None:
-    """Raise ValueError unless it is a number of frames, or None for all."""
-    if frames is not None and frames < 1:
-        raise ValueError(f"rg.frames is {frames}; give how many frames are decoded, or null for all")
+def number_of(frames: int | str | None) -> int | None:
+    """A number of frames, None for `all`; ValueError for anything else."""
+    if frames in (None, "all"):
+        return None
+    if not isinstance(frames, int) or frames < 1:
+        raise ValueError(f"rg.frames is {frames}; give how many frames are decoded, or all")
+    return frames
+
+
+def lost(reward: Tensor) -> Tensor:
+    """Minus the reward [B], and 0 for a clip that has none."""
+    return torch.where(reward.isfinite(), -reward, 0.0)
 
 
 @dataclass
 class ReFL:
     """Minus the reward of the one-step prediction x_hat (ReFL; Eq. 8 gives x_hat).
 
-    frames: how many evenly spaced frames are decoded and carried back through; None is all.
+    frames: how many evenly spaced frames are decoded and carried back through; None or "all" is all.
     """
 
     beta: float = 1.0
-    frames: int | None = None
+    frames: int | str | None = None
     needs: ClassVar[Needs] = "gradient"
 
     def __post_init__(self) -> None:
-        check_frames(self.frames)
+        self.frames = number_of(self.frames)
 
     def check(self, samplers: Sequence[FewStep]) -> None:
         """Any student will do."""
 
     def loss(self, turn: Turn, made: Made) -> Tensor:
-        return -turn.reward_gradient(made.x_hat, self.frames)
+        return lost(turn.reward_gradient(made.x_hat, number_of(self.frames)))
 
 
 @dataclass
@@ -48,11 +57,11 @@ class DRaFT:
 
     beta: float = 1.0
     last: int = 1
-    frames: int | None = None
+    frames: int | str | None = None
     needs: ClassVar[Needs] = "gradient"
 
     def __post_init__(self) -> None:
-        check_frames(self.frames)
+        self.frames = number_of(self.frames)
         if self.last < 1:
             raise ValueError(f"rg.last is {self.last}; at least the last step must be carried back through")
 
@@ -67,4 +76,4 @@ class DRaFT:
         x = sampler.rollout(turn.student, turn.noise, until=first)
         for k in range(first, sampler.steps):
             x = sampler.advance(x, sampler.generate(turn.student, x, k), k, turn.noise)
-        yield -turn.reward_gradient(x, self.frames)
+        yield lost(turn.reward_gradient(x, number_of(self.frames)))

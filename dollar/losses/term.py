@@ -21,7 +21,7 @@ class Turn:
     prompts: B; sampler: the student's of this turn's step count; student: (x_t, t) -> x_0 with gradients to the
     weights; teacher: guidance scale -> (x_t, t) -> x_0; noise: step index -> the turn's noise [B, C, F, h, w].
     reward: latents [B, C, F, h, w] -> the pixel reward [B], nan where there is none; reward_gradient: (latents, number
-    of frames, None for all) -> [B] through decoder and reward. gather: [B] -> that of all processes; log: name, number.
+    of frames, None for all) -> [B] through decoder and reward. gather: [B] -> that of all processes.
     """
 
     prompts: Sequence[str]
@@ -32,7 +32,6 @@ class Turn:
     reward: Callable[[Tensor], Tensor]
     reward_gradient: Callable[[Tensor, int | None], Tensor]
     gather: Callable[[Tensor], Tensor]
-    log: Callable[[str, float], None]
 
 
 class Made(NamedTuple):
