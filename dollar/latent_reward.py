@@ -154,9 +154,15 @@ class LatentReward:
 
     def _standard(self, x: Tensor, condition: Condition, draws: Draws | None = None, purpose: str = "") -> Tensor:
         if self.noised is None:
-            return self.model(x, condition)
+            return self._clean(x, condition)
         u = torch.zeros(len(x), device=x.device) if draws is None else self._each(draws.uniform, f"{purpose} time", x)
         return self._at(u, x, condition, draws, f"{purpose} noise")
+
+    def _clean(self, x: Tensor, condition: Condition) -> Tensor:
+        """The model's word on x as it is; one that averages over frames sees those that the pixel reward looks at."""
+        averages = self.model.card.get("temporal") == "frames"
+        held = self.pixel.held(x) if averages and self.pixel is not None else None
+        return self.model(x if held is None else x[:, :, held], condition)
 
     def _at(self, u: Tensor, x: Tensor, condition: Condition, draws: Draws | None, purpose: str) -> Tensor:
         """The model's word on x at the places u [B] of its range of noise, drawn anew if at all."""
@@ -240,7 +246,7 @@ class LatentReward:
         x, prompts, target, usable = self._recall(chosen + partners)
         condition = self.encode_text(prompts)
         if self.noised is None:
-            predicted = self.model(x, condition)
+            predicted = self._clean(x, condition)
         else:
             u = self._each(draws.uniform, f"{purpose} time", x[: len(chosen)])
             predicted = self._at(torch.cat([u, u]), x, condition, draws, f"{purpose} noise")

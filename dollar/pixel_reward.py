@@ -133,5 +133,10 @@ class PixelReward:
             self.trouble = f"{self.name} gave {scored[~scored.isfinite()][0].item()}"
         return torch.where(scored.isfinite(), scored, float("nan"))
 
+    def held(self, latents: Tensor) -> list[int] | None:
+        """The latent frames that hold the frames which the reward looks at; None for all."""
+        places = self._places(latents, getattr(self.reward, "frames", None))
+        return None if places is None else self.codec.held(latents, places)
+
     def _places(self, latents: Tensor, count: int | None) -> list[int] | None:
         return None if count is None else self.codec.spread(latents, count)

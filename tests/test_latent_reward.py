@@ -514,3 +514,31 @@ def test_a_model_that_does_not_fit_is_refused(teacher: Teacher, tmp_path: Path) 
     refused("model.safetensors can't be read")
     with pytest.raises(ValueError, match="use mse or pairwise"):
         LatentReward(model, None, teacher.text, fit="hinge")
+
+
+# Frames that the pixel reward looks at
+
+
+class AtEnds:
+    """A reward of a clip's first and last frame."""
+
+    frames = 2
+
+    def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        return videos.mean((1, 2, 3, 4))
+
+
+def test_a_model_that_averages_sees_the_latent_frames_that_hold_the_rewards_frames(teacher: Teacher) -> None:
+    """The tiny clip's frames 0 and 8 lie in latent frames 0 and 2 of three; a model of the whole clip sees all."""
+    condition = teacher.text(["any"] * 2)
+    for temporal, seen in (("frames", [True, False, True]), ("conv3d", [True, True, True])):
+        model = LatentRewardModel(8, width=16, groups=4, temporal=temporal)
+        surrogate = LatentReward(model, PixelReward(AtEnds(), teacher.codec), teacher.text)
+        x = torch.randn(2, *LATENT, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        surrogate.predict(x, condition).sum().backward()
+        assert (x.grad.abs().amax((0, 1, 3, 4)) > 0).tolist() == seen
+
+
+def test_latent_frames_that_hold_pixel_frames(teacher: Teacher) -> None:
+    latents = torch.zeros(1, *LATENT)  # the first holds one pixel frame, the others four
+    assert teacher.codec.held(latents, [0, 1, 4, 5]) == [0, 1, 2] and teacher.codec.held(latents, [8]) == [2]

@@ -164,9 +164,9 @@ def test_broken_pixels_cost_their_own_clip(folder: Path, words: Path) -> None:
 
 def test_nothing_is_read_before_the_first_call(folder: Path, words: Path) -> None:
     reward = VideoScore(folder, instructions=words)
-    assert all(p.is_meta for p in reward.judge.parameters())
+    assert all(p.is_meta for p in reward._model.parameters())
     reward.score(videos(1, 2), ["a"])
-    assert not any(p.is_meta or p.requires_grad for p in reward.judge.parameters())
+    assert not any(p.is_meta or p.requires_grad for p in reward._model.parameters())
 
 
 def test_wrong_and_missing_folders_are_told_at_once(folder: Path, tmp_path: Path) -> None:

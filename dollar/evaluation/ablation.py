@@ -17,7 +17,7 @@ from dollar.log import Curve, read_scalars
 from dollar.media import atomically
 
 DIGITS = 4  # significant ones that results.json keeps
-CURVE = 60  # points of a curve that results.json keeps
+LEAST = 0.05  # of one seed and no known standard error, the share of a figure below which a gap says nothing
 # What a table shows of metrics.json: the name here -> where its value lies.
 FIGURES = {
     "alignment": ("alignment",),
@@ -25,7 +25,7 @@ FIGURES = {
     "colourfulness": ("scored", "scores", "colourfulness"),
     "jpeg": ("scored", "scores", "jpeg_compressibility"),
     "motion": ("scored", "scores", "dynamic_degree"),
-    "verifier": ("reward",),
+    "verifier": ("reward",),  # the mean of its margins
     "frechet": ("frechet", "excess"),
     "vendi": ("vendi", "mean"),
     "sharpness": ("sharpness",),
@@ -39,9 +39,10 @@ PURSUED = {
 }
 # The trade-off's methods, with which the names of its rows begin.
 METHODS = {"lrm": "LRM", "ddpo": "DDPO", "direct": "direct gradient"}
-# Validation's scalars that become curves, and the training's that are told by their median.
-CURVES = ("reward", "predicted", "guard", "alignment")
-MEDIANS = ("grad_norm/x_hat/", "cosine/x_hat/")
+# Validation's scalars that become curves, and the terms whose gradient at x_hat is the reward's.
+CURVES = ("reward_4", "predicted_4", "guard_4", "alignment_4")
+REWARD_TERMS = ("ft", "refl", "draft")
+WARM = 5  # cycles until everything that training holds is there: the latent reward model and its past were used
 
 
 class Row(NamedTuple):
@@ -67,19 +68,27 @@ def along_beta(rows: Sequence[Row], method: str) -> list[str]:
 
 
 class Spread(NamedTuple):
-    """Mean and standard deviation (of the sample; 0 for one) over `seeds` of them."""
+    """Mean and standard deviation (of the sample; 0 for one) over `seeds` of them.
+
+    error: what the mean may be off by, as a standard deviation: over several seeds sd, and of one the standard error
+    that its evaluation knows, if any.
+    """
 
     mean: float
     sd: float
     seeds: int
+    error: float | None = None
 
 
-def spread_of(values: Sequence[float | None]) -> Spread | None:
-    """Of the numbers among the values; None where there is none."""
+def spread_of(values: Sequence[float | None], error: float | None = None) -> Spread | None:
+    """Of the numbers among the values; None where there is none. error: the standard error of one."""
     kept = [v for v in values if v is not None and math.isfinite(v)]
     if not kept:
         return None
-    return Spread(float(np.mean(kept)), float(np.std(kept, ddof=1)) if len(kept) > 1 else 0.0, len(kept))
+    if len(kept) == 1:
+        return Spread(float(kept[0]), 0.0, 1, error)
+    sd = float(np.std(kept, ddof=1))
+    return Spread(float(np.mean(kept)), sd, len(kept), sd)
 
 
 class Results:
@@ -102,21 +111,29 @@ class Results:
         return sorted(found, key=lambda result: result["seed"])
 
     def figure(self, name: str, figure: str, steps: int = 4) -> dict[int, float]:
-        """A figure of a row by seed: one of FIGURES, or what it cost or fitted; without those that are not known."""
+        """A figure of a row by seed: one of FIGURES, or what it cost or fitted; without those that are not known.
+
+        FIGURE_se is its standard error, where evaluation knows it.
+        """
         found = {r["seed"]: r["figures"].get(str(steps), {}).get(figure, r.get(figure)) for r in self.of(name)}
         return {seed: float(value) for seed, value in found.items() if value is not None}
 
     def spread(self, name: str, figure: str, steps: int = 4) -> Spread | None:
         """A figure of a row over its seeds."""
-        return spread_of(list(self.figure(name, figure, steps).values()))
+        values, errors = (list(self.figure(name, f, steps).values()) for f in (figure, f"{figure}_se"))
+        return spread_of(values, errors[0] if len(errors) == 1 else None)
 
-    def teacher(self, figure: str) -> float | None:
-        """A figure of the teacher."""
-        return self.stored["teacher"].get("figures", {}).get(figure)
+    def teacher(self, figure: str) -> Spread | None:
+        """A figure of the teacher, which no seed changes."""
+        return self._once("figures", figure)
 
-    def real(self, figure: str) -> float | None:
+    def real(self, figure: str) -> Spread | None:
         """A figure of real clips of the same prompts."""
-        return self.stored["teacher"].get("real", {}).get(figure)
+        return self._once("real", figure)
+
+    def _once(self, of: str, figure: str) -> Spread | None:
+        known = self.stored["teacher"].get(of, {})
+        return spread_of([known.get(figure)], known.get(f"{figure}_se"))
 
     def put(self, name: str, seed: int | None, result: Mapping[str, Any]) -> None:
         """Keep a result, the teacher's where there is no seed, and write the file."""
@@ -153,15 +170,23 @@ def rounded(value: Any) -> Any:
 
 
 def figures_of(system: Mapping[str, Any]) -> dict[str, float]:
-    """The table's figures in one system of metrics.json."""
+    """The figures in one system of metrics.json, and as FIGURE_se the standard errors of those that are means."""
     found: dict[str, Any] = {}
     for name, path in FIGURES.items():
-        value: Any = system
-        for key in path:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        if value is not None:
+        if (value := _at(system, path)) is not None:
             found[name] = value
+        if path[0] == "scored" and (error := _at(system, ("scored", "errors", path[-1]))) is not None:
+            found[f"{name}_se"] = error
+    share, clips = found.get("alignment"), system.get("clips")
+    if share is not None and clips:
+        found["alignment_se"] = math.sqrt(share * (1 - share) / clips)
     return found
+
+
+def _at(tree: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
 
 
 def measured_teacher(folder: Path) -> dict[str, Any]:
@@ -170,7 +195,6 @@ def measured_teacher(folder: Path) -> dict[str, Any]:
     return {
         "figures": figures_of(metrics["teacher"]),
         "real": figures_of(metrics["real"]),
-        "clips": metrics["teacher"]["clips"],
     }
 
 
@@ -184,19 +208,20 @@ def measured(folder: Path) -> dict[str, Any]:
     scalars = read_scalars(folder)
     if "time/cycle" not in scalars:
         raise ValueError(f"{folder} has no times in its metrics.jsonl; it was not trained by launch/train.py")
-    times = times_of(scalars)
+    times, lrm = times_of(scalars), metrics.get("lrm") or {}
     return {
         "figures": {steps: figures_of(system) for steps, system in metrics["student"].items()},
         "rank_correlation": late(scalars, "reward/rank_correlation"),
-        "pairwise": late(scalars, "reward/pairwise"),
-        "held_rank": (metrics.get("lrm") or {}).get("rank_correlation"),
-        "held_pairwise": (metrics.get("lrm") or {}).get("pairwise"),
+        "held_rank": lrm.get("rank_correlation"),
+        "held_rank_se": rank_error(lrm.get("rank_correlation"), lrm.get("clips", 0)),
+        "held_pairwise": lrm.get("pairwise"),
         "seconds_per_cycle": float(np.median(times.values)),
-        "peak_gib": float(scalars["memory/peak_gib"].values.max()) if "memory/peak_gib" in scalars else None,
+        "peak_gib": peak_of(scalars),
         "cycles": int(times.steps[-1]),
         "ended": card.get("ended"),
         "kept": card.get("cycle"),
-        "medians": {n: float(np.median(c.values)) for n, c in scalars.items() if n.startswith(MEDIANS)},
+        "scale": float(scalars["guard/scale"].values[-1]) if "guard/scale" in scalars else None,
+        **gradients_of(scalars),
         "curves": curves_of(scalars),
     }
 
@@ -213,16 +238,43 @@ def times_of(scalars: Mapping[str, Curve]) -> Curve:
     return scalars.get("time/processor", scalars["time/cycle"])
 
 
+def peak_of(scalars: Mapping[str, Curve]) -> float | None:
+    """The most memory that training held, in GiB; None where it can't be told from validation's.
+
+    What is logged is the process's most so far, so it counts up to the first validation, if training is warm by then.
+    """
+    memory, looks = scalars.get("memory/peak_gib"), [c.steps for n, c in scalars.items() if n.startswith("validation/")]
+    if memory is None:
+        return None
+    first = min((steps[0] for steps in looks), default=memory.steps[-1])
+    return float(memory.values[memory.steps <= first].max()) if first >= WARM else None
+
+
+def rank_error(correlation: float | None, clips: int) -> float | None:
+    """The standard error of Spearman's rank correlation over so many clips, after Bonett and Wright."""
+    if correlation is None or clips < 4:
+        return None
+    return (1 - correlation**2) * math.sqrt((1 + correlation**2 / 2) / (clips - 3))
+
+
+def gradients_of(scalars: Mapping[str, Curve]) -> dict[str, float]:
+    """Medians over cycles of the gradients' norms at x_hat, VSD's and the reward's, and of the cosine between them."""
+    names = {"norm_vsd": "grad_norm/x_hat/vsd"}
+    for term in REWARD_TERMS:
+        if f"grad_norm/x_hat/{term}" in scalars:
+            names |= {"norm_reward": f"grad_norm/x_hat/{term}", "cosine": f"cosine/x_hat/vsd_{term}"}
+    return {n: float(np.nanmedian(scalars[key].values)) for n, key in names.items() if key in scalars}
+
+
 def curves_of(scalars: Mapping[str, Curve]) -> dict[str, list[list[float]]]:
-    """Validation's scalars: name -> [cycles, seconds of training until then, values]; and the guard's scale."""
-    times, found = times_of(scalars), {}
-    for name, curve in scalars.items():
-        short = name.removeprefix("validation/")
-        if (short != name and short.startswith(CURVES)) or name == "guard/scale":
-            chosen = np.unique(np.linspace(0, len(curve.steps) - 1, min(CURVE, len(curve.steps))).round().astype(int))
-            cycles, values = curve.steps[chosen], curve.values[chosen]
-            seconds = [float(times.values[times.steps <= cycle].sum()) for cycle in cycles]
-            found[short] = [[int(cycle) for cycle in cycles], seconds, values.tolist()]
+    """Validation's scalars: name -> [cycles, values]."""
+    found = {}
+    for name in CURVES:
+        curve = scalars.get(f"validation/{name}")
+        if curve is not None:
+            # A latent reward model predicts nothing before it was fitted.
+            first = int(name.startswith("predicted") and curve.steps[0] == 0)
+            found[name] = [curve.steps[first:].tolist(), curve.values[first:].tolist()]
     return found
 
 
@@ -240,21 +292,37 @@ def compare(
     better: int = 1,
     show: Callable[[float], str] = "{:.3f}".format,
 ) -> Comparison:
-    """Two named spreads; better: 1 where more is better, -1 where less is. Undecided where mean ± sd overlap."""
+    """Two named spreads; better: 1 where more is better, -1 where less is; undecided where `differ` says no."""
     (name_a, x), (name_b, y) = a, b
     if x is None or y is None:
         missing = name_a if x is None else name_b
         return Comparison("unknown", f"{what}: not measured for {missing}")
     text = f"{what}: {name_a} {shown(x, show)}, {name_b} {shown(y, show)}"
     gap = better * (x.mean - y.mean)
-    return Comparison("undecided" if abs(gap) <= x.sd + y.sd else "yes" if gap > 0 else "no", text)
+    return Comparison("undecided" if not differ(x, y) else "yes" if gap > 0 else "no", text)
+
+
+def differ(x: Spread, y: Spread) -> bool:
+    """Whether two figures differ by more than chance: over seeds, if mean ± sd don't overlap.
+
+    Where one of them is of one seed, by more than two standard errors; or LEAST, if one's error is not known.
+    """
+    gap = abs(x.mean - y.mean)
+    if x.seeds > 1 and y.seeds > 1:
+        return gap > x.sd + y.sd
+    if x.error is not None and y.error is not None:
+        return gap > 2 * math.hypot(x.error, y.error)
+    return gap > max(LEAST * max(abs(x.mean), abs(y.mean)), x.sd + y.sd)
 
 
 def shown(spread: Spread | None, show: Callable[[float], str] = "{:.3f}".format) -> str:
     """Mean ± sd, the mean alone of one seed, a dash where there is none."""
     if spread is None:
         return "—"
-    return show(spread.mean) + (f" ± {show(spread.sd)}" if spread.seeds > 1 else "")
+    mean = show(spread.mean)
+    # What rounds to nothing has no sign.
+    mean = mean if any(digit in mean for digit in "123456789") else mean.removeprefix("-")
+    return mean + (f" ± {show(spread.sd)}" if spread.seeds > 1 else "")
 
 
 def together(comparisons: Sequence[Comparison]) -> str:

@@ -26,30 +26,34 @@ class Rise(NamedTuple):
 
 
 def line_of(results: Results, name: str, curve: str, over: str = "cycles") -> Line | None:
-    """A row's curve at the cycles that all its seeds have, over cycles or mean seconds; None where there is none."""
-    found = [r["curves"][curve] for r in results.of(name) if curve in r["curves"]]
+    """A row's curve at the cycles that all its seeds have, over cycles or mean seconds; None where there is none.
+
+    Seconds are cycles times the row's seconds a cycle.
+    """
+    found = [(r["curves"][curve], r["seconds_per_cycle"]) for r in results.of(name) if curve in r["curves"]]
     if not found:
         return None
-    common = sorted(set.intersection(*(set(cycles) for cycles, _, _ in found)))
-    at = [[cycles.index(cycle) for cycle in common] for cycles, _, _ in found]
-    values = np.array([[v[i] for i in places] for (_, _, v), places in zip(found, at, strict=True)], dtype=float)
-    seconds = np.array([[s[i] for i in places] for (_, s, _), places in zip(found, at, strict=True)], dtype=float)
-    x = np.array(common, dtype=float) if over == "cycles" else seconds.mean(0)
+    common = sorted(set.intersection(*(set(cycles) for (cycles, _), _ in found)))
+    values = np.array([[v[cycles.index(c)] for c in common] for (cycles, v), _ in found], dtype=float)
+    x = np.array(common, dtype=float) * (1.0 if over == "cycles" else np.mean([pace for _, pace in found]))
     return Line(x, values.mean(0), values.std(0, ddof=1) if len(found) > 1 else np.zeros(len(x)))
 
 
-def rise_of(result: Mapping[str, Any], least: float | None = None) -> Rise | None:
+def rise_of(result: Mapping[str, Any], held: float | None = None) -> Rise | None:
     """The reward of a result's 4-step samples; None without any.
 
-    least: without the validations whose alignment was lower.
+    held: without the validations at which the verifier's mean margin was below this share of the start's, which is
+    that before the first cycle.
     """
     curves = result["curves"]
-    cycles, seconds, values = curves.get("reward_4", ([], [], []))
-    alignment = dict(zip(*curves.get("alignment_4", [[], [], []])[::2], strict=True))
+    cycles, values = curves.get("reward_4", ([], []))
+    margins = dict(zip(*curves.get("guard_4", ([], [])), strict=True))
+    if held is not None and margins.get(0) is None:
+        return None
     kept = [
-        (second, value)
-        for cycle, second, value in zip(cycles, seconds, values, strict=True)
-        if value is not None and (least is None or (alignment.get(cycle) or 0.0) >= least)
+        (cycle * result["seconds_per_cycle"], value)
+        for cycle, value in zip(cycles, values, strict=True)
+        if value is not None and (held is None or (margins.get(cycle) or 0.0) >= held * margins[0])
     ]
     return Rise([second for second, _ in kept], [value for _, value in kept]) if kept else None
 

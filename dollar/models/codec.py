@@ -110,6 +110,11 @@ class Codec:
         last = (self.normalisation.denormalise(latents[:1]).shape[2] - 1) * self.ratio
         return sorted({round(i * last / max(1, count - 1)) for i in range(count)})
 
+    def held(self, latents: Tensor, frames: Sequence[int]) -> list[int]:
+        """The latent frames of latents [B, C, F, h, w] that hold these pixel frames, rising."""
+        padding = latents.shape[2] - self.normalisation.denormalise(latents[:1]).shape[2]
+        return sorted({padding - (-f // self.ratio) for f in frames})
+
     def _by_clips(self, function: Change, clips: Tensor) -> Tensor:
         clips = clips.to(self.device, self.dtype)
         missing = -len(clips) % self.chunk

@@ -35,8 +35,8 @@ class Read(NamedTuple):
 class Clip:
     """A frozen CLIP with the features of the prompts that it read last.
 
-    path: a folder or hub id in transformers' form, a file of weights in open_clip's, or a folder or hub id with `file`,
-    which is such a file. tokenizer: where the tokenizer is looked for if not beside the weights, None for a CLIP that
+    path: a folder or hub id in transformers' form, or a file of weights in open_clip's; with `file`, a folder or hub id
+    that has it, or the file, and open_clip's form alone. tokenizer: where the tokenizer is looked for if not beside the weights, None for a CLIP that
     reads no captions. padded: whether frames are padded to squares rather than cut. clean: whether prompts are mended
     as open_clip does. batch: frames seen at once; key: the setting that `path` is.
     It is moved to where the videos are by the first call, in half precision on a GPU. ValueError where weights or
@@ -56,7 +56,7 @@ class Clip:
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise ValueError(f"reward.batch is {batch}; give how many frames are seen at once, at least 1")
         weights = _weights_at(path, file, key)
-        self.model, mean, std, self.shortest = _read(weights)
+        self.model, mean, std, self.shortest = _read(weights, key, only=file)
         self.batch, self.padded = batch, padded
         self.width = int(self.model.config.projection_dim)
         self.size = int(self.model.config.vision_config.image_size)
@@ -194,7 +194,7 @@ def _weights_at(path: str, file: str | None, key: str) -> list[Path]:
     """The files of weights at a place, at least one."""
     holds = f"a folder with {file}" if file else "a folder of a transformers CLIPModel (config.json, model.safetensors)"
     patterns = [file, "open_clip_config.json"] if file else FILES
-    place = locate(path, key, patterns, f"{holds} or a file of open_clip weights")
+    place = locate(path, key, patterns, f"{holds} or a file of open_clip weights", file=file)
     if place.is_file():
         return [place]
     found = [place / file] if file is not None else sorted(place.glob("model*.safetensors"))
@@ -208,12 +208,21 @@ def _weights_at(path: str, file: str | None, key: str) -> list[Path]:
     return found
 
 
-def _read(files: Sequence[Path]) -> Read:
-    """Network and sizes from files of weights; what stands beside them says how they are to be read."""
+def _read(files: Sequence[Path], key: str, only: str | None) -> Read:
+    """Network and sizes from files of weights; what stands beside them says how they are to be read.
+
+    only: the name under which such a file is published in open_clip's form, where no other form will do.
+    """
     state: dict[str, Tensor] = {}
     for file in files:
-        state |= read_tensors(file)
+        state |= read_tensors(file, key)
     folder = files[0].parent
+    if only is not None and not is_open_clip(state):
+        first = ", ".join(list(state)[:2])
+        raise ValueError(
+            f"{files[0]} doesn't hold what {only} does: its tensors have other names than open_clip's ({first}); give "
+            f"{only} by {key}"
+        )
     try:
         if is_open_clip(state):
             said = read_json(folder / "open_clip_config.json")

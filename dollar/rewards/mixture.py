@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +19,8 @@ class Mixture:
 
     parts: name -> a reward, or what makes one when called, so that a part of weight 0 is neither made nor asked.
     weights: name -> a number in the part's own unit; a part that isn't named has weight 0. Weights below 0 punish.
-    ValueError for a weight without a part, or where all weights are 0.
+    ValueError for a weight without a part, or where all weights are 0. What a part says of its keys is said of the
+    mixture's, reward.parts.<name>.
     """
 
     def __init__(self, parts: Mapping[str, Any | Callable[[], Any]], weights: Mapping[str, float]) -> None:
@@ -25,7 +29,10 @@ class Mixture:
         self.weights = {name: float(weights[name]) for name in parts if weights.get(name)}
         if not self.weights:
             raise ValueError(f"all of reward.weights are 0; give one of {', '.join(sorted(parts))} a weight")
-        self.parts = {name: _made(parts[name]) for name in self.weights}
+        self.parts = {}
+        for name in self.weights:
+            with _told(name, parts[name]):
+                self.parts[name] = _made(parts[name])
 
     @property
     def frames(self) -> int | None:
@@ -45,16 +52,18 @@ class Mixture:
     def check(self, prompts: Iterable[str]) -> None:
         """Raise ValueError for the first prompt that a part can't judge."""
         prompts = list(prompts)
-        for part in self.parts.values():
+        for name, part in self.parts.items():
             if hasattr(part, "check"):
-                part.check(prompts)
+                with _told(name, type(part)):
+                    part.check(prompts)
 
     def scores(self, videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Each part's own value [B], by its name and without its weight; videos as in `score`."""
-        return {
-            name: part.score(pick(videos, getattr(part, "frames", None)), list(prompts))
-            for name, part in self.parts.items()
-        }
+        found = {}
+        for name, part in self.parts.items():
+            with _told(name, type(part)):
+                found[name] = part.score(pick(videos, getattr(part, "frames", None)), list(prompts))
+        return found
 
     def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
         """[B], float32; videos [B, T, 3, H, W] in [0, 1]. A clip that a part can't judge gets that part's nan."""
@@ -67,3 +76,15 @@ class Mixture:
 
 def _made(part: Any) -> Any:
     return part if hasattr(part, "score") and not isinstance(part, type) else part()
+
+
+@contextmanager
+def _told(name: str, maker: Any) -> Iterator[None]:
+    """Name the part in a ValueError of its own, and its keys as a mixture has them."""
+    try:
+        yield
+    except ValueError as error:
+        keys = inspect.signature(maker).parameters if callable(maker) else {}
+        own = rf"(?<![\w./-])reward\.(?=({'|'.join(map(re.escape, keys))})\b)"
+        text = re.sub(own, f"reward.parts.{name}.", str(error)) if keys else str(error)
+        raise ValueError(f"{name}, a part of the mixture: {text}") from error

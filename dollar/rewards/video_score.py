@@ -64,7 +64,7 @@ class VideoScore:
         self.frames = check_frames(frames)
         self.instructions = INSTRUCTIONS if instructions is None else _read(Path(instructions))
         folder = locate(path, "reward.path", FILES, "a folder with config.json, *.safetensors and a processor")
-        self.judge = Judge(folder)
+        self._model = Judge(folder)
         self.processor = _processor(folder)
 
     def scores(self, videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -91,7 +91,7 @@ class VideoScore:
         pictures = [Image.fromarray(level) for level in levels]
         caption = prompt.replace("<image>", "image")  # the word alone would stand for a picture
         text = self.instructions.replace(PROMPT, caption) + "<image> " * len(pictures)
-        return self.judge(self.processor(text=text, images=pictures, return_tensors="pt"), clip.device)
+        return self._model(self.processor(text=text, images=pictures, return_tensors="pt"), clip.device)
 
 
 class Judge(nn.Module):

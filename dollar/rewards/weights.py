@@ -17,11 +17,14 @@ SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")  # what ends so is a file, ne
 PREFIX = "module."  # what a parallel wrapper leaves before every name
 
 
-def locate(place: str | Path, key: str, patterns: Sequence[str], holds: str, fetch: bool = True) -> Path:
+def locate(
+    place: str | Path, key: str, patterns: Sequence[str], holds: str, fetch: bool = True, file: str | None = None
+) -> Path:
     """A local folder or file, or the folder that a hub id was fetched to; ValueError says what is not there.
 
     key: the setting that names the place; patterns: which of the hub's files are needed; holds: what they are, in
-    words; fetch: whether they may be fetched. If not, and offline, only what was fetched before is looked for.
+    words; fetch: whether they may be fetched. If not, and offline, only what was fetched before is looked for. file: the
+    one of the hub's files that is needed, where it is one.
     """
     path = Path(place).expanduser()
     if path.exists():
@@ -38,7 +41,8 @@ def locate(place: str | Path, key: str, patterns: Sequence[str], holds: str, fet
         way = f"and nothing may be fetched ({why})" if kept else f"and can't be fetched ({error})"
         raise ValueError(
             f"{key} is {place}: there is no such folder here, it was not fetched from the hub before, {way}. Fetch it "
-            f"with `hf download {place}` where there is a network, or set {key} to {holds}"
+            f"with `hf download {' '.join(filter(None, (str(place), file)))}` where there is a network, or set {key} to "
+            f"{holds}"
         ) from None
 
 
@@ -52,11 +56,11 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} can't be read ({error}); copy it again from where it was made") from None
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, key: str = "reward.path") -> dict[str, Tensor]:
     """The named tensors of a safetensors file, or of a file of torch.save that holds tensors and nothing else.
 
-    Those of torch.save may lie under "state_dict" and have names that begin with "module.". ValueError for a file that
-    can't be read, or one that would have to run code.
+    Those of torch.save may lie under "state_dict" and have names that begin with "module.". key: the setting that names
+    its place. ValueError for a file that can't be read, or one that would have to run code.
     """
     try:
         if path.suffix == ".safetensors":
@@ -65,16 +69,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # broken files fail in many ways, and hostile ones in one more
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except OSError as error:
+        raise ValueError(f"{path} can't be opened ({error.strerror or type(error).__name__}); {key} needs it") from None
+    except Exception:  # broken files fail in many ways, hostile ones in one more; a library's advice is to trust them
         raise ValueError(
-            f"{path} can't be read as tensors and nothing else ({reason}); copy it again from where it was made. A "
-            "file that needs code to be read is refused"
+            f"{path} can't be read as tensors and nothing else: it is damaged, or of another kind. Copy it again from "
+            f"where it was made, or name another with {key}. A file that needs code to be read is refused"
         ) from None
     named: Any = state.get("state_dict", state) if isinstance(state, dict) else {}
     tensors = {str(name): value for name, value in named.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise ValueError(f"{path} holds no named tensors; give the file of weights itself")
+        raise ValueError(f"{path} holds no named tensors; give the file of weights itself by {key}")
     return {name.removeprefix(PREFIX): value for name, value in tensors.items()}
 
 
