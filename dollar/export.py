@@ -216,10 +216,11 @@ def settle(*modules: Any) -> None:
 
 
 @torch.no_grad()
-def by_us(teacher: Teacher, student: Denoiser, few_step: FewStep, prompt: str, seed: int) -> Made:
+def by_us(teacher: Teacher, student: Denoiser, few_step: FewStep, prompt: str, seed: int, guided: bool = False) -> Made:
     """A clip by this package's sampler, with noise drawn where the pipeline draws it, on the teacher's device."""
     generator = torch.Generator(teacher.device).manual_seed(seed)
-    latents = student_sampler(teacher, student, few_step).diffusion([generator], teacher.text([prompt]))
+    sampler = student_sampler(teacher, student, few_step, guided=guided)
+    latents = sampler.diffusion([generator], teacher.text([prompt]))
     return Made(teacher.codec.normalisation.denormalise(latents).cpu(), decode(teacher, latents, show=False))
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ablation_jobs import Job, Outcome, Running, minutes_left, wanted, work
 from ablation_plan import TEACHER, Plan, check_numbers, key_of, place_of, rows_of, seeds_of
 from door import check_folder_for, check_overrides, enter
 from omegaconf import DictConfig
 
-from dollar.evaluation.ablation import Results, measured, measured_teacher
+from dollar.evaluation.ablation import Results, Row, measured, measured_teacher
 
 
 def machine() -> str:
@@ -47,15 +49,17 @@ def is_fresh(plan: Plan, results: Results, key: str) -> bool:
 
 
 def forget(plan: Plan, results: Results, seeds: Sequence[int]) -> None:
-    """Remove the runs and results of the rows of `only`, so that they are made again."""
-    for name in plan.config.only:
-        if name == TEACHER:
-            results.stored["teacher"] = {}
-            continue
+    """Remove the runs and results of the rows of `only`, so that they are made again, and of all that follow them."""
+    if TEACHER in plan.config.only:
+        results.stored["teacher"] = {}
+    names = plan.followers(plan.config.only)
+    for name in names:
         for seed in seeds:
             shutil.rmtree(plan.folder(name, seed), ignore_errors=True)
             results.stored["rows"].pop(key_of(name, seed), None)
     results.write()
+    if left := [name for name in names if name not in plan.config.only]:
+        print(f"note: what starts from these rows has no results now, until it is made too: {', '.join(left)}")
 
 
 def jobs_of(plan: Plan, results: Results, seeds: Sequence[int]) -> list[Job]:
@@ -108,12 +112,8 @@ def bar(jobs: Sequence[Job], workers: int) -> Callable[[Outcome, Sequence[Runnin
 
 def run(plan: Plan, results: Results, seeds: Sequence[int]) -> Outcome:
     """Run what these seeds lack."""
-    from alone import Lock, Stop
+    from alone import Stop
 
-    try:
-        lock = Lock(plan.work, alone=True)
-    except ValueError:
-        raise ValueError(f"another ablation runs in work={plan.work}; wait for it, or name another folder") from None
     if plan.config.again:
         forget(plan, results, seeds)
     jobs = jobs_of(plan, results, seeds)
@@ -123,9 +123,29 @@ def run(plan: Plan, results: Results, seeds: Sequence[int]) -> Outcome:
         plan.prepare(plan.rows[name], seed)
     stop, workers = Stop(), plan.config.workers
     with stop.in_order():
-        outcome = work(jobs, workers, lambda job, s: keep(plan, results, job, s), stop, bar(jobs, workers))
-    lock.close()
-    return outcome
+        return work(jobs, workers, lambda job, s: keep(plan, results, job, s), stop, bar(jobs, workers))
+
+
+def lock(key: str, folder: Path) -> Any:
+    """A folder that this command has alone until the lock is closed; ValueError where another has it."""
+    from alone import Lock
+
+    try:
+        return Lock(folder, alone=True)
+    except ValueError:
+        raise ValueError(f"another ablation runs in {key}={folder}; wait for it, or name another folder") from None
+
+
+def document(plan: Plan, rows: Sequence[Row], results: Results) -> None:
+    """Write docs/ablation.md and its plots anew."""
+    from dollar.evaluation.ablation_document import write_document
+
+    known = [key for key in results.stored["rows"] if place_of(key)[0] in plan.rows]
+    stale = [key for key in known if not is_fresh(plan, results, key)]
+    path = Path(plan.config.out) / "ablation.md"
+    titles = {name: group.title for name, group in plan.config.groups.items()}
+    write_document(path, rows, titles, results, stale)
+    print(f"the document is {path}, its figures are in {results.path}")
 
 
 def main(config: DictConfig) -> None:
@@ -135,20 +155,20 @@ def main(config: DictConfig) -> None:
     check_folder_for("out", Path(config.out))
     check_folder_for("work", Path(config.work))
     plan, seeds = Plan(config, rows), seeds_of(config.seeds)
-    results = Results(Path(config.out) / "ablation" / "results.json")
-    outcome = Outcome() if config.only_document else run(plan, results, seeds)
-    from dollar.evaluation.ablation_document import write_document
-
-    stale = [
-        key for key in results.stored["rows"] if place_of(key)[0] in plan.rows and not is_fresh(plan, results, key)
-    ]
-    path = Path(config.out) / "ablation.md"
-    write_document(path, rows, {name: group.title for name, group in config.groups.items()}, results, stale)
-    print(f"the document is {path}, its figures are in {results.path}")
+    for row in rows:
+        plan.overrides(row)  # numbers that don't go together are told before anything
+    folder = Path(config.out) / "ablation"
+    # Before results are read: another command would write its own over them.
+    with contextlib.closing(lock("out", folder)), contextlib.ExitStack() as held:
+        if not config.only_document:
+            held.enter_context(contextlib.closing(lock("work", plan.work)))
+        results = Results(folder / "results.json")
+        outcome = Outcome() if config.only_document else run(plan, results, seeds)
+        document(plan, rows, results)
     for name, why in outcome.failed.items():
         print(f"failed: {name}: {why}", file=sys.stderr)
     if outcome.stopped:
-        print("stopped; the same command goes on from there")
+        print(f"stopped; the same command{' without again=true' * config.again} goes on from there")
     if outcome.failed or outcome.stopped:
         sys.exit(2 if outcome.failed else 3)
 

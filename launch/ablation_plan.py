@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ablation_jobs import Job
 from door import ROOT
 from omegaconf import DictConfig, OmegaConf
 
-from dollar.evaluation.ablation import PURSUED, Row
+from dollar.evaluation.ablation import FIGURES, PURSUED, Row
 
 TEACHER = "teacher"  # the name of the teacher's own job
 MADE_AS = "made_as.json"  # what a run was trained with, beside its run
@@ -64,8 +64,8 @@ def check_numbers(config: DictConfig, names: Sequence[str]) -> None:
         if name not in names:
             near = difflib.get_close_matches(str(name), names, 1, 0.3)
             raise ValueError(f"there is no row {name}; " + (f"the nearest is {near[0]}" if near else ", ".join(names)))
-    if config.again and not config.only:
-        raise ValueError("again=true makes the rows of `only` again; name them, as only=[vsd]")
+    if config.again and (not config.only or config.only_document):
+        raise ValueError("again=true makes the rows of `only` again; name them, as only=[vsd], without only_document")
 
 
 def replaced(common: Sequence[str], own: Sequence[str]) -> list[str]:
@@ -93,8 +93,14 @@ class Plan:
         cycles = c.further if row.after else c.cycles
         group = c.groups[row.group].get("overrides", [])
         own = replaced(replaced([f"cycles={cycles}", f"batch={c.batch}", *c.train], group), row.overrides)
-        every = max(1, int(_value(own, "cycles")) // c.validations)
-        return replaced([f"validation.every={every}"], own)
+        cycles = int(_value(own, "cycles"))
+        if cycles % c.validations:
+            key = "cycles" if cycles != c.further else "further"
+            raise ValueError(
+                f"the row {row.name} has {cycles} cycles, which {c.validations} validations don't divide evenly; give "
+                f"{key}={max(1, round(cycles / c.validations)) * c.validations}, or another number of validations"
+            )
+        return replaced([f"validation.every={cycles // c.validations}"], own)
 
     def folder(self, name: str, seed: int) -> Path:
         """A row's run."""
@@ -111,17 +117,37 @@ class Plan:
         """The command that measures."""
         steps = ",".join(map(str, row.steps))
         given = [f"checkpoint={self.folder(row.name, seed) / 'student'}", f"clips={self.config.clips}"]
-        return ("python", "launch/evaluate.py", *given, f"steps=[{steps}]", *self.evaluation(row))
+        return ("python", "launch/evaluate.py", *given, f"steps=[{steps}]", self._cache, *self.evaluation(row))
 
-    def evaluation(self, row: Row | None) -> list[str]:
-        """Of launch/evaluate.py, for a row or for the teacher."""
+    def evaluation(self, row: Row) -> list[str]:
+        """Of launch/evaluate.py for a row: rewards that a table with it has are measured, and no others."""
+        rows = self.rows.values()
+        shown = {"clip", *(r.pursued for r in rows if r.group == row.group or r.after == row.name)}
         c = self.config
-        return [*c.evaluation, *(c.student_evaluation if row else c.teacher_evaluation)]
+        own = replaced(c.student_evaluation, c.groups[row.group].get("evaluation", []))
+        return [*c.evaluation, *_weights(shown), *own]
+
+    @property
+    def _cache(self) -> str:
+        """Where evaluations keep what real clips gave, which is the same for all."""
+        return f"cache={self.work / 'cache'}"
 
     def evaluate_teacher(self) -> tuple[str, ...]:
         """The command that measures the teacher alone."""
-        given = [f"out={self.work / TEACHER}", f"clips={self.config.clips}"]
-        return ("python", "launch/evaluate.py", *given, *self.evaluation(None))
+        clips = self.config.clips  # all afresh, since no rewards of them are stored
+        given = [f"out={self.work / TEACHER}", f"clips={clips}", f"teacher_clips={clips}"]
+        return ("python", "launch/evaluate.py", *given, self._cache, *self._teacher_evaluation)
+
+    @property
+    def _teacher_evaluation(self) -> list[str]:
+        return [*self.config.evaluation, *_weights({"clip", *(row.pursued for row in self.rows.values())})]
+
+    def followers(self, names: Sequence[str]) -> list[str]:
+        """These rows and all that start from them, directly or not, in their order."""
+        found = set(names)
+        for row in self.rows.values():  # a row comes after the one that it starts from
+            found |= {row.name} if row.after in found else set()
+        return [name for name in self.rows if name in found]
 
     def made_as(self, row: Row, seed: int) -> str:
         """What the training follows from, in few letters: seed, overrides, and those of the rows before it."""
@@ -132,7 +158,7 @@ class Plan:
         """What a result follows from, in few letters."""
         c = self.config
         if seed is None:
-            return _hash([c.clips, self.evaluation(None)])
+            return _hash([c.clips, self._teacher_evaluation])
         row = self.rows[name]
         return _hash([self.made_as(row, seed), c.clips, row.steps, self.evaluation(row)])
 
@@ -191,6 +217,11 @@ def executed(command: Sequence[str]) -> tuple[str, ...]:
 
 def _value(overrides: Sequence[str], key: str) -> str:
     return next(o.partition("=")[2] for o in overrides if o.startswith(f"{key}="))
+
+
+def _weights(figures: Collection[str]) -> list[str]:
+    """Of launch/evaluate.py, so that each of these figures, named as PURSUED does, is measured."""
+    return [f"reward.weights.{FIGURES[figure][-1]}=1" for figure in PURSUED if figure in figures]
 
 
 def _hash(value: Any) -> str:

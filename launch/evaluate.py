@@ -54,6 +54,8 @@ def main(config: DictConfig) -> None:
         take_teacher(config)
     out = Path(config.out or (Path(config.checkpoint).parent if config.checkpoint else "runs/teacher"))
     check_folder_for("out", out)
+    if config.cache is not None:
+        check_folder_for("cache", Path(str(config.cache)))
     out.mkdir(parents=True, exist_ok=True)
     quiet()
     world = start(config.parallel.device, config.parallel.timeout_minutes)
@@ -66,8 +68,9 @@ def main(config: DictConfig) -> None:
         chosen,
         lambda p, s: shapes.render(shapes.parse(p), s),
         list(zip(training.captions, training.seeds, strict=True)),
+        cache=None if config.cache is None else Path(str(config.cache)),
     )
-    metrics: dict[str, Any] = {"real": yardstick.real_figures(config.clips).metrics}
+    metrics: dict[str, Any] = {"real": yardstick.real_figures(config.clips).metrics} if config.real else {}
     clips, known = measure_teacher(config, teacher, yardstick, metrics)
     write_metrics(metrics, out)
     if config.checkpoint is not None:
@@ -277,7 +280,7 @@ def measure_scores(config: DictConfig, pixel: Any, yardstick: Any, clips: dict, 
         figures["scored"] = scored(pixel, videos, yardstick.pairs.prompts)
     if pixel.trouble:
         print(f"note: clips that got no reward are left out of its mean: {pixel.trouble}")
-    if config.teacher_clips > 0:
+    if config.real and config.teacher_clips > 0:
         metrics["real"]["scored"] = scored(pixel, yardstick.others[: config.clips], yardstick.pairs.prompts)
 
 

@@ -121,6 +121,22 @@ def check_space(out: Path, teacher: Teacher, dtype: Any, link: bool) -> None:
         )
 
 
+def is_tuned(card: Mapping[str, Any]) -> bool:
+    """Whether the student is its teacher tuned by a reward, which keeps the teacher's guidance."""
+    return bool(card.get("guided", ((card.get("config") or {}).get("student") or {}).get("guided", False)))
+
+
+def call_of(teacher: Teacher, steps: int, guided: bool) -> dict[str, Any]:
+    """What the exported pipeline is told beside the prompt; guided: as its teacher's would be."""
+    from dollar.export import call_of
+
+    call = call_of(teacher, steps)
+    if not guided:
+        return call
+    negative = {"negative_prompt": teacher.negative_prompt} if teacher.negative_prompt else {}
+    return call | {"guidance_scale": teacher.guidance_scale} | negative
+
+
 def prompt_of(config: DictConfig, source: Source) -> str:
     """The caption to compare by: the given one, the data's first held-out one, or a plain one."""
     from hydra.utils import instantiate
@@ -189,7 +205,7 @@ def main(config: DictConfig) -> None:
     from dollar.student import denoiser_of, few_steps, prediction_of
 
     quiet()
-    card, dtype = source.card, DTYPES[config.dtype]
+    card, dtype, tuned = source.card, DTYPES[config.dtype], is_tuned(source.card)
     device = start(config.parallel.device, config.parallel.timeout_minutes).device
     teacher = teacher_of(config, source, device, weights=bool(lora) and source.in_checkpoint)
     check_out(out, {"teacher": teacher.folder}, config.overwrite)
@@ -205,12 +221,12 @@ def main(config: DictConfig) -> None:
     else:
         network = export.read_network(teacher, source.weights, source.prefix)
     export.round_to(network, dtype)  # what is stored is what is compared
-    calls = {count: export.call_of(teacher, count) for count in samplers}
+    calls = {count: call_of(teacher, count, tuned) for count in samplers}
     prompt, checked, switches = prompt_of(config, source), config.verify and config.full, switches_of(config)
     student = denoiser_of(teacher, network, samplers[steps], parameterization, DTYPES["float32"])
     if checked:
         export.settle(network, teacher.codec.vae, *teacher.text.models)
-    ours = {n: export.by_us(teacher, student, s, prompt, config.seed) for n, s in samplers.items() if checked}
+    ours = {n: export.by_us(teacher, student, s, prompt, config.seed, tuned) for n, s in samplers.items() if checked}
     with export.whole_folder(out) as aside:
         teacher.save_scheduler(aside, samplers[steps], prediction)
         told = write_lora(aside, lora, teacher, network, config.lora, dtype)
@@ -221,9 +237,11 @@ def main(config: DictConfig) -> None:
         del network, student, teacher  # before the pipeline is read
         if checked:
             most = export.allowed(prediction, card["between"], device)
+            if tuned:  # a pipeline may run guidance's halves one by one, which rounds otherwise
+                most = max(most, export.ALONG_VELOCITY)
             for line in export.verify(aside, ours, calls, prompt, config.seed, most, dtype, device, switches):
                 print(line)
-    print(f"the student for {' or '.join(map(str, samplers))} steps is in {out}")
+    print(f"the {'tuned teacher' if tuned else 'student'} for {' or '.join(map(str, samplers))} steps is in {out}")
 
 
 def write_lora(
@@ -250,6 +268,7 @@ def write_student_card(folder: Path, source: Source, samplers: Mapping[int, FewS
     from dollar.student import CARD
 
     card = {**source.card, "timesteps": list(samplers[max(samplers)].asked), "steps": list(samplers)}
+    card |= {"guided": is_tuned(source.card)}
     (folder / CARD).write_text(json.dumps(card, indent=1))
 
 
@@ -265,8 +284,6 @@ def write_card(
     """README.md, the model card."""
     from model_card import Facts, model_card
 
-    from dollar.export import call_of
-
     longest = samplers[max(samplers)]
     frames, height, width = teacher.clip_shape
     scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
@@ -274,11 +291,12 @@ def write_card(
         card={**source.card, "timesteps": list(longest.asked), "scheduler": scheduler},
         teacher_folder=teacher.folder,
         pipeline_class=teacher.family.pipeline_class,
-        calls={count: call_of(teacher, count) for count in samplers},
+        calls={count: call_of(teacher, count, is_tuned(source.card)) for count in samplers},
         times=longest.schedule.thousandths(longest.times).tolist(),
         clip=f"{frames} frames of {height}x{width} pixels, {teacher.fps:g} a second",
         switches=switches_of(config),
         embeds_guidance=teacher.family.embeds_guidance,
+        tuned=is_tuned(source.card),
         dtype=config.dtype,
         averaged=config.weights == "ema",
         run=source.run,

@@ -87,8 +87,9 @@ def main(config: DictConfig) -> None:
     rows = scoring.wanted(observed)
     if pixel.trouble:
         print(f"note: clips that got no reward are left out; the last trouble: {pixel.trouble}")
-    rest, held_out = split(rows, config.held_out, config.seed)
-    fitted_on, watched = split(rest, config.watched, config.seed)  # the best is not chosen by what it is reported on
+    rest, held_out = split(rows, config.held_out, config.seed, file)
+    fitted_on, watched = split(rest, config.watched, config.seed, file)  # the best is not chosen by what is reported
+    check_rewards([row.reward for _, row in fitted_on], file)
     fitted = fit(config, surrogate, teacher, observed.latents, fitted_on, watched)
     figures = {
         "held_out": figures_of(surrogate, observed.latents, held_out, config.batch),
@@ -136,10 +137,10 @@ def identity(config: DictConfig, teacher: Teacher, data: Any) -> dict[str, Any]:
     }
 
 
-def split(rows: Sequence[tuple[str, Row]], fraction: float, seed: int) -> tuple[list, list]:
+def split(rows: Sequence[tuple[str, Row]], fraction: float, seed: int, file: Path) -> tuple[list, list]:
     """Rows to fit on and rows held out, by clip: what a clip is held out under one caption it is under all.
 
-    ValueError where either would have less than two rewards.
+    file: where what was scored is kept. ValueError where either would have less than two rewards.
     """
     import torch
 
@@ -150,9 +151,20 @@ def split(rows: Sequence[tuple[str, Row]], fraction: float, seed: int) -> tuple[
     if min(map(len, parts)) < 2:
         raise ValueError(
             f"{len(rows)} clips have a reward that is a number, and {len(parts[1])} would be set apart; at least 2 "
-            "are needed to fit on and 2 to be set apart. Raise clips or made_clips, or look at the reward by itself"
+            "are needed to fit on and 2 to be set apart. Raise clips or made_clips, or look at the reward by itself: "
+            f"{file} keeps what it said, and clips without a number are asked about again"
         )
     return parts
+
+
+def check_rewards(rewards: Sequence[float], file: Path) -> None:
+    """Raise ValueError unless the rewards to fit on differ by more than they are rounded."""
+    lowest, highest = min(rewards), max(rewards)
+    if highest - lowest <= 1e-6 * max(abs(lowest), abs(highest)):
+        raise ValueError(
+            f"all {len(rewards)} rewards to fit on are {rewards[0]:g}, so there is nothing to learn. Look at the "
+            f"reward by itself; {file} keeps what it said, so remove that once the reward is mended"
+        )
 
 
 def fit(

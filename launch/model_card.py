@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from door import CONF
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 LIBRARIES = ("diffusers", "transformers", "torch", "dollar")
@@ -18,6 +19,7 @@ LIBRARIES = ("diffusers", "transformers", "torch", "dollar")
 KEYS_ALONE = "The keys that say most; all of them are below.\n\n"
 TELLING = (
     *("run", "seed", "cycles", "batch", "beta_vsd", "beta_cd", "beta_ft", "vsd.guidance_scale", "cd.guidance_scale"),
+    *("beta_pull", "beta_ddpo", "beta_rg", "lrm.mode", "lrm.path", "student.input", "student.guided"),
     *("student.timesteps", "student.steps", "student.between", "student.parameterization", "init"),
 )
 
@@ -27,7 +29,8 @@ class Facts:
     """What the card tells of one export.
 
     card: the student's; calls: what the pipeline is told, by step count; times: [K] as the network sees them; run: the
-    folder of its run, None where there is none; lora: a sentence about it, None for none; averaged: which weights.
+    folder of its run, None where there is none; lora: a sentence about it, None for none; averaged: which weights;
+    tuned: whether it is its teacher tuned by a reward, which is sampled with guidance as its teacher is.
     """
 
     card: Mapping[str, Any]
@@ -38,6 +41,7 @@ class Facts:
     clip: str
     switches: Sequence[str]
     embeds_guidance: bool
+    tuned: bool
     dtype: str
     averaged: bool
     run: Path | None
@@ -55,9 +59,7 @@ def model_card(facts: Facts) -> str:
     times = ", ".join(f"{t:g}" for t in facts.times)
     counts = sorted(facts.calls, reverse=True)
     lines = [
-        f"---\n{head}\n---\n\n# {card['teacher_name']} in {' or '.join(map(str, counts))} steps\n",
-        f"A student of the text-to-video model `{base_model(facts)}`, distilled so that it makes a clip in "
-        f"{' or '.join(map(str, counts))} steps instead of its teacher's 50 or so. It needs diffusers alone.\n",
+        f"---\n{head}\n---\n\n{opening(facts)}",
         "## Use\n",
         python(facts),
         *notes(facts),
@@ -72,13 +74,30 @@ def model_card(facts: Facts) -> str:
         f"- output: {card.get('parameterization', 'homogeneous')} parameterization",
         f"- weights: {'averaged over the training' if facts.averaged else 'the last ones'}, in {facts.dtype}",
         *([f"- LoRA: {facts.lora}"] if facts.lora else []),
-        *training(config, card),
+        *training(config, card, facts.run),
         *figures(facts.run, counts),
         "\n## Versions\n",
         ", ".join(f"{name} {version(name)}" for name in LIBRARIES) + "\n",
         *stored(config),
     ]
     return "\n".join(lines)
+
+
+def opening(facts: Facts) -> str:
+    """Title and first sentences."""
+    name, base = facts.card["teacher_name"], base_model(facts)
+    counts = " or ".join(map(str, sorted(facts.calls, reverse=True)))
+    if facts.tuned:
+        reward = pursued(facts.card.get("config") or {}, facts.run).reward
+        by = f" by the reward {reward}" if reward else ""
+        return (
+            f"# {name}, tuned\n\nThe text-to-video model `{base}`, tuned{by}. "
+            f"It is sampled as it was before, in {counts} steps and with guidance. It needs diffusers alone.\n"
+        )
+    return (
+        f"# {name} in {counts} steps\n\nA student of the text-to-video model `{base}`, distilled so that it makes a "
+        f"clip in {counts} steps instead of its teacher's 50 or so. It needs diffusers alone.\n"
+    )
 
 
 def merged(card: Mapping[str, Any]) -> str:
@@ -162,6 +181,9 @@ def notes(facts: Facts) -> list[str]:
         guidance = (
             f"The network is told a guidance scale and was trained at {scale:g}: leave `guidance_scale={scale:g}`."
         )
+    elif facts.tuned:
+        scale = facts.calls[counts[0]]["guidance_scale"]
+        guidance = f"Guidance is not within it, as it isn't within its teacher: `guidance_scale={scale:g}` is both's."
     else:
         guidance = "Guidance is within the student: leave `guidance_scale=1.0`."
     seeds = "The seed is torch's own, for noise is drawn from it between steps; a GPU draws other noise than a CPU."
@@ -170,19 +192,75 @@ def notes(facts: Facts) -> list[str]:
     return [f"{told} {guidance} {seeds}\n", *(unknown if lacking else [])]
 
 
-def training(config: Mapping[str, Any], card: Mapping[str, Any]) -> list[str]:
+def training(config: Mapping[str, Any], card: Mapping[str, Any], run: Path | None) -> list[str]:
     """How it was trained."""
     if not config:
         return []
-    reward = str((config.get("reward") or {}).get("_target_") or "none").rsplit(".", 1)[-1]
-    used = reward if config.get("beta_ft", 0) > 0 else f"none ({reward} was only measured)"
-    betas = ", ".join(f"{key} {config.get(key)}" for key in ("beta_vsd", "beta_cd", "beta_ft"))
+    betas = [f"{key} {config.get(key)}" for key in ("beta_vsd", "beta_cd", "beta_ft")]
+    betas += [f"{name} {told_of(term)}" for name, term in further(config).items()]
     return [
-        f"- losses: {betas}",
-        f"- reward: {used}",
+        f"- losses: {', '.join(betas)}",
+        f"- reward: {followed(config, run)}",
         f"- cycles: {card.get('cycle')} of {config.get('cycles')}, {config.get('batch')} clips each",
         f"\n## Training\n\n{'' if 'command' in card else KEYS_ALONE}```sh\n{command(config, card)}\n```",
     ]
+
+
+def further(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The loss's further terms that have a weight, by name."""
+    return {name: term for name, term in (config.get("terms") or {}).items() if term and term.get("beta", 1) > 0}
+
+
+def told_of(term: Mapping[str, Any]) -> str:
+    """A term's weight and its other settings."""
+    rest = ", ".join(f"{key} {value}" for key, value in term.items() if key not in ("_target_", "beta"))
+    return f"{term.get('beta', 1.0)}{f' ({rest})' if rest else ''}"
+
+
+class Pursued(NamedTuple):
+    """The reward that a run followed, "" for none, and by which ways."""
+
+    reward: str
+    ways: list[str]
+
+
+def pursued(config: Mapping[str, Any], run: Path | None) -> Pursued:
+    """What a run's terms led to; run: its folder, which knows what a latent reward model that was only read follows."""
+    reward, lrm = reward_of(config.get("reward") or {}), config.get("lrm") or {}
+    ways = [name for name, term in further(config).items() if asks_reward(term)]
+    if config.get("beta_ft", 0) > 0:
+        mode, path = lrm.get("mode", "online"), lrm.get("path")
+        ways.insert(0, "a latent reward model" if mode == "online" else f"the {mode} latent reward model {path}")
+        own = [folder / "lrm.json" for folder in (run and run / "lrm", path and Path(path)) if folder]
+        if not reward and (card := next((place for place in own if place.is_file()), None)):
+            reward = json.loads(card.read_text(encoding="utf-8")).get("reward") or ""
+    return Pursued(reward if ways else "", ways)
+
+
+def reward_of(node: Mapping[str, Any]) -> str:
+    """A reward by its class, with the parts of a mixture or the place of its weights; "" for none."""
+    name = str(node.get("_target_") or "").rsplit(".", 1)[-1]
+    parts = [f"{part} {weight}" for part, weight in (node.get("weights") or {}).items() if weight]
+    told = ", ".join(parts) or node.get("path")
+    return f"{name} ({told})" if told else name
+
+
+def asks_reward(term: Mapping[str, Any]) -> bool:
+    """Whether a term leads towards the reward; one whose class isn't there any more is taken to."""
+    try:
+        kind: Any = get_class(term["_target_"])
+        return bool(kind.needs)
+    except Exception:  # whatever the class of another's making does
+        return True
+
+
+def followed(config: Mapping[str, Any], run: Path | None) -> str:
+    """The reward that was followed and by which ways, in words."""
+    reward, ways = pursued(config, run)
+    if ways:
+        return f"{reward or 'unknown'}, by way of {' and '.join(ways)}"
+    measured = reward_of(config.get("reward") or {})
+    return f"none ({measured} was only measured)" if measured else "none"
 
 
 def command(config: Mapping[str, Any], card: Mapping[str, Any]) -> str:
@@ -192,6 +270,7 @@ def command(config: Mapping[str, Any], card: Mapping[str, Any]) -> str:
     teacher = config.get("teacher") or {}
     named = (CONF / "teacher" / f"{teacher.get('name')}.yaml").is_file()
     words = [f"teacher={teacher['name']}" if named else f"teacher.folder={teacher.get('folder')}"]
+    words += [f"loss={name}" for name in further(config) if (CONF / "loss" / f"{name}.yaml").is_file()]
     for key in TELLING:
         value: Any = config
         for part in key.split("."):

@@ -34,6 +34,11 @@ class Row(NamedTuple):
     prompt: str
     reward: float
 
+    @property
+    def usable(self) -> bool:
+        """Whether its reward is a number."""
+        return self.reward == self.reward
+
 
 @dataclass
 class Observations:
@@ -47,6 +52,10 @@ class Observations:
     latents: list[Tensor] = field(default_factory=list)
     rows: dict[tuple[str, int], Row] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def has(self, key: tuple[str, int]) -> bool:
+        """Whether there is a reward that is a number; what failed may have been mended, and is asked about again."""
+        return key in self.rows and self.rows[key].usable
 
     def save(self, path: Path) -> None:
         """Write everything, in one atomic step."""
@@ -118,14 +127,21 @@ class Scoring:
         self.made = list(self.made) if self.made_clips > 0 else []
 
     def run(self, observed: Observations, path: Path) -> None:
-        """Score what is missing, writing now and then; ValueError where the reward fails on its first clips."""
+        """Score what is missing or has no number, writing now and then.
+
+        ValueError where the reward fails on the first clips of which nothing is known.
+        """
         from dollar.log import progress
 
-        missing = [chunk for chunk in self._chunks() if any(key not in observed.rows for key in self._keys(*chunk))]
+        missing = [chunk for chunk in self._chunks() if not all(map(observed.has, self._keys(*chunk)))]
+        tried = False
         written = started = time.perf_counter()
         bar = progress(missing, "scoring clips", active=bool(missing))
-        for number, (kind, samples) in enumerate(bar):
-            self._score(observed, kind, samples, first=number == 0)
+        for kind, samples in bar:
+            # A clip that got no number before may be beyond the reward, and is no trial of it.
+            trial = not tried and not any(key in observed.rows for key in self._keys(kind, samples))
+            tried = tried or trial
+            self._score(observed, kind, samples, trial)
             now = time.perf_counter()
             observed.seconds, started = observed.seconds + now - started, now
             if now - written > SECONDS:
@@ -138,7 +154,7 @@ class Scoring:
         """Kind and row of each clip and caption that was asked for, where the reward gave a number."""
         keys = [key for chunk in self._chunks() for key in self._keys(*chunk)]
         rows = [(key[0], observed.rows[key]) for key in keys if key in observed.rows]
-        return [(kind, row) for kind, row in rows if row.reward == row.reward]
+        return [(kind, row) for kind, row in rows if row.usable]
 
     def _chunks(self) -> Iterator[tuple[str, range]]:
         for kind, count in ((REAL, self.clips), *((f"made in {steps}", self.made_clips) for steps in self.made)):
@@ -149,12 +165,12 @@ class Scoring:
         kinds = [REAL, MISMATCHED] if kind == REAL and self.mismatched else [kind]
         return [(k, sample) for k in kinds for sample in samples]
 
-    def _score(self, observed: Observations, kind: str, samples: range, first: bool) -> None:
+    def _score(self, observed: Observations, kind: str, samples: range, trial: bool) -> None:
         batch = self.data.batch(samples, latents=kind == REAL)
         latents = batch.latents if kind == REAL else self._make(int(kind.split()[-1]), samples, batch.prompts)
         assert latents is not None
         videos = self.pixel.decode(latents)
-        if first:
+        if trial:
             self.pixel.trial(videos, batch.prompts)
         place = len(observed.latents)
         observed.latents += latents.detach().float().cpu()
@@ -163,7 +179,8 @@ class Scoring:
             captions[MISMATCHED] = self._others(batch)
         for name, prompts in captions.items():
             for i, reward in enumerate(self.pixel.judge(videos, prompts).tolist()):
-                observed.rows[(name, samples[i])] = Row(place + i, batch.keys[i][0], prompts[i], reward)
+                if not observed.has((name, samples[i])):  # a number stays, whatever is said in another batch
+                    observed.rows[(name, samples[i])] = Row(place + i, batch.keys[i][0], prompts[i], reward)
 
     def _make(self, steps: int, samples: range, prompts: list[str]) -> Tensor:
         from dollar.sampling import make_latents, teacher_sampler

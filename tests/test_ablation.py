@@ -53,9 +53,9 @@ def test_a_row_replaces_keys_and_whole_choices() -> None:
 
 
 def test_commands_of_a_row_that_starts_from_another(tmp_path: Path) -> None:
-    plan = Plan(settings(tmp_path, further=37, validations=5), ROWS)
+    plan = Plan(settings(tmp_path, further=35, validations=5, cycles=20), ROWS)
     train, evaluate = plan.train(ROWS[2], 1), plan.evaluate(ROWS[2], 1)
-    assert f"init={tmp_path}/work/seed1/vsd_cd/student" in train and "cycles=37" in train and "seed=1" in train
+    assert f"init={tmp_path}/work/seed1/vsd_cd/student" in train and "cycles=35" in train and "seed=1" in train
     assert "validation.every=7" in train
     assert "reward=jpeg_compressibility" in train and not any("reward.path" in word for word in train)
     assert f"checkpoint={tmp_path}/work/seed1/more/student" in evaluate and "steps=[4]" in evaluate
@@ -65,15 +65,35 @@ def test_commands_of_a_row_that_starts_from_another(tmp_path: Path) -> None:
     assert not any(word.startswith("init=") for word in first)
 
 
-def test_rows_and_teacher_are_judged_by_the_same_rewards(tmp_path: Path) -> None:
-    plan = Plan(settings(tmp_path), ROWS)
-    given = [
-        [word for word in c if word.startswith("reward")] for c in (plan.evaluate(ROWS[0], 0), plan.evaluate_teacher())
-    ]
-    composed = compose("evaluate", *given[0])
-    asked = {name for name, weight in composed.reward.weights.items() if weight}
-    assert given[0] == given[1] and asked == {path[2] for path in figures.FIGURES.values() if path[0] == "scored"}
-    assert composed.reward.parts.pickscore.path == "dollar/assets/clip"
+def test_validations_are_evenly_spaced_and_as_many_as_asked_for(tmp_path: Path) -> None:
+    config = compose("ablation")
+    plan = Plan(config, rows_of(config))
+    for row in plan.rows.values():
+        given = dict(o.split("=", 1) for o in plan.overrides(row))
+        assert int(given["validation.every"]) * config.validations == int(given["cycles"])
+        assert int(given["validation.every"]) >= figures.WARM and int(given["lrm.warmup"]) < 8 * figures.WARM
+    with pytest.raises(ValueError, match=r"vsd has 20 cycles, which 8 .* cycles=16, or another"):
+        Plan(settings(tmp_path, cycles=20), ROWS).overrides(ROWS[0])
+    with pytest.raises(ValueError, match=r"more has 3 cycles, .* further=8"):
+        Plan(settings(tmp_path, further=3), ROWS).overrides(ROWS[2])
+
+
+def test_a_row_is_judged_by_what_its_tables_show_and_the_teacher_by_all() -> None:
+    config = compose("ablation")
+    plan = Plan(config, rows_of(config))
+
+    def asked(command: Sequence[str]) -> set[str]:
+        composed = compose("evaluate", *(word for word in command if word.startswith("reward")))
+        assert composed.reward.parts.pickscore.path == "dollar/assets/clip"
+        return {name for name, weight in composed.reward.weights.items() if weight}
+
+    every = {path[2] for path in figures.FIGURES.values() if path[0] == "scored"}
+    assert asked(plan.evaluate_teacher()) == every
+    assert asked(plan.evaluate(plan.rows["vsd_cd"], 0)) == every, "tables of what starts from it repeat it"
+    assert asked(plan.evaluate(plan.rows["vsd"], 0)) == {"pickscore"}
+    assert asked(plan.evaluate(plan.rows[BETAS["ddpo"][0]], 0)) == {"pickscore", "colourfulness"}
+    assert "teacher_clips=256" in plan.evaluate_teacher() and "lrm_prompts=8" in plan.evaluate(plan.rows["vsd_lrm"], 0)
+    assert "lrm_prompts=0" in plan.evaluate(plan.rows["jpeg"], 0)
 
 
 def test_what_a_row_pursues_is_its_own_or_its_groups() -> None:
@@ -110,7 +130,7 @@ def test_what_a_result_follows_from(tmp_path: Path) -> None:
     assert identity("more") == identity("more", work=str(tmp_path / "elsewhere"))
     assert identity("more") != identity("more", other), "the row that it starts from changed"
     assert identity("vsd") == identity("vsd", other)
-    assert len({identity("vsd"), identity("vsd", seed=1), identity("vsd", cycles=7), identity("vsd", clips=512)}) == 4
+    assert len({identity("vsd"), identity("vsd", seed=1), identity("vsd", cycles=8), identity("vsd", clips=512)}) == 4
     config = settings(tmp_path)
     assert Plan(config, ROWS).made_as(ROWS[0], 0) == Plan(settings(tmp_path, clips=512), ROWS).made_as(ROWS[0], 0)
 
@@ -190,6 +210,10 @@ class Fake:
         raise AssertionError("it ended when it was asked")
 
 
+class NoProcess(Exception):
+    """What no command's end explains."""
+
+
 def jobs(*given: tuple[str, str | None], commands: int = 1) -> list[Job]:
     return [
         Job(name, tuple(("python", f"{i}.py", name) for i in range(commands)), Path(f"{name}.log"), after)
@@ -239,13 +263,36 @@ def test_a_failed_job_ends_only_what_needs_it() -> None:
     assert "since a failed" in outcome.failed["needs"] and "since needs failed" in outcome.failed["too"]
 
 
-def test_results_that_cannot_be_read_fail_the_job() -> None:
+@pytest.mark.parametrize("error", [KeyError("student"), NoProcess("of any kind"), TypeError("None")])
+def test_results_that_cannot_be_read_fail_the_job(error: Exception) -> None:
     def finish(job: Job, seconds: float) -> None:
         if job.name == "a":
-            raise KeyError("student")
+            raise error
 
     outcome, _, _ = go(jobs(("a", None), ("b", None)), finish=finish)
     assert "can't be read" in outcome.failed["a"] and set(outcome.done) == {"b"}
+
+
+@pytest.mark.parametrize("error", [NoProcess, KeyboardInterrupt])
+def test_no_process_is_left_when_something_else_goes_wrong(error: type[BaseException]) -> None:
+    began: list[Fake] = []
+
+    def begin(command: Sequence[str], log: Path) -> Fake:
+        if command[2] == "c":
+            raise error
+        began.append(Fake(0, looks=1 if command[2] == "a" else 1000))
+        return began[-1]
+
+    with pytest.raises(error):
+        work(
+            jobs(("a", None), ("b", None), ("c", "a")),
+            2,
+            lambda job, s: None,
+            ablation_jobs.Stop(),
+            begin=begin,
+            pause=0,
+        )
+    assert len(began) == 2 and began[1].asked and began[1].poll() == 3
 
 
 def test_a_stop_ends_what_runs_and_begins_nothing() -> None:
@@ -288,25 +335,31 @@ def test_minutes_left_follow_the_jobs_done() -> None:
 # The whole, with runs that are made up
 
 
-def made_up_run(folder: Path, cycles: int = 20, alignment: float = 0.9) -> None:
+def made_up_run(folder: Path, cycles: int = 20, alignment: float = 0.9, every: int = 5, first: bool = False) -> None:
     """What launch/train.py and launch/evaluate.py leave."""
     with Log(folder) as log:
+        if first:
+            log.scalars(0, {"validation/reward_4": 0.05, "validation/predicted_4": 7.0})
         for cycle in range(1, cycles + 1):
             log.scalars(cycle, {"time/cycle": 2.0 + 8.0 * (cycle == 1), "memory/peak_gib": 1.0 + cycle / 100})
-            if cycle % 5 == 0:
+            if cycle % every == 0:
                 log.scalars(cycle, {"validation/reward_4": cycle / 10, "validation/alignment_4": math.nan})
+                log.scalars(cycle, {"validation/predicted_4": cycle / 5})
                 log.scalars(cycle, {"reward/rank_correlation": cycle / 20, "grad_norm/x_hat/vsd": 0.5})
+                log.scalars(cycle, {"grad_norm/x_hat/ft": cycle / 100, "cosine/x_hat/vsd_ft": -0.25})
     (folder / "student").mkdir(exist_ok=True)
     (folder / "student" / "student.json").write_text(json.dumps({"cycle": cycles, "trained": cycles, "ended": None}))
     system = {
+        "clips": 225,
         "alignment": alignment,
         "reward": 0.8,
         "frechet": {"excess": 0.4},
         "vendi": {"mean": 3.0},
         "sharpness": 0.7,
     }
-    systems = {"4": {**system, "scored": {"mean": 1.5, "scores": {"pickscore": 0.21, "dynamic_degree": 0.14}}}}
-    (folder / "metrics.json").write_text(json.dumps({"student": systems, "lrm": {"rank_correlation": 0.6}}))
+    told = {"mean": 1.5, "scores": {"pickscore": 0.21, "dynamic_degree": 0.14}, "errors": {"pickscore": 0.003}}
+    lrm = {"rank_correlation": 0.6, "clips": 48}
+    (folder / "metrics.json").write_text(json.dumps({"student": {"4": {**system, "scored": told}}, "lrm": lrm}))
 
 
 def commands_of_a_machine(ran: list[str], fail: str | None = None) -> Callable[[Sequence[str], Path], Fake]:
@@ -379,6 +432,28 @@ def test_only_some_rows_and_again(tmp_path: Path, machine: Callable[..., list[st
         machine(settings(tmp_path, again=True))
 
 
+def test_what_starts_from_a_row_made_again_is_made_again_too(
+    tmp_path: Path, machine: Callable[..., list[str]], capsys: pytest.CaptureFixture
+) -> None:
+    machine(settings(tmp_path, seeds=2))
+    ran = machine(settings(tmp_path, only=["vsd_cd"], again=True))
+    assert ran == ["train vsd_cd 0", "evaluate vsd_cd"] and "it is made too: more" in capsys.readouterr().out
+    stored = Results(tmp_path / "docs" / "ablation" / "results.json").stored["rows"]
+    assert set(stored) == {"vsd/0", "vsd/1", "vsd_cd/0", "vsd_cd/1", "more/1"}, "the other seed's student is as it was"
+    assert machine(settings(tmp_path, seeds=2)) == ["train more 0", "evaluate more"]
+
+
+def test_a_stop_says_how_to_go_on(
+    tmp_path: Path, machine: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    machine(settings(tmp_path))
+    monkeypatch.setattr(ablation, "run", lambda *_: Outcome(stopped=True))
+    for again, told in ((False, "the same command goes on"), (True, "the same command without again=true goes on")):
+        with pytest.raises(SystemExit, match="3"):
+            ablation.main(settings(tmp_path, only=["vsd"], again=again))
+        assert told in capsys.readouterr().out
+
+
 def test_a_strangers_run_is_left_alone(tmp_path: Path, machine: Callable[..., list[str]]) -> None:
     mine = tmp_path / "work" / "seed0" / "vsd" / "precious"
     mine.mkdir(parents=True)
@@ -390,10 +465,13 @@ def test_a_strangers_run_is_left_alone(tmp_path: Path, machine: Callable[..., li
 def test_two_commands_at_once_are_refused(tmp_path: Path, machine: Callable[..., list[str]]) -> None:
     from alone import Lock
 
-    lock = Lock(tmp_path / "work", alone=True)
-    with pytest.raises(ValueError, match="another ablation"):
-        machine(settings(tmp_path))
-    lock.close()
+    for folder, key in ((tmp_path / "work", "work"), (tmp_path / "docs" / "ablation", "out")):
+        lock = Lock(folder, alone=True)
+        (tmp_path / "docs" / "ablation" / "results.json").unlink(missing_ok=True)
+        with pytest.raises(ValueError, match=f"another ablation runs in {key}="):
+            machine(settings(tmp_path))
+        lock.close()
+    assert machine(settings(tmp_path, only=["vsd"])) == ["train vsd 0", "evaluate vsd"]
 
 
 def test_a_row_with_an_unknown_key_is_told_before_any_runs(tmp_path: Path) -> None:
@@ -411,20 +489,42 @@ def test_a_run_is_read(tmp_path: Path) -> None:
     found = figures.measured(tmp_path)
     assert found["figures"]["4"]["frechet"] == 0.4 and found["figures"]["4"]["verifier"] == 0.8
     assert found["figures"]["4"]["clip"] == 0.21 and found["figures"]["4"]["motion"] == 0.14
-    assert (found["seconds_per_cycle"], found["peak_gib"], found["cycles"]) == (2.0, 1.2, 20)
+    assert (found["seconds_per_cycle"], found["cycles"]) == (2.0, 20)
+    assert found["peak_gib"] == 1.05, "after the first validation the most is validation's"
     assert found["rank_correlation"] == pytest.approx((0.75 + 1.0) / 2) and found["held_rank"] == 0.6
-    assert found["medians"] == {"grad_norm/x_hat/vsd": 0.5}
-    cycles, seconds, values = found["curves"]["reward_4"]
-    assert (cycles, seconds, values) == ([5, 10, 15, 20], [18.0, 28.0, 38.0, 48.0], [0.5, 1.0, 1.5, 2.0])
+    assert (found["norm_vsd"], found["norm_reward"], found["cosine"]) == (0.5, pytest.approx(0.125), -0.25)
+    cycles, values = found["curves"]["reward_4"]
+    assert (cycles, values) == ([5, 10, 15, 20], [0.5, 1.0, 1.5, 2.0])
+    errors = found["figures"]["4"]["alignment_se"], found["figures"]["4"]["clip_se"], found["held_rank_se"]
+    assert errors == pytest.approx((math.sqrt(0.9 * 0.1 / 225), 0.003, 0.64 * math.sqrt(1.18 / 45)))
+
+
+def test_a_run_with_a_validation_before_it_has_no_peak_and_no_prediction_then(tmp_path: Path) -> None:
+    made_up_run(tmp_path, first=True)
+    found = figures.measured(tmp_path)
+    assert found["peak_gib"] is None and found["curves"]["reward_4"][0] == [0, 5, 10, 15, 20]
+    assert found["curves"]["predicted_4"] == [[5, 10, 15, 20], [1.0, 2.0, 3.0, 4.0]]
+    made_up_run(tmp_path / "early", every=4)
+    assert figures.measured(tmp_path / "early")["peak_gib"] is None, "the latent reward model is hardly in use"
+
+
+def test_the_error_of_a_rank_correlation() -> None:
+    """Against correlations of drawn pairs."""
+    random = np.random.default_rng(0)
+    first, noise = random.standard_normal((2, 4000, 50))
+    ranks = [np.argsort(np.argsort(values, 1), 1) for values in (first, first + noise)]
+    found = [float(np.corrcoef(a, b)[0, 1]) for a, b in zip(*ranks, strict=True)]
+    assert figures.rank_error(float(np.mean(found)), 50) == pytest.approx(np.std(found), rel=0.1)
+    assert figures.rank_error(None, 50) is None and figures.rank_error(0.5, 0) is None
 
 
 def test_results_are_read_back_small_and_without_nan(tmp_path: Path) -> None:
     results = Results(tmp_path / "a" / "results.json")
-    results.put("vsd", 1, {"figures": {"4": {"alignment": 0.912345678}}, "curves": {"x": [[1], [2.0], [math.nan]]}})
+    results.put("vsd", 1, {"figures": {"4": {"alignment": 0.912345678}}, "curves": {"x": [[1], [math.nan]]}})
     results.put("vsd", 0, {"figures": {"4": {}}, "alignment": 0.5, "curves": {}})
     read = Results(results.path)
     assert read.figure("vsd", "alignment") == {0: 0.5, 1: 0.9123}
-    assert read.of("vsd")[1]["curves"]["x"] == [[1], [2.0], [None]]
+    assert read.of("vsd")[1]["curves"]["x"] == [[1], [None]]
     assert len(results.path.read_text().splitlines()) == 5
     results.path.write_text("{")
     with pytest.raises(ValueError, match="can't be read"):
@@ -439,8 +539,8 @@ def test_numbers_are_rounded_to_digits_not_to_places() -> None:
 
 
 def test_mean_and_deviation_over_seeds() -> None:
-    assert spread_of([1.0, 2.0, 3.0, None]) == Spread(2.0, 1.0, 3)
-    assert spread_of([math.nan, 5.0]) == Spread(5.0, 0.0, 1) and spread_of([None]) is None
+    assert spread_of([1.0, 2.0, 3.0, None], 9.0) == Spread(2.0, 1.0, 3, 1.0)
+    assert spread_of([math.nan, 5.0], 0.1) == Spread(5.0, 0.0, 1, 0.1) and spread_of([None]) is None
 
 
 @pytest.mark.parametrize(
@@ -450,11 +550,19 @@ def test_mean_and_deviation_over_seeds() -> None:
         (Spread(0.9, 0.02, 3), Spread(0.8, 0.02, 3), -1, "no"),
         (Spread(0.9, 0.06, 3), Spread(0.8, 0.05, 3), 1, "undecided"),
         (Spread(0.9, 0.0, 1), Spread(0.8, 0.0, 1), 1, "yes"),
-        (Spread(0.9, 0.0, 1), Spread(0.9, 0.0, 1), 1, "undecided"),
+        (Spread(0.9, 0.0, 1), Spread(0.87, 0.0, 1), 1, "undecided"),  # less than 5 %
+        (Spread(-1.0, 0.0, 1), Spread(-1.1, 0.0, 1), -1, "no"),
+        (Spread(0.90, 0.0, 1, 0.03), Spread(0.79, 0.0, 1, 0.04), 1, "yes"),
+        (Spread(0.90, 0.0, 1, 0.03), Spread(0.81, 0.0, 1, 0.04), 1, "undecided"),
+        (Spread(0.90, 0.0, 1, 0.001), Spread(0.89, 0.0, 1, 0.001), 1, "yes"),
+        (Spread(0.90, 0.03, 3, 0.03), Spread(0.79, 0.0, 1, 0.04), 1, "yes"),  # the teacher
+        (Spread(0.90, 0.03, 3, 0.03), Spread(0.81, 0.0, 1, 0.04), 1, "undecided"),
+        (Spread(2.5, 0.25, 3, 0.25), Spread(2.7, 0.0, 1), 1, "undecided"),
+        (Spread(2.5, 0.1, 3, 0.1), Spread(2.7, 0.0, 1), 1, "no"),
         (Spread(0.9, 0.0, 1), None, 1, "unknown"),
     ],
 )
-def test_a_comparison_is_decided_where_the_deviations_do_not_overlap(
+def test_a_comparison_is_decided_where_the_gap_is_more_than_chance(
     a: Spread, b: Spread | None, better: int, answer: str
 ) -> None:
     assert compare("alignment", ("a", a), ("b", b), better).answer == answer
@@ -473,14 +581,25 @@ def test_seconds_to_a_level_lie_between_two_points() -> None:
     assert sooner(Rise([10, 20], [0.0, 4.0]), Rise([30, 50], [0.0, 2.0])) == (15, 50), "the highest both reach is 2"
 
 
-def test_a_rise_without_the_alignment_does_not_count() -> None:
+def test_what_both_have_at_the_start_is_reached_at_once() -> None:
+    risen, fallen = Rise([0, 10, 20], [1.0, 2.0, 3.0]), Rise([0, 30, 60], [1.0, 0.5, 2.0])
+    assert sooner(risen, fallen) == (10, 60), "the highest both reach is 2"
+    assert sooner(risen, Rise([0, 30], [1.0, 0.5])) == (0, 0)
+    assert reached([0, 10, 20], [1.0, 2.0, 3.0], 1.5) == 5
+
+
+def test_a_rise_without_the_verifiers_margin_does_not_count() -> None:
     curves = {
-        "reward_4": [[5, 10, 15, 20], [1.0, 2.0, 3.0, 4.0], [0.1, None, 0.6, 0.9]],
-        "alignment_4": [[5, 10, 15, 20], [1.0, 2.0, 3.0, 4.0], [0.95, 0.95, 0.85, 0.84]],
+        "reward_4": [[0, 5, 10, 15, 20], [0.0, 0.1, None, 0.6, 0.9]],
+        "guard_4": [[0, 5, 15, 20], [0.8, 0.9, 0.79, 0.7]],
     }
-    assert rise_of({"curves": curves}) == Rise([1.0, 3.0, 4.0], [0.1, 0.6, 0.9])
-    assert rise_of({"curves": curves}, least=0.85) == Rise([1.0, 3.0], [0.1, 0.6])
-    assert rise_of({"curves": curves}, least=0.99) is None and rise_of({"curves": {}}) is None
+    result = {"curves": curves, "seconds_per_cycle": 2.0}
+    assert rise_of(result) == Rise([0.0, 10.0, 30.0, 40.0], [0.0, 0.1, 0.6, 0.9])
+    assert rise_of(result, held=0.98) == Rise([0.0, 10.0, 30.0], [0.0, 0.1, 0.6])
+    assert rise_of(result, held=0.99) == Rise([0.0, 10.0], [0.0, 0.1])
+    curves["guard_4"] = [[5, 15], [0.9, 0.9]]
+    assert rise_of(result, held=0.98) is None, "the start's is not known"
+    assert rise_of({"curves": {}, "seconds_per_cycle": 2.0}) is None
 
 
 def results_with(folder: Path, rows: Sequence[Row], seeds: int, value: Callable[[str, str], float]) -> Results:
@@ -490,12 +609,13 @@ def results_with(folder: Path, rows: Sequence[Row], seeds: int, value: Callable[
     for row in rows:
         for seed in range(seeds):
             noise = 1 + 0.002 * random.standard_normal()
-            cycles = [10 * (i + 1) for i in range(6)]
-            rise = value(row.name, row.pursued) * (1 - 0.5 ** np.arange(1, 7)) * noise
+            cycles = [10 * i for i in range(7)]
+            rise = value(row.name, row.pursued) * (1 - 0.5 ** np.arange(7)) * noise
             curves = {
                 "reward_4": rise,
                 "predicted_4": 1.2 * rise,
                 "alignment_4": value(row.name, "alignment") - 0.1 * rise,
+                "guard_4": 0.9 + (value(row.name, "verifier") - 0.9) * np.arange(7) / 6,
             }
             own = (
                 "rank_correlation",
@@ -504,11 +624,17 @@ def results_with(folder: Path, rows: Sequence[Row], seeds: int, value: Callable[
                 "held_pairwise",
                 "seconds_per_cycle",
                 "peak_gib",
+                "norm_vsd",
+                "norm_reward",
+                "cosine",
             )
+            led = not {"beta_ft=0", "loss=ddpo"} & set(row.overrides)
+            own = tuple(name for name in own if led or name not in ("norm_reward", "cosine"))
             result = {
                 "figures": {str(k): {n: value(row.name, n) * noise for n in names} for k in row.steps},
                 **{n: value(row.name, n) * noise for n in own},
-                "curves": {n: [cycles, [1.5 * c for c in cycles], list(v)] for n, v in curves.items()},
+                "curves": {n: [cycles, list(v)] for n, v in curves.items()},
+                "scale": 0.25,
                 "cycles": 60,
                 "kept": 40 if row.name.endswith("_stop") else 60,
                 "ended": "over-optimisation" if row.name.endswith("_stop") else None,
@@ -519,7 +645,7 @@ def results_with(folder: Path, rows: Sequence[Row], seeds: int, value: Callable[
             }
             results.put(row.name, seed, result)
     teacher = {n: value("teacher", n) for n in names}
-    results.put("teacher", None, {"figures": teacher, "real": teacher, "hash": "", "commands": []})
+    results.put("teacher", None, {"figures": teacher, "real": teacher, "hash": "", "seconds": 600.0, "commands": []})
     return results
 
 
@@ -537,7 +663,8 @@ def as_the_paper(row: str, figure: str) -> float:
         ("vsd_lrm", "clip"): 0.5,
         ("vsd_ddpo", "clip"): 0.4,
         (BETAS["lrm"][-2], "colourfulness"): 0.8,
-        (BETAS["lrm"][-1], "colourfulness"): 2.0,  # at the cost of the alignment
+        (BETAS["lrm"][-1], "colourfulness"): 2.0,
+        (BETAS["lrm"][-1], "verifier"): 0.8,  # at the cost of the alignment
         ("jpeg", "jpeg"): 0.9,
         ("motion", "motion"): 0.9,
         ("vsd_direct", "peak_gib"): 4.0,
@@ -546,7 +673,7 @@ def as_the_paper(row: str, figure: str) -> float:
         ("jpeg", "frechet"): 9.0,
         ("motion", "frechet"): 8.0,
     }
-    usual = {"alignment": 0.9, "clip": 0.3, "frechet": 1.0, "vendi": 2.1, "peak_gib": 1.0}
+    usual = {"alignment": 0.9, "clip": 0.3, "frechet": 1.0, "vendi": 2.1, "peak_gib": 1.0, "verifier": 0.9}
     return known.get((row, figure), usual.get(figure, 0.7))
 
 
@@ -558,7 +685,7 @@ def test_verdicts_follow_the_figures(tmp_path: Path) -> None:
     assert not any("contradicts" in markdown(q, 3) for q in asked)
 
     def turned(row: str, figure: str) -> float:
-        return {"vsd_cd": 1.5}.get(row, 2.3) if figure == "vendi" else as_the_paper(row, figure)
+        return {"vsd_cd": 1.5, "vsd": 1.9}.get(row, 2.3) if figure == "vendi" else as_the_paper(row, figure)
 
     first = questions(results_with(tmp_path / "other", rows, 1, turned), rows)[0]
     text = markdown(first, 1)
@@ -574,14 +701,14 @@ def test_the_tradeoff_counts_what_aligned_students_reach(tmp_path: Path) -> None
         return next(q for q in found if q.text.startswith("Does the LRM raise colourfulness further"))
 
     def lost(row: str, figure: str) -> float:
-        return 0.6 if row.startswith("ddpo_") and figure == "alignment" else as_the_paper(row, figure)
+        return 0.6 if row.startswith("ddpo_") and figure == "verifier" else as_the_paper(row, figure)
 
     text, labels = markdown(asked("a", as_the_paper), 1), {row.name: row.label for row in rows}
-    assert f"{labels[BETAS['lrm'][-2]]} 0.78" in text and labels[BETAS["lrm"][-1]] not in text
+    assert f"{labels[BETAS['lrm'][-2]]} 0.80" in text and f"{labels[BETAS['lrm'][-1]]} " not in text
     question = asked("b", lost)
     assert together(question.decides) == "yes" and "DDPO none at any beta" in markdown(question, 1)
     results = results_with(tmp_path / "c", rows, 1, as_the_paper)
-    for name in BETAS["ddpo"]:
+    for name in [row.name for row in rows if row.name.startswith("ddpo_")]:
         del results.stored["rows"][f"{name}/0"]
     assert together(next(q for q in questions(results, rows) if "raise colourful" in q.text).decides) == "unknown"
 
@@ -614,6 +741,16 @@ def test_the_document_has_tables_commands_plots_and_keeps_what_was_written(tmp_p
     widths = {line.count("|") for line in lines if line.startswith("|")}
     assert len(widths) == 1, "every line of a table has as many cells"
     assert "colourfulness, for which the teacher was not trained" in text and "0.300 of the start against 0.300" in text
+    assert text.count("Gradients at x_hat") == 4, "but for distillation and steps"
+    sizes = text.partition("## Rewards")[2].partition("Gradients at x_hat")[2].partition("<details>")[0].splitlines()
+    assert [line.split("|")[1].strip() for line in sizes[4:-1]] == [
+        "VSD + LRM",
+        "VSD + direct gradient",
+        "VSD + CD + LRM",
+    ]
+    assert [cell.strip()[:4] for cell in sizes[4].split("|")[2:5]] == ["0.70", "0.70", "0.70"]
+    assert "peak GiB" in text.partition("## Rewards")[2].partition("\n")[2].partition("## ")[0]
+    assert "peak GiB" not in text.partition("## Over-optimisation")[2].partition("## ")[0]
     assert "0.900 ± 0.00" in text and "trained for 4, 2 and 1, 2 steps" in text
     assert "python launch/train.py run=cd 'student.steps=[4]'" in text and "make ablation seeds=3" in text
     for name in ("reward", "tradeoff", "overoptimisation", "bodies"):
@@ -646,11 +783,17 @@ def test_plots_are_the_same_when_drawn_again(tmp_path: Path) -> None:
 
 def test_a_line_over_seeds_has_the_cycles_that_all_have(tmp_path: Path) -> None:
     results = Results(tmp_path / "results.json")
-    results.put("x", 0, {"curves": {"reward_4": [[5, 10, 15], [1, 2, 3], [0.0, 1.0, 2.0]]}})
-    results.put("x", 1, {"curves": {"reward_4": [[5, 10], [3, 4], [2.0, 3.0]]}})
+    for seed, (pace, curve) in enumerate(((1.0, [[5, 10, 15], [0.0, 1.0, 2.0]]), (3.0, [[5, 10], [2.0, 3.0]]))):
+        results.put("x", seed, {"curves": {"reward_4": curve}, "seconds_per_cycle": pace})
     line = line_of(results, "x", "reward_4", "seconds")
-    assert line is not None and line.x.tolist() == [2, 3] and line.mean.tolist() == [1, 2]
+    assert line is not None and line.x.tolist() == [10, 20] and line.mean.tolist() == [1, 2]
     assert line.sd == pytest.approx(math.sqrt(2)) and line_of(results, "y", "reward_4") is None
+
+
+def test_nothing_has_no_sign() -> None:
+    assert figures.shown(Spread(-4e-8, 0.0, 1), "{:.2f}".format) == "0.00"
+    assert figures.shown(Spread(-0.004, 0.02, 3), "{:.2f}".format) == "0.00 ± 0.02"
+    assert figures.shown(Spread(-1.405, 0.0, 1)) == "-1.405" and figures.shown(Spread(-0.01, 0.0, 1)) == "-0.010"
 
 
 def test_labels_are_moved_apart_in_their_order() -> None:

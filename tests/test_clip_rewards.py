@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import re
 import shutil
 import time
 import warnings
@@ -460,7 +461,7 @@ def test_half_precision_keeps_small_gradients(folder: Path) -> None:
 def test_missing_weights_are_a_sentence_at_once(folder: Path, copied: Path, tmp_path: Path) -> None:
     started = time.monotonic()
     cases = {
-        r"reward.path is xswu/HPSv2.*HF_HUB_OFFLINE is set.*hf download xswu/HPSv2.*a folder with HPS_v2.1": lambda: (
+        r"reward.path is xswu/HPSv2.*HF_HUB_OFFLINE is set.*download xswu/HPSv2 HPS_v2.1_compressed.pt`": lambda: (
             HPSv2()
         ),
         "reward.path is yuvalkirstain/PickScore_v1: .*hf download": lambda: PickScore(),
@@ -513,6 +514,15 @@ def test_a_wrong_checkpoint_is_a_sentence_with_the_first_names(
     refused("can't be read as tensors and nothing else", b"not a checkpoint")
     refused("A file that needs code to be read is refused", pickle.dumps({"state_dict": Hostile()}))
     refused("A file that needs code to be read is refused", {"state_dict": Hostile()})
+    for broken in (b"not a checkpoint", pickle.dumps({"state_dict": Hostile()})):
+        (copied / HPS).write_bytes(broken)
+        with pytest.raises(ValueError, match="or name another with reward.path") as told:
+            HPSv2(str(copied))
+        assert str(copied / HPS) in str(told.value)
+        assert not re.search("weights_only|pickle|arbitrary|torch|GLOBAL", str(told.value).replace(str(copied), ""))
+    with pytest.raises(ValueError, match="or name another with reward.clip"):
+        torch.save(Predictor(24).state_dict(), tmp_path / NAMES[0])
+        Aesthetic(str(tmp_path / NAMES[0]), str(copied / HPS))
     assert "this was run" not in capsys.readouterr().out
     ours = load_file(copied / "model.safetensors")
     fewer = {k: v for k, v in ours.items() if "projection" not in k}
@@ -527,6 +537,19 @@ def test_a_wrong_checkpoint_is_a_sentence_with_the_first_names(
     (copied / "open_clip_config.json").unlink()
     with pytest.raises(ValueError, match=r"heads of width 80.*open_clip_config.json"):
         HPSv2(str(copied))
+
+
+def test_hpsv2_takes_its_own_versions_file_alone(copied: Path) -> None:
+    with pytest.raises(ValueError, match=rf"model.safetensors doesn't hold what {HPS} does.*give {HPS} by reward.path"):
+        HPSv2(str(copied / "model.safetensors"))
+    assert HPSv2(str(copied / HPS)).clip.width == 24
+    (copied / HPS).rename(copied / "HPS_v2_compressed.pt")
+    older = str(copied / "HPS_v2_compressed.pt")
+    with pytest.raises(ValueError, match=r"the file of v2.0, and reward.version is v2.1; set reward.version=v2.0"):
+        HPSv2(older)
+    assert HPSv2(older, "v2.0").clip.width == 24
+    (copied / "HPS_v2_compressed.pt").rename(copied / "mine.pt")  # of another name, whoever gives it knows
+    assert HPSv2(str(copied / "mine.pt")).clip.width == 24
 
 
 def test_wrong_settings_are_named(folder: Path) -> None:

@@ -81,6 +81,7 @@ def save_run(run: Path, teacher: Teacher, family: str, network: nn.Module, **stu
     config = stored(teacher, family, **student)
     keys = config["student"]
     card = {"cycle": 3, "trained": 3, "parameterization": keys["parameterization"]}
+    card |= {key: keys[key] for key in ("guided",) if key in keys}
     card |= {"teacher": config["teacher"], "config": config}
     samplers = few_steps(teacher, keys["timesteps"], keys["steps"], keys["between"])
     save_student(run / "student", teacher, network, samplers, card)
@@ -214,6 +215,52 @@ def test_x_0_itself_can_only_be_said_to_some_schedulers(
     card = json.loads((run / "student" / "student.json").read_text())
     (run / "student" / "student.json").write_text(json.dumps({**card, "parameterization": "heterogeneous"}))
     refused(command, "predicts sample", "homogeneous", checkpoint=run, out=tmp_path / "none")
+
+
+# Guidance
+
+TUNED: dict[str, Any] = {"steps": [5], "between": "ddim", "input": "noised_data", "guided": True}
+
+
+@pytest.mark.parametrize(
+    ("family", "between", "negative"),
+    [("cogvideox_2b", "ddim", ""), ("wan_2_1", "ddim", ""), ("wan_2_1", "renoise", "a large blue square")],
+)
+def test_a_tuned_teacher_is_exported_with_its_guidance(
+    command: Callable, teachers: Callable, tmp_path: Path, family: str, between: str, negative: str
+) -> None:
+    teacher = FAMILIES[family].load(teachers(family), negative_prompt=negative)
+    save_run(tmp_path / "run", teacher, family, changed(teacher), **{**TUNED, "between": between})
+    keys = [f"checkpoint={tmp_path / 'run'}", *([f"teacher.negative_prompt={negative}"] if negative else [])]
+    said = exported(command, *keys, f"out={tmp_path / 'out'}")
+    assert "5 steps by diffusers alone: latents" in said and "the tuned teacher for 5 steps" in said
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert f"num_inference_steps=5, guidance_scale={teacher.guidance_scale}" in text
+    assert (f"negative_prompt={negative!r}" in text) == bool(negative)
+    assert "# tiny, tuned" in text and "Guidance is not within it" in text and "instead of" not in text
+    # What is read back is sampled with guidance, and another scale makes another clip.
+    code = text.split("```python\n")[1].split("```")[0].replace("FOLDER", str(tmp_path / "out"))
+    space: dict[str, Any] = {}
+    exec(code.replace("pipe(", 'pipe(output_type="pt", prompt='), space)
+    prompt = code.split("pipe(")[1].split(",")[0].strip("'\"")
+
+    def ours(scale: float) -> Tensor:
+        guided = FAMILIES[family].load(teachers(family), negative_prompt=negative, guidance_scale=scale)
+        made = make_latents(
+            load_student(tmp_path / "out", guided).sampler(guided, 5), guided, [prompt], [0], show=False
+        )
+        return decode(guided, made, show=False)[0].float()
+
+    theirs = (space["frames"] * 255).round()
+    assert (theirs - ours(teacher.guidance_scale)).abs().max() <= 1 < (theirs - ours(1.0)).abs().max()
+
+
+def test_a_tuned_teacher_in_a_checkpoint_is_one_too(command: Callable, cog: Teacher, tmp_path: Path) -> None:
+    plain = {"cycle": 1, "config": stored(cog, "cogvideox_2b", **TUNED)}
+    tensors = {f"ema/{n}": p for n, p in changed(cog).named_parameters()}
+    checkpoint.save(tmp_path / "checkpoints", 1, tensors, plain, World())
+    said = exported(command, f"checkpoint={tmp_path / 'checkpoints'}", f"out={tmp_path / 'out'}", "verify=false")
+    assert "tuned teacher" in said and load_student(tmp_path / "out", cog).guided
 
 
 # Weights
@@ -504,6 +551,46 @@ def test_the_card_says_what_it_is(command: Callable, cog: Teacher, cog_run: Path
     # The command composes.
     words = shlex.split(text.split("torchrun launch/train.py ")[1].split("\n")[0])
     assert compose("train", *words).student.steps == [4, 2, 1]
+
+
+LOSSES: dict[str, tuple[list[str], list[str]]] = {
+    "ddpo": (
+        ["loss=ddpo", "beta_ddpo=0.25", "reward=pickscore", "reward.path=some/clip"],
+        ["beta_ft 0, ddpo 0.25 (truncate 2, kernel renoise)", "reward: PickScore (some/clip), by way of ddpo"],
+    ),
+    "draft": (
+        ["loss=draft", "beta_pull=0.5", "reward=colourfulness"],
+        ["pull 0.5 (steps 4, guidance_scale 1.5), draft 0.5 (last 1, frames 4)", "Colourfulness, by way of draft"],
+    ),
+    "both": (
+        ["loss=refl", "beta_ft=0.1", "reward=mixture", "reward.weights.shapes=1", "reward.weights.flicker=2"],
+        ["refl 0.5", "reward: Mixture (flicker 2, shapes 1), by way of a latent reward model and refl"],
+    ),
+    "frozen": (
+        ["lrm.mode=frozen", "lrm.path=LRM", "reward=none"],
+        ["beta_ft 0.5\n", "reward: Redness, by way of the frozen latent reward model LRM"],
+    ),
+    "pretrained": (
+        ["lrm.mode=pretrained", "lrm.path=LRM"],
+        ["reward: ShapesVerifier, by way of the pretrained latent reward model LRM"],
+    ),
+    "pull": (["beta_ft=0", "beta_pull=1", "reward=none"], ["pull 1 (steps 4", "reward: none\n"]),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_card_says_every_term_and_the_reward_that_was_followed(tmp_path: Path, name: str) -> None:
+    from model_card import command, training
+    from omegaconf import OmegaConf
+
+    (tmp_path / "lrm.json").write_text('{"reward": "Redness"}')
+    given, words = ([part.replace("LRM", str(tmp_path)) for part in parts] for parts in LOSSES[name])
+    config: Any = OmegaConf.to_container(compose("train", *given), resolve=True)
+    text = "\n".join(training(config, {"cycle": 1}, None)) + "\n"
+    assert all(word in text for word in words), text
+    # A run that didn't keep its command says which loss it had.
+    again = compose("train", *shlex.split(command(config, {}).split("launch/train.py ")[1]))
+    assert OmegaConf.to_container(again.terms, resolve=True) == config["terms"]
 
 
 def test_the_license_is_the_teachers_or_the_one_that_is_given(

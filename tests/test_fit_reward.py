@@ -31,6 +31,27 @@ class Redness:
         return red + torch.tensor([float("red" in p) for p in prompts])
 
 
+class Broken(Redness):
+    """It has no number for anything until it is mended, and then fails on what is green."""
+
+    mended = False
+
+    def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        scores = super().score(videos, prompts)
+        if not self.mended:
+            return torch.full_like(scores, float("nan"))
+        if any("green" in p for p in prompts):
+            raise RuntimeError("green")
+        return scores
+
+
+class Constant(Redness):
+    """All is one to it, but for how numbers are rounded."""
+
+    def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        return 0.7 + 1e-9 * super().score(videos, prompts)
+
+
 class Moody(Redness):
     """It has no number for green things."""
 
@@ -140,6 +161,34 @@ def test_clips_without_a_reward_are_left_out_and_the_trouble_is_told(fit: Callab
     assert figures["clips"] + figures["watched"] + figures["held_out"]["all"]["clips"] == len(others)
 
 
+def test_what_got_no_number_is_asked_about_again(
+    fit: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ("reward._target_=test_fit_reward.Broken", "made=[1]", "clips=0", "made_clips=24", "steps=20")
+    said = fit(*settings)
+    assert said.code == 2 and "0 clips have a reward that is a number" in said.err, said.err
+    assert f"{tmp_path / 'lrm' / 'observations.safetensors'} keeps what it said" in said.err
+    monkeypatch.setattr(Broken, "mended", True)
+    said = fit(*settings)
+    assert said.code == 0, said.err
+    figures = card_of(tmp_path / "lrm")["figures"]
+    known = figures["clips"] + figures["watched"] + figures["held_out"]["all"]["clips"]
+    with safe_open(tmp_path / "lrm" / "observations.safetensors", "pt") as opened:
+        prompts, reward = json.loads(opened.metadata()["observations"])["prompts"], opened.get_tensor("reward")
+    assert reward.isnan().tolist() == ["green" in p for p in prompts] and 0 < int(reward.isnan().sum()) == 24 - known
+    # What it can't judge is asked about at every turn, ends none, and changes nothing.
+    first = (tmp_path / "lrm" / "model.safetensors").read_bytes()
+    said = fit(*settings)
+    assert said.code == 0 and (tmp_path / "lrm" / "model.safetensors").read_bytes() == first
+    assert any("green" in p for p in ASKED)
+
+
+def test_a_reward_that_does_not_differ_is_refused_before_fitting(fit: Callable, tmp_path: Path) -> None:
+    said = fit("reward._target_=test_fit_reward.Constant", "steps=100000000")
+    assert said.code == 2 and "rewards to fit on are 0.7, so there is nothing to learn" in said.err, said.err
+    assert "observations.safetensors" in said.err and not (tmp_path / "lrm" / "model.safetensors").is_file()
+
+
 def test_a_fit_that_gets_no_better_ends_with_the_model_that_was_best(fit: Callable, tmp_path: Path) -> None:
     settings = ("lrm.fit=pairwise", "every=10", "optim.lrm.lr=1e-2", "decay_from=1")
     said = fit(*settings, "patience=1", "steps=400")
@@ -183,12 +232,12 @@ def test_a_clip_is_held_out_under_all_of_its_captions() -> None:
     from fit_reward import split
 
     rows = [(kind, Row(0, clip, PROMPT, 0.5)) for kind in ("real", "mismatched", "made in 1") for clip in range(10)]
-    fitted_on, held_out = split(rows, 0.3, seed=0)
+    fitted_on, held_out = split(rows, 0.3, 0, Path("kept"))
     clips = [{row.clip for _, row in part} for part in (fitted_on, held_out)]
     assert not clips[0] & clips[1] and len(clips[1]) == 3 and len(held_out) == 9
-    assert split(rows, 0.3, seed=1)[1] != held_out and split(rows, 0.3, seed=0)[1] == held_out
-    with pytest.raises(ValueError, match="at least 2"):
-        split(rows[:2], 0.3, seed=0)
+    assert split(rows, 0.3, 1, Path("kept"))[1] != held_out and split(rows, 0.3, 0, Path("kept"))[1] == held_out
+    with pytest.raises(ValueError, match="at least 2.*kept keeps what it said"):
+        split(rows[:2], 0.3, 0, Path("kept"))
 
 
 def test_figures_by_hand(teacher: Teacher) -> None:

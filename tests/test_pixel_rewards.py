@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -241,16 +242,49 @@ def test_a_clip_that_one_part_cannot_judge_has_no_number() -> None:
 def test_a_mixture_from_the_command_line() -> None:
     """Each part keeps its own yaml's keys, and only those with a weight are made, so that none fetches weights."""
     from door import check_overrides
+    from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    given = ["reward.weights.shapes=0", "reward.weights.flicker=2", "reward.parts.colourfulness.frames=4"]
+    given = ["reward.weights.colourfulness=0.2", "reward.weights.flicker=2", "reward.parts.colourfulness.frames=4"]
     check_overrides("train", ["reward=mixture", *given])
     reward = instantiate(compose("train", "reward=mixture", *given).reward)
     assert reward.weights == {"colourfulness": 0.2, "flicker": 2.0} and reward.parts["colourfulness"].frames == 4
+    reward = instantiate(compose("train", "reward=mixture", "reward.weights.jpeg_compressibility=1").reward)
+    assert reward.weights == {"jpeg_compressibility": 1.0}  # what is given, and nothing else
     yamls = {p.stem for p in (Path(__file__).parent.parent / "conf" / "reward").glob("*.yaml")}
     node = compose("train", "reward=mixture").reward
+    with pytest.raises(InstantiationException) as refused:
+        instantiate(node)
+    assert "all of reward.weights are 0" in str(refused.value.__cause__)
     assert set(node.parts) == set(node.weights) == yamls - {"none", "function", "mixture"}
     assert all(part["_partial_"] is True for part in node.parts.values())
+
+
+def test_what_a_part_says_of_its_keys_is_said_of_the_mixtures() -> None:
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    where = r"reward\.parts\.pickscore\.path"
+    for part, key, told in (
+        ("pickscore", "path=no/where", rf"pickscore, a part.*: {where} is no/where.*set {where} to a folder"),
+        ("hpsv2", "version=v3", r"hpsv2, a part.*: reward\.parts\.hpsv2\.version is v3"),
+        ("colourfulness", "frames=0", r"colourfulness, a part.*: reward\.parts\.colourfulness\.frames is 0"),
+        # The name of a file that looks like a key stays what it is.
+        ("hpsv2", "path=./reward.path", r"reward\.parts\.hpsv2\.path is \./reward\.path, and there is no such"),
+    ):
+        node = compose("train", "reward=mixture", f"reward.weights.{part}=1", f"reward.parts.{part}.{key}").reward
+        with pytest.raises(InstantiationException) as refused:
+            instantiate(node)
+        assert re.search(told, str(refused.value.__cause__)), refused.value.__cause__
+
+    class Failing(First):
+        def score(self, videos: Tensor, prompts: list[str]) -> Tensor:
+            raise ValueError("it is tired")
+
+    with pytest.raises(ValueError, match="second, a part of the mixture: it is tired"):
+        Mixture({"first": First(), "second": Failing()}, {"first": 1, "second": 1}).score(
+            torch.zeros(1, 2, 3, 4, 4), [""]
+        )
 
 
 # Function

@@ -61,10 +61,10 @@ class Row(NamedTuple):
     pursued: str = "clip"
 
 
-def along_beta(rows: Sequence[Row], method: str) -> list[str]:
-    """The trade-off's rows of a method, in their order, without those that the guard may end."""
+def along_beta(rows: Sequence[Row], method: str, guarded: bool = False) -> list[str]:
+    """The trade-off's rows of a method, in their order; guarded: with those that the guard may end."""
     mine = [row.name for row in rows if row.group == "tradeoff" and row.name.startswith(f"{method}_")]
-    return [name for name in mine if not name.endswith("_stop")]
+    return [name for name in mine if guarded or not name.endswith("_stop")]
 
 
 class Spread(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dollar.evaluation.ablation import PURSUED, Results, Row, shown, spread_of
+from dollar.evaluation.ablation import LEAST, PURSUED, WARM, Results, Row, shown
 from dollar.evaluation.ablation_plots import write_plots
 from dollar.evaluation.ablation_questions import markdown, questions
 from dollar.media import atomically
@@ -18,7 +18,16 @@ CLIP's score, which rows with LRM, DDPO or direct gradient are trained for where
 compressibility: minus a frame's size, in kB. Dynamic degree: the speed of the fastest pixels, in shorter sides a
 second. Fréchet: distance of random features to real clips, above that of real to other real clips. Vendi: how many
 different clips there are among a prompt's eight. Figures of a row that the guard ended are of the student that it kept.
-Jobs ran side by side, each on one core. The teacher's rewards are of fewer clips than its other figures.
+
+Seconds a cycle: a thread's own, so that other work on the machine doesn't count; the median over cycles, of which those
+that log the terms' gradients take longer. Seconds of curves and answers are cycles times that: validation isn't in
+them. Peak GiB: of the whole process while it trained, up to its first validation; that comes after the {warm}th cycle
+or later, when the latent reward model has been in use, and after it the most would be validation's. A run with a
+validation before its first cycle has none.
+
+A difference counts where means ± standard deviations over seeds don't overlap. Where one side has one seed only, it
+counts beyond two standard errors (of an alignment its share's, of a reward or rank correlation its clips'), and where
+these are not known (the other figures) beyond {least:.0%}; so it may be another with another seed.
 """
 HAND = "What stands between these two marks is kept when the document is written anew."
 
@@ -38,11 +47,18 @@ COLUMNS = (
     Column("Vendi ↑", "vendi", "{:.2f}"),
     Column("sharpness ↑", "sharpness", "{:.2f}"),
     Column("seconds a cycle ↓", "seconds_per_cycle", "{:.2f}"),
-    Column("peak GiB ↓", "peak_gib", "{:.2f}"),
 )
-# Columns that a group has besides.
+PEAK = Column("peak GiB ↓", "peak_gib", "{:.2f}")
+# Of the gradients at x_hat: how large they are, and how far the reward's goes VSD's way.
+GRADIENTS = (
+    Column("norm of VSD's", "norm_vsd", "{:.4f}"),
+    Column("norm of the reward's", "norm_reward", "{:.4f}"),
+    Column("cosine between them", "cosine", "{:.2f}"),
+)
+# What a group has besides; rows with a guard have a validation before they train, and so no peak.
 FURTHER = {
     "lrm": (
+        PEAK,
         Column("rank correlation, in training ↑", "rank_correlation", "{:.2f}"),
         Column("on held-out prompts ↑", "held_rank", "{:.2f}"),
         Column("pairs told right there ↑", "held_pairwise", "{:.2f}"),
@@ -116,19 +132,19 @@ def head(rows: Sequence[Row], results: Results, stale: Sequence[str]) -> str:
     """What was run, on what, by which command, and what is missing."""
     seeds, stored = seeds_of(results), list(results.stored["rows"].values())
     machines = "; ".join(sorted({result["machine"] for result in stored}))
-    hours = sum(result["seconds"] for result in stored) / 3600
+    hours = sum(result["seconds"] for result in [*stored, results.stored["teacher"]] if result) / 3600
     known, count = sum(bool(results.of(row.name)) for row in rows), len(seeds)
-    chance = "; of one seed there is none, and small differences may be chance" if count == 1 else ""
+    chance = "; of one seed there is none" if count == 1 else ""
     lines = [
         "# Ablation on the shapes world\n",
-        f"{known} of {len(rows)} rows, seed{'s' * (count != 1)} {', '.join(map(str, seeds)) or '—'}; {hours:.1f} hours "
-        f"of single cores, on a machine with {machines or '—'}. Figures are mean ± standard deviation over "
-        f"seeds{chance}.\n",
+        f"{known} of {len(rows)} rows, seed{'s' * (count != 1)} {', '.join(map(str, seeds)) or '—'}; made on "
+        f"{machines or '—'}, by jobs of one thread each, side by side, whose durations sum up to {hours:.1f} hours. "
+        f"Figures are mean ± standard deviation over seeds{chance}.\n",
         "```sh",
         f"make ablation{f' seeds={count}' if count > 1 else ''}   # goes on where it was stopped; conf/ablation.yaml",
         "python launch/ablation.py only_document=true   # this document anew from docs/ablation/results.json",
         "```\n",
-        ABOUT,
+        ABOUT.format(warm=WARM, least=LEAST),
     ]
     if stale:
         lines.append(f"Measured with other settings than those of now: {', '.join(sorted(stale))}.\n")
@@ -139,7 +155,8 @@ def section(group: str, title: str, rows: Sequence[Row], results: Results, plots
     """A group's table, commands and plot."""
     mine = [row for row in rows if row.group == group]
     repeated = [row for row in rows if row.name in REPEATED.get(group, ())]
-    text = f"## {title}\n\n{why(mine, results)}{table(group, repeated, mine, results)}\n{commands(mine, results)}"
+    tables = f"{table(group, repeated, mine, results)}\n{gradients(mine, results)}"
+    text = f"## {title}\n\n{why(mine, results)}{tables}{commands(mine, results)}"
     plot, caption = PLOTS.get(group, ("", ""))
     return text + (f"\n![{caption}](ablation/{plot}.svg)\n\n{caption}\n" if plot in plots else "")
 
@@ -153,7 +170,7 @@ def why(rows: Sequence[Row], results: Results) -> str:
     return (
         f"What is pursued here is {' and '.join(PURSUED[p] for p in pursued)}, for which the teacher was not trained, "
         f"since the CLIP reward has little room where a student follows its prompts already: {start.mean:.3f} of the "
-        f"start against {real:.3f} of real clips.\n\n"
+        f"start against {real.mean:.3f} of real clips.\n\n"
     )
 
 
@@ -161,7 +178,7 @@ def columns_of(group: str, rows: Sequence[Row]) -> list[Column]:
     """A group's columns: those of all, what its rows pursue, and its own."""
     pursued = {row.pursued for row in rows}
     further = [Column(f"{name} ↑", p, "{:.3f}") for p, name in PURSUED.items() if p in pursued and p != "clip"]
-    return [*COLUMNS[:2], *further, *COLUMNS[2:], *FURTHER.get(group, ())]
+    return [*COLUMNS[:2], *further, *COLUMNS[2:], *FURTHER.get(group, (PEAK,))]
 
 
 def table(group: str, repeated: Sequence[Row], mine: Sequence[Row], results: Results) -> str:
@@ -173,13 +190,29 @@ def table(group: str, repeated: Sequence[Row], mine: Sequence[Row], results: Res
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
 
     for label, figure_of in (("teacher, 50 steps", results.teacher), ("real clips", results.real)):
-        line(label, [shown(spread_of([figure_of(c.figure)]), c.form.format) for c in columns])
+        line(label, [shown(figure_of(c.figure), c.form.format) for c in columns])
     for row in [*repeated, *mine]:
         for steps in row.steps:
             label = row.label if row.steps == (4,) else f"{row.label}, {steps} step{'s' * (steps != 1)}"
             cells = [shown(results.spread(row.name, c.figure, steps), c.form.format) for c in columns]
             line(f"*{label}*" if row in repeated else label, cells)
     return "\n".join(lines) + "\n"
+
+
+def gradients(rows: Sequence[Row], results: Results) -> str:
+    """A table of the gradients' sizes of the rows whose reward has one at x_hat; empty without any."""
+    led = [row for row in rows if results.spread(row.name, "norm_reward")]
+    if not led:
+        return ""
+    lines = [
+        "Gradients at x_hat, weighted by their betas, medians over cycles; DDPO's reaches the student elsewhere:\n",
+        "| |" + "|".join(column.heading for column in GRADIENTS) + "|",
+        "|---" * (len(GRADIENTS) + 1) + "|",
+    ]
+    for row in led:
+        cells = (shown(results.spread(row.name, c.figure), c.form.format) for c in GRADIENTS)
+        lines.append(f"| {row.label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n\n"
 
 
 def commands(rows: Sequence[Row], results: Results) -> str:

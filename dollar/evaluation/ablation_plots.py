@@ -99,8 +99,8 @@ def references(axes: Any, results: Results, figure: str, ends: list[tuple[float,
     """Dashed lines of teacher and real clips, where they are known."""
     for value, name in ((results.teacher(figure), "teacher"), (results.real(figure), "real clips")):
         if value is not None:
-            axes.axhline(value, color=INK, linewidth=1, linestyle="--" if name == "teacher" else ":")
-            ends.append((value, name, INK))
+            axes.axhline(value.mean, color=INK, linewidth=1, linestyle="--" if name == "teacher" else ":")
+            ends.append((value.mean, name, INK))
 
 
 def plot_reaching(plt: Any, results: Results, labels: dict[str, str]) -> Any:
@@ -114,7 +114,7 @@ def plot_reaching(plt: Any, results: Results, labels: dict[str, str]) -> Any:
                 draw(axes, line, colour)
                 ends.append((line.mean[-1], labels.get(name, name), colour))
         references(axes, results, "clip", ends)
-        axes.set_xlabel("cycles" if over == "cycles" else "seconds of training, of one core")
+        axes.set_xlabel("cycles" if over == "cycles" else "seconds of training, a thread's own")
         if over == "seconds":
             label_ends(axes, ends, 0.06)
     panels[0].set_title("CLIP reward of 4-step samples")
@@ -139,9 +139,9 @@ def plot_tradeoff(plt: Any, results: Results, rows: Sequence[Row]) -> Any:
             axes.plot([], [], color=colour, marker="o", markersize=4, label=name)
         if start:
             axes.plot(*start, **SQUARE, label="start (VSD + CD)")
-        teacher = (results.teacher(other), results.teacher(pursued))
-        if None not in teacher:
-            axes.plot(*teacher, color=INK, marker="*", markersize=10, linestyle="", label="teacher")
+        x, y = results.teacher(other), results.teacher(pursued)
+        if x is not None and y is not None:
+            axes.plot(x.mean, y.mean, color=INK, marker="*", markersize=10, linestyle="", label="teacher")
         axes.plot([], [], color=SOFT, **CROSS, label="where the guard stops")
         axes.set_xlabel(title)
     panels[0].set_title(f"{PURSUED[pursued]}; the numbers are beta")

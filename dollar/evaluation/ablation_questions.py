@@ -23,6 +23,7 @@ from dollar.evaluation.ablation_curves import Rise, rise_of, sooner
 NAMES = {
     **PURSUED,
     "alignment": "alignment",
+    "verifier": "the verifier's mean margin",
     "frechet": "Fréchet above floor",
     "vendi": "Vendi",
     "sharpness": "sharpness",
@@ -32,7 +33,7 @@ NAMES = {
     "held_pairwise": "pairs told right there",
 }
 LESS = ("frechet", "peak_gib", "seconds_per_cycle")  # of which less is better
-SPARED = 0.05  # alignment that a student may lose on its way
+HELD = 0.98  # the share of the start's mean margin that an aligned student keeps; guard.tolerance is the rest
 
 
 class Question(NamedTuple):
@@ -58,11 +59,12 @@ def markdown(question: Question, seeds: int) -> str:
     """A question with its deciding numbers and its verdict."""
     answer = together(question.decides)
     note = {1: " (one seed)"}.get(seeds, "")
+    chance = "the gap may be chance" + (", of one seed" if seeds == 1 else ": means ± standard deviations overlap")
     told = {
         "yes": f"**Yes**{note}.",
         "no": f"**No**{note}.",
         "mixed": f"**Partly**{note}.",
-        "undecided": "**Undecided**: the means differ by less than their standard deviations.",
+        "undecided": f"**Undecided**: {chance}.",
         "unknown": "**Not measured yet.**",
     }[answer]
     if question.expected in ("yes", "no") and answer in ("yes", "no", "mixed") and answer != question.expected:
@@ -81,14 +83,10 @@ class _Asker:
         self.results = results
         self.rows = rows
         self.labels = {row.name: row.label for row in rows}
-        starts = {r["seed"]: r["curves"].get("alignment_4") for r in results.of("vsd_cd")}
-        self.least = {
-            seed: curve[2][-1] - SPARED for seed, curve in starts.items() if curve and curve[2][-1] is not None
-        }
 
     def spread(self, name: str, figure: str) -> Spread | None:
         if name == "teacher":
-            return spread_of([self.results.teacher(figure)])
+            return self.results.teacher(figure)
         return self.results.spread(name, figure)
 
     def better(self, figure: str, a: str, b: str) -> Comparison:
@@ -113,14 +111,9 @@ class _Asker:
         return f"{NAMES[figure]}: {', '.join(parts)}"
 
     def rises(self, name: str, aligned: bool = False) -> dict[int, Rise]:
-        """A row's true reward by seed; aligned: without validations that lost more than SPARED of the start's."""
-        found: dict[int, Rise] = {}
-        for r in self.results.of(name):
-            if aligned and r["seed"] not in self.least:
-                continue
-            if rise := rise_of(r, self.least[r["seed"]] if aligned else None):
-                found[r["seed"]] = rise
-        return found
+        """A row's true reward by seed; aligned: at validations that held HELD of the start's mean margin."""
+        held = HELD if aligned else None
+        return {r["seed"]: rise for r in self.results.of(name) if (rise := rise_of(r, held))}
 
     def sooner(self, a: str, b: str, aligned: bool = False) -> Comparison:
         """Whether a needs fewer seconds than b to the highest true reward that both reach, seed by seed."""
@@ -130,13 +123,12 @@ class _Asker:
         what = "seconds to the highest true reward that both reach"
         return compare(what, (self.labels.get(a, a), x), (self.labels.get(b, b), y), -1, "{:.0f}".format)
 
-    def highest(self, method: str) -> tuple[str, Spread] | None:
-        """A method's row of the trade-off that gets highest while its student stays aligned in all its seeds."""
-        found: dict[str, Spread] = {}
-        for row in along_beta(self.rows, method):
-            tops = [max(rise.values) for rise in self.rises(row, aligned=True).values()]
-            spread = spread_of(tops)
-            if spread and len(tops) == len(self.results.of(row)):
+    def highest(self, method: str, pursued: str) -> tuple[str, Spread] | None:
+        """A method's row of the trade-off, guarded or not, whose students got highest and are aligned in all seeds."""
+        starts, found = self.results.figure("vsd_cd", "verifier"), dict[str, Spread]()
+        for row in along_beta(self.rows, method, guarded=True):
+            margins, spread = self.results.figure(row, "verifier"), self.spread(row, pursued)
+            if spread and margins and all(seed in starts and m >= HELD * starts[seed] for seed, m in margins.items()):
                 found[row] = spread
         return max(found.items(), key=lambda item: item[1].mean) if found else None
 
@@ -147,6 +139,11 @@ class _Asker:
         after, kept = (", ".join(str(r[key]) for r in ended) for key in ("cycles", "kept"))
         at = f" after cycle {after}; kept is the student of cycle {kept}" if ended else ""
         return f"the guard ended {len(ended)} of {len(found)} runs of “{self.labels.get(name, name)}”{at}"
+
+    def lowered(self, name: str) -> str:
+        """To which share of its weight the guard brought the reward, seed by seed."""
+        scales = ", ".join(f"{scale:.3g}" for scale in self.results.figure(name, "scale").values())
+        return f"the guard left the reward of “{self.labels.get(name, name)}” {scales or '—'} of its weight"
 
 
 def _distillation(ask: _Asker) -> list[Question]:
@@ -198,8 +195,8 @@ def _rewards(ask: _Asker) -> list[Question]:
             [
                 ask.beside("seconds_per_cycle", "vsd_lrm", "vsd_direct"),
                 ask.beside("clip", "vsd_lrm", "vsd_direct"),
-                "here peak memory is the whole process's, and both decoder and reward model are tiny; "
-                "`make bench-reward` measures the paper's sizes",
+                "here memory is the whole process's, and both decoder and reward model are tiny; `make bench-reward` "
+                "measures the paper's sizes",
             ],
         ),
     ]
@@ -207,16 +204,17 @@ def _rewards(ask: _Asker) -> list[Question]:
 
 def _tradeoff(ask: _Asker) -> list[Question]:
     pursued = next((row.pursued for row in ask.rows if row.group == "tradeoff"), "clip")
-    best = [found[0] for method in METHODS if (found := ask.highest(method))]
+    best = [found[0] for method in METHODS if (found := ask.highest(method, pursued))]
     most = [betas[-1] for method in METHODS if (betas := along_beta(ask.rows, method))]
     stopped = [name for row in most for name in (row, f"{row}_stop")]
     return [
         Question(
             f"Does the LRM raise {PURSUED[pursued]} further than DDPO while the student stays aligned, and sooner?",
-            f"Of each method the beta that gets highest at validations whose alignment is at most {SPARED} below the "
-            "start's. The paper's Table 5 and Figure 8 say so of HPSv2.",
-            _further(ask, "lrm", "ddpo", f"highest {PURSUED[pursued]} of an aligned student"),
-            [ask.beside(figure, "vsd_cd", *best) for figure in (pursued, "alignment", "peak_gib")],
+            "Of each method the student that gets highest, at any beta and with the guard or without, whose verifier's "
+            f"mean margin is at least {HELD:.0%} of the start's, as the guard asks; sooner is by the validations that "
+            "hold as much. The paper's Table 5 and Figure 8 say so of HPSv2.",
+            _further(ask, "lrm", "ddpo", pursued),
+            [ask.beside(figure, "vsd_cd", *best) for figure in (pursued, "alignment", "verifier")],
         ),
         Question(
             f"Does the guard stop the pursuit of {PURSUED[pursued]} where the student is still aligned?",
@@ -231,12 +229,12 @@ def _tradeoff(ask: _Asker) -> list[Question]:
     ]
 
 
-def _further(ask: _Asker, a: str, b: str, what: str) -> list[Comparison]:
+def _further(ask: _Asker, a: str, b: str, pursued: str) -> list[Comparison]:
     """Whether a method's aligned students get further than another's, and whether they are there sooner."""
-    x, y = ask.highest(a), ask.highest(b)
+    x, y, what = ask.highest(a, pursued), ask.highest(b, pursued), f"{NAMES[pursued]} of an aligned student"
     if x and y:
         (first, high), (second, low) = x, y
-        named = (ask.labels[first], high), (ask.labels[second], low)
+        named = (ask.labels.get(first, first), high), (ask.labels.get(second, second), low)
         return [compare(what, *named), ask.sooner(first, second, aligned=True)]
     rows = [along_beta(ask.rows, method) for method in (a, b)]
     if not all(any(ask.results.of(row) for row in mine) for mine in rows):
@@ -265,7 +263,11 @@ def _overoptimisation(ask: _Asker) -> list[Question]:
                     ask.higher("alignment", f"{name}_stop", name),
                     ask.higher("alignment", f"{name}_lower", name),
                 ],
-                [ask.ended(f"{name}_stop"), ask.beside(name, "vsd_cd", name, f"{name}_stop", f"{name}_lower")],
+                [
+                    ask.ended(f"{name}_stop"),
+                    ask.lowered(f"{name}_lower"),
+                    ask.beside(name, "vsd_cd", name, f"{name}_stop", f"{name}_lower"),
+                ],
                 None,
             )
         )

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dollar.data import shapes
@@ -20,6 +26,7 @@ from dollar.evaluation.sharpness import sharpness
 from dollar.evaluation.vendi import spread, vendi_per_prompt
 from dollar.latent_reward import LatentReward, agreement
 from dollar.log import progress
+from dollar.media import atomically
 from dollar.models.teacher import Teacher
 from dollar.pixel_reward import PixelReward
 from dollar.rewards.shapes import Judgement, ShapesVerifier
@@ -82,26 +89,68 @@ class Figures(NamedTuple):
 
 
 class Yardstick:
-    """Real clips to measure against: a reference fitted on training clips, and two real sets for the pairs' prompts."""
+    """Real clips to measure against: a reference fitted on training clips, and two real sets for the pairs' prompts.
 
-    def __init__(self, chosen: Pairs, render: Render, training: Sequence[tuple[str, int]], show: bool = True) -> None:
+    cache: a folder in which what follows from the real clips alone is kept, for later yardsticks of the same; those
+    that are made at once in several processes may share it. The clips are those of the shapes world, by `render`.
+    """
+
+    def __init__(
+        self,
+        chosen: Pairs,
+        render: Render,
+        training: Sequence[tuple[str, int]],
+        show: bool = True,
+        cache: Path | None = None,
+    ) -> None:
         self.pairs = chosen
         self.verifier = ShapesVerifier()
         self.features = RandomFeatures()
-        fitted = self._real(training, render, "real clips", show)[1]
-        self.sixteen = FrechetReference.fit(fitted, 16)
-        self.many = FrechetReference.fit(fitted, 64)
-        ours = list(zip(chosen.prompts, chosen.seeds, strict=True))
-        self.videos, self.real = self._real([(p, 1_000_000 + s) for p, s in ours], render, "matched real clips", show)
-        self.others, self.other = self._real([(p, 2_000_000 + s) for p, s in ours], render, "other real clips", show)
+        self._render = render
+        known = cache / f"{_follows_from(chosen, training)}.safetensors" if cache else None
+        if known is not None and known.is_file():
+            found = load_file(known)
+        else:
+            found = self._measure_real(training, show)
+            if known is not None:
+                with atomically(known) as temporary:
+                    save_file(found, temporary)
+        self.many = FrechetReference(found["mean"], found["directions"])
+        self.sixteen = FrechetReference(found["mean"], found["directions"][:, :16].contiguous())
+        self.real, self.other = found["real"], found["other"]
 
-    def _real(self, which: Sequence[tuple[str, int]], render: Render, name: str, show: bool) -> tuple[Tensor, Tensor]:
-        videos, features = [], []
-        for first in progress(range(0, len(which), 16), name, active=show):
-            part = np.stack([render(*pair) for pair in which[first : first + 16]])
-            videos.append(torch.from_numpy(part).permute(0, 1, 4, 2, 3))  # [B, T, C, H, W]
-            features.append(self.features(videos[-1].float() / 255))
-        return torch.cat(videos), torch.cat(features)
+    @cached_property
+    def videos(self) -> Tensor:
+        """A real clip of each pair's prompt, uint8 [N, T, C, H, W]."""
+        return self._clips(self._matched(1_000_000))
+
+    @cached_property
+    def others(self) -> Tensor:
+        """Another of each, uint8 [N, T, C, H, W]."""
+        return self._clips(self._matched(2_000_000))
+
+    def _matched(self, shift: int) -> list[tuple[str, int]]:
+        return [(prompt, shift + seed) for prompt, seed in zip(*self.pairs, strict=True)]
+
+    def _clips(self, which: Sequence[tuple[str, int]]) -> Tensor:
+        return torch.from_numpy(np.stack([self._render(*pair) for pair in which])).permute(0, 1, 4, 2, 3)
+
+    def _measure_real(self, training: Sequence[tuple[str, int]], show: bool) -> dict[str, Tensor]:
+        """mean [D] and directions [D, 64] of the reference; features real and other [N, D] of the pairs' real clips."""
+        sets = {
+            "real clips": training,
+            "matched real clips": self._matched(1_000_000),
+            "other real clips": self._matched(2_000_000),
+        }
+        found = []
+        for name, which in sets.items():
+            firsts = progress(range(0, len(which), 16), name, active=show)
+            found.append(
+                torch.cat([self.features(self._clips(which[first : first + 16]).float() / 255) for first in firsts])
+            )
+        reference = FrechetReference.fit(found[0], 64)
+        directions = reference.directions.contiguous()  # in the order of what has fewer of them, too
+        return {"mean": reference.mean, "directions": directions, "real": found[1], "other": found[2]}
 
     def measure(self, videos: Tensor, count: int | None = None) -> Figures:
         """All measures of videos uint8 [N, T, C, H, W] of the first N pairs; count looks at fewer."""
@@ -133,6 +182,12 @@ class Yardstick:
         return Judgement(*(torch.cat(field) for field in zip(*judged, strict=True))), torch.cat(features)
 
 
+def _follows_from(chosen: Pairs, training: Sequence[tuple[str, int]]) -> str:
+    """What real clips and their measures follow from, in few letters: the clips, and the code that draws and reads."""
+    code = [inspect.getsource(part) for part in (shapes, RandomFeatures, FrechetReference)]
+    return hashlib.sha256(repr((torch.__version__, code, chosen, training)).encode()).hexdigest()[:16]
+
+
 def difference(
     student: Figures, teacher_right: np.ndarray, teacher_reward: np.ndarray, prompts: Sequence[str]
 ) -> dict[str, Any]:
@@ -149,8 +204,8 @@ def difference(
 def scored(pixel: PixelReward, videos: Tensor, prompts: Sequence[str]) -> dict[str, Any]:
     """What a pixel reward says of videos uint8 [N, T, C, H, W]: mean and standard deviation, and of how many clips.
 
-    A reward with `scores`, several numbers of a clip by name, gives each one's mean as well; where it makes its own of
-    them, by `whole`, no clip is judged twice.
+    A reward with `scores`, several numbers of a clip by name, gives each one's mean as well, and in `errors` its
+    standard error; where it makes its own of them, by `whole`, no clip is judged twice.
     """
     several: Any = getattr(pixel.reward, "scores", None)
     whole: Any = getattr(pixel.reward, "whole", None)
@@ -170,7 +225,9 @@ def scored(pixel: PixelReward, videos: Tensor, prompts: Sequence[str]) -> dict[s
         "clips": len(known),
     }
     if told:
-        found["scores"] = {name: float(_finite([t[name] for t in told]).mean()) for name in told[0]}
+        values = {name: _finite([t[name] for t in told]) for name in told[0]}
+        found["scores"] = {name: float(known.mean()) for name, known in values.items()}
+        found["errors"] = {n: float(known.std(correction=0)) / math.sqrt(len(known)) for n, known in values.items()}
     return found
 
 

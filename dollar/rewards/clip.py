@@ -36,9 +36,10 @@ class Clip:
     """A frozen CLIP with the features of the prompts that it read last.
 
     path: a folder or hub id in transformers' form, or a file of weights in open_clip's; with `file`, a folder or hub id
-    that has it, or the file, and open_clip's form alone. tokenizer: where the tokenizer is looked for if not beside the weights, None for a CLIP that
-    reads no captions. padded: whether frames are padded to squares rather than cut. clean: whether prompts are mended
-    as open_clip does. batch: frames seen at once; key: the setting that `path` is.
+    that has it, or the file itself, and in open_clip's form alone. tokenizer: where the tokenizer is looked for if not
+    beside the weights, None for a CLIP that reads no captions. padded: whether frames are padded to squares rather than
+    cut. clean: whether prompts are mended as open_clip does. batch: frames seen at once; key: the setting that `path`
+    is.
     It is moved to where the videos are by the first call, in half precision on a GPU. ValueError where weights or
     tokenizer are missing, broken or not a CLIP's.
     """

@@ -23,8 +23,8 @@ def locate(
     """A local folder or file, or the folder that a hub id was fetched to; ValueError says what is not there.
 
     key: the setting that names the place; patterns: which of the hub's files are needed; holds: what they are, in
-    words; fetch: whether they may be fetched. If not, and offline, only what was fetched before is looked for. file: the
-    one of the hub's files that is needed, where it is one.
+    words; fetch: whether they may be fetched. If not, and offline, only what was fetched before is looked for.
+    file: the one of the hub's files that is needed, where it is one.
     """
     path = Path(place).expanduser()
     if path.exists():
@@ -39,10 +39,10 @@ def locate(
     except Exception as error:  # the hub's errors are of many kinds; what they mean for the user is one
         why = "HF_HUB_OFFLINE is set" if offline() else "nothing is, beside weights of one's own"
         way = f"and nothing may be fetched ({why})" if kept else f"and can't be fetched ({error})"
+        wanted = f"{place} {file}" if file else place
         raise ValueError(
             f"{key} is {place}: there is no such folder here, it was not fetched from the hub before, {way}. Fetch it "
-            f"with `hf download {' '.join(filter(None, (str(place), file)))}` where there is a network, or set {key} to "
-            f"{holds}"
+            f"with `hf download {wanted}` where there is a network, or set {key} to {holds}"
         ) from None
 
 
