@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +12,11 @@ ACTIONS = ("none", "warn", "lower", "stop")
 
 @dataclass
 class Guard:
-    """Compares two scores at every validation: `pursued`, to which the student is led, and `held`, which must hold.
+    """Compares scores at every validation: `pursued`, to which the student is led, and what must hold (`held`).
 
-    A check is troubled when `held` has fallen below its best by more than `tolerance` of the best's size, while
-    `pursued` stands higher than it did there. After `patience` such checks in a row the guard acts: `warn` says so,
-    `lower` multiplies the reward terms' weight by `factor`, `stop` ends the run.
+    A check is troubled when one that must hold has fallen below its best by more than `tolerance` of the best's size,
+    while `pursued` stands higher than it did there. After `patience` such checks in a row the guard acts: `warn` says
+    so, `lower` multiplies the reward terms' weight by `factor`, `stop` ends the run.
     """
 
     action: str = "none"
@@ -24,7 +25,8 @@ class Guard:
     factor: float = 0.5
     scale: float = 1.0
     troubled: int = 0
-    best: dict[str, float] = field(default_factory=dict)
+    # Of each that must hold: its best, and what `pursued` was there.
+    best: dict[str, list[float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
@@ -40,23 +42,31 @@ class Guard:
     def active(self) -> bool:
         return self.action != "none"
 
-    def check(self, pursued: float, held: float) -> str:
+    def check(self, pursued: float, held: Mapping[str, float]) -> str:
         """Look at the scores of one validation; what is to be said, as a sentence, or "" where all is well."""
-        if not (math.isfinite(pursued) and math.isfinite(held)):
+        known = {name: score for name, score in held.items() if math.isfinite(score)}
+        if not known or not math.isfinite(pursued):
             return ""  # nothing can be told of what was not measured
-        if not self.best or held >= self.best["held"]:
-            self.best = {"pursued": pursued, "held": held}
-        fallen = held < self.best["held"] - self.tolerance * abs(self.best["held"])
-        self.troubled = self.troubled + 1 if fallen and pursued > self.best["pursued"] else 0
+        for name, score in known.items():
+            if name not in self.best or score >= self.best[name][0]:
+                self.best[name] = [score, pursued]
+        fallen = [
+            name
+            for name, score in known.items()
+            if score < self.best[name][0] - self.tolerance * abs(self.best[name][0]) and pursued > self.best[name][1]
+        ]
+        self.troubled = self.troubled + 1 if fallen else 0
         if not self.active or self.troubled < self.patience:
             return ""
+        name = fallen[0]
         told = (
-            f"over-optimisation: what is pursued rose from {self.best['pursued']:.4g} to {pursued:.4g} while what "
-            f"should hold fell from {self.best['held']:.4g} to {held:.4g}, at {self.troubled} validations in a row"
+            f"over-optimisation: what is pursued rose from {self.best[name][1]:.4g} to {pursued:.4g} while {name}, "
+            f"which should hold, fell from {self.best[name][0]:.4g} to {known[name]:.4g}; this is "
+            f"validation {self.troubled} in a row"
         )
         if self.action == "lower":
             self.scale *= self.factor
-            self.troubled, self.best = 0, {"pursued": pursued, "held": held}
+            self.troubled, self.best = 0, {n: [score, pursued] for n, score in known.items()}
             return f"{told}; the reward's weight is now {self.scale:.3g} of what it was"
         if self.action == "stop":
             return f"{told}; the run ends here"

@@ -482,14 +482,15 @@ class Trainer:
                 self.ended = f"no better {name} than {self.best.get(name)} of cycle {self.best.get('cycle')} since"
 
     def _watch(self, scores: dict[str, float]) -> None:
-        """Let the guard compare what is pursued with what should hold."""
-        found = {
-            kind: [v for n, v in scores.items() if n.startswith(kind)] for kind in ("predicted", "guard", "reward")
-        }
-        pursued, held = found["predicted"] or found["reward"], found["guard"] or found["reward"]
-        if not self.guard.active or not pursued or not held:
+        """Let the guard compare what is pursued, as it is predicted where it is, with what should hold."""
+        kinds = ("predicted", "reward", "guard")
+        found = {kind: [v for n, v in scores.items() if n.startswith(kind)] for kind in kinds}
+        means = {kind: sum(values) / len(values) for kind, values in found.items() if values}
+        pursued = next((kind for kind in kinds[:2] if kind in means), None)
+        held = {kind: mean for kind, mean in means.items() if kind not in (pursued, "predicted")}
+        if not self.guard.active or pursued is None or not held:
             return
-        told = self.guard.check(sum(pursued) / len(pursued), sum(held) / len(held))
+        told = self.guard.check(means[pursued], held)
         self.log.scalars(self.cycle, {"guard/scale": self.guard.scale, "guard/troubled": float(self.guard.troubled)})
         if told and self.world.is_main:
             print(f"cycle {self.cycle}: {told}", flush=True)

@@ -14,17 +14,24 @@ import ablation_jobs
 import ablation_plan
 import numpy as np
 import pytest
+import torch
 from ablation_jobs import Job, Outcome, work
 from ablation_plan import Plan, replaced, rows_of, seeds_of
 from conftest import compose
+from torch import Tensor
+from torch.nn import functional
 
+from dollar.data import shapes
 from dollar.evaluation import ablation as figures
 from dollar.evaluation.ablation import Comparison, Results, Row, Spread, compare, rounded, spread_of, together
 from dollar.evaluation.ablation_curves import Rise, line_of, reached, rise_of, sooner
 from dollar.evaluation.ablation_document import BEGIN, END, by_hand, table, write_document
 from dollar.evaluation.ablation_plots import apart, write_plots
 from dollar.evaluation.ablation_questions import markdown, questions
+from dollar.evaluation.evaluate import Yardstick, pairs, scored
+from dollar.evaluation.features import RandomFeatures
 from dollar.log import Log
+from dollar.pixel_reward import PixelReward
 
 BETAS = {method: figures.along_beta(rows_of(compose("ablation")), method) for method in figures.METHODS}
 TITLES = {name: group.title for name, group in compose("ablation").groups.items()}
@@ -394,6 +401,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """Runs the command with a configuration; gives what it ran."""
     monkeypatch.setattr(ablation, "check_jobs", lambda plan, which: None)
     monkeypatch.setattr(ablation, "bar", lambda which, workers: lambda outcome, running: None)
+    monkeypatch.setattr("dollar.evaluation.ablation_document.write_plots", lambda *_: [])
 
     def run(config: Any, fail: str | None = None) -> list[str]:
         ran: list[str] = []
@@ -479,6 +487,52 @@ def test_a_row_with_an_unknown_key_is_told_before_any_runs(tmp_path: Path) -> No
     plan = Plan(settings(tmp_path, rows, train=[], evaluation=[]), rows)
     with pytest.raises(ValueError, match=r"the row vsd, train.py: there is no key 'beta_vds'.*'beta_vsd'"):
         ablation.check_jobs(plan, [plan.job("vsd", 0)])
+
+
+# What its evaluations share
+
+
+def test_what_real_clips_gave_is_kept_for_the_same_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        RandomFeatures, "forward", lambda self, x: functional.adaptive_avg_pool3d(x, (3, 6, 6)).flatten(1)
+    )
+    prompts, training = shapes.captions("held_out"), shapes.ShapesClips("train", 70, seed=1)
+    trained = list(zip(training.captions, training.seeds, strict=True))
+    drawn: list[int] = []
+
+    def render(prompt: str, seed: int) -> np.ndarray:
+        drawn.append(seed)
+        return shapes.render(shapes.parse(prompt), seed)
+
+    def yardstick(count: int, cache: Path | None = tmp_path, which: Sequence[tuple[str, int]] = trained) -> Yardstick:
+        drawn.clear()
+        return Yardstick(pairs(prompts, count), render, which, show=False, cache=cache)
+
+    made = yardstick(16, cache=None).others.roll(1, 0)
+    first, alone = yardstick(16).measure(made), yardstick(16, cache=None).measure(made)
+    known = yardstick(16)
+    assert drawn == [], "nothing is drawn before it is asked for"
+    again = known.measure(made)
+    assert first.metrics == again.metrics == alone.metrics and sorted(drawn) == [1_000_000 + i for i in range(16)]
+    assert known.real_figures().metrics["frechet"]["excess"] == pytest.approx(0, abs=1e-9)
+    for count, which in ((17, trained), (16, trained[1:])):
+        yardstick(count, which=which)
+        assert len(drawn) == len(which) + 2 * count, "other pairs or other clips"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_each_reward_of_a_mixture_has_its_standard_error() -> None:
+    class Reward:
+        def scores(self, videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+            return {"red": videos[:, 0, 0, 0, 0]}
+
+        def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+            return self.scores(videos, prompts)["red"]
+
+    videos = torch.zeros(20, 1, 3, 2, 2, dtype=torch.uint8)
+    videos[:5] = 255
+    found = scored(PixelReward(Reward(), None), videos, ["a"] * 20)  # type: ignore[arg-type]
+    assert found["errors"]["red"] == pytest.approx(math.sqrt(0.25 * 0.75 / 20))
 
 
 # What is kept
@@ -629,10 +683,10 @@ def results_with(folder: Path, rows: Sequence[Row], seeds: int, value: Callable[
                 "cosine",
             )
             led = not {"beta_ft=0", "loss=ddpo"} & set(row.overrides)
-            own = tuple(name for name in own if led or name not in ("norm_reward", "cosine"))
+            known = [name for name in own if led or name not in ("norm_reward", "cosine")]
             result = {
                 "figures": {str(k): {n: value(row.name, n) * noise for n in names} for k in row.steps},
-                **{n: value(row.name, n) * noise for n in own},
+                **{n: value(row.name, n) * noise for n in known},
                 "curves": {n: [cycles, list(v)] for n, v in curves.items()},
                 "scale": 0.25,
                 "cycles": 60,
