@@ -255,18 +255,17 @@ def _overoptimisation(ask: _Asker) -> list[Question]:
                 [ask.beside("sharpness", name, "vsd_cd")],
             )
         )
+        lower = [row for row in (f"{name}_lower",) if row in ask.labels]
+        guarded = [f"{name}_stop", *lower]
         found.append(
             Question(
                 f"Does the guard stop it ({what})?",
                 "",
-                [
-                    ask.higher("alignment", f"{name}_stop", name),
-                    ask.higher("alignment", f"{name}_lower", name),
-                ],
+                [ask.higher("alignment", row, name) for row in guarded],
                 [
                     ask.ended(f"{name}_stop"),
-                    ask.lowered(f"{name}_lower"),
-                    ask.beside(name, "vsd_cd", name, f"{name}_stop", f"{name}_lower"),
+                    *map(ask.lowered, lower),
+                    *(ask.beside(figure, "vsd_cd", name, *guarded) for figure in (name, "alignment")),
                 ],
                 None,
             )
