@@ -27,7 +27,7 @@ from dollar.evaluation.ablation import Comparison, Results, Row, Spread, compare
 from dollar.evaluation.ablation_curves import Rise, line_of, reached, rise_of, sooner
 from dollar.evaluation.ablation_document import BEGIN, END, by_hand, table, write_document
 from dollar.evaluation.ablation_plots import apart, write_plots
-from dollar.evaluation.ablation_questions import markdown, questions
+from dollar.evaluation.ablation_questions import _Asker, markdown, questions
 from dollar.evaluation.evaluate import Yardstick, pairs, scored
 from dollar.evaluation.features import RandomFeatures
 from dollar.log import Log
@@ -765,6 +765,24 @@ def test_the_tradeoff_counts_what_aligned_students_reach(tmp_path: Path) -> None
     for name in [row.name for row in rows if row.name.startswith("ddpo_")]:
         del results.stored["rows"][f"{name}/0"]
     assert together(next(q for q in questions(results, rows) if "raise colourful" in q.text).decides) == "unknown"
+
+
+def test_who_alone_rises_above_the_start_is_sooner(tmp_path: Path) -> None:
+    rows = rows_of(compose("ablation"))
+    results = results_with(tmp_path, rows, 2, as_the_paper)
+    ask = _Asker(results, rows)
+
+    def rise(row: str, *values: Sequence[float]) -> None:
+        for seed, found in enumerate(values):
+            results.stored["rows"][f"{row}/{seed}"]["curves"]["reward_4"] = [[0, 10, 20], list(found)]
+
+    rise("vsd_lrm", (1.0, 1.2, 1.1), (1.0, 0.9, 1.3))
+    rise("vsd_ddpo", (1.0, 0.9, 1.0), (1.0, 0.8, 0.9))
+    found = ask.sooner("vsd_lrm", "vsd_ddpo")
+    assert found.answer == "yes" and "VSD + LRM rises above it in 2 of 2 seeds, VSD + DDPO rises" in found.text
+    assert ask.sooner("vsd_ddpo", "vsd_lrm").answer == "no"
+    rise("vsd_lrm", (1.0, 1.2, 1.1), (1.0, 0.9, 0.9))
+    assert ask.sooner("vsd_lrm", "vsd_ddpo").answer == "undecided"
 
 
 def test_a_table_has_columns_of_what_its_rows_pursue(tmp_path: Path) -> None:

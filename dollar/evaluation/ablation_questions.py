@@ -121,7 +121,19 @@ class _Asker:
         pairs = [sooner(of_a[seed], of_b[seed]) for seed in of_a if seed in of_b]
         x, y = (spread_of([pair[i] for pair in pairs]) for i in (0, 1))
         what = "seconds to the highest true reward that both reach"
+        if pairs and not any(x or y for x, y in pairs):
+            return self._above_start(what, {a: of_a, b: of_b})
         return compare(what, (self.labels.get(a, a), x), (self.labels.get(b, b), y), -1, "{:.0f}".format)
+
+    def _above_start(self, what: str, rises: dict[str, dict[int, Rise]]) -> Comparison:
+        """The same where both reach no more than the start: whether only the first of two gets above it."""
+        gets = {n: [max(rise.values) > rise.values[0] for rise in found.values()] for n, found in rises.items()}
+        a, b = gets.values()
+        answer = "yes" if all(a) and not any(b) else "no" if all(b) and not any(a) else "undecided"
+        told = ", ".join(
+            f"{self.labels.get(n, n)} rises above it in {sum(g)} of {len(g)} seeds" for n, g in gets.items()
+        )
+        return Comparison(answer, f"{what}: it is the start's; {told}")
 
     def highest(self, method: str, pursued: str) -> tuple[str, Spread] | None:
         """A method's row of the trade-off, guarded or not, whose students got highest and are aligned in all seeds."""
@@ -211,8 +223,8 @@ def _tradeoff(ask: _Asker) -> list[Question]:
         Question(
             f"Does the LRM raise {PURSUED[pursued]} further than DDPO while the student stays aligned, and sooner?",
             "Of each method the student that gets highest, at any beta and with the guard or without, whose verifier's "
-            f"mean margin is at least {HELD:.0%} of the start's, as the guard asks; sooner is by the validations that "
-            "hold as much. The paper's Table 5 and Figure 8 say so of HPSv2.",
+            f"mean margin is at least {HELD:.0%} of the start's, the rest is the guard's tolerance; sooner is by "
+            "the validations that hold as much. The paper's Table 5 and Figure 8 say so of HPSv2.",
             _further(ask, "lrm", "ddpo", pursued),
             [ask.beside(figure, "vsd_cd", *best) for figure in (pursued, "alignment", "verifier")],
         ),
