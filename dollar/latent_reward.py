@@ -19,6 +19,7 @@ from dollar.models.teacher import Teacher
 from dollar.pixel_reward import PixelReward
 
 FITS = ("mse", "pairwise")
+STEP = 0.1  # of a latent's norm, how far `climb` goes
 LEVELLED = 8  # newest cycles on which a model of pairs finds its level
 
 
@@ -51,6 +52,13 @@ class Agreement(NamedTuple):
     pairs: int
 
 
+class Climb(NamedTuple):
+    """What a step up the surrogate's gradient brings, means over clips: the rise that it predicts and the true one."""
+
+    predicted: float
+    true: float
+
+
 def agreement(predicted: Tensor, true: Tensor, gap: float) -> Agreement:
     """Agreement of predictions [N] with true rewards [N]; gap: true difference from which a pair counts."""
     p, r = predicted.double().cpu(), true.double().cpu()
@@ -70,8 +78,10 @@ class LatentReward:
     Decoding and scoring are far dearer than a step of the surrogate, so each observation can be used again: `memory`
     is how many past cycles an update may draw from (1 is Algorithm 1 as printed).
     pixel: what it follows; None for one that is only asked. gather: collects [B] from all processes, so that the
-    statistics are the same on each. fit: `mse` (Eq. 14) or `pairwise` (Bradley-Terry). noised: for a model that wants
-    noisy latents the fractions of T that its times are drawn from, on this schedule.
+    statistics are the same on each. fit: `mse` (Eq. 14) or `pairwise` (Bradley-Terry). noised: None for a model that is
+    shown clean latents (the paper's), or the fractions of T between which the times are drawn to which they are noised
+    on this schedule. Noise makes the reward's surface smooth: what a model of clean latents learns from few clips tells
+    them apart well, and yet its gradient says little of the reward's own (docs/log.md).
     """
 
     def __init__(
@@ -89,19 +99,16 @@ class LatentReward:
             raise ValueError(f"lrm.memory is {memory}; an update needs the observations of at least 1 cycle")
         if fit not in FITS:
             raise ValueError(f"lrm.fit is {fit!r}; use {' or '.join(FITS)}")
-        if model.noisy and (noised is None or not 0 <= noised[0] < noised[1] <= 1):
-            raise ValueError(
-                f"lrm.noise is {noised if noised is None else list(noised)}; give two rising fractions of T, as "
-                "[0.0, 0.5]"
-            )
-        assert not model.noisy or schedule is not None
+        if noised is not None and not 0 <= noised[0] < noised[1] <= 1:
+            raise ValueError(f"lrm.noise is {list(noised)}; give two rising fractions of T, as [0.0, 0.5]")
+        assert noised is None or schedule is not None
         self.model: Any = model
         self.pixel = pixel
         self.encode_text = encode_text
         self.memory = memory
         self.gather = gather
         self.fit = fit
-        self.noised = noised if model.noisy else None
+        self.noised = noised
         self.schedule = schedule
         self.reward_name = None if pixel is None else pixel.name
         self.statistics = RunningStatistics()
@@ -147,22 +154,22 @@ class LatentReward:
     def predict(self, x: Tensor, condition: Condition, draws: Draws | None = None, purpose: str = "") -> Tensor:
         """R^l(x, c) in the pixel reward's own unit, [B]; x [B, C, F, h, w] may carry a gradient.
 
-        draws: for a model of noisy latents, where x is to be noised as in its fit; without them it sees x as it is, at
+        draws: for a model of noised latents, where x is to be noised as in its fit; without them it sees x as it is, at
         the least noisy of its times.
         """
         return self.statistics.destandardise(self._standard(x, condition, draws, purpose))
 
     def _standard(self, x: Tensor, condition: Condition, draws: Draws | None = None, purpose: str = "") -> Tensor:
         if self.noised is None:
-            return self._clean(x, condition)
+            return self._word(x, condition)
         u = torch.zeros(len(x), device=x.device) if draws is None else self._each(draws.uniform, f"{purpose} time", x)
         return self._at(u, x, condition, draws, f"{purpose} noise")
 
-    def _clean(self, x: Tensor, condition: Condition) -> Tensor:
-        """The model's word on x as it is; one that averages over frames sees those that the pixel reward looks at."""
+    def _word(self, x: Tensor, condition: Condition, t: Tensor | None = None) -> Tensor:
+        """The model's word on x; one that averages over frames sees those that the pixel reward looks at."""
         averages = self.model.card.get("temporal") == "frames"
         held = self.pixel.held(x) if averages and self.pixel is not None else None
-        return self.model(x if held is None else x[:, :, held], condition)
+        return self.model(x if held is None else x[:, :, held], condition, t)
 
     def _at(self, u: Tensor, x: Tensor, condition: Condition, draws: Draws | None, purpose: str) -> Tensor:
         """The model's word on x at the places u [B] of its range of noise, drawn anew if at all."""
@@ -172,7 +179,7 @@ class LatentReward:
             shape = x.shape[1:]
             eps = self._each(lambda p: draws.normal(p, shape), purpose, x)
             x = diffuse(x, eps, t, self.schedule)
-        return self.model(x, condition, t)
+        return self._word(x, condition, t)
 
     def _each(self, draw: Callable[[str], Tensor], purpose: str, x: Tensor) -> Tensor:
         """Drawn for each of x [B, ...], which may hold several groups of one sample for each index, one by one."""
@@ -225,6 +232,25 @@ class LatentReward:
         true = torch.cat([o.reward[o.usable] for o in self.past])
         return agreement(predicted, true, 0.5 * float(self.statistics.sd))
 
+    def climb(
+        self, x: Tensor, prompts: Sequence[str], draws: Draws, known: Tensor | None = None, share: float = STEP
+    ) -> Climb:
+        """Move x [B, C, F, h, w] up the gradient by a share of each clip's norm, and ask surrogate and pixel reward.
+
+        A student follows this gradient, and a surrogate that tells clips apart well may still have a useless one: what
+        it was fitted to says nothing of how the reward changes off the clips. known: the pixel reward [B] of x, where
+        it was asked for already. nan where no clip has a reward.
+        """
+        assert self.pixel is not None, "a surrogate without a pixel reward can't be held to it"
+        condition, leaf = self.encode_text(list(prompts)), x.detach().clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.predict(leaf, condition, draws, "climb").sum(), leaf)
+        length = x.flatten(1).norm(dim=1) / gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
+        moved = x + expand_like(share * length, x) * gradient
+        with torch.no_grad():
+            predicted = self.predict(moved, condition) - self.predict(x, condition)
+        true = self.pixel.score(moved, prompts) - (self.pixel.score(x, prompts) if known is None else known.cpu())
+        return Climb(float(predicted[true.isfinite().to(x.device)].mean()), float(true.nanmean()))
+
     def loss(self, draws: Draws, purpose: str) -> Tensor:
         """The fit's loss [B] (Eq. 14) on one remembered observation for each place of the batch, 0 where unusable.
 
@@ -246,7 +272,7 @@ class LatentReward:
         x, prompts, target, usable = self._recall(chosen + partners)
         condition = self.encode_text(prompts)
         if self.noised is None:
-            predicted = self._clean(x, condition)
+            predicted = self._word(x, condition)
         else:
             u = self._each(draws.uniform, f"{purpose} time", x[: len(chosen)])
             predicted = self._at(torch.cat([u, u]), x, condition, draws, f"{purpose} noise")

@@ -15,7 +15,7 @@ from ablation_jobs import Job
 from door import ROOT
 from omegaconf import DictConfig, OmegaConf
 
-from dollar.evaluation.ablation import FIGURES, PURSUED, Row
+from dollar.evaluation.ablation import ALL, FIGURES, PURSUED, Row
 
 TEACHER = "teacher"  # the name of the teacher's own job
 MADE_AS = "made_as.json"  # what a run was trained with, beside its run
@@ -40,8 +40,8 @@ def rows_of(config: DictConfig) -> list[Row]:
             raise ValueError(f"the row {row.name} is to come after {row.after}, but no row before it is called so")
         if row.group not in config.groups:
             raise ValueError(f"the row {row.name} is in group {row.group}; the groups are {', '.join(config.groups)}")
-        if row.pursued not in PURSUED:
-            raise ValueError(f"the row {row.name} pursues {row.pursued}; the figures are {', '.join(PURSUED)}")
+        if row.pursued not in (*PURSUED, ALL):
+            raise ValueError(f"the row {row.name} pursues {row.pursued}; the figures are {', '.join([*PURSUED, ALL])}")
     return rows
 
 
@@ -122,7 +122,8 @@ class Plan:
     def evaluation(self, row: Row) -> list[str]:
         """Of launch/evaluate.py for a row: rewards that a table with it has are measured, and no others."""
         rows = self.rows.values()
-        shown = {"clip", *(r.pursued for r in rows if r.group == row.group or r.after == row.name)}
+        shown = {"clip", *(r.pursued for r in rows if r.group == row.group or r.after == row.name)} - {ALL}
+        shown = set(PURSUED) if row.pursued == ALL else shown
         c = self.config
         own = replaced(c.student_evaluation, c.groups[row.group].get("evaluation", []))
         return [*c.evaluation, *_weights(shown), *own]
@@ -140,7 +141,7 @@ class Plan:
 
     @property
     def _teacher_evaluation(self) -> list[str]:
-        return [*self.config.evaluation, *_weights({"clip", *(row.pursued for row in self.rows.values())})]
+        return [*self.config.evaluation, *_weights({"clip", *(row.pursued for row in self.rows.values())} - {ALL})]
 
     def followers(self, names: Sequence[str]) -> list[str]:
         """These rows and all that start from them, directly or not, in their order."""

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from observations import Row
     from torch import Tensor
 
-    from dollar.latent_reward import LatentReward
+    from dollar.latent_reward import Climb, LatentReward
     from dollar.models.teacher import Teacher
+
+LITTLE = 0.1  # the share of the predicted rise below which the true one counts as nothing
 
 
 class Fitted(NamedTuple):
@@ -32,7 +34,15 @@ def check(config: DictConfig) -> None:
     """Raise ValueError for what could only fail after the clips are scored."""
     if config.reward.get("_target_") is None:
         raise ValueError("reward=none gives nothing to fit; name a reward, such as reward=shapes")
-    for key, least in (("clips", 0), ("made_clips", 0), ("seed", 0), ("steps", 1), ("batch", 1), ("every", 1)):
+    for key, least in (
+        ("clips", 0),
+        ("made_clips", 0),
+        ("climb", 0),
+        ("seed", 0),
+        ("steps", 1),
+        ("batch", 1),
+        ("every", 1),
+    ):
         if config[key] < least:
             raise ValueError(f"{key} is {config[key]}; it must be at least {least}")
     if config.patience < 1:
@@ -91,7 +101,9 @@ def main(config: DictConfig) -> None:
     fitted_on, watched = split(rest, config.watched, config.seed, file)  # the best is not chosen by what is reported
     check_rewards([row.reward for _, row in fitted_on], file)
     fitted = fit(config, surrogate, teacher, observed.latents, fitted_on, watched)
+    climb = climb_of(config, surrogate, observed.latents, held_out)
     figures = {
+        "climb": climb and climb._asdict(),
         "held_out": figures_of(surrogate, observed.latents, held_out, config.batch),
         "clips": len(fitted_on),
         "watched": len(watched),
@@ -99,9 +111,10 @@ def main(config: DictConfig) -> None:
         "scoring_seconds": observed.seconds,
     }
     surrogate.save(out, teacher, plain(figures))
+    tried = f"\n{told(climb)}" if climb else ""
     print(
         f"fitted on {len(fitted_on)} clips in {fitted.seconds:.0f} s, best after {fitted.step} of {fitted.steps} "
-        f"updates; scoring took {observed.seconds:.0f} s\n\n{table(figures['held_out'])}\n\n"
+        f"updates; scoring took {observed.seconds:.0f} s\n\n{table(figures['held_out'])}\n{tried}\n"
         f"the latent reward model is in {out}"
     )
 
@@ -109,19 +122,19 @@ def main(config: DictConfig) -> None:
 def new_surrogate(config: DictConfig, teacher: Teacher, pixel: Any, prompt: str) -> LatentReward:
     """A surrogate that has seen nothing; prompt: any that the teacher can encode."""
     import torch
+    from steering import noise_of
 
     from dollar.latent_reward import LatentReward
     from dollar.models.reward_models import make_reward_model
 
     lrm: Any = OmegaConf.to_container(config.lrm, resolve=True)
-    how, noise = lrm.pop("fit"), tuple(lrm.pop("noise"))
+    how, noised = lrm.pop("fit"), noise_of(config.lrm)
+    del lrm["noise"], lrm["noised"]
     if getattr(pixel.reward, "sees_motion", False) and (lrm["backbone"], lrm["temporal"]) == ("cnn", "frames"):
         print(f"note: {pixel.name} sees motion, which lrm.temporal=frames can't; conv3d can")
     torch.manual_seed(config.seed)
     model: Any = make_reward_model(teacher, **lrm, prompt=prompt)
-    return LatentReward(
-        model, pixel, teacher.text, fit=how, noised=noise if model.noisy else None, schedule=teacher.denoiser.schedule
-    )
+    return LatentReward(model, pixel, teacher.text, fit=how, noised=noised, schedule=teacher.denoiser.schedule)
 
 
 def identity(config: DictConfig, teacher: Teacher, data: Any) -> dict[str, Any]:
@@ -268,6 +281,38 @@ def figures_of(
         agreed = agreement(p, r, 0.5 * surrogate.statistics.sd)._asdict()
         found[name] = {"clips": len(r), "r2": r2, "error": math.sqrt(error), **agreed}
     return found
+
+
+def climb_of(
+    config: DictConfig, surrogate: LatentReward, latents: Sequence[Tensor], rows: Sequence[tuple[str, Row]]
+) -> Climb | None:
+    """What a step up the gradient brings to held-out clips, made ones where there are any; None where `climb` is 0."""
+    import torch
+    from observations import MISMATCHED, REAL
+
+    from dollar.diffusion.draws import Draws
+
+    made = [row for kind, row in rows if kind not in (REAL, MISMATCHED)]  # which a student's clips are like
+    chosen = (made or [row for _, row in rows])[: config.climb]
+    if not chosen:
+        return None
+    draws = Draws(config.seed, 0, range(len(chosen)), surrogate.model.out.weight.device)
+    x = torch.stack([latents[row.place] for row in chosen]).to(draws.device)
+    known = torch.tensor([row.reward for row in chosen])
+    return surrogate.climb(x, [row.prompt for row in chosen], draws, known)
+
+
+def told(climb: Climb) -> str:
+    """A climb as a sentence, with advice where little of it is true."""
+    from dollar.latent_reward import STEP
+
+    text = (
+        f"a step of {STEP:.0%} of a clip's latents up its gradient: the predicted reward rises by "
+        f"{climb.predicted:.3g}, the true one by {climb.true:.3g}"
+    )
+    if climb.true < LITTLE * climb.predicted:
+        text += "; a student would follow the prediction alone. lrm.noised=true or lrm.backbone=teacher may do better"
+    return text
 
 
 def table(figures: dict[str, dict[str, float]]) -> str:

@@ -58,6 +58,11 @@ def check_latent_reward(config: DictConfig) -> None:
         )
 
 
+def noise_of(lrm: DictConfig) -> tuple[float, float] | None:
+    """The fractions of T between which latents are noised for a latent reward model; None for clean ones."""
+    return tuple(lrm.noise) if lrm.noised or lrm.backbone == "teacher" else None
+
+
 def guard_of(config: DictConfig) -> Guard:
     """The guard against over-optimisation; ValueError where it would have nothing to look at."""
     guard = Guard(config.guard.action, config.guard.patience, config.guard.tolerance, config.guard.factor)
@@ -124,6 +129,11 @@ def build_latent_reward(
                 f"the latent reward model in {lrm.path} follows {follows}, and reward is {pixel.name}; name the reward "
                 "that it follows, or fit another by launch/fit_reward.py"
             )
+        if noise_of(lrm) is not None and read.noised is None:
+            raise ValueError(
+                f"lrm.noised is true, but the latent reward model in {lrm.path} was fitted to clean latents; set "
+                "lrm.noised=false, or fit another by launch/fit_reward.py lrm.noised=true"
+            )
         read.model.requires_grad_(lrm.mode == "pretrained")
         return read
     generator_state = torch.random.get_rng_state()
@@ -131,7 +141,7 @@ def build_latent_reward(
     model = make_reward_model(teacher, **keys, prompt=prompt).to(world.device)
     torch.random.set_rng_state(generator_state)
     schedule = teacher.denoiser.schedule
-    return LatentReward(model, pixel, teacher.text, noised=tuple(lrm.noise), schedule=schedule, **how)  # type: ignore[arg-type]
+    return LatentReward(model, pixel, teacher.text, noised=noise_of(lrm), schedule=schedule, **how)  # type: ignore[arg-type]
 
 
 def check_rewards(

@@ -45,6 +45,7 @@ LATER = {
     "lrm.backbone": "cnn",
     "lrm.blocks": 2,
     "lrm.noise": [0.0, 0.5],
+    "lrm.noised": False,
     "lrm.fit": "mse",
 }
 

@@ -16,7 +16,9 @@ from conftest import EMBEDDED, ROOT, TINY_DATA, TINY_RUN, compose, needs_embedde
 from torch import Tensor
 
 from dollar.data import shapes
+from dollar.diffusion.draws import Draws
 from dollar.evaluation.evaluate import Figures, Pairs, Yardstick, difference, latent_reward_figures, pairs, scored
+from dollar.latent_reward import Climb
 from dollar.models.teacher import Teacher
 from dollar.pixel_reward import PixelReward
 from dollar.rewards.mixture import Mixture
@@ -125,6 +127,9 @@ class Planted:
     def judge(self, videos: Tensor, prompts: list[str]) -> Tensor:
         return 255 * videos[:, 0, 0, 0, 0]
 
+    def climb(self, x: Tensor, prompts: list[str], draws: Draws) -> Climb:
+        return Climb(2.0, float(x.sum()))
+
 
 def test_the_latent_rewards_figures_are_of_its_guesses(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
     truth = torch.tensor([0.0, 0.05, 0.3, 0.35, 0.7, 1.0])
@@ -146,6 +151,7 @@ def test_the_latent_rewards_figures_are_of_its_guesses(teacher: Teacher, monkeyp
         and right["clips"] == 6
     )
     assert right["mse"] == pytest.approx(0.25)
+    assert right["climb_true"] == pytest.approx(2.05) and right["climb_predicted"] == 2, "of the last sampler's clips"
     assert right["pairs"] == 13  # of 15: 0 and 0.05, and 0.3 and 0.35, are too close to tell
     backwards = figures(lambda r: -r)
     assert backwards["correlation"] == pytest.approx(-1) and backwards["pairwise"] == 0

@@ -68,6 +68,7 @@ SETTINGS = (
     "clips=20",
     "made=[1,2]",
     "made_clips=6",
+    "climb=0",
     "lrm.width=16",
     "lrm.groups=4",
     "lrm.blocks=1",
@@ -128,6 +129,22 @@ def test_a_fit_writes_a_model_that_follows_the_reward_and_says_how_well(
     seen = torch.stack([r for r, c in zip(reward, clip.tolist(), strict=True) if c not in held | watched])
     assert surrogate.statistics.count == len(seen) < len(reward) - len(rows)
     assert surrogate.statistics.mean == pytest.approx(float(seen.mean()), rel=1e-5)
+
+
+def test_a_step_up_its_gradient_is_tried_and_told(fit: Callable, tmp_path: Path) -> None:
+    """Of four held-out clips two were made; each is moved, and what they were is known already."""
+    before = fit("lrm.noised=true")
+    assert before.code == 0 and "a step of" not in before.out
+    assert card_of(tmp_path / "lrm")["figures"]["climb"] is None and card_of(tmp_path / "lrm")["noise"] == [0.0, 0.5]
+    said = fit("lrm.noised=true", "climb=2")
+    assert said.code == 0, said.err
+    climb = card_of(tmp_path / "lrm")["figures"]["climb"]
+    assert len(ASKED) == 2 and climb["predicted"] > 0
+    told = f"predicted reward rises by {climb['predicted']:.3g}, the true one by {climb['true']:.3g}"
+    assert f"a step of 10% of a clip's latents up its gradient: the {told}" in said.out
+    assert ("lrm.noised=true or lrm.backbone=teacher may do better" in said.out) == (
+        climb["true"] < 0.1 * climb["predicted"]
+    )
 
 
 def test_the_same_command_and_another_fit_score_nothing_again(fit: Callable, tmp_path: Path) -> None:
@@ -249,7 +266,6 @@ def test_figures_by_hand(teacher: Teacher) -> None:
     from fit_reward import figures_of, table
 
     class Says(torch.nn.Module):
-        noisy = False
         card: dict = {}
 
         def __init__(self) -> None:

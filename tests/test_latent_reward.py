@@ -13,6 +13,7 @@ from conftest import LATENT, PROMPT
 from torch import Tensor
 
 from dollar.diffusion.draws import Draws
+from dollar.diffusion.schedule import RectifiedFlow, diffuse
 from dollar.latent_reward import LatentReward, Observation, agreement
 from dollar.losses.latent_reward import RunningStatistics, fine_tune, fit, pairwise
 from dollar.models.denoiser import Condition
@@ -331,7 +332,6 @@ def test_the_best_prediction_of_pairs_keeps_the_rewards_unit() -> None:
 class First(torch.nn.Module):
     """A model whose reward is a latent's first number, scaled and shifted."""
 
-    noisy = False
     card: dict = {}
 
     def __init__(self, scale: float = 1.0, level: float = 0.0) -> None:
@@ -514,6 +514,91 @@ def test_a_model_that_does_not_fit_is_refused(teacher: Teacher, tmp_path: Path) 
     refused("model.safetensors can't be read")
     with pytest.raises(ValueError, match="use mse or pairwise"):
         LatentReward(model, None, teacher.text, fit="hinge")
+
+
+# Noised latents
+
+
+class Plane(torch.nn.Module):
+    """A model whose reward is a plane over latents of two numbers, and looks at any time."""
+
+    card: dict = {}
+
+    def __init__(self, first: float, second: float) -> None:
+        super().__init__()
+        self.out = torch.nn.Linear(2, 1)
+        with torch.no_grad():
+            self.out.weight.copy_(torch.tensor([[first, second]]))
+            self.out.bias.zero_()
+
+    def forward(self, x: Tensor, condition: Condition | None = None, t: Tensor | None = None) -> Tensor:
+        return self.out(x.flatten(1))[:, 0]
+
+
+def test_noise_takes_away_the_gradient_that_no_clip_speaks_for() -> None:
+    """Clips on a line, whose place z ~ N(0, 1) is the reward: of clean latents the slope across it stays what it was at
+    first, of x_t = a x + b eps it goes to 0, and that along it to the regression's a / (a^2 + b^2) over all t."""
+    places = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    places = (places - places.mean()) / places.std(correction=0)
+    on_line = torch.stack([places, torch.zeros(64)], 1).reshape(64, 1, 2, 1, 1)
+    schedule = RectifiedFlow()
+    slopes = {}
+    for noised in (None, (0.2, 0.8)):
+        surrogate = LatentReward(Plane(0.0, 0.7), None, no_text, noised=noised, schedule=schedule)
+        surrogate.remember(Observation(0, ["any"] * 64, on_line, places, torch.ones(64, dtype=torch.bool)))
+        optimizer = torch.optim.SGD(surrogate.model.parameters(), lr=0.1)
+        for turn in range(600):
+            surrogate.loss(Draws(0, turn, range(64)), "fit").mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        slopes[noised] = surrogate.model.out.weight[0].tolist()
+    assert slopes[None] == pytest.approx([1.0, 0.7], abs=1e-3)
+    t = torch.linspace(0.2, 0.8, 10_001)
+    a, b = 1 - t, t
+    assert slopes[(0.2, 0.8)] == pytest.approx([float(a.mean() / (a**2 + b**2).mean()), 0.0], abs=0.05)
+
+
+def test_a_model_that_averages_is_noised_before_frames_are_picked(teacher: Teacher) -> None:
+    """The noise is that of the whole clip, so which frames a reward looks at moves no draw; x carries a gradient."""
+    schedule, draws, condition = teacher.denoiser.schedule, Draws(0, 3, range(2)), teacher.text(["any"] * 2)
+    model = LatentRewardModel(8, width=16, groups=4)
+    pixel = PixelReward(AtEnds(), teacher.codec)
+    surrogate = LatentReward(model, pixel, teacher.text, noised=(0.2, 0.8), schedule=schedule)
+    x = torch.randn(2, *LATENT, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    t = schedule.uniform(0.2 + 0.6 * draws.uniform("here time 0"))
+    x_t = diffuse(x, draws.normal("here noise 0", x.shape[1:]), t, schedule)
+    predicted = surrogate.predict(x, condition, draws, "here")
+    torch.testing.assert_close(predicted, model(x_t[:, :, [0, 2]], condition))
+    torch.testing.assert_close(surrogate.predict(x, condition), model(x[:, :, [0, 2]], condition))
+    predicted.sum().backward()
+    assert (x.grad.abs().amax((0, 1, 3, 4)) > 0).tolist() == [True, False, True]
+
+
+# What the gradient is worth
+
+
+class Planted:
+    """A pixel reward that reads latents: their first number, and no number where it is above 4."""
+
+    name = "Planted"
+
+    def score(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
+        first = latents.flatten(1)[:, 0]
+        return torch.where(first > 4, float("nan"), first)
+
+
+@pytest.mark.parametrize("noised", [None, (0.2, 0.8)])
+def test_a_step_up_the_gradient_is_held_to_the_pixel_reward(noised: tuple[float, float] | None) -> None:
+    """On a plane of slope (0.6, 0.8) a tenth of clips of norms 1 and 2 predicts 0.1 and 0.2; the reward is the first
+    number, which rises by 0.6 of that; a clip without a reward leaves both means."""
+    surrogate = LatentReward(Plane(0.6, 0.8), Planted(), no_text, noised=noised, schedule=RectifiedFlow())
+    x = torch.tensor([[1.0, 0.0], [0.0, 2.0], [9.0, 0.0]]).reshape(3, 1, 2, 1, 1)
+    found = surrogate.climb(x, ["any"] * 3, Draws(0, 0, range(3)))
+    assert found.predicted == pytest.approx(0.15) and found.true == pytest.approx(0.09)
+    assert surrogate.climb(x[:2], ["any"] * 2, Draws(0, 0, range(2)), share=0.2).true == pytest.approx(0.18)
+    flat = LatentReward(Plane(0.0, 0.0), Planted(), no_text)
+    assert flat.climb(x[:2], ["any"] * 2, Draws(0, 0, range(2))) == (0.0, 0.0), "without a gradient nothing moves"
+    assert x.grad is None
 
 
 # Frames that the pixel reward looks at

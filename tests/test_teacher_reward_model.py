@@ -140,7 +140,7 @@ def test_what_cannot_be_is_a_sentence(teacher: Teacher, monkeypatch: pytest.Monk
     with pytest.raises(ValueError, match="read a caption"):
         model_of(teacher)(latents(teacher))
     with pytest.raises(ValueError, match="two rising fractions"):
-        LatentReward(model_of(teacher), None, teacher.text, schedule=teacher.denoiser.schedule)
+        LatentReward(model_of(teacher), None, teacher.text, noised=(0.6, 0.5), schedule=teacher.denoiser.schedule)
     weight = next(teacher.denoiser.network.parameters())
     weight.device_mesh = "two processes"
     with pytest.raises(ValueError, match="parallel.shard_teacher=false"):

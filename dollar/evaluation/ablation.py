@@ -37,8 +37,10 @@ PURSUED = {
     "jpeg": "JPEG compressibility",
     "motion": "dynamic degree",
 }
+ALL = "all"  # of a row that is led to none of them and is compared with rows of each
 # The trade-off's methods, with which the names of its rows begin.
-METHODS = {"lrm": "LRM", "ddpo": "DDPO", "direct": "direct gradient"}
+METHODS = {"lrm": "LRM", "noised": "LRM on noised latents", "ddpo": "DDPO", "direct": "direct gradient"}
+CONTROL = "control"  # the row that goes on as those of trade-off and over-optimisation do, but without a reward
 # Validation's scalars that become curves, and the terms whose gradient at x_hat is the reward's.
 CURVES = ("reward_4", "predicted_4", "guard_4", "alignment_4")
 REWARD_TERMS = ("ft", "refl", "draft")
@@ -49,7 +51,7 @@ class Row(NamedTuple):
     """One line of a table.
 
     steps: the step counts that its student is measured at, the first of them in the tables; overrides: of
-    launch/train.py; after: the row whose student it starts from; pursued: which of PURSUED it is led to, if to any.
+    launch/train.py; after: the row whose student it starts from; pursued: which of PURSUED it is led to, or ALL.
     """
 
     name: str
@@ -65,6 +67,11 @@ def along_beta(rows: Sequence[Row], method: str, guarded: bool = False) -> list[
     """The trade-off's rows of a method, in their order; guarded: with those that the guard may end."""
     mine = [row.name for row in rows if row.group == "tradeoff" and row.name.startswith(f"{method}_")]
     return [name for name in mine if guarded or not name.endswith("_stop")]
+
+
+def start_of(rows: Sequence[Row], group: str) -> str:
+    """The row whose student the rows of a group start from; "" where they start from the teacher."""
+    return next((row.after for row in rows if row.group == group and row.after), "")
 
 
 class Spread(NamedTuple):
@@ -215,6 +222,8 @@ def measured(folder: Path) -> dict[str, Any]:
         "held_rank": lrm.get("rank_correlation"),
         "held_rank_se": rank_error(lrm.get("rank_correlation"), lrm.get("clips", 0)),
         "held_pairwise": lrm.get("pairwise"),
+        "climb_predicted": lrm.get("climb_predicted"),
+        "climb_true": lrm.get("climb_true"),
         "seconds_per_cycle": float(np.median(times.values)),
         "peak_gib": peak_of(scalars),
         "cycles": int(times.steps[-1]),

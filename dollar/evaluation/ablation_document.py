@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dollar.evaluation.ablation import LEAST, PURSUED, WARM, Results, Row, shown
+from dollar.evaluation.ablation import ALL, LEAST, PURSUED, WARM, Results, Row, shown, start_of
 from dollar.evaluation.ablation_plots import write_plots
 from dollar.evaluation.ablation_questions import markdown, questions
 from dollar.media import atomically
@@ -24,6 +24,9 @@ that log the terms' gradients take longer. Seconds of curves and answers are cyc
 them. Peak GiB: of the whole process while it trained, up to its first validation; that comes after the {warm}th cycle
 or later, when the latent reward model has been in use, and after it the most would be validation's. A run with a
 validation before its first cycle has none.
+
+A step up its gradient: 10 % of the latents of the student's own clips, which the latent reward model says raises the
+reward by so much, and which raises the true one by so much.
 
 A difference counts where means ± standard deviations over seeds don't overlap. Where one side has one seed only, it
 counts beyond two standard errors (of an alignment its share's, of a reward or rank correlation its clips'), and where
@@ -62,17 +65,18 @@ FURTHER = {
         Column("rank correlation, in training ↑", "rank_correlation", "{:.2f}"),
         Column("on held-out prompts ↑", "held_rank", "{:.2f}"),
         Column("pairs told right there ↑", "held_pairwise", "{:.2f}"),
+        Column("a step up its gradient: predicted rise", "climb_predicted", "{:+.4f}"),
+        Column("true rise ↑", "climb_true", "{:+.4f}"),
     ),
     "overoptimisation": (Column("cycles of the student", "kept", "{:.0f}"),),
     "tradeoff": (Column("cycles of the student", "kept", "{:.0f}"),),
 }
-# Rows of other groups that a group's table repeats, since they are what it is compared with.
+# Rows of other groups that a group's table repeats, since they are what it is compared with; so is what it starts from.
 REPEATED = {
     "reward": ("vsd", "vsd_cd"),
     "lrm": ("vsd_lrm",),
     "steps": ("vsd_cd",),
-    "tradeoff": ("vsd_cd",),
-    "overoptimisation": ("vsd_cd",),
+    "overoptimisation": ("control",),
 }
 # Plots by the group that they follow, with what is seen in them.
 PLOTS = {
@@ -89,11 +93,11 @@ PLOTS = {
     ),
     "tradeoff": (
         "tradeoff",
-        "Each method goes on from the same VSD + CD student with growing beta. × is the student that the guard keeps.",
+        "Each method goes on from the same student of VSD with growing beta. × is the student that the guard keeps.",
     ),
     "overoptimisation": (
         "overoptimisation",
-        "What is pursued, and what should hold: the student of VSD + CD led by one measure alone, with a large beta. "
+        "What is pursued, and what should hold: the student of VSD led by one measure alone, with a large beta. "
         "Lines are validations; the square is the start and × the student that the guard keeps, both as in the tables.",
     ),
 }
@@ -154,7 +158,7 @@ def head(rows: Sequence[Row], results: Results, stale: Sequence[str]) -> str:
 def section(group: str, title: str, rows: Sequence[Row], results: Results, plots: Sequence[str]) -> str:
     """A group's table, commands and plot."""
     mine = [row for row in rows if row.group == group]
-    repeated = [row for row in rows if row.name in REPEATED.get(group, ())]
+    repeated = [row for row in rows if row.name in (*REPEATED.get(group, ()), start_of(rows, group))]
     tables = f"{table(group, repeated, mine, results)}\n{gradients(mine, results)}"
     text = f"## {title}\n\n{why(mine, results)}{tables}{commands(mine, results)}"
     plot, caption = PLOTS.get(group, ("", ""))
@@ -163,8 +167,8 @@ def section(group: str, title: str, rows: Sequence[Row], results: Results, plots
 
 def why(rows: Sequence[Row], results: Results) -> str:
     """The reason for a trade-off with another reward than the CLIP's, in a sentence with its numbers."""
-    start, real = results.spread("vsd_cd", "clip"), results.real("clip")
-    pursued = {row.pursued for row in rows if row.group == "tradeoff"} - {"clip"}
+    start, real = results.spread(start_of(rows, "tradeoff"), "clip"), results.real("clip")
+    pursued = {row.pursued for row in rows if row.group == "tradeoff"} - {"clip", ALL}
     if not pursued or start is None or real is None:
         return ""
     return (

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dollar.evaluation.ablation import METHODS, PURSUED, Results, Row, along_beta
+from dollar.evaluation.ablation import CONTROL, METHODS, PURSUED, Results, Row, along_beta, start_of
 from dollar.evaluation.ablation_curves import Line, line_of
 from dollar.media import atomically
 
@@ -34,9 +34,22 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.8,
 }
 # The rows whose true reward is drawn over cycles and seconds.
-REACHING = {"vsd": SOFT, "vsd_lrm": BLUE, "vsd_ddpo": ORANGE, "vsd_direct": GREEN, "vsd_cd_lrm": PURPLE}
-BODIES = {"vsd_lrm": BLUE, "lrm_teacher": ORANGE, "lrm_pairwise": GREEN, "lrm_teacher_pairwise": PURPLE}
-COLOURS = {"lrm": BLUE, "ddpo": ORANGE, "direct": GREEN}  # of the trade-off's methods
+REACHING = {
+    "vsd": SOFT,
+    "vsd_lrm": BLUE,
+    "lrm_noised": SKY,
+    "vsd_ddpo": ORANGE,
+    "vsd_direct": GREEN,
+    "vsd_cd_lrm": PURPLE,
+}
+BODIES = {
+    "vsd_lrm": BLUE,
+    "lrm_noised": SKY,
+    "lrm_teacher": ORANGE,
+    "lrm_pairwise": GREEN,
+    "lrm_teacher_pairwise": PURPLE,
+}
+COLOURS = {"lrm": BLUE, "noised": SKY, "ddpo": ORANGE, "direct": GREEN}  # of the trade-off's methods
 OVERDONE = ("jpeg", "motion")
 GUARDED = {
     "": ("no guard", RED),
@@ -123,10 +136,10 @@ def plot_reaching(plt: Any, results: Results, labels: dict[str, str]) -> Any:
 
 def plot_tradeoff(plt: Any, results: Results, rows: Sequence[Row]) -> Any:
     """What is pursued against alignment and against diversity, along beta, with where the guard stopped."""
-    pursued = next(row.pursued for row in rows if row.group == "tradeoff")
+    pursued = next((row.pursued for row in rows if row.group == "tradeoff" and row.name != CONTROL), "clip")
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
     for axes, other, title in zip(panels, ("alignment", "vendi"), ("alignment", "Vendi score"), strict=True):
-        start = _point(results, "vsd_cd", other, pursued)
+        start = _point(results, start_of(rows, "tradeoff"), other, pursued)
         for method, name in METHODS.items():
             names, colour = along_beta(rows, method), COLOURS[method]
             points = {r: p for r in names if (p := _point(results, r, other, pursued))}
@@ -138,7 +151,9 @@ def plot_tradeoff(plt: Any, results: Results, rows: Sequence[Row]) -> Any:
                     axes.plot(*p, color=colour, **CROSS)
             axes.plot([], [], color=colour, marker="o", markersize=4, label=name)
         if start:
-            axes.plot(*start, **SQUARE, label="start (VSD + CD)")
+            axes.plot(*start, **SQUARE, label="start")
+        if control := _point(results, CONTROL, other, pursued):
+            axes.plot(*control, color=SOFT, marker="D", markersize=6, linestyle="", label="further without a reward")
         x, y = results.teacher(other), results.teacher(pursued)
         if x is not None and y is not None:
             axes.plot(x.mean, y.mean, color=INK, marker="*", markersize=10, linestyle="", label="teacher")
@@ -172,9 +187,10 @@ def _point(results: Results, name: str, *figures: str) -> tuple[float, float] | 
     return None if x is None or y is None else (x.mean, y.mean)
 
 
-def plot_overoptimisation(plt: Any, results: Results) -> Any:
+def plot_overoptimisation(plt: Any, results: Results, rows: Sequence[Row]) -> Any:
     """Above what is pursued, true and predicted; below what should hold; marks are of students measured in full."""
     figure, panels = plt.subplots(2, 2, figsize=(9, 5.4), sharex="col")
+    begun = start_of(rows, "overoptimisation")
     for column, pursued in zip(panels.T, OVERDONE, strict=True):
         ends: list[tuple[float, str, str]] = []
         for suffix, (name, colour) in GUARDED.items():
@@ -192,7 +208,7 @@ def plot_overoptimisation(plt: Any, results: Results) -> Any:
                     if p := _point(results, row, "kept", kind):
                         axes.plot(*p, color=colour, **CROSS)
         for axes, kind in zip(column, (pursued, "alignment"), strict=True):
-            if start := results.spread("vsd_cd", kind):
+            if start := results.spread(begun, kind):
                 axes.plot(0, start.mean, **SQUARE)
         column[0].set_title(f"{PURSUED[pursued]}: true (solid), predicted (dashed)")
         column[1].set_title("alignment")
@@ -205,7 +221,7 @@ def plot_bodies(plt: Any, results: Results, labels: dict[str, str]) -> Any:
     """What the latent reward model's body and fit give and cost: mean ± sd, one panel a figure."""
     shown = {
         "held_rank": "rank correlation",
-        "held_pairwise": "pairs told right",
+        "climb_true": "a step's true rise",
         "clip": PURSUED["clip"],
         "peak_gib": "peak GiB",
         "seconds_per_cycle": "seconds a cycle",
@@ -234,7 +250,7 @@ def write_plots(folder: Path, rows: Sequence[Row], results: Results) -> list[str
     plots = {
         "reward": (REACHING.keys(), lambda: plot_reaching(plt, results, labels)),
         "tradeoff": ({r.name for r in rows if r.group == "tradeoff"}, lambda: plot_tradeoff(plt, results, rows)),
-        "overoptimisation": (set(OVERDONE), lambda: plot_overoptimisation(plt, results)),
+        "overoptimisation": (set(OVERDONE), lambda: plot_overoptimisation(plt, results, rows)),
         "bodies": (BODIES.keys(), lambda: plot_bodies(plt, results, labels)),
     }
     written = []

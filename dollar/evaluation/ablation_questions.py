@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dollar.evaluation.ablation import (
+    CONTROL,
     METHODS,
     PURSUED,
     Comparison,
@@ -16,6 +17,7 @@ from dollar.evaluation.ablation import (
     compare,
     shown,
     spread_of,
+    start_of,
     together,
 )
 from dollar.evaluation.ablation_curves import Rise, rise_of, sooner
@@ -31,6 +33,7 @@ NAMES = {
     "seconds_per_cycle": "seconds a cycle",
     "held_rank": "rank correlation on held-out prompts",
     "held_pairwise": "pairs told right there",
+    "climb_true": "true rise of a step up its gradient",
 }
 LESS = ("frechet", "peak_gib", "seconds_per_cycle")  # of which less is better
 HELD = 0.98  # the share of the start's mean margin that an aligned student keeps; guard.tolerance is the rest
@@ -137,7 +140,7 @@ class _Asker:
 
     def highest(self, method: str, pursued: str) -> tuple[str, Spread] | None:
         """A method's row of the trade-off, guarded or not, whose students got highest and are aligned in all seeds."""
-        starts, found = self.results.figure("vsd_cd", "verifier"), dict[str, Spread]()
+        starts, found = self.results.figure(start_of(self.rows, "tradeoff"), "verifier"), dict[str, Spread]()
         for row in along_beta(self.rows, method, guarded=True):
             margins, spread = self.results.figure(row, "verifier"), self.spread(row, pursued)
             if spread and margins and all(seed in starts and m >= HELD * starts[seed] for seed, m in margins.items()):
@@ -215,8 +218,9 @@ def _rewards(ask: _Asker) -> list[Question]:
 
 
 def _tradeoff(ask: _Asker) -> list[Question]:
-    pursued = next((row.pursued for row in ask.rows if row.group == "tradeoff"), "clip")
+    pursued = next((row.pursued for row in ask.rows if row.group == "tradeoff" and row.name != CONTROL), "clip")
     best = [found[0] for method in METHODS if (found := ask.highest(method, pursued))]
+    start = start_of(ask.rows, "tradeoff")
     most = [betas[-1] for method in METHODS if (betas := along_beta(ask.rows, method))]
     stopped = [name for row in most for name in (row, f"{row}_stop")]
     return [
@@ -226,7 +230,13 @@ def _tradeoff(ask: _Asker) -> list[Question]:
             f"mean margin is at least {HELD:.0%} of the start's, the rest is the guard's tolerance; sooner is by "
             "the validations that hold as much. The paper's Table 5 and Figure 8 say so of HPSv2.",
             _further(ask, "lrm", "ddpo", pursued),
-            [ask.beside(figure, "vsd_cd", *best) for figure in (pursued, "alignment", "verifier")],
+            [ask.beside(figure, start, CONTROL, *best) for figure in (pursued, "alignment", "verifier")],
+        ),
+        Question(
+            f"Does an LRM fitted to noised latents raise {PURSUED[pursued]} further than one of clean latents?",
+            "The same way of comparing. The paper fits to clean latents.",
+            _further(ask, "noised", "lrm", pursued),
+            expected=None,
         ),
         Question(
             f"Does the guard stop the pursuit of {PURSUED[pursued]} where the student is still aligned?",
@@ -234,7 +244,7 @@ def _tradeoff(ask: _Asker) -> list[Question]:
             [ask.higher("alignment", f"{row}_stop", row) for row in most],
             [
                 *(ask.ended(f"{row}_stop") for row in most),
-                *(ask.beside(figure, "vsd_cd", *stopped) for figure in (pursued, "alignment", "vendi")),
+                *(ask.beside(figure, start, *stopped) for figure in (pursued, "alignment", "vendi")),
             ],
             None,
         ),
@@ -256,15 +266,15 @@ def _further(ask: _Asker, a: str, b: str, pursued: str) -> list[Comparison]:
 
 
 def _overoptimisation(ask: _Asker) -> list[Question]:
-    found = []
+    start, found = start_of(ask.rows, "overoptimisation"), []
     for name, what in (("jpeg", "JPEG size"), ("motion", "motion")):
-        rises = ask.higher(name, name, "vsd_cd")
+        rises = ask.higher(name, name, CONTROL)
         found.append(
             Question(
                 f"Does over-optimising {what} ruin the clips?",
                 "The paper's Figure 9: dynamic degree rises to 0.97 while the clips become a flow of noise.",
-                [rises, ask.lower("alignment", name, "vsd_cd"), ask.higher("frechet", name, "vsd_cd")],
-                [ask.beside("sharpness", name, "vsd_cd")],
+                [rises, ask.lower("alignment", name, CONTROL), ask.higher("frechet", name, CONTROL)],
+                [ask.beside("sharpness", name, CONTROL), ask.beside(name, start)],
             )
         )
         lower = [row for row in (f"{name}_lower",) if row in ask.labels]
@@ -277,7 +287,7 @@ def _overoptimisation(ask: _Asker) -> list[Question]:
                 [
                     ask.ended(f"{name}_stop"),
                     *map(ask.lowered, lower),
-                    *(ask.beside(figure, "vsd_cd", name, *guarded) for figure in (name, "alignment")),
+                    *(ask.beside(figure, CONTROL, name, *guarded) for figure in (name, "alignment")),
                 ],
                 None,
             )
@@ -289,12 +299,13 @@ def _overoptimisation(ask: _Asker) -> list[Question]:
 
 def _bodies(ask: _Asker) -> list[Question]:
     def buys(what: str, a: str, b: str) -> Question:
-        gains = [ask.better(figure, a, b) for figure in ("held_rank", "held_pairwise", "clip")]
+        gains = [ask.better(figure, a, b) for figure in ("held_rank", "held_pairwise", "climb_true", "clip")]
         costs = [ask.beside(figure, a, b) for figure in ("peak_gib", "seconds_per_cycle")]
         return Question(what, "", gains, costs, None)
 
     return [
         buys("Do the teacher's blocks fit better than the CNN, and lead to a higher reward?", "lrm_teacher", "vsd_lrm"),
+        buys("Does the CNN on noised latents?", "lrm_noised", "vsd_lrm"),
         buys("Does a pairwise fit?", "lrm_pairwise", "vsd_lrm"),
         buys("Do both together?", "lrm_teacher_pairwise", "vsd_lrm"),
     ]

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dollar.data import shapes
+from dollar.diffusion.draws import Draws
 from dollar.evaluation.alignment import alignment
 from dollar.evaluation.bootstrap import paired_interval
 from dollar.evaluation.features import RandomFeatures
@@ -242,7 +243,8 @@ def latent_reward_figures(
     """How well the latent reward model follows the pixel reward on generated clips of mixed quality.
 
     correlation: Pearson's; rank_correlation: Spearman's; pairwise: how often the better of two clips is told, where
-    rewards differ by more than 0.1; mse: in the reward's unit.
+    rewards differ by more than 0.1; mse: in the reward's unit. climb_predicted, climb_true: how far a step up its
+    gradient raises what it predicts and the true reward of the last sampler's clips (`LatentReward.climb`).
     """
     assert surrogate.pixel is not None
     true, predicted = [], []
@@ -254,4 +256,11 @@ def latent_reward_figures(
         true.append(surrogate.pixel.judge(decode(teacher, latents).float() / 255, prompts))
     p, r = torch.cat(predicted).double(), torch.cat(true).double()
     p, r = p[r.isfinite()], r[r.isfinite()]
-    return {**agreement(p, r, gap=0.1)._asdict(), "mse": float(((p - r) ** 2).mean()), "clips": len(r)}
+    climb = surrogate.climb(latents, prompts, Draws(0, 0, range(len(prompts)), latents.device))
+    return {
+        **agreement(p, r, gap=0.1)._asdict(),
+        "mse": float(((p - r) ** 2).mean()),
+        "clips": len(r),
+        "climb_predicted": climb.predicted,
+        "climb_true": climb.true,
+    }

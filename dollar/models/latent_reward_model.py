@@ -44,8 +44,6 @@ class LatentRewardModel(nn.Module):
     frame) and can't see their order; `conv3d` sees motion.
     """
 
-    noisy = False  # it is shown clean latents
-
     def __init__(
         self,
         channels: int,

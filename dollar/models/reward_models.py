@@ -24,11 +24,10 @@ KEYS = ("model", "statistics", "teacher", "fingerprint")  # what every card has
 class RewardModel(Protocol):
     """What a network of the latent reward model offers beside being called as model(x, condition, t) -> [B].
 
-    noisy: whether it wants noised latents and their time; out: the layer that gives the standardised reward; card: what
-    another like it is made from.
+    t: the times of noised latents, which a model may ignore; out: the layer that gives the standardised reward; card:
+    what another like it is made from.
     """
 
-    noisy: bool
     card: dict[str, Any]
 
     @property

@@ -71,8 +71,6 @@ class TeacherRewardModel(nn.Module):
     in the head's own fit, nothing of them is held.
     """
 
-    noisy = True  # it is shown latents at any noise, and told the time
-
     def __init__(self, teacher: Denoiser, blocks: int, width: int = 128) -> None:
         super().__init__()
         if width < 1:
