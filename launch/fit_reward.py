@@ -311,7 +311,7 @@ def told(climb: Climb) -> str:
         f"{climb.predicted:.3g}, the true one by {climb.true:.3g}"
     )
     if climb.true < LITTLE * climb.predicted:
-        text += "; a student would follow the prediction alone. lrm.noised=true or lrm.backbone=teacher may do better"
+        text += "; little of what it promises is true. lrm.noised=true or lrm.backbone=teacher may do better"
     return text
 
 

@@ -402,8 +402,13 @@ def test_gathered_reward_gradients_are_averaged(build: Build) -> None:
 # Two processes
 
 
+# Added to all keys alike, so that no softmax depends on it: its gradient is rounding, which Adam makes as large as any.
+CANCELS = "norm_k.bias"
+
+
 def close(found: Tensor, expected: Tensor, name: str) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=lambda text: f"{name}: {text}")
+    atol = 1e-3 if CANCELS in name else 1e-5
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=atol, msg=lambda text: f"{name}: {text}")
 
 
 def test_two_processes_agree_with_one(tmp_path: Path, tiny_teacher_folder: Path) -> None:
