@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,10 +55,13 @@ class Agreement(NamedTuple):
 
 
 class Climb(NamedTuple):
-    """What a step up the surrogate's gradient brings, means over clips: the rise that it predicts and the true one."""
+    """What a step up the surrogate's gradient brings: means over `clips` of the rise that it predicts and of the true
+    one, and the latter's standard error; nan where no clip has a reward, or for the error only one has."""
 
     predicted: float
     true: float
+    true_se: float
+    clips: int
 
 
 def agreement(predicted: Tensor, true: Tensor, gap: float) -> Agreement:
@@ -80,8 +85,8 @@ class LatentReward:
     pixel: what it follows; None for one that is only asked. gather: collects [B] from all processes, so that the
     statistics are the same on each. fit: `mse` (Eq. 14) or `pairwise` (Bradley-Terry). noised: None for a model that is
     shown clean latents (the paper's), or the fractions of T between which the times are drawn to which they are noised
-    on this schedule. Noise makes the reward's surface smooth: what a model of clean latents learns from few clips tells
-    them apart well, and yet its gradient says little of the reward's own (docs/log.md).
+    on this schedule. Noise makes the reward's surface smooth: a model of clean latents may tell clips apart well, and
+    yet its gradient may say little of the reward's own (docs/log.md has where this helped and where it didn't).
     """
 
     def __init__(
@@ -237,19 +242,27 @@ class LatentReward:
     ) -> Climb:
         """Move x [B, C, F, h, w] up the gradient by a share of each clip's norm, and ask surrogate and pixel reward.
 
-        A student follows this gradient, and a surrogate that tells clips apart well may still have a useless one: what
-        it was fitted to says nothing of how the reward changes off the clips. known: the pixel reward [B] of x, where
-        it was asked for already. nan where no clip has a reward.
+        A surrogate that tells clips apart well may still have a poor gradient: what it was fitted to says nothing of
+        how the reward changes off the clips. known: the pixel reward [B] of x, where it was asked for already. Clips
+        go through one by one, so that no more is held than for one.
         """
         assert self.pixel is not None, "a surrogate without a pixel reward can't be held to it"
-        condition, leaf = self.encode_text(list(prompts)), x.detach().clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(self.predict(leaf, condition, draws, "climb").sum(), leaf)
-        length = x.flatten(1).norm(dim=1) / gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
-        moved = x + expand_like(share * length, x) * gradient
-        with torch.no_grad():
-            predicted = self.predict(moved, condition) - self.predict(x, condition)
-        true = self.pixel.score(moved, prompts) - (self.pixel.score(x, prompts) if known is None else known.cpu())
-        return Climb(float(predicted[true.isfinite().to(x.device)].mean()), float(true.nanmean()))
+        rises = []
+        for i, prompt in enumerate(prompts):
+            clip, condition = x[i : i + 1].detach(), self.encode_text([prompt])
+            leaf, drawn = clip.clone().requires_grad_(), replace(draws, indices=draws.indices[i : i + 1])
+            (gradient,) = torch.autograd.grad(self.predict(leaf, condition, drawn, "climb").sum(), leaf)
+            moved = clip + share * clip.norm() * (gradient / gradient.norm().clamp(min=1e-12))
+            before = self.pixel.score(clip, [prompt]) if known is None else known[i : i + 1].cpu()
+            true = float(self.pixel.score(moved, [prompt]) - before)
+            with torch.no_grad():
+                predicted = float(self.predict(moved, condition) - self.predict(clip, condition))
+            if math.isfinite(true):
+                rises.append((predicted, true))
+        told = torch.tensor(rises, dtype=torch.float64).reshape(-1, 2)
+        error = float(told[:, 1].std()) / math.sqrt(len(told)) if len(told) > 1 else math.nan
+        predicted, true = told.mean(0).tolist()
+        return Climb(predicted, true, error, len(told))
 
     def loss(self, draws: Draws, purpose: str) -> Tensor:
         """The fit's loss [B] (Eq. 14) on one remembered observation for each place of the batch, 0 where unusable.

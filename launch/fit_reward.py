@@ -63,6 +63,9 @@ def check(config: DictConfig) -> None:
         raise ValueError("teacher.text is stored, but this data stores none; use data=latents, or teacher.text=online")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("this command runs in one process; start it by python, without torchrun")
+    from steering import noise_of
+
+    noise_of(config.lrm)
 
 
 def main(config: DictConfig) -> None:
@@ -101,17 +104,18 @@ def main(config: DictConfig) -> None:
     fitted_on, watched = split(rest, config.watched, config.seed, file)  # the best is not chosen by what is reported
     check_rewards([row.reward for _, row in fitted_on], file)
     fitted = fit(config, surrogate, teacher, observed.latents, fitted_on, watched)
-    climb = climb_of(config, surrogate, observed.latents, held_out)
-    figures = {
-        "climb": climb and climb._asdict(),
+    figures: dict[str, Any] = {
         "held_out": figures_of(surrogate, observed.latents, held_out, config.batch),
         "clips": len(fitted_on),
         "watched": len(watched),
         **fitted._asdict(),
         "scoring_seconds": observed.seconds,
     }
-    surrogate.save(out, teacher, plain(figures))
-    tried = f"\n{told(climb)}" if climb else ""
+    surrogate.save(out, teacher, plain(figures))  # before what may still fail
+    climb = climb_of(config, surrogate, observed.latents, held_out)
+    if climb is not None:
+        surrogate.save(out, teacher, plain(figures | {"climb": climb._asdict()}))
+    tried = f"\n{told(climb, config.lrm)}\n" if climb is not None else ""
     print(
         f"fitted on {len(fitted_on)} clips in {fitted.seconds:.0f} s, best after {fitted.step} of {fitted.steps} "
         f"updates; scoring took {observed.seconds:.0f} s\n\n{table(figures['held_out'])}\n{tried}\n"
@@ -286,33 +290,40 @@ def figures_of(
 def climb_of(
     config: DictConfig, surrogate: LatentReward, latents: Sequence[Tensor], rows: Sequence[tuple[str, Row]]
 ) -> Climb | None:
-    """What a step up the gradient brings to held-out clips, made ones where there are any; None where `climb` is 0."""
+    """What a step up the gradient brings to held-out clips, made ones if there are any; None where `climb` is 0."""
     import torch
     from observations import MISMATCHED, REAL
 
     from dollar.diffusion.draws import Draws
 
     made = [row for kind, row in rows if kind not in (REAL, MISMATCHED)]  # which a student's clips are like
-    chosen = (made or [row for _, row in rows])[: config.climb]
-    if not chosen:
+    rows_asked = made or [row for _, row in rows]
+    count = min(config.climb, len(rows_asked))
+    if count == 0:
         return None
-    draws = Draws(config.seed, 0, range(len(chosen)), surrogate.model.out.weight.device)
+    chosen = [rows_asked[i * len(rows_asked) // count] for i in range(count)]  # of all step counts alike
+    draws = Draws(config.seed, 0, range(count), surrogate.model.out.weight.device)
     x = torch.stack([latents[row.place] for row in chosen]).to(draws.device)
     known = torch.tensor([row.reward for row in chosen])
     return surrogate.climb(x, [row.prompt for row in chosen], draws, known)
 
 
-def told(climb: Climb) -> str:
+def told(climb: Climb, lrm: DictConfig) -> str:
     """A climb as a sentence, with advice where little of it is true."""
+    from steering import noise_of
+
     from dollar.latent_reward import STEP
 
+    if climb.clips == 0:
+        return "no held-out clip got a reward after a step up its gradient, so what that is worth isn't known"
     text = (
-        f"a step of {STEP:.0%} of a clip's latents up its gradient: the predicted reward rises by "
-        f"{climb.predicted:.3g}, the true one by {climb.true:.3g}"
+        f"a step of {STEP:.0%} up its gradient, on {climb.clips} held-out clips: the predicted reward rises by "
+        f"{climb.predicted:.3g}, the true one by {climb.true:.3g} ± {climb.true_se:.2g}"
     )
-    if climb.true < LITTLE * climb.predicted:
-        text += "; little of what it promises is true. lrm.noised=true or lrm.backbone=teacher may do better"
-    return text
+    if climb.true > LITTLE * max(climb.predicted, 0.0):
+        return text
+    ways = ["lrm.noised=true"] * (noise_of(lrm) is None) + ["lrm.backbone=teacher"] * (lrm.backbone != "teacher")
+    return f"{text}; little of what it promises is true" + (f", try {' or '.join(ways)}" if ways else "")
 
 
 def table(figures: dict[str, dict[str, float]]) -> str:

@@ -43,8 +43,7 @@ def check_latent_reward(config: DictConfig) -> None:
         raise ValueError(f"lrm.backbone is {lrm.backbone!r}; use cnn or teacher")
     if lrm.fit not in FITS:
         raise ValueError(f"lrm.fit is {lrm.fit!r}; use {' or '.join(FITS)}")
-    if not 0 <= lrm.noise[0] < lrm.noise[1] <= 1:
-        raise ValueError(f"lrm.noise is {list(lrm.noise)}; give two rising fractions of T, as [0.0, 0.5]")
+    noise_of(lrm)
     if lrm.mode != "online" and config.beta_ft == 0:
         raise ValueError(f"lrm.mode is {lrm.mode}, but beta_ft is 0, so nobody would follow it; set beta_ft above 0")
     if lrm.fit == "pairwise" and lrm.memory == 1 and not config.data.get("latents", True):
@@ -56,10 +55,31 @@ def check_latent_reward(config: DictConfig) -> None:
         raise ValueError(
             "lrm.backbone is teacher, but parallel.shard_teacher spreads the teacher's blocks; set one of them back"
         )
+    if lrm.mode != "online":
+        check_noise(lrm)
+
+
+def check_noise(lrm: DictConfig) -> None:
+    """Raise ValueError where a stored latent reward model would be shown latents of another noise than in its fit."""
+    card, asked = read_reward_card(lrm.path), noise_of(lrm)
+    stored = None if card.get("noise") is None else tuple(card["noise"])
+    if stored == asked or card["model"].get("backbone") != lrm.backbone:  # another backbone is told as that
+        return
+    fitted = "clean latents" if stored is None else f"latents at noise {list(stored)}"
+    keys = "lrm.noised=false" if stored is None else f"lrm.noised=true and lrm.noise={list(stored)}"
+    raise ValueError(
+        f"the latent reward model in {lrm.path} was fitted to {fitted}, and here it would see "
+        f"{'clean ones' if asked is None else f'noise {list(asked)}'}; set {keys}"
+    )
 
 
 def noise_of(lrm: DictConfig) -> tuple[float, float] | None:
-    """The fractions of T between which latents are noised for a latent reward model; None for clean ones."""
+    """The fractions of T between which latents are noised for a latent reward model; None for clean ones.
+
+    ValueError for two that aren't.
+    """
+    if not 0 <= lrm.noise[0] < lrm.noise[1] <= 1:
+        raise ValueError(f"lrm.noise is {list(lrm.noise)}; give two rising fractions of T, as [0.0, 0.5]")
     return tuple(lrm.noise) if lrm.noised or lrm.backbone == "teacher" else None
 
 
@@ -128,11 +148,6 @@ def build_latent_reward(
             raise ValueError(
                 f"the latent reward model in {lrm.path} follows {follows}, and reward is {pixel.name}; name the reward "
                 "that it follows, or fit another by launch/fit_reward.py"
-            )
-        if noise_of(lrm) is not None and read.noised is None:
-            raise ValueError(
-                f"lrm.noised is true, but the latent reward model in {lrm.path} was fitted to clean latents; set "
-                "lrm.noised=false, or fit another by launch/fit_reward.py lrm.noised=true"
             )
         read.model.requires_grad_(lrm.mode == "pretrained")
         return read

@@ -195,9 +195,13 @@ def test_every_question_and_plot_knows_rows_of_the_configuration() -> None:
     questions(Spy(Path("none.json")), rows)
     assert asked <= names
     assert {*plots.REACHING, *plots.BODIES, *plots.OVERDONE} <= names
+    of_lrm: list[str] = []
     for method in figures.METHODS:
         mine = [row.name for row in rows if row.group == "tradeoff" and row.name.startswith(method)]
         betas = [float(name.split("_")[1]) for name in mine if not name.endswith("_stop")]
+        if method == "noised":
+            assert mine == [name.replace("lrm", method) for name in of_lrm], "the same betas, to be compared"
+        of_lrm = mine if method == "lrm" else of_lrm
         assert betas == sorted(betas) and len(betas) >= 2 and len(mine) == len(betas) + 1
     groups = [row.group for row in rows]
     assert list(dict.fromkeys(groups)) == list(config.groups), "tables come in the order of the groups"
@@ -371,7 +375,7 @@ def made_up_run(folder: Path, cycles: int = 20, alignment: float = 0.9, every: i
         "sharpness": 0.7,
     }
     told = {"mean": 1.5, "scores": {"pickscore": 0.21, "dynamic_degree": 0.14}, "errors": {"pickscore": 0.003}}
-    lrm = {"rank_correlation": 0.6, "clips": 48}
+    lrm = {"rank_correlation": 0.6, "clips": 48, "climb_predicted": 0.3, "climb_true": 0.1, "climb_true_se": 0.02}
     (folder / "metrics.json").write_text(json.dumps({"student": {"4": {**system, "scored": told}}, "lrm": lrm}))
 
 
@@ -552,6 +556,7 @@ def test_a_run_is_read(tmp_path: Path) -> None:
     assert (found["seconds_per_cycle"], found["cycles"]) == (2.0, 20)
     assert found["peak_gib"] == 1.05, "after the first validation the most is validation's"
     assert found["rank_correlation"] == pytest.approx((0.75 + 1.0) / 2) and found["held_rank"] == 0.6
+    assert (found["climb_predicted"], found["climb_true"], found["climb_true_se"]) == (0.3, 0.1, 0.02)
     assert (found["norm_vsd"], found["norm_reward"], found["cosine"]) == (0.5, pytest.approx(0.125), -0.25)
     cycles, values = found["curves"]["reward_4"]
     assert (cycles, values) == ([5, 10, 15, 20], [0.5, 1.0, 1.5, 2.0])
@@ -682,6 +687,8 @@ def results_with(folder: Path, rows: Sequence[Row], seeds: int, value: Callable[
                 "pairwise",
                 "held_rank",
                 "held_pairwise",
+                "climb_predicted",
+                "climb_true",
                 "seconds_per_cycle",
                 "peak_gib",
                 "norm_vsd",
@@ -727,6 +734,7 @@ def as_the_paper(row: str, figure: str) -> float:
         (BETAS["lrm"][-1], "verifier"): 0.8,  # at the cost of the alignment
         ("jpeg", "jpeg"): 0.9,
         ("motion", "motion"): 0.9,
+        (BETAS["noised"][-2], "colourfulness"): 0.9,
         ("vsd_direct", "peak_gib"): 4.0,
         ("jpeg", "alignment"): 0.2,
         ("motion", "alignment"): 0.3,
@@ -742,6 +750,8 @@ def test_verdicts_follow_the_figures(tmp_path: Path) -> None:
     asked = questions(results_with(tmp_path, rows, 3, as_the_paper), rows)
     papers = [q for q in asked if q.expected]
     assert len(papers) >= 9 and all(together(q.decides) == "yes" for q in papers)
+    assert together(next(q for q in asked if "noised latents raise" in q.text).decides) == "yes"
+    assert not any(c.answer == "unknown" for q in asked for c in q.decides), "nothing that is asked is left unmeasured"
     assert not any("contradicts" in markdown(q, 3) for q in asked)
 
     def turned(row: str, figure: str) -> float:
@@ -782,10 +792,13 @@ def test_who_alone_rises_above_the_start_is_sooner(tmp_path: Path) -> None:
         for seed, found in enumerate(values):
             results.stored["rows"][f"{row}/{seed}"]["curves"]["reward_4"] = [[0, 10, 20], list(found)]
 
+    rise("vsd_lrm", (1.0, 1.01, 1.02), (1.0, 0.9, 1.03))
+    rise("vsd_ddpo", (1.0, 0.9, 1.0), (1.0, 0.8, 0.9))
+    assert ask.sooner("vsd_lrm", "vsd_ddpo").answer == "undecided", "of several looks one is above the start by chance"
     rise("vsd_lrm", (1.0, 1.2, 1.1), (1.0, 0.9, 1.3))
     rise("vsd_ddpo", (1.0, 0.9, 1.0), (1.0, 0.8, 0.9))
     found = ask.sooner("vsd_lrm", "vsd_ddpo")
-    assert found.answer == "yes" and "VSD + LRM rises above it in 2 of 2 seeds, VSD + DDPO rises" in found.text
+    assert found.answer == "yes" and "VSD + LRM rises 5% above it in 2 of 2 seeds, VSD + DDPO rises" in found.text
     assert ask.sooner("vsd_ddpo", "vsd_lrm").answer == "no"
     rise("vsd_lrm", (1.0, 1.2, 1.1), (1.0, 0.9, 0.9))
     assert ask.sooner("vsd_lrm", "vsd_ddpo").answer == "undecided"

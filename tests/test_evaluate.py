@@ -128,7 +128,7 @@ class Planted:
         return 255 * videos[:, 0, 0, 0, 0]
 
     def climb(self, x: Tensor, prompts: list[str], draws: Draws) -> Climb:
-        return Climb(2.0, float(x.sum()))
+        return Climb(2.0, float(x.sum()), 0.5, len(x))
 
 
 def test_the_latent_rewards_figures_are_of_its_guesses(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,8 @@ def test_the_latent_rewards_figures_are_of_its_guesses(teacher: Teacher, monkeyp
         and right["clips"] == 6
     )
     assert right["mse"] == pytest.approx(0.25)
-    assert right["climb_true"] == pytest.approx(2.05) and right["climb_predicted"] == 2, "of the last sampler's clips"
+    climb = [right[f"climb_{name}"] for name in ("predicted", "true", "true_se")]
+    assert climb == pytest.approx([2.0, 2.05, 0.5]), "of the last sampler's clips"
     assert right["pairs"] == 13  # of 15: 0 and 0.05, and 0.3 and 0.35, are too close to tell
     backwards = figures(lambda r: -r)
     assert backwards["correlation"] == pytest.approx(-1) and backwards["pairwise"] == 0

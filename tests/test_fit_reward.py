@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PROMPT, ROOT, TINY, TINY_DATA
+from conftest import PROMPT, ROOT, TINY, TINY_DATA, compose
 from observations import Observations, Row
 from safetensors import safe_open
 from torch import Tensor
 
-from dollar.latent_reward import LatentReward
+from dollar.latent_reward import Climb, LatentReward
 from dollar.models.teacher import Teacher
 
 ASKED: list[str] = []
@@ -132,19 +133,33 @@ def test_a_fit_writes_a_model_that_follows_the_reward_and_says_how_well(
 
 
 def test_a_step_up_its_gradient_is_tried_and_told(fit: Callable, tmp_path: Path) -> None:
-    """Of four held-out clips two were made; each is moved, and what they were is known already."""
+    """What the clips were scored before is known, so only the moved ones are asked about; they were made, not real."""
     before = fit("lrm.noised=true")
     assert before.code == 0 and "a step of" not in before.out
-    assert card_of(tmp_path / "lrm")["figures"]["climb"] is None and card_of(tmp_path / "lrm")["noise"] == [0.0, 0.5]
+    assert "climb" not in card_of(tmp_path / "lrm")["figures"] and card_of(tmp_path / "lrm")["noise"] == [0.0, 0.5]
     said = fit("lrm.noised=true", "climb=2")
     assert said.code == 0, said.err
+    with safe_open(tmp_path / "lrm" / "observations.safetensors", "pt") as opened:
+        told = json.loads(opened.metadata()["observations"])
+    made = {prompt for prompt, (kind, _) in zip(told["prompts"], told["keys"], strict=True) if kind.startswith("made")}
     climb = card_of(tmp_path / "lrm")["figures"]["climb"]
-    assert len(ASKED) == 2 and climb["predicted"] > 0
-    told = f"predicted reward rises by {climb['predicted']:.3g}, the true one by {climb['true']:.3g}"
-    assert f"a step of 10% of a clip's latents up its gradient: the {told}" in said.out
-    assert ("lrm.noised=true or lrm.backbone=teacher may do better" in said.out) == (
-        climb["true"] < 0.1 * climb["predicted"]
+    assert len(ASKED) == climb["clips"] == 2 and set(ASKED) <= made and climb["predicted"] > 0
+    told = f"predicted reward rises by {climb['predicted']:.3g}, the true one by {climb['true']:.3g} ±"
+    assert f"a step of 10% up its gradient, on 2 held-out clips: the {told}" in said.out
+
+
+def test_advice_where_little_of_a_step_is_true() -> None:
+    from fit_reward import told
+
+    clean, noised, teacher = (
+        compose("fit_reward", *given).lrm for given in ((), ("lrm.noised=true",), ("lrm.backbone=teacher",))
     )
+    little = "little of what it promises is true"
+    assert little not in told(Climb(0.5, 0.2, 0.01, 8), clean)
+    assert told(Climb(0.5, 0.01, 0.01, 8), clean).endswith(f"{little}, try lrm.noised=true or lrm.backbone=teacher")
+    assert told(Climb(0.5, -0.3, 0.01, 8), noised).endswith(f"{little}, try lrm.backbone=teacher")
+    assert told(Climb(-0.1, -0.3, 0.01, 8), teacher).endswith(little)
+    assert "isn't known" in told(Climb(math.nan, math.nan, math.nan, 0), clean)
 
 
 def test_the_same_command_and_another_fit_score_nothing_again(fit: Callable, tmp_path: Path) -> None:
@@ -237,6 +252,7 @@ def test_a_fit_that_gets_no_better_ends_with_the_model_that_was_best(fit: Callab
         (["lrm.fit=rank"], ["lrm.fit is 'rank'"]),
         (["lrm.backbone=teacher", "lrm.blocks=9"], ["lrm.blocks is 9", "1 to 2"]),
         (["lrm.backbone=teacher", "lrm.noise=[0.5,0.5]"], ["lrm.noise is [0.5, 0.5]", "rising"]),
+        (["lrm.noise=[0.8,0.2]"], ["lrm.noise is [0.8, 0.2]", "rising"]),
         (["observations=nowhere"], ["there is no nowhere/observations.safetensors"]),
     ],
 )

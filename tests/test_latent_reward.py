@@ -587,18 +587,42 @@ class Planted:
         return torch.where(first > 4, float("nan"), first)
 
 
-@pytest.mark.parametrize("noised", [None, (0.2, 0.8)])
-def test_a_step_up_the_gradient_is_held_to_the_pixel_reward(noised: tuple[float, float] | None) -> None:
+def test_a_step_up_the_gradient_is_held_to_the_pixel_reward() -> None:
     """On a plane of slope (0.6, 0.8) a tenth of clips of norms 1 and 2 predicts 0.1 and 0.2; the reward is the first
-    number, which rises by 0.6 of that; a clip without a reward leaves both means."""
-    surrogate = LatentReward(Plane(0.6, 0.8), Planted(), no_text, noised=noised, schedule=RectifiedFlow())
+    number, which rises by 0.6 of that: 0.06 and 0.12, whose mean is 0.03 off. A clip without a reward is left out."""
+    surrogate = LatentReward(Plane(0.6, 0.8), Planted(), no_text)
     x = torch.tensor([[1.0, 0.0], [0.0, 2.0], [9.0, 0.0]]).reshape(3, 1, 2, 1, 1)
-    found = surrogate.climb(x, ["any"] * 3, Draws(0, 0, range(3)))
-    assert found.predicted == pytest.approx(0.15) and found.true == pytest.approx(0.09)
+    assert surrogate.climb(x, ["any"] * 3, Draws(0, 0, range(3))) == pytest.approx((0.15, 0.09, 0.03, 2), rel=1e-5)
     assert surrogate.climb(x[:2], ["any"] * 2, Draws(0, 0, range(2)), share=0.2).true == pytest.approx(0.18)
+    known = torch.tensor([0.5, float("nan")])  # 1.06 after the step, and one that had no reward before it
+    one = surrogate.climb(x[:2], ["any"] * 2, Draws(0, 0, range(2)), known)
+    assert one.true == pytest.approx(0.56) and one.clips == 1 and math.isnan(one.true_se)
+    none = surrogate.climb(x[2:], ["any"], Draws(0, 0, range(1)))
+    assert none.clips == 0 and math.isnan(none.true)
     flat = LatentReward(Plane(0.0, 0.0), Planted(), no_text)
-    assert flat.climb(x[:2], ["any"] * 2, Draws(0, 0, range(2))) == (0.0, 0.0), "without a gradient nothing moves"
+    assert flat.climb(-30 * x[:2], ["any"] * 2, Draws(0, 0, range(2))) == (0, 0, 0, 2), "without a gradient all stays"
     assert x.grad is None
+
+
+class Bowl(Plane):
+    """A model whose reward is a bowl turned over, highest at (3, 1)."""
+
+    def forward(self, x: Tensor, condition: Condition | None = None, t: Tensor | None = None) -> Tensor:
+        return -(x.flatten(1) - torch.tensor([3.0, 1.0])).square().sum(1)
+
+
+def test_a_step_goes_up_the_gradient_at_the_noised_clip() -> None:
+    """The direction of a bowl's gradient depends on where it is asked for: at a x + b eps, times a, and not at x."""
+    schedule, draws = RectifiedFlow(), Draws(0, 5, range(1))
+    surrogate = LatentReward(Bowl(0.0, 0.0), Planted(), no_text, noised=(0.2, 0.8), schedule=schedule)
+    x = torch.tensor([1.0, -1.0]).reshape(1, 1, 2, 1, 1)
+    t = schedule.uniform(0.2 + 0.6 * draws.uniform("climb time 0"))
+    x_t = diffuse(x, draws.normal("climb noise 0", x.shape[1:]), t, schedule).flatten()
+    way = torch.tensor([3.0, 1.0]) - x_t
+    rise = 0.1 * 2**0.5 * float(way[0] / way.norm())
+    assert surrogate.climb(x, ["any"], draws).true == pytest.approx(rise)
+    clean = LatentReward(Bowl(0.0, 0.0), Planted(), no_text)
+    assert clean.climb(x, ["any"], draws).true == pytest.approx(0.1) != pytest.approx(rise)
 
 
 # Frames that the pixel reward looks at

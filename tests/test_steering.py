@@ -32,6 +32,7 @@ WAYS = {
     "pull": ("beta_pull=0.5", "pull.steps=2"),
     "teacher": ("lrm.backbone=teacher", "lrm.blocks=1"),
     "pairwise": ("lrm.fit=pairwise",),
+    "noised": ("lrm.noised=true", "lrm.noise=[0.2,0.8]"),
     "both": ("lrm.backbone=teacher", "lrm.fit=pairwise", "ft.update=separate", "ft.accumulate=2"),
     "tuning": ("experiment=tune_teacher", "student.steps=[10]", "lrm.warmup=1"),
 }
@@ -250,6 +251,23 @@ def test_a_stored_model_is_read_and_only_where_asked_fitted_on(build: Build, tea
     assert torch.equal(stored, fingerprint(going_on.distiller.latent_reward.model))
     assert "loss/ft" in going_on.run_cycle(0)  # it is warm from the start
     assert not torch.equal(stored, fingerprint(going_on.distiller.latent_reward.model))
+
+
+def test_a_stored_model_sees_latents_as_noised_as_in_its_fit(build: Build, teacher: Teacher, tmp_path: Path) -> None:
+    noised, where = ("lrm.noised=true", "lrm.noise=[0.2,0.8]"), f"lrm.path={tmp_path / 'noised'}"
+    for name, how in (("noised", noised), ("clean", ())):
+        build(*how).distiller.latent_reward.save(tmp_path / name, teacher)
+    for mode in ("pretrained", "frozen"):
+        again = build(f"lrm.mode={mode}", where, *noised)
+        assert again.distiller.latent_reward.noised == (0.2, 0.8)
+        with pytest.raises(
+            ValueError, match=r"noise \[0.2, 0.8\].* see clean ones; set lrm.noised=true and lrm.noise="
+        ):
+            build(f"lrm.mode={mode}", where)
+        with pytest.raises(ValueError, match=r"would see noise \[0.0, 0.5\]; set lrm.noised=true and lrm.noise=\[0.2"):
+            build(f"lrm.mode={mode}", where, "lrm.noised=true")
+        with pytest.raises(ValueError, match="fitted to clean latents.* set lrm.noised=false"):
+            build(f"lrm.mode={mode}", f"lrm.path={tmp_path / 'clean'}", *noised)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,11 @@ def along_beta(rows: Sequence[Row], method: str, guarded: bool = False) -> list[
     return [name for name in mine if guarded or not name.endswith("_stop")]
 
 
+def pursued_by(rows: Sequence[Row], group: str) -> str:
+    """The figure that the rows of a group are led to, the first where they differ; clip where they are led to none."""
+    return next((row.pursued for row in rows if row.group == group and row.pursued != ALL), "clip")
+
+
 def start_of(rows: Sequence[Row], group: str) -> str:
     """The row whose student the rows of a group start from; "" where they start from the teacher."""
     return next((row.after for row in rows if row.group == group and row.after), "")
@@ -224,6 +229,7 @@ def measured(folder: Path) -> dict[str, Any]:
         "held_pairwise": lrm.get("pairwise"),
         "climb_predicted": lrm.get("climb_predicted"),
         "climb_true": lrm.get("climb_true"),
+        "climb_true_se": lrm.get("climb_true_se"),
         "seconds_per_cycle": float(np.median(times.values)),
         "peak_gib": peak_of(scalars),
         "cycles": int(times.steps[-1]),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dollar.evaluation.ablation import ALL, LEAST, PURSUED, WARM, Results, Row, shown, start_of
+from dollar.evaluation.ablation import LEAST, PURSUED, WARM, Results, Row, pursued_by, shown, start_of
 from dollar.evaluation.ablation_plots import write_plots
 from dollar.evaluation.ablation_questions import markdown, questions
 from dollar.media import atomically
@@ -25,12 +25,12 @@ them. Peak GiB: of the whole process while it trained, up to its first validatio
 or later, when the latent reward model has been in use, and after it the most would be validation's. A run with a
 validation before its first cycle has none.
 
-A step up its gradient: 10 % of the latents of the student's own clips, which the latent reward model says raises the
-reward by so much, and which raises the true one by so much.
+A step up its gradient: eight of the student's own clips, moved by 10 % of their latents' norm to where the latent
+reward model says; what it predicts of that, and what the true reward does.
 
 A difference counts where means ± standard deviations over seeds don't overlap. Where one side has one seed only, it
-counts beyond two standard errors (of an alignment its share's, of a reward or rank correlation its clips'), and where
-these are not known (the other figures) beyond {least:.0%}; so it may be another with another seed.
+counts beyond two standard errors (of an alignment its share's, of a reward, rank correlation or step its clips'), and
+where these are not known (the other figures) beyond {least:.0%}; so it may be another with another seed.
 """
 HAND = "What stands between these two marks is kept when the document is written anew."
 
@@ -168,11 +168,11 @@ def section(group: str, title: str, rows: Sequence[Row], results: Results, plots
 def why(rows: Sequence[Row], results: Results) -> str:
     """The reason for a trade-off with another reward than the CLIP's, in a sentence with its numbers."""
     start, real = results.spread(start_of(rows, "tradeoff"), "clip"), results.real("clip")
-    pursued = {row.pursued for row in rows if row.group == "tradeoff"} - {"clip", ALL}
-    if not pursued or start is None or real is None:
+    pursued = pursued_by(rows, "tradeoff")
+    if pursued == "clip" or start is None or real is None:
         return ""
     return (
-        f"What is pursued here is {' and '.join(PURSUED[p] for p in pursued)}, for which the teacher was not trained, "
+        f"What is pursued here is {PURSUED[pursued]}, for which the teacher was not trained, "
         f"since the CLIP reward has little room where a student follows its prompts already: {start.mean:.3f} of the "
         f"start against {real.mean:.3f} of real clips.\n\n"
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dollar.evaluation.ablation import CONTROL, METHODS, PURSUED, Results, Row, along_beta, start_of
+from dollar.evaluation.ablation import CONTROL, METHODS, PURSUED, Results, Row, along_beta, pursued_by, start_of
 from dollar.evaluation.ablation_curves import Line, line_of
 from dollar.media import atomically
 
@@ -136,7 +136,7 @@ def plot_reaching(plt: Any, results: Results, labels: dict[str, str]) -> Any:
 
 def plot_tradeoff(plt: Any, results: Results, rows: Sequence[Row]) -> Any:
     """What is pursued against alignment and against diversity, along beta, with where the guard stopped."""
-    pursued = next((row.pursued for row in rows if row.group == "tradeoff" and row.name != CONTROL), "clip")
+    pursued = pursued_by(rows, "tradeoff")
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
     for axes, other, title in zip(panels, ("alignment", "vendi"), ("alignment", "Vendi score"), strict=True):
         start = _point(results, start_of(rows, "tradeoff"), other, pursued)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from dollar.evaluation.ablation import (
     CONTROL,
+    LEAST,
     METHODS,
     PURSUED,
     Comparison,
@@ -15,6 +16,7 @@ from dollar.evaluation.ablation import (
     Spread,
     along_beta,
     compare,
+    pursued_by,
     shown,
     spread_of,
     start_of,
@@ -35,6 +37,7 @@ NAMES = {
     "held_pairwise": "pairs told right there",
     "climb_true": "true rise of a step up its gradient",
 }
+FORMS = {"clip": "{:.4f}", "climb_true": "{:+.4f}"}  # of figures that three decimals don't tell apart
 LESS = ("frechet", "peak_gib", "seconds_per_cycle")  # of which less is better
 HELD = 0.98  # the share of the start's mean margin that an aligned student keeps; guard.tolerance is the rest
 
@@ -106,11 +109,12 @@ class _Asker:
 
     def _compare(self, what: str, figure: str, a: str, b: str, better: int) -> Comparison:
         named = [(self.labels.get(n, n), self.spread(n, figure)) for n in (a, b)]
-        return compare(what, named[0], named[1], better)
+        return compare(what, named[0], named[1], better, FORMS.get(figure, "{:.3f}").format)
 
     def beside(self, figure: str, *names: str) -> str:
         """A figure of several rows as text."""
-        parts = (f"{self.labels.get(n, n)} {shown(self.spread(n, figure))}" for n in names)
+        show = FORMS.get(figure, "{:.3f}").format
+        parts = (f"{self.labels.get(n, n)} {shown(self.spread(n, figure), show)}" for n in names)
         return f"{NAMES[figure]}: {', '.join(parts)}"
 
     def rises(self, name: str, aligned: bool = False) -> dict[int, Rise]:
@@ -130,11 +134,14 @@ class _Asker:
 
     def _above_start(self, what: str, rises: dict[str, dict[int, Rise]]) -> Comparison:
         """The same where both reach no more than the start: whether only the first of two gets above it."""
-        gets = {n: [max(rise.values) > rise.values[0] for rise in found.values()] for n, found in rises.items()}
+        gets = {
+            n: [max(rise.values) > rise.values[0] + LEAST * abs(rise.values[0]) for rise in found.values()]
+            for n, found in rises.items()
+        }
         a, b = gets.values()
         answer = "yes" if all(a) and not any(b) else "no" if all(b) and not any(a) else "undecided"
         told = ", ".join(
-            f"{self.labels.get(n, n)} rises above it in {sum(g)} of {len(g)} seeds" for n, g in gets.items()
+            f"{self.labels.get(n, n)} rises {LEAST:.0%} above it in {sum(g)} of {len(g)} seeds" for n, g in gets.items()
         )
         return Comparison(answer, f"{what}: it is the start's; {told}")
 
@@ -218,7 +225,7 @@ def _rewards(ask: _Asker) -> list[Question]:
 
 
 def _tradeoff(ask: _Asker) -> list[Question]:
-    pursued = next((row.pursued for row in ask.rows if row.group == "tradeoff" and row.name != CONTROL), "clip")
+    pursued = pursued_by(ask.rows, "tradeoff")
     best = [found[0] for method in METHODS if (found := ask.highest(method, pursued))]
     start = start_of(ask.rows, "tradeoff")
     most = [betas[-1] for method in METHODS if (betas := along_beta(ask.rows, method))]
@@ -227,16 +234,17 @@ def _tradeoff(ask: _Asker) -> list[Question]:
         Question(
             f"Does the LRM raise {PURSUED[pursued]} further than DDPO while the student stays aligned, and sooner?",
             "Of each method the student that gets highest, at any beta and with the guard or without, whose verifier's "
-            f"mean margin is at least {HELD:.0%} of the start's, the rest is the guard's tolerance; sooner is by "
-            "the validations that hold as much. The paper's Table 5 and Figure 8 say so of HPSv2.",
+            f"mean margin is at least {HELD:.0%} of the start's (guard.tolerance is the rest); sooner is by the "
+            "validations that hold as much. The paper's Table 5 and Figure 8 say so of HPSv2.",
             _further(ask, "lrm", "ddpo", pursued),
             [ask.beside(figure, start, CONTROL, *best) for figure in (pursued, "alignment", "verifier")],
         ),
         Question(
             f"Does an LRM fitted to noised latents raise {PURSUED[pursued]} further than one of clean latents?",
-            "The same way of comparing. The paper fits to clean latents.",
+            "Compared in the same way. The paper's sees clean latents.",
             _further(ask, "noised", "lrm", pursued),
-            expected=None,
+            [ask.beside(figure, start, CONTROL, *best) for figure in (pursued, "alignment", "verifier")],
+            None,
         ),
         Question(
             f"Does the guard stop the pursuit of {PURSUED[pursued]} where the student is still aligned?",
@@ -252,12 +260,12 @@ def _tradeoff(ask: _Asker) -> list[Question]:
 
 
 def _further(ask: _Asker, a: str, b: str, pursued: str) -> list[Comparison]:
-    """Whether a method's aligned students get further than another's, and whether they are there sooner."""
+    """Whether a method's aligned students get further than another's and than without a reward, and sooner."""
     x, y, what = ask.highest(a, pursued), ask.highest(b, pursued), f"{NAMES[pursued]} of an aligned student"
     if x and y:
         (first, high), (second, low) = x, y
         named = (ask.labels.get(first, first), high), (ask.labels.get(second, second), low)
-        return [compare(what, *named), ask.sooner(first, second, aligned=True)]
+        return [compare(what, *named), ask.higher(pursued, first, CONTROL), ask.sooner(first, second, aligned=True)]
     rows = [along_beta(ask.rows, method) for method in (a, b)]
     if not all(any(ask.results.of(row) for row in mine) for mine in rows):
         return [Comparison("unknown", f"{what}: not measured")]

@@ -243,8 +243,9 @@ def latent_reward_figures(
     """How well the latent reward model follows the pixel reward on generated clips of mixed quality.
 
     correlation: Pearson's; rank_correlation: Spearman's; pairwise: how often the better of two clips is told, where
-    rewards differ by more than 0.1; mse: in the reward's unit. climb_predicted, climb_true: how far a step up its
-    gradient raises what it predicts and the true reward of the last sampler's clips (`LatentReward.climb`).
+    rewards differ by more than 0.1; mse: in the reward's unit. climb_predicted, climb_true, climb_true_se: how far a
+    step up its gradient raises what it predicts and the true reward of the last sampler's clips, and the standard
+    error of the latter (`LatentReward.climb`).
     """
     assert surrogate.pixel is not None
     true, predicted = [], []
@@ -263,4 +264,5 @@ def latent_reward_figures(
         "clips": len(r),
         "climb_predicted": climb.predicted,
         "climb_true": climb.true,
+        "climb_true_se": climb.true_se,
     }
