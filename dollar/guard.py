@@ -15,8 +15,8 @@ class Guard:
     """Compares scores at every validation: `pursued`, to which the student is led, and what must hold (`held`).
 
     A check is troubled when one that must hold has fallen below its best by more than `tolerance` of the best's size,
-    while `pursued` stands higher than it did there. After `patience` such checks in a row the guard acts: `warn` says
-    so, `lower` multiplies the reward terms' weight by `factor`, `stop` ends the run.
+    while `pursued` stands higher than it did there, or wasn't known there. After `patience` such checks in a row the
+    guard acts: `warn` says so, `lower` multiplies the reward terms' weight by `factor`, `stop` ends the run.
     """
 
     action: str = "none"
@@ -25,8 +25,8 @@ class Guard:
     factor: float = 0.5
     scale: float = 1.0
     troubled: int = 0
-    # Of each that must hold: its best, and what `pursued` was there.
-    best: dict[str, list[float]] = field(default_factory=dict)
+    # Of each that must hold: its best, and what `pursued` was there, None where that was no number.
+    best: dict[str, tuple[float, float | None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.action not in ACTIONS:
@@ -45,32 +45,37 @@ class Guard:
     def check(self, pursued: float, held: Mapping[str, float]) -> str:
         """Look at the scores of one validation; what is to be said, as a sentence, or "" where all is well."""
         known = {name: score for name, score in held.items() if math.isfinite(score)}
-        if not known or not math.isfinite(pursued):
+        if not known:
             return ""  # nothing can be told of what was not measured
+        at = pursued if math.isfinite(pursued) else None
         for name, score in known.items():
             if name not in self.best or score >= self.best[name][0]:
-                self.best[name] = [score, pursued]
-        fallen = [
-            name
-            for name, score in known.items()
-            if score < self.best[name][0] - self.tolerance * abs(self.best[name][0]) and pursued > self.best[name][1]
-        ]
+                self.best[name] = (score, at)
+        if at is None:
+            return ""
+        fallen = [name for name, score in known.items() if self._fell(name, score, at)]
         self.troubled = self.troubled + 1 if fallen else 0
         if not self.active or self.troubled < self.patience:
             return ""
         name = fallen[0]
+        best, before = self.best[name]
+        risen = "" if before is None else f" from {before:.4g}"
         told = (
-            f"over-optimisation: what is pursued rose from {self.best[name][1]:.4g} to {pursued:.4g} while {name}, "
-            f"which should hold, fell from {self.best[name][0]:.4g} to {known[name]:.4g}; this is "
-            f"validation {self.troubled} in a row"
+            f"over-optimisation: what is pursued rose{risen} to {pursued:.4g} while {name}, which should hold, fell "
+            f"from {best:.4g} to {known[name]:.4g}; this is validation {self.troubled} in a row"
         )
         if self.action == "lower":
             self.scale *= self.factor
-            self.troubled, self.best = 0, {n: [score, pursued] for n, score in known.items()}
+            self.troubled, self.best = 0, {n: (score, pursued) for n, score in known.items()}
             return f"{told}; the reward's weight is now {self.scale:.3g} of what it was"
         if self.action == "stop":
             return f"{told}; the run ends here"
         return f"{told}; guard.action=lower or stop would act on it"
+
+    def _fell(self, name: str, score: float, pursued: float) -> bool:
+        """Whether what must hold fell for the sake of what is pursued."""
+        best, before = self.best[name]
+        return score < best - self.tolerance * abs(best) and (before is None or pursued > before)
 
     @property
     def stops(self) -> bool:
@@ -83,4 +88,5 @@ class Guard:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` gave."""
-        self.scale, self.troubled, self.best = state["scale"], state["troubled"], dict(state["best"])
+        self.scale, self.troubled = state["scale"], state["troubled"]
+        self.best = {name: (score, pursued) for name, (score, pursued) in state["best"].items()}

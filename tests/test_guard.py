@@ -78,6 +78,17 @@ def test_what_was_not_measured_says_nothing_and_spoils_nothing() -> None:
     assert "fell from 1 to 0.5" in guard.check(2.0, {"guard": 0.5})
 
 
+def test_a_best_at_which_nothing_was_predicted_yet_is_held_to() -> None:
+    """The look before the first cycle comes before the first fit, and is what the others are compared with."""
+    guard = Guard("stop", patience=2, tolerance=0.02)
+    said = told(guard, (float("nan"), 0.95), (-1.5, 0.94), (-1.4, 0.90), (-1.6, 0.89))
+    assert said[:3] == [""] * 3
+    assert "what is pursued rose to -1.6 while guard, which should hold, fell from 0.95 to 0.89" in said[3]
+    again = Guard("stop", patience=2)
+    again.load_state_dict(guard.state_dict())
+    assert again.best == {"guard": (0.95, None)}
+
+
 def test_each_score_that_should_hold_is_watched_by_itself() -> None:
     """What is predicted rises while the true reward falls, though a second one is as good as ever."""
     guard = Guard("stop", patience=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -359,6 +360,9 @@ def test_a_guards_reward_is_measured_beside_the_runs_own(build: Build) -> None:
     scores = trainer.validate(1)
     assert {name.partition("_")[0] for name in scores} == {"reward", "guard", "predicted"}
     assert all(0 < scores[f"guard_{steps}"] < 2 for steps in (4, 2, 1))
+    assert all(math.isnan(scores[f"predicted_{steps}"]) for steps in (4, 2, 1)), "never fitted, it predicts nothing"
+    run(trainer, 1)
+    assert all(math.isfinite(trainer.validate(1)[f"predicted_{steps}"]) for steps in (4, 2, 1))
 
 
 def test_tuning_the_teacher_follows_its_own_times_and_stays_near_it(build: Build) -> None:

@@ -58,7 +58,9 @@ class Scores:
         if self.surrogate is not None:
             with torch.no_grad():
                 condition = self.surrogate.encode_text(list(prompts))
-                found["predicted"] = float(self.surrogate.predict(latents, condition).mean())
+                predicted = float(self.surrogate.predict(latents, condition).mean())
+            # Before its first fit a surrogate says nothing, and what it says is no level to compare with.
+            found["predicted"] = predicted if self.surrogate.statistics.count else float("nan")
         return found
 
 
