@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dollar.evaluation.ablation import CONTROL, METHODS, PURSUED, Results, Row, along_beta, pursued_by, start_of
+from dollar.evaluation.ablation import CONTROL, METHODS, PURSUED, Results, Row, Spread, along_beta, pursued_by, start_of
 from dollar.evaluation.ablation_curves import Line, line_of
 from dollar.media import atomically
 
@@ -137,19 +137,19 @@ def plot_reaching(plt: Any, results: Results, labels: dict[str, str]) -> Any:
 def plot_tradeoff(plt: Any, results: Results, rows: Sequence[Row]) -> Any:
     """What is pursued against alignment and against diversity, along beta, with where the guard stopped."""
     pursued = pursued_by(rows, "tradeoff")
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
+    figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.8), sharey=True)
     for axes, other, title in zip(panels, ("alignment", "vendi"), ("alignment", "Vendi score"), strict=True):
         start = _point(results, start_of(rows, "tradeoff"), other, pursued)
         for method, name in METHODS.items():
             names, colour = along_beta(rows, method), COLOURS[method]
-            points = {r: p for r in names if (p := _point(results, r, other, pursued))}
+            points = {r.rpartition("_")[2]: p for r in names if (p := _spreads(results, r, other, pursued))}
             if not points:
                 continue
-            _draw_betas(axes, start, points, colour)
+            _draw_betas(axes, start, list(points.values()), colour)
             for row in (f"{r}_stop" for r in names):
-                if any(r["ended"] for r in results.of(row)) and (p := _point(results, row, other, pursued)):
-                    axes.plot(*p, color=colour, **CROSS)
-            axes.plot([], [], color=colour, marker="o", markersize=4, label=name)
+                if any(r["ended"] for r in results.of(row)) and (at := _point(results, row, other, pursued)):
+                    axes.plot(*at, color=colour, **CROSS)
+            axes.plot([], [], color=colour, marker="o", markersize=4, label=f"{name}: {', '.join(points)}")
         if start:
             axes.plot(*start, **SQUARE, label="start")
         if control := _point(results, CONTROL, other, pursued):
@@ -159,32 +159,33 @@ def plot_tradeoff(plt: Any, results: Results, rows: Sequence[Row]) -> Any:
             axes.plot(x.mean, y.mean, color=INK, marker="*", markersize=10, linestyle="", label="teacher")
         axes.plot([], [], color=SOFT, **CROSS, label="where the guard stops")
         axes.set_xlabel(title)
-    panels[0].set_title(f"{PURSUED[pursued]}; the numbers are beta")
-    panels[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    panels[0].set_title(PURSUED[pursued])
+    panels[1].legend(
+        frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5), title="betas: the larger the mark, the larger"
+    )
     return figure
 
 
 def _draw_betas(
-    axes: Any, start: tuple[float, float] | None, points: Mapping[str, tuple[float, float]], colour: str
+    axes: Any, start: tuple[float, float] | None, points: Sequence[tuple[Spread, Spread]], colour: str
 ) -> None:
-    """A way from the start through rows of growing beta, with their betas."""
-    path = np.array([p for p in (start, *points.values()) if p])
-    axes.plot(path[:, 0], path[:, 1], color=colour, marker="o", markersize=4)
-    for row, place in points.items():
-        axes.annotate(
-            row.rpartition("_")[2],
-            place,
-            xytext=(4, 4),
-            textcoords="offset points",
-            color=colour,
-            fontsize=8,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7},
-        )
+    """A way from the start through rows of growing beta, whose marks grow with it, ± one standard deviation."""
+    means = [(x.mean, y.mean) for x, y in points]
+    path = np.array([start, *means] if start else means)
+    axes.plot(path[:, 0], path[:, 1], color=colour)
+    for k, (x, y) in enumerate(points):
+        error: dict[str, Any] = {"xerr": x.sd or None, "yerr": y.sd or None, "elinewidth": 0.8}
+        axes.errorbar(x.mean, y.mean, **error, color=colour, marker="o", markersize=4 + 1.5 * k)
+
+
+def _spreads(results: Results, name: str, *figures: str) -> tuple[Spread, Spread] | None:
+    x, y = (results.spread(name, figure) for figure in figures)
+    return None if x is None or y is None else (x, y)
 
 
 def _point(results: Results, name: str, *figures: str) -> tuple[float, float] | None:
-    x, y = (results.spread(name, figure) for figure in figures)
-    return None if x is None or y is None else (x.mean, y.mean)
+    found = _spreads(results, name, *figures)
+    return (found[0].mean, found[1].mean) if found else None
 
 
 def plot_overoptimisation(plt: Any, results: Results, rows: Sequence[Row]) -> Any:
@@ -259,7 +260,7 @@ def write_plots(folder: Path, rows: Sequence[Row], results: Results) -> list[str
             continue
         with matplotlib.rc_context(STYLE):
             figure = plot()
-            figure.set_layout_engine("constrained")
+            figure.set_layout_engine("constrained", w_pad=0.1)
             with atomically(folder / f"{name}.svg") as temporary:
                 figure.savefig(temporary, format="svg", metadata={"Date": None})
             plt.close(figure)
