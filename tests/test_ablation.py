@@ -611,9 +611,6 @@ def test_mean_and_deviation_over_seeds() -> None:
 @pytest.mark.parametrize(
     ("a", "b", "better", "answer"),
     [
-        (Spread(0.9, 0.02, 3), Spread(0.8, 0.02, 3), 1, "yes"),
-        (Spread(0.9, 0.02, 3), Spread(0.8, 0.02, 3), -1, "no"),
-        (Spread(0.9, 0.06, 3), Spread(0.8, 0.05, 3), 1, "undecided"),
         (Spread(0.9, 0.0, 1), Spread(0.8, 0.0, 1), 1, "yes"),
         (Spread(0.9, 0.0, 1), Spread(0.87, 0.0, 1), 1, "undecided"),  # less than 5 %
         (Spread(-1.0, 0.0, 1), Spread(-1.1, 0.0, 1), -1, "no"),
@@ -631,6 +628,26 @@ def test_a_comparison_is_decided_where_the_gap_is_more_than_chance(
     a: Spread, b: Spread | None, better: int, answer: str
 ) -> None:
     assert compare("alignment", ("a", a), ("b", b), better).answer == answer
+
+
+def test_seeds_that_both_have_decide_by_their_differences() -> None:
+    """Seeds that differ among themselves by more than the rows do, which both rows feel alike."""
+    a, b = Spread(0.74, 0.04, 3, 0.04), Spread(0.70, 0.04, 3, 0.04)
+
+    def asked(better: int, *gaps: float) -> Comparison:
+        return compare("reward", ("a", a), ("b", b), better, gaps=gaps)
+
+    assert asked(1, 0.035, 0.04, 0.045).answer == "yes" and asked(-1, 0.035, 0.04, 0.045).answer == "no"
+    assert asked(1, 0.02, 0.04, 0.06).answer == "undecided", "t = 3.46 of three, where 4.30 is asked"
+    assert asked(1, 0.0, 0.0, 0.0).answer == "undecided" and asked(1, 0.1, 0.1).answer == "yes"
+    text = asked(1, 0.02, 0.04, 0.06).text
+    assert text == "reward: a 0.740 ± 0.040, b 0.700 ± 0.040; difference 0.040 [-0.010, 0.090]"
+
+
+def test_differences_by_chance_are_told_from_others_in_nineteen_of_twenty() -> None:
+    drawn = np.random.default_rng(0).standard_normal((4000, 3))
+    wrong = np.mean([not low <= 0 <= high for low, high in map(figures.interval, drawn.tolist())])
+    assert wrong == pytest.approx(0.05, abs=0.01)
 
 
 def test_comparisons_together() -> None:
@@ -757,10 +774,14 @@ def test_verdicts_follow_the_figures(tmp_path: Path) -> None:
     def turned(row: str, figure: str) -> float:
         return {"vsd_cd": 1.5, "vsd": 1.9}.get(row, 2.3) if figure == "vendi" else as_the_paper(row, figure)
 
-    first = questions(results_with(tmp_path / "other", rows, 1, turned), rows)[0]
-    text = markdown(first, 1)
-    assert "**Undecided**" not in text and "one seed" in text and "VSD + CD, m = 5 1.5" in text
-    assert together([first.decides[1]]) == "no"
+    for seeds in (1, 3):
+        text = markdown(questions(results_with(tmp_path / f"{seeds}", rows, seeds, turned), rows)[0], seeds)
+        assert (
+            "**No**" in text
+            and "contradicts the paper" in text
+            and "VSD + CD, m = 5 1." in text
+        )
+        assert ("one seed" in text) == (seeds == 1)
 
 
 def test_the_tradeoff_counts_what_aligned_students_reach(tmp_path: Path) -> None:
@@ -884,6 +905,7 @@ def test_a_line_over_seeds_has_the_cycles_that_all_have(tmp_path: Path) -> None:
 def test_nothing_has_no_sign() -> None:
     assert figures.shown(Spread(-4e-8, 0.0, 1), "{:.2f}".format) == "0.00"
     assert figures.shown(Spread(-0.004, 0.02, 3), "{:.2f}".format) == "0.00 ± 0.02"
+    assert figures.shown(Spread(0.004, 0.02, 3), "{:+.2f}".format) == "+0.00 ± 0.02"
     assert figures.shown(Spread(-1.405, 0.0, 1)) == "-1.405" and figures.shown(Spread(-0.01, 0.0, 1)) == "-0.010"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.stats
 
 from dollar.log import Curve, read_scalars
 from dollar.media import atomically
@@ -306,25 +307,35 @@ def compare(
     b: tuple[str, Spread | None],
     better: int = 1,
     show: Callable[[float], str] = "{:.3f}".format,
+    gaps: Sequence[float] = (),
 ) -> Comparison:
-    """Two named spreads; better: 1 where more is better, -1 where less is; undecided where `differ` says no."""
+    """Two named spreads; better: 1 where more is better, -1 where less is; undecided where the gap may be chance.
+
+    gaps: a - b seed by seed, of seeds that both have; where there are two or more, they decide.
+    """
     (name_a, x), (name_b, y) = a, b
     if x is None or y is None:
         missing = name_a if x is None else name_b
         return Comparison("unknown", f"{what}: not measured for {missing}")
-    text = f"{what}: {name_a} {shown(x, show)}, {name_b} {shown(y, show)}"
-    gap = better * (x.mean - y.mean)
-    return Comparison("undecided" if not differ(x, y) else "yes" if gap > 0 else "no", text)
+    text, gap = f"{what}: {name_a} {shown(x, show)}, {name_b} {shown(y, show)}", x.mean - y.mean
+    if len(gaps) > 1:
+        low, high = interval(gaps)
+        gap, decided = float(np.mean(gaps)), not low <= 0 <= high
+        text += "; difference {} [{}, {}]".format(*(written(value, show) for value in (gap, low, high)))
+    else:
+        decided = differ(x, y)
+    return Comparison("undecided" if not decided else "yes" if better * gap > 0 else "no", text)
+
+
+def interval(gaps: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean of two or more differences, after Student."""
+    half = float(scipy.stats.t.ppf(0.975, len(gaps) - 1) * np.std(gaps, ddof=1)) / math.sqrt(len(gaps))
+    return float(np.mean(gaps)) - half, float(np.mean(gaps)) + half
 
 
 def differ(x: Spread, y: Spread) -> bool:
-    """Whether two figures differ by more than chance: over seeds, if mean ± sd don't overlap.
-
-    Where one of them is of one seed, by more than two standard errors; or LEAST, if one's error is not known.
-    """
+    """Whether two figures that share no two seeds differ by more than two errors, or LEAST where one isn't known."""
     gap = abs(x.mean - y.mean)
-    if x.seeds > 1 and y.seeds > 1:
-        return gap > x.sd + y.sd
     if x.error is not None and y.error is not None:
         return gap > 2 * math.hypot(x.error, y.error)
     return gap > max(LEAST * max(abs(x.mean), abs(y.mean)), x.sd + y.sd)
@@ -334,10 +345,13 @@ def shown(spread: Spread | None, show: Callable[[float], str] = "{:.3f}".format)
     """Mean ± sd, the mean alone of one seed, a dash where there is none."""
     if spread is None:
         return "—"
-    mean = show(spread.mean)
-    # What rounds to nothing has no sign.
-    mean = mean if any(digit in mean for digit in "123456789") else mean.removeprefix("-")
-    return mean + (f" ± {show(spread.sd)}" if spread.seeds > 1 else "")
+    return written(spread.mean, show) + (f" ± {show(spread.sd).removeprefix('+')}" if spread.seeds > 1 else "")
+
+
+def written(value: float, show: Callable[[float], str]) -> str:
+    """A number of which what rounds to nothing has no sign."""
+    text = show(value)
+    return text if any(digit in text for digit in "123456789") else text.removeprefix("-")
 
 
 def together(comparisons: Sequence[Comparison]) -> str:

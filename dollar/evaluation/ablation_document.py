@@ -28,9 +28,11 @@ validation before its first cycle has none.
 A step up its gradient: eight of the student's own clips, moved by 10 % of their latents' norm to where the latent
 reward model says; what it predicts of that, and what the true reward does.
 
-A difference counts where means ± standard deviations over seeds don't overlap. Where one side has one seed only, it
-counts beyond two standard errors (of an alignment its share's, of a reward, rank correlation or step its clips'), and
-where these are not known (the other figures) beyond {least:.0%}; so it may be another with another seed.
+Rows of one seed share data and noise, so they are compared seed by seed: a difference counts where the 95 % interval of
+its mean over seeds (Student's, in brackets) leaves out 0. Of one in twenty that would be chance. Where a side has one
+seed only, as the teacher has, it counts beyond two errors (over several seeds their standard deviation; of an alignment
+its share's, of a reward, rank correlation or step its clips'), and where these are not known (the other figures) beyond
+{least:.0%}.
 """
 HAND = "What stands between these two marks is kept when the document is written anew."
 

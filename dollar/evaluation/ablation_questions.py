@@ -65,7 +65,7 @@ def markdown(question: Question, seeds: int) -> str:
     """A question with its deciding numbers and its verdict."""
     answer = together(question.decides)
     note = {1: " (one seed)"}.get(seeds, "")
-    chance = "the gap may be chance" + (", of one seed" if seeds == 1 else ": means ± standard deviations overlap")
+    chance = "the gap may be chance" + (", of one seed" if seeds == 1 else "")
     told = {
         "yes": f"**Yes**{note}.",
         "no": f"**No**{note}.",
@@ -108,8 +108,15 @@ class _Asker:
         return self._compare(f"{NAMES[figure]} higher", figure, a, b, 1)
 
     def _compare(self, what: str, figure: str, a: str, b: str, better: int) -> Comparison:
-        named = [(self.labels.get(n, n), self.spread(n, figure)) for n in (a, b)]
-        return compare(what, named[0], named[1], better, FORMS.get(figure, "{:.3f}").format)
+        first, second = ((self.labels.get(n, n), self.spread(n, figure)) for n in (a, b))
+        return compare(what, first, second, better, FORMS.get(figure, "{:.3f}").format, self.gaps(figure, a, b))
+
+    def gaps(self, figure: str, a: str, b: str) -> list[float]:
+        """How much more of a figure a has than b, seed by seed; nothing beside the teacher, which has no seeds."""
+        if "teacher" in (a, b):
+            return []
+        of_a, of_b = (self.results.figure(name, figure) for name in (a, b))
+        return [of_a[seed] - of_b[seed] for seed in of_a if seed in of_b]
 
     def beside(self, figure: str, *names: str) -> str:
         """A figure of several rows as text."""
@@ -130,7 +137,8 @@ class _Asker:
         what = "seconds to the highest true reward that both reach"
         if pairs and not any(x or y for x, y in pairs):
             return self._above_start(what, {a: of_a, b: of_b})
-        return compare(what, (self.labels.get(a, a), x), (self.labels.get(b, b), y), -1, "{:.0f}".format)
+        named, gaps = ((self.labels.get(a, a), x), (self.labels.get(b, b), y)), [x - y for x, y in pairs]
+        return compare(what, *named, -1, "{:.0f}".format, gaps)
 
     def _above_start(self, what: str, rises: dict[str, dict[int, Rise]]) -> Comparison:
         """The same where both reach no more than the start: whether only the first of two gets above it."""
@@ -173,8 +181,8 @@ def _distillation(ask: _Asker) -> list[Question]:
         Question(
             "Does CD restore diversity that VSD loses?",
             "The paper's Table 3: Vendi (Inception) 2.34 of the teacher, 1.91 with VSD, 2.14 with VSD + CD.",
-            [ask.lower("vendi", "vsd", "teacher"), ask.higher("vendi", "vsd_cd", "vsd")],
-            [ask.beside("vendi", "cd")],
+            [ask.higher("vendi", "vsd_cd", "vsd")],
+            [ask.beside("vendi", "teacher", "cd")],
         ),
         Question(
             "Does m = 5 beat m = 1?",
@@ -229,6 +237,7 @@ def _tradeoff(ask: _Asker) -> list[Question]:
     best = [found[0] for method in METHODS if (found := ask.highest(method, pursued))]
     start = start_of(ask.rows, "tradeoff")
     most = [betas[-1] for method in METHODS if (betas := along_beta(ask.rows, method))]
+    guarded = [row for row in most if any(r["ended"] for r in ask.results.of(f"{row}_stop"))]
     stopped = [name for row in most for name in (row, f"{row}_stop")]
     return [
         Question(
@@ -249,7 +258,8 @@ def _tradeoff(ask: _Asker) -> list[Question]:
         Question(
             f"Does the guard stop the pursuit of {PURSUED[pursued]} where the student is still aligned?",
             "",
-            [ask.higher("alignment", f"{row}_stop", row) for row in most],
+            # A run that it never ended is the same with and without it.
+            [ask.higher("alignment", f"{row}_stop", row) for row in guarded or most],
             [
                 *(ask.ended(f"{row}_stop") for row in most),
                 *(ask.beside(figure, start, *stopped) for figure in (pursued, "alignment", "vendi")),
@@ -265,7 +275,12 @@ def _further(ask: _Asker, a: str, b: str, pursued: str) -> list[Comparison]:
     if x and y:
         (first, high), (second, low) = x, y
         named = (ask.labels.get(first, first), high), (ask.labels.get(second, second), low)
-        return [compare(what, *named), ask.higher(pursued, first, CONTROL), ask.sooner(first, second, aligned=True)]
+        gaps = ask.gaps(pursued, first, second)
+        return [
+            compare(what, *named, gaps=gaps),
+            ask.higher(pursued, first, CONTROL),
+            ask.sooner(first, second, aligned=True),
+        ]
     rows = [along_beta(ask.rows, method) for method in (a, b)]
     if not all(any(ask.results.of(row) for row in mine) for mine in rows):
         return [Comparison("unknown", f"{what}: not measured")]
