@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from dollar.data import shapes
 from dollar.evaluation import ablation as figures
-from dollar.evaluation.ablation import Comparison, Results, Row, Spread, compare, rounded, spread_of, together
+from dollar.evaluation.ablation import Comparison, Gaps, Results, Row, Spread, compare, rounded, spread_of, together
 from dollar.evaluation.ablation_curves import Rise, line_of, reached, rise_of, sooner
 from dollar.evaluation.ablation_document import BEGIN, END, by_hand, table, write_document
 from dollar.evaluation.ablation_plots import apart, write_plots
@@ -634,19 +634,29 @@ def test_seeds_that_both_have_decide_by_their_differences() -> None:
     """Seeds that differ among themselves by more than the rows do, which both rows feel alike."""
     a, b = Spread(0.74, 0.04, 3, 0.04), Spread(0.70, 0.04, 3, 0.04)
 
-    def asked(better: int, *gaps: float) -> Comparison:
-        return compare("reward", ("a", a), ("b", b), better, gaps=gaps)
+    def asked(better: int, *gaps: float, error: float = 0.0) -> Comparison:
+        return compare("reward", ("a", a), ("b", b), better, gaps=Gaps(gaps, error))
 
     assert asked(1, 0.035, 0.04, 0.045).answer == "yes" and asked(-1, 0.035, 0.04, 0.045).answer == "no"
     assert asked(1, 0.02, 0.04, 0.06).answer == "undecided", "t = 3.46 of three, where 4.30 is asked"
     assert asked(1, 0.0, 0.0, 0.0).answer == "undecided" and asked(1, 0.1, 0.1).answer == "yes"
+    assert asked(1, 0.039, 0.04, 0.041, error=0.025).answer == "undecided", "alike by chance"
     text = asked(1, 0.02, 0.04, 0.06).text
     assert text == "reward: a 0.740 ± 0.040, b 0.700 ± 0.040; difference 0.040 [-0.010, 0.090]"
 
 
+def test_differences_are_of_the_seeds_that_both_have(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results.json")
+    for name, seed, value in (("a", 0, 3.0), ("a", 1, 5.0), ("a", 2, 9.0), ("b", 2, 2.0), ("b", 0, 1.0)):
+        results.put(name, seed, {"figures": {"4": {"clip": value, "clip_se": 0.3, "vendi": value}}})
+    values, error = results.gaps("a", "b", "clip")
+    assert values == [2.0, 7.0] and error == pytest.approx(0.3)  # the root of 4 * 0.09, over 2
+    assert results.gaps("a", "b", "vendi") == Gaps([2.0, 7.0]) and results.gaps("a", "c", "clip") == Gaps([])
+
+
 def test_differences_by_chance_are_told_from_others_in_nineteen_of_twenty() -> None:
     drawn = np.random.default_rng(0).standard_normal((4000, 3))
-    wrong = np.mean([not low <= 0 <= high for low, high in map(figures.interval, drawn.tolist())])
+    wrong = np.mean([abs(gaps.mean()) > figures.half_interval(Gaps(gaps)) for gaps in drawn])
     assert wrong == pytest.approx(0.05, abs=0.01)
 
 
@@ -776,11 +786,7 @@ def test_verdicts_follow_the_figures(tmp_path: Path) -> None:
 
     for seeds in (1, 3):
         text = markdown(questions(results_with(tmp_path / f"{seeds}", rows, seeds, turned), rows)[0], seeds)
-        assert (
-            "**No**" in text
-            and "contradicts the paper" in text
-            and "VSD + CD, m = 5 1." in text
-        )
+        assert "**No**" in text and "contradicts the paper" in text and "VSD + CD, m = 5 1." in text
         assert ("one seed" in text) == (seeds == 1)
 
 

@@ -104,6 +104,16 @@ def spread_of(values: Sequence[float | None], error: float | None = None) -> Spr
     return Spread(float(np.mean(kept)), sd, len(kept), sd)
 
 
+class Gaps(NamedTuple):
+    """Differences of two rows over the seeds that both have, and the standard error of their mean by evaluation alone.
+
+    error: 0 where evaluation doesn't know it.
+    """
+
+    values: Sequence[float]
+    error: float = 0.0
+
+
 class Results:
     """results.json: `rows` by "name/seed", and the teacher's and the real clips' figures, which no seed changes."""
 
@@ -135,6 +145,13 @@ class Results:
         """A figure of a row over its seeds."""
         values, errors = (list(self.figure(name, f, steps).values()) for f in (figure, f"{figure}_se"))
         return spread_of(values, errors[0] if len(errors) == 1 else None)
+
+    def gaps(self, a: str, b: str, figure: str) -> Gaps:
+        """How much more of a figure row a has than row b, seed by seed."""
+        of_a, of_b = self.figure(a, figure), self.figure(b, figure)
+        seeds = [seed for seed in of_a if seed in of_b]
+        errors = [self.figure(name, f"{figure}_se").get(seed, 0.0) for name in (a, b) for seed in seeds]
+        return Gaps([of_a[seed] - of_b[seed] for seed in seeds], math.hypot(*errors) / max(len(seeds), 1))
 
     def teacher(self, figure: str) -> Spread | None:
         """A figure of the teacher, which no seed changes."""
@@ -307,30 +324,34 @@ def compare(
     b: tuple[str, Spread | None],
     better: int = 1,
     show: Callable[[float], str] = "{:.3f}".format,
-    gaps: Sequence[float] = (),
+    gaps: Gaps | None = None,
 ) -> Comparison:
     """Two named spreads; better: 1 where more is better, -1 where less is; undecided where the gap may be chance.
 
-    gaps: a - b seed by seed, of seeds that both have; where there are two or more, they decide.
+    gaps: a - b seed by seed; where there are two or more, they decide.
     """
     (name_a, x), (name_b, y) = a, b
     if x is None or y is None:
         missing = name_a if x is None else name_b
         return Comparison("unknown", f"{what}: not measured for {missing}")
     text, gap = f"{what}: {name_a} {shown(x, show)}, {name_b} {shown(y, show)}", x.mean - y.mean
-    if len(gaps) > 1:
-        low, high = interval(gaps)
-        gap, decided = float(np.mean(gaps)), not low <= 0 <= high
+    if gaps and len(gaps.values) > 1:
+        gap, half = float(np.mean(gaps.values)), half_interval(gaps)
+        low, high, decided = gap - half, gap + half, abs(gap) > half
         text += "; difference {} [{}, {}]".format(*(written(value, show) for value in (gap, low, high)))
     else:
         decided = differ(x, y)
     return Comparison("undecided" if not decided else "yes" if better * gap > 0 else "no", text)
 
 
-def interval(gaps: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the mean of two or more differences, after Student."""
-    half = float(scipy.stats.t.ppf(0.975, len(gaps) - 1) * np.std(gaps, ddof=1)) / math.sqrt(len(gaps))
-    return float(np.mean(gaps)) - half, float(np.mean(gaps)) + half
+def half_interval(gaps: Gaps) -> float:
+    """Half of the 95 % interval of two or more differences' mean, after Student.
+
+    It is no less than evaluation's two standard errors, for so few differences may lie close together by chance.
+    """
+    count = len(gaps.values)
+    over_seeds = float(scipy.stats.t.ppf(0.975, count - 1) * np.std(gaps.values, ddof=1)) / math.sqrt(count)
+    return max(over_seeds, 2 * gaps.error)
 
 
 def differ(x: Spread, y: Spread) -> bool:

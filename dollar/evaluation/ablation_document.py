@@ -29,10 +29,10 @@ A step up its gradient: eight of the student's own clips, moved by 10 % of their
 reward model says; what it predicts of that, and what the true reward does.
 
 Rows of one seed share data and noise, so they are compared seed by seed: a difference counts where the 95 % interval of
-its mean over seeds (Student's, in brackets) leaves out 0. Of one in twenty that would be chance. Where a side has one
-seed only, as the teacher has, it counts beyond two errors (over several seeds their standard deviation; of an alignment
-its share's, of a reward, rank correlation or step its clips'), and where these are not known (the other figures) beyond
-{least:.0%}.
+its mean over seeds, in brackets, leaves out 0. It is Student's, and no narrower than two standard errors of the
+evaluations, where these are known (of an alignment its share's, of a reward, rank correlation or step its clips'). One
+of twenty such differences would be chance. Where a side has one seed only, as the teacher has, a difference counts
+beyond two errors (over several seeds their standard deviation), and where these are not known beyond {least:.0%}.
 """
 HAND = "What stands between these two marks is kept when the document is written anew."
 

@@ -11,6 +11,7 @@ from dollar.evaluation.ablation import (
     METHODS,
     PURSUED,
     Comparison,
+    Gaps,
     Results,
     Row,
     Spread,
@@ -109,14 +110,8 @@ class _Asker:
 
     def _compare(self, what: str, figure: str, a: str, b: str, better: int) -> Comparison:
         first, second = ((self.labels.get(n, n), self.spread(n, figure)) for n in (a, b))
-        return compare(what, first, second, better, FORMS.get(figure, "{:.3f}").format, self.gaps(figure, a, b))
-
-    def gaps(self, figure: str, a: str, b: str) -> list[float]:
-        """How much more of a figure a has than b, seed by seed; nothing beside the teacher, which has no seeds."""
-        if "teacher" in (a, b):
-            return []
-        of_a, of_b = (self.results.figure(name, figure) for name in (a, b))
-        return [of_a[seed] - of_b[seed] for seed in of_a if seed in of_b]
+        gaps = None if "teacher" in (a, b) else self.results.gaps(a, b, figure)  # the teacher has no seeds
+        return compare(what, first, second, better, FORMS.get(figure, "{:.3f}").format, gaps)
 
     def beside(self, figure: str, *names: str) -> str:
         """A figure of several rows as text."""
@@ -137,7 +132,7 @@ class _Asker:
         what = "seconds to the highest true reward that both reach"
         if pairs and not any(x or y for x, y in pairs):
             return self._above_start(what, {a: of_a, b: of_b})
-        named, gaps = ((self.labels.get(a, a), x), (self.labels.get(b, b), y)), [x - y for x, y in pairs]
+        named, gaps = ((self.labels.get(a, a), x), (self.labels.get(b, b), y)), Gaps([x - y for x, y in pairs])
         return compare(what, *named, -1, "{:.0f}".format, gaps)
 
     def _above_start(self, what: str, rises: dict[str, dict[int, Rise]]) -> Comparison:
@@ -275,7 +270,7 @@ def _further(ask: _Asker, a: str, b: str, pursued: str) -> list[Comparison]:
     if x and y:
         (first, high), (second, low) = x, y
         named = (ask.labels.get(first, first), high), (ask.labels.get(second, second), low)
-        gaps = ask.gaps(pursued, first, second)
+        gaps = ask.results.gaps(first, second, pursued)
         return [
             compare(what, *named, gaps=gaps),
             ask.higher(pursued, first, CONTROL),
