@@ -116,6 +116,8 @@ def test_advantages_are_standardised_over_everyone_and_leave_out_what_is_no_numb
     torch.testing.assert_close(advantages(reward, everyone), torch.tensor([-2 / sd, 0.0, 2 / sd]))
     assert advantages(torch.full((3,), 0.3), torch.full((6,), 0.3)).tolist() == [0, 0, 0]
     assert advantages(torch.full((2,), nan), torch.full((2,), nan)).tolist() == [0, 0]
+    infinite = torch.tensor([math.inf, -math.inf, 1.0])
+    assert advantages(infinite, torch.tensor([1.0, 3.0, math.inf])).tolist() == [0, 0, -1], "not the largest number"
 
 
 def test_a_student_without_random_steps_is_refused() -> None:

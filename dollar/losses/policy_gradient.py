@@ -31,13 +31,13 @@ def policy_gradient(log_p: Tensor, advantage: Tensor) -> Tensor:
 def advantages(reward: Tensor, everyone: Tensor) -> Tensor:
     """Rewards [B] as deviations from the mean of the whole batch `everyone` [N], in its standard deviations.
 
-    A reward that is nan gets 0, as all do where rewards don't differ: there is nothing to learn from it.
+    A reward that is no finite number gets 0, as all do where rewards don't differ: there is nothing to learn from it.
     """
     known = everyone[everyone.isfinite()].double()
     sd = float(known.std(correction=0)) if len(known) else 0.0
     if sd <= 1e-6 * float(known.abs().mean() if len(known) else 0.0):
         return torch.zeros_like(reward)
-    return ((reward.double() - known.mean()) / sd).nan_to_num(nan=0.0).to(reward.dtype)
+    return ((reward.double() - known.mean()) / sd).nan_to_num(0.0, 0.0, 0.0).to(reward.dtype)
 
 
 def renoised(x_0: Tensor, s: Tensor, schedule: Schedule) -> Posterior:
