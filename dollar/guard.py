@@ -15,8 +15,9 @@ class Guard:
     """Compares scores at every validation: `pursued`, to which the student is led, and what must hold (`held`).
 
     A check is troubled when one that must hold has fallen below its best by more than `tolerance` of the best's size,
-    while `pursued` stands higher than it did there, or wasn't known there. After `patience` such checks in a row the
-    guard acts: `warn` says so, `lower` multiplies the reward terms' weight by `factor`, `stop` ends the run.
+    while `pursued` stands higher than it did there, or wasn't known there, as in a first look before any fit. After
+    `patience` such checks in a row the guard acts: `warn` says so, `lower` multiplies the reward terms' weight by
+    `factor`, `stop` ends the run.
     """
 
     action: str = "none"
@@ -49,7 +50,8 @@ class Guard:
             return ""  # nothing can be told of what was not measured
         at = pursued if math.isfinite(pursued) else None
         for name, score in known.items():
-            if name not in self.best or score >= self.best[name][0]:
+            # A later look at which `pursued` is no number, say for a reward that failed, is none to compare with.
+            if name not in self.best or (at is not None and score >= self.best[name][0]):
                 self.best[name] = (score, at)
         if at is None:
             return ""
@@ -59,10 +61,10 @@ class Guard:
             return ""
         name = fallen[0]
         best, before = self.best[name]
-        risen = "" if before is None else f" from {before:.4g}"
         told = (
-            f"over-optimisation: what is pursued rose{risen} to {pursued:.4g} while {name}, which should hold, fell "
-            f"from {best:.4g} to {known[name]:.4g}; this is validation {self.troubled} in a row"
+            f"over-optimisation: {name}, which should hold, fell from {best:.4g} to {known[name]:.4g} while what is "
+            f"pursued {'came' if before is None else f'rose from {before:.4g}'} to {pursued:.4g}; this is "
+            f"validation {self.troubled} in a row"
         )
         if self.action == "lower":
             self.scale *= self.factor

@@ -83,10 +83,16 @@ def test_a_best_at_which_nothing_was_predicted_yet_is_held_to() -> None:
     guard = Guard("stop", patience=2, tolerance=0.02)
     said = told(guard, (float("nan"), 0.95), (-1.5, 0.94), (-1.4, 0.90), (-1.6, 0.89))
     assert said[:3] == [""] * 3
-    assert "what is pursued rose to -1.6 while guard, which should hold, fell from 0.95 to 0.89" in said[3]
+    assert "guard, which should hold, fell from 0.95 to 0.89 while what is pursued came to -1.6" in said[3]
     again = Guard("stop", patience=2)
     again.load_state_dict(guard.state_dict())
     assert again.best == {"guard": (0.95, None)}
+
+
+def test_a_look_at_which_the_pursued_reward_failed_is_none_to_compare_with() -> None:
+    guard = Guard("stop", patience=1)
+    assert told(guard, (1.0, 0.90), (float("nan"), 0.99), (0.9, 0.80)) == [""] * 3
+    assert "fell from 0.9 to 0.8" in guard.check(1.1, {"guard": 0.80})
 
 
 def test_each_score_that_should_hold_is_watched_by_itself() -> None:
@@ -94,4 +100,4 @@ def test_each_score_that_should_hold_is_watched_by_itself() -> None:
     guard = Guard("stop", patience=2)
     assert guard.check(1.0, {"reward": 0.5, "guard": 0.9}) == ""
     assert guard.check(1.2, {"reward": 0.4, "guard": 0.9}) == ""
-    assert "while reward, which should hold, fell from 0.5 to 0.3" in guard.check(1.3, {"reward": 0.3, "guard": 0.95})
+    assert "reward, which should hold, fell from 0.5 to 0.3 while" in guard.check(1.3, {"reward": 0.3, "guard": 0.95})
