@@ -665,7 +665,8 @@ def test_comparisons_together() -> None:
         return together([Comparison(a, "") for a in answers])
 
     assert answer("yes", "yes") == "yes" and answer("yes", "no") == "mixed"
-    assert answer("yes", "no", "undecided") == "undecided" and answer("no", "unknown", "undecided") == "unknown"
+    assert answer("yes", "no", "undecided") == "mixed" and answer("no", "unknown", "undecided") == "unknown"
+    assert answer("no", "undecided") == "unshown" and answer("yes", "undecided") == "undecided"
 
 
 def test_seconds_to_a_level_lie_between_two_points() -> None:

@@ -376,11 +376,16 @@ def written(value: float, show: Callable[[float], str]) -> str:
 
 
 def together(comparisons: Sequence[Comparison]) -> str:
-    """The answer of several comparisons: theirs where they agree, mixed for yes beside no, otherwise the weaker."""
+    """The answer of several comparisons that should all be yes: theirs where they agree.
+
+    Otherwise unknown where one is, mixed for yes beside no, unshown for no beside undecided, undecided for yes beside
+    undecided.
+    """
     answers = {c.answer for c in comparisons}
     if len(answers) == 1:
         return answers.pop()
-    for answer in ("unknown", "undecided"):
-        if answer in answers:
-            return answer
-    return "mixed"
+    if "unknown" in answers:
+        return "unknown"
+    if "no" not in answers:
+        return "undecided"
+    return "mixed" if "yes" in answers else "unshown"

@@ -71,6 +71,7 @@ def markdown(question: Question, seeds: int) -> str:
         "yes": f"**Yes**{note}.",
         "no": f"**No**{note}.",
         "mixed": f"**Partly**{note}.",
+        "unshown": "**Not shown**: what is beyond chance speaks against it.",
         "undecided": f"**Undecided**: {chance}.",
         "unknown": "**Not measured yet.**",
     }[answer]
@@ -251,7 +252,7 @@ def _tradeoff(ask: _Asker) -> list[Question]:
             None,
         ),
         Question(
-            f"Does the guard stop the pursuit of {PURSUED[pursued]} where the student is still aligned?",
+            f"Does the guard keep a better aligned student than the pursuit of {PURSUED[pursued]} leaves?",
             "",
             # A run that it never ended is the same with and without it.
             [ask.higher("alignment", f"{row}_stop", row) for row in guarded or most],
