@@ -60,8 +60,9 @@ ablation: $(READY)  ## every row on the shapes world, and docs/ablation.md; goes
 bench-reward: $(READY)  ## what rewards' gradients cost beside the paper's tables, into docs/benchmarks.md
 	$(PY) launch/bench_reward.py
 
+# Tests take one thread each. What they free is given back, as there are several of them.
 test: $(READY)
-	$(PY) -m pytest
+	env -u MALLOC_MMAP_MAX_ -u MALLOC_TRIM_THRESHOLD_ $(PY) -m pytest -n $(shell [ $(CORES) -gt 4 ] && echo 4 || echo $(CORES)) --dist worksteal
 
 $(HPSV2)/.ready: $(READY)
 	$(PYTHON) -m venv $(HPSV2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -259,12 +259,13 @@ def train_autoencoder(
     with torch.no_grad():  # the encoder is certain of its latents: no noise worth the name is ever added
         vae.encoder.conv_out.conv.bias[CHANNELS:] = -12.0
         vae.encoder.conv_out.conv.weight[CHANNELS:] = 0.0
-    cells, critic = Cells.fit(seed), Critic().to(world.device)
+    cells = cache(partial(Cells.fit, seed))  # at the first update that follows them; a finished stage needs none
+    critic = Critic().to(world.device)
     decoder_and_critic = nn.ModuleDict({"decoder": vae.decoder, "critic": critic})
     losses: dict[str, tuple[nn.Module, Callable[[Tensor], Losses]]] = {
-        "decoder": (vae.decoder, partial(decoder_loss, vae, cells)),
-        "encoder": (vae.encoder, partial(encoder_loss, vae, cells)),
-        "joint": (vae, partial(joint_loss, vae, cells)),
+        "decoder": (vae.decoder, lambda pixels: decoder_loss(vae, cells(), pixels)),
+        "encoder": (vae.encoder, lambda pixels: encoder_loss(vae, cells(), pixels)),
+        "joint": (vae, lambda pixels: joint_loss(vae, cells(), pixels)),
         "finish": (vae.decoder, partial(finishing_loss, vae)),
         "sharpen": (decoder_and_critic, partial(sharpening_loss, vae, critic)),
     }
