@@ -116,6 +116,8 @@ class LatentReward:
         self.noised = noised
         self.schedule = schedule
         self.reward_name = None if pixel is None else pixel.name
+        self.frames = None if pixel is None else pixel.frames
+        self.codec = None if pixel is None else pixel.codec
         self.statistics = RunningStatistics()
         self.past: list[Observation] = []
         self.bad = 0
@@ -139,7 +141,15 @@ class LatentReward:
         noised = None if card.get("noise") is None else tuple(card["noise"])
         found = cls(model, pixel, teacher.text, noised=noised, schedule=teacher.denoiser.schedule, **how)  # type: ignore[arg-type]
         found.statistics.load_state_dict(card["statistics"])
-        found.reward_name = found.reward_name or card.get("reward")
+        if pixel is None:
+            found.reward_name, found.frames, found.codec = card.get("reward"), card.get("frames"), teacher.codec
+        elif found.averages and card.get("frames", pixel.frames) != pixel.frames:
+            looked = "all frames" if card["frames"] is None else f"{card['frames']} frames"
+            raise ValueError(
+                f"the latent reward model in {folder} averages over those frames that its reward looked at, {looked} "
+                f"of a clip, and {pixel.name} looks at {'all' if pixel.frames is None else pixel.frames}; set "
+                "reward.frames as there"
+            )
         return found
 
     def save(self, folder: Path, teacher: Teacher, figures: Mapping[str, Any] | None = None) -> None:
@@ -149,6 +159,7 @@ class LatentReward:
         """
         card = {
             "reward": self.reward_name,
+            "frames": self.frames,
             "statistics": self.statistics.state_dict(),
             "fit": self.fit,
             "noise": None if self.noised is None else list(self.noised),
@@ -170,11 +181,16 @@ class LatentReward:
         u = torch.zeros(len(x), device=x.device) if draws is None else self._each(draws.uniform, f"{purpose} time", x)
         return self._at(u, x, condition, draws, f"{purpose} noise")
 
+    @property
+    def averages(self) -> bool:
+        """Whether the model averages its word over frames."""
+        return self.model.card.get("temporal") == "frames"
+
     def _word(self, x: Tensor, condition: Condition, t: Tensor | None = None) -> Tensor:
         """The model's word on x; one that averages over frames sees those that the pixel reward looks at."""
-        averages = self.model.card.get("temporal") == "frames"
-        held = self.pixel.held(x) if averages and self.pixel is not None else None
-        return self.model(x if held is None else x[:, :, held], condition, t)
+        if self.averages and self.frames is not None and self.codec is not None:
+            x = x[:, :, self.codec.held(x, self.codec.spread(x, self.frames))]
+        return self.model(x, condition, t)
 
     def _at(self, u: Tensor, x: Tensor, condition: Condition, draws: Draws | None, purpose: str) -> Tensor:
         """The model's word on x at the places u [B] of its range of noise, drawn anew if at all."""

@@ -104,11 +104,6 @@ class Objective:
         """The further terms that run the student themselves."""
         return {name: term for name, term in self.terms.items() if isinstance(term, RolloutTerm)}
 
-    @property
-    def pursues_reward(self) -> bool:
-        """Whether any term leads towards a reward."""
-        return self.beta_ft > 0 or any(term.needs for term in self.terms.values())
-
     def place(self, u: Tensor, low: float, high: float, progress: float) -> Tensor:
         """Fractions of T [B] in [low, high) of draws u [B] in [0, 1): spread evenly, unless vsd.lower_half is given.
 

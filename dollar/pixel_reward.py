@@ -16,7 +16,8 @@ class Reward(Protocol):
 
     It may have `frames`, how many evenly spaced frames it looks at, so that no others are decoded; `differentiable`,
     True where a gradient at the pixels comes back through `score`; `sees_motion`, True where the order of frames
-    counts; `check(prompts)`, which raises ValueError for a prompt that can't be judged.
+    counts; `name`, what tells it from others of its class; `check(prompts)`, which raises ValueError for a prompt that
+    can't be judged.
     """
 
     def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -40,6 +41,11 @@ class PixelReward:
         return str(getattr(self.reward, "name", type(self.reward).__name__))
 
     @property
+    def frames(self) -> int | None:
+        """How many evenly spaced frames the reward looks at; None for all."""
+        return getattr(self.reward, "frames", None)
+
+    @property
     def differentiable(self) -> bool:
         return bool(getattr(self.reward, "differentiable", False))
 
@@ -58,7 +64,8 @@ class PixelReward:
         # What is no number would spoil the others' gradients too, so they are asked about again without it.
         single = [self._graded(x[None], [p], frames) for x, p in zip(latents.detach(), prompts, strict=True)]
         kept = [i for i, one in enumerate(single) if one is not None and bool(one.isfinite().all())]
-        found = torch.full((len(latents),), float("nan"), device=latents.device)
+        # Nothing comes back from a nan, but a backward pass goes through: other processes take part in it.
+        found = float("nan") + 0 * latents.float().flatten(1).sum(1)
         if kept:
             again = self._graded(latents[kept], [prompts[i] for i in kept], frames)
             if again is not None:
@@ -84,7 +91,7 @@ class PixelReward:
 
     def decode(self, latents: Tensor) -> Tensor:
         """The frames [B, T, C, H, W] that the reward looks at: all, or evenly spaced ones where it has `frames`."""
-        return self.codec.decode(latents, self._places(latents, getattr(self.reward, "frames", None)))
+        return self.codec.decode(latents, self._places(latents, self.frames))
 
     def judge(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
         """[B], float32 on the CPU, of videos [B, T, C, H, W]; where it fails, they are asked about one by one."""
@@ -132,11 +139,6 @@ class PixelReward:
         if not bool(scored.isfinite().all()):
             self.trouble = f"{self.name} gave {scored[~scored.isfinite()][0].item()}"
         return torch.where(scored.isfinite(), scored, float("nan"))
-
-    def held(self, latents: Tensor) -> list[int] | None:
-        """The latent frames that hold the frames which the reward looks at; None for all."""
-        places = self._places(latents, getattr(self.reward, "frames", None))
-        return None if places is None else self.codec.held(latents, places)
 
     def _places(self, latents: Tensor, count: int | None) -> list[int] | None:
         return None if count is None else self.codec.spread(latents, count)

@@ -77,10 +77,6 @@ class Plan:
             raise ValueError(f"clip_gradient is {self.clip_gradient}; it must be positive, or nothing is learned")
         if not 0 <= self.decay_from <= 1:
             raise ValueError(f"decay_from is {self.decay_from}; it is a fraction of the cycles, 1 for rates that stay")
-        if self.lrm_clips > self.batch:
-            raise ValueError(
-                f"lrm.clips is {self.lrm_clips}, more than the batch={self.batch} that they are taken from"
-            )
 
 
 @dataclass
@@ -363,8 +359,7 @@ class Trainer:
             loss = surrogate.loss(draws, f"lrm {update}").mean()
             loss.backward()
             self.distiller.logged["loss/lrm"] = float(loss.detach())
-            self._step(lrm)
-            self.lrm_count += 1
+            self.lrm_count += self._step(lrm)  # an update that was skipped warms nothing
         surrogate.level()
         if self.plan.gradients_every > 0 and cycle % self.plan.gradients_every == 0:
             followed = surrogate.follow()
@@ -479,7 +474,8 @@ class Trainer:
         elif self.plan.patience is not None:
             checks = (self.cycle - int(self.best.get("cycle", 0))) / self.plan.validate_every
             if checks >= self.plan.patience:
-                self.ended = f"no better {name} than {self.best.get(name)} of cycle {self.best.get('cycle')} since"
+                best = f"no better {name} than {self.best.get(name)} of cycle {self.best.get('cycle')} since"
+                self.ended = best if self.best else f"{name} was never a number"
 
     def _watch(self, scores: dict[str, float]) -> None:
         """Let the guard compare what is pursued, as it is predicted where it is, with what should hold."""

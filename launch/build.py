@@ -138,20 +138,30 @@ def check_data(config: DictConfig) -> None:
         shares(data.weights, len(listed(data.paths)))
 
 
-def plan_of(config: DictConfig, processes: int = 1) -> Plan:
-    """The loop's numbers; ValueError names a key at fault."""
-    if config.student.lora is not None and config.student.lora < 1:
-        raise ValueError(f"student.lora is {config.student.lora}; it is a rank, such as 32, or null for all weights")
-    if config.batch % processes or config.lrm.clips % processes:
-        raise ValueError(
-            f"batch={config.batch} and lrm.clips={config.lrm.clips} must be multiples of the {processes} processes"
-        )
+def check_optimizers(config: DictConfig) -> None:
+    """Raise ValueError for rates, betas or decays that no optimizer can take."""
     for network, keys in config.optim.items():
         if not keys.lr > 0 or not all(0 <= beta < 1 for beta in keys.betas) or keys.weight_decay < 0:
             raise ValueError(
                 f"optim.{network} is {OmegaConf.to_container(keys)}; lr must be positive, betas lie from 0 to below 1, "
                 "and weight_decay is 0 or positive"
             )
+
+
+def plan_of(config: DictConfig, processes: int = 1) -> Plan:
+    """The loop's numbers; ValueError names a key at fault."""
+    if config.student.lora is not None and config.student.lora < 1:
+        raise ValueError(f"student.lora is {config.student.lora}; it is a rank, such as 32, or null for all weights")
+    if config.batch % processes:
+        raise ValueError(f"batch={config.batch} must be a multiple of the {processes} processes")
+    if config.beta_ft > 0 and config.lrm.mode != "frozen":  # otherwise no clips are asked about
+        if config.lrm.clips % processes:
+            raise ValueError(f"lrm.clips={config.lrm.clips} must be a multiple of the {processes} processes")
+        if 0 < config.batch < config.lrm.clips:
+            raise ValueError(
+                f"lrm.clips is {config.lrm.clips}, more than the batch={config.batch} that they are taken from"
+            )
+    check_optimizers(config)
     if not 0 <= config.ema < 1:
         raise ValueError(f"ema is {config.ema}; it is a decay, 0 (off) or more and below 1")
     return Plan(

@@ -32,7 +32,7 @@ SHARED = "common"  # the folder of conf/ that holds what several yamls share, an
 # Keys whose value is a path, or a list of such, whatever it looks like.
 FOLDERS = (
     *("checkpoint", "init", "out", "prompts", "runs", "work", "lrm.path", "observations"),
-    *("data.path", "data.paths", "data.nulls", "reward.path"),
+    *("data.path", "data.paths", "data.nulls", "reward.path", "reward.tokenizer", "reward.clip", "guard.reward.path"),
 )
 VALUED = ("--cfg", "-c", "--package", "-p", "--info", "-i")  # those options that a word without = follows
 PAIRS = ("betas", "range", "lower_half_over", "noise")  # lists of two numbers
@@ -52,6 +52,10 @@ KINDS: dict[str, Any] = {
     "train.rg.frames": 4,
     "fit_reward.reward.frames": 8,
     "train.reward.frames": 8,
+    "train.reward.threshold": 0.19,
+    "fit_reward.reward.threshold": 0.19,
+    "evaluate.reward.threshold": 0.19,
+    "train.guard.reward.threshold": 0.19,
     "train.teacher.chunk_frames": 4,
     "train.teacher.shift": 5.0,
     "sample.teacher.shift": 5.0,

@@ -63,9 +63,11 @@ def check(config: DictConfig) -> None:
         raise ValueError("teacher.text is stored, but this data stores none; use data=latents, or teacher.text=online")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("this command runs in one process; start it by python, without torchrun")
+    from build import check_optimizers
     from steering import noise_of
 
     noise_of(config.lrm)
+    check_optimizers(config)
 
 
 def main(config: DictConfig) -> None:

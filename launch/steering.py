@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from dollar.guard import Guard
 from dollar.latent_reward import FITS, LatentReward
+from dollar.losses.reward_gradient import number_of
 from dollar.losses.term import Term
 from dollar.models.reward_models import make_reward_model, read_reward_card
 from dollar.models.teacher import Teacher
@@ -175,7 +176,13 @@ def check_rewards(
     for pixel in (pursued, guard):
         if pixel is not None:
             check_captions(pixel.reward, asked)
-            pixel.trial(gray, asked[:1], gradient=bool(wanting) and pixel is pursued)
+            pixel.trial(gray, asked[:1])
+    for name in wanting:
+        if pursued is not None:
+            count = number_of(getattr(o.terms[name], "frames", None))
+            pursued.trial(gray[:, :count], asked[:1], gradient=True)
+            if count is not None and count < frames and getattr(pursued.reward, "sees_motion", False):
+                print(f"note: {pursued.name} sees motion, and rg.frames={count} shows it {count} frames of {frames}")
 
 
 def check_captions(reward: Any, captions: Iterable[str]) -> None:

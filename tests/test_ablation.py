@@ -32,6 +32,7 @@ from dollar.evaluation.evaluate import Yardstick, pairs, scored
 from dollar.evaluation.features import RandomFeatures
 from dollar.log import Log
 from dollar.pixel_reward import PixelReward
+from dollar.rewards.mixture import Mixture
 
 BETAS = {method: figures.along_beta(rows_of(compose("ablation")), method) for method in figures.METHODS}
 TITLES = {name: group.title for name, group in compose("ablation").groups.items()}
@@ -543,6 +544,21 @@ def test_each_reward_of_a_mixture_has_its_standard_error() -> None:
     videos[:5] = 255
     found = scored(PixelReward(Reward(), None), videos, ["a"] * 20)  # type: ignore[arg-type]
     assert found["errors"]["red"] == pytest.approx(math.sqrt(0.25 * 0.75 / 20))
+
+
+def test_clips_that_a_part_of_a_mixture_fails_on_are_left_out() -> None:
+    class Picky:
+        def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+            if any(p == "bad" for p in prompts):
+                raise RuntimeError("bad is not for me")
+            return videos[:, 0, 0, 0, 0]
+
+    pixel = PixelReward(Mixture({"picky": Picky()}, {"picky": 2.0}), None)  # type: ignore[arg-type]
+    videos = torch.full((20, 1, 3, 2, 2), 255, dtype=torch.uint8)
+    found = scored(pixel, videos, ["bad", *["a"] * 18, "bad"])
+    assert found["clips"] == 18 and found["mean"] == pytest.approx(2.0) and found["scores"] == {"picky": 1.0}
+    assert found["name"] == "2 picky" and "bad is not for me" in pixel.trouble
+    assert scored(pixel, videos, ["bad"] * 20)["clips"] == 0
 
 
 # What is kept

@@ -488,6 +488,46 @@ def test_a_saved_model_says_the_same_in_its_rewards_unit(teacher: Teacher, tmp_p
     assert json.loads((tmp_path / "lrm.json").read_text())["reward"] == "Counting"  # it is still the one it followed
 
 
+def test_a_model_that_averages_sees_the_frames_of_its_reward_also_without_it(teacher: Teacher, tmp_path: Path) -> None:
+    class Some(Counting):
+        frames: int | None = 2
+
+    class One(Counting):
+        frames: int | None = 1
+
+    model = make_reward_model(teacher, width=16, groups=4, temporal="frames", prompt=PROMPT)
+    surrogate = LatentReward(model, PixelReward(Some(), teacher.codec), teacher.text)
+    surrogate.statistics.update(torch.tensor([1.0, 2.0]))
+    surrogate.save(tmp_path, teacher)
+    x, condition = torch.randn(2, *LATENT), teacher.text([PROMPT, "a red circle"])
+    ends = model(x[:, :, [0, 2]], condition, None)
+    assert not torch.allclose(ends, model(x, condition, None))
+    for pixel in (None, PixelReward(Some(), teacher.codec)):
+        again = LatentReward.from_folder(tmp_path, teacher, pixel)
+        torch.testing.assert_close(again.predict(x, condition), surrogate.statistics.destandardise(ends))
+    with pytest.raises(ValueError, match=r"looked at, 2 frames of a clip, and One looks at 1; set reward.frames"):
+        LatentReward.from_folder(tmp_path, teacher, PixelReward(One(), teacher.codec))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"model": {}},
+        {"model": 3},
+        {"statistics": {}},
+        {"statistics": {"count": "x", "mean": 0, "variance": 1}},
+        {"noise": 5},
+    ],
+)
+def test_a_damaged_card_is_told_as_that(teacher: Teacher, tmp_path: Path, damage: dict) -> None:
+    model = make_reward_model(teacher, width=16, groups=4, prompt=PROMPT)
+    LatentReward(model, None, teacher.text).save(tmp_path, teacher)
+    card = json.loads((tmp_path / "lrm.json").read_text())
+    (tmp_path / "lrm.json").write_text(json.dumps({**card, **damage}))
+    with pytest.raises(ValueError, match=r"lrm.json can't be read .*; fit the model again"):
+        LatentReward.from_folder(tmp_path, teacher)
+
+
 def test_a_model_that_does_not_fit_is_refused(teacher: Teacher, tmp_path: Path) -> None:
     def refused(match: str, folder: Path = tmp_path, **how) -> None:
         with pytest.raises(ValueError, match=match):
@@ -581,6 +621,7 @@ class Planted:
     """A pixel reward that reads latents: their first number, and no number where it is above 4."""
 
     name = "Planted"
+    frames = codec = None
 
     def score(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
         first = latents.flatten(1)[:, 0]

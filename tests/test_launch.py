@@ -178,6 +178,11 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
         (["clip_gradient=0"], ["clip_gradient is 0", "positive"]),
         (["cd.guidance_scale=-7"], ["cd.guidance_scale is -7", "1 is no guidance"]),
         (["lrm.clips=9"], ["lrm.clips is 9", "batch=8"]),
+        (["reward=dynamic_degree", "reward.threshold=abc"], ["reward.threshold=abc", "a number"]),
+        (
+            ["reward@guard.reward=pickscore", "guard.reward.path=5", "guard.action=stop"],
+            ["reward.path is 5", "no such"],
+        ),
         (["lrm.warmup=-3"], ["lrm.warmup is -3"]),
         (["ema=1.0"], ["ema is 1.0", "below 1"]),
         (["run="], ["names no folder", "run=NAME"]),

@@ -11,9 +11,11 @@ import torch
 from conftest import ROOT, fingerprint, gradients
 from torch import Tensor
 
+from dollar.evaluation.validate import Scores
 from dollar.losses.pull import Pull
 from dollar.models.teacher import Teacher
 from dollar.parallel import checkpoint
+from dollar.pixel_reward import PixelReward
 from dollar.trainer import Trainer
 
 Build = Callable[..., Trainer]
@@ -215,6 +217,30 @@ def test_a_clip_on_which_the_reward_fails_gives_no_gradient_and_spoils_no_other(
     assert measured["reward/unusable"] > 0 and measured["skipped/student"] == 0
 
 
+@pytest.mark.parametrize("settings", [("loss=refl", "rg.frames=2"), ("loss=draft", "rg.last=2", "rg.frames=all")])
+def test_a_gradient_reward_that_fails_on_every_clip_costs_the_turn_and_is_told(
+    build: Build, settings: tuple[str, ...]
+) -> None:
+    trainer = build(*settings, SMOOTH, "beta_ft=0")
+    trainer.plan.max_skipped = 2
+    trainer.distiller.pixel.reward = Never()
+    measured = trainer.run_cycle(0)
+    assert measured["reward/unusable"] == trainer.plan.batch and measured["skipped/student"] == 0
+    assert measured["grad_norm/student"] > 0  # of the other terms
+    with pytest.raises(FloatingPointError, match=r"2 cycles in a row.*Never raised RuntimeError: not today"):
+        trainer.run_cycle(1)
+
+
+def test_a_gradient_is_tried_on_the_frames_that_are_decoded(build: Build, capsys: pytest.CaptureFixture) -> None:
+    flicker = ("loss=draft", "reward=flicker", "reward._target_=dollar.rewards.flicker.Flicker", "beta_ft=0")
+    with pytest.raises(ValueError, match="frames"):
+        build(*flicker, "rg.frames=1")
+    build(*flicker, "rg.frames=4")
+    assert "sees motion, and rg.frames=4 shows it 4 frames of 9" in capsys.readouterr().out
+    build(*flicker, "rg.frames=all")
+    assert "note" not in capsys.readouterr().out
+
+
 def test_what_is_no_number_in_a_sample_spoils_no_other_pair(build: Build) -> None:
     trainer = build("beta_cd=0", "lrm.memory=3", "lrm.warmup=0")
     run(trainer, 1)
@@ -222,6 +248,26 @@ def test_what_is_no_number_in_a_sample_spoils_no_other_pair(build: Build) -> Non
     past[0].latents[-1, 0, 0, 0, 0], past[0].usable[-1] = float("nan"), False
     for cycle in (1, 2):
         assert trainer.run_cycle(cycle)["skipped/lrm"] == 0
+
+
+def test_a_guard_that_can_say_nothing_is_told_once(capsys: pytest.CaptureFixture) -> None:
+    class Decoded(PixelReward):
+        def decode(self, latents: Tensor) -> Tensor:
+            return latents
+
+    scores = Scores(Decoded(Smooth(), None), Decoded(Never(), None))  # type: ignore[arg-type]
+    for _ in range(2):
+        found = scores.of(torch.zeros(2, 8, 3, 8, 8), torch.ones(2, 3, 3, 8, 8), ["a", "b"])
+    assert found["reward"] == 1.0 and math.isnan(found["guard"])
+    told = capsys.readouterr().out
+    assert told.count("no clip of a validation got a guard score: Never raised RuntimeError: not today") == 1
+
+
+def test_clips_for_a_latent_reward_model_count_only_where_there_is_one(build: Build) -> None:
+    for without in (("loss=ddpo", "beta_ft=0", "student.steps=[4,2]"), ("beta_ft=0", "reward=none")):
+        build("batch=2", "lrm.clips=4", *without)
+    with pytest.raises(ValueError, match="lrm.clips is 4, more than the batch=2"):
+        build("batch=2", "lrm.clips=4")
 
 
 # A latent reward model that was fitted before
@@ -248,6 +294,10 @@ def test_a_stored_model_is_read_and_only_where_asked_fitted_on(build: Build, tea
     assert torch.equal(stored, fingerprint(other.distiller.latent_reward.model))
     with pytest.raises(ValueError, match="follows Redness, and reward is Smooth"):
         build("lrm.mode=pretrained", f"lrm.path={tmp_path / 'lrm'}", SMOOTH)
+    sign = ("reward=jpeg_compressibility", "reward._target_=dollar.rewards.jpeg.JpegSize")
+    build(*sign, "reward.sign=-1").distiller.latent_reward.save(tmp_path / "jpeg", teacher)
+    with pytest.raises(ValueError, match="follows jpeg_compressibility, and reward is jpeg_incompressibility"):
+        build("lrm.mode=pretrained", f"lrm.path={tmp_path / 'jpeg'}", *sign, "reward.sign=1")
     going_on = build("lrm.mode=pretrained", f"lrm.path={tmp_path / 'lrm'}", "lrm.warmup=50")
     assert torch.equal(stored, fingerprint(going_on.distiller.latent_reward.model))
     assert "loss/ft" in going_on.run_cycle(0)  # it is warm from the start

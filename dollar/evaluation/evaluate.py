@@ -214,15 +214,14 @@ def scored(pixel: PixelReward, videos: Tensor, prompts: Sequence[str]) -> dict[s
     for first in range(0, len(videos), 16):
         part = videos[first : first + 16].float() / 255
         asked = list(prompts[first : first + len(part)])
-        if several is not None:
-            with torch.no_grad():
-                told.append({name: value.cpu() for name, value in several(part, asked).items()})
-        each.append(pixel.judge(part, asked) if whole is None else whole(told[-1]))
+        fresh = [] if several is None else _parts(pixel, part, asked)
+        told += fresh
+        each += [pixel.judge(part, asked)] if whole is None else [whole(found) for found in fresh]
     known = _finite(each)
     found: dict[str, Any] = {
         "name": pixel.name,
         "mean": float(known.mean()),
-        "sd": float(known.std(correction=0)),
+        "sd": float(known.std(correction=0)) if len(known) else float("nan"),
         "clips": len(known),
     }
     if told:
@@ -232,8 +231,22 @@ def scored(pixel: PixelReward, videos: Tensor, prompts: Sequence[str]) -> dict[s
     return found
 
 
+def _parts(pixel: PixelReward, videos: Tensor, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
+    """The several numbers of videos [B, T, C, H, W], together; where that fails, one by one without those at fault."""
+    try:
+        with torch.no_grad():
+            return [{name: value.cpu() for name, value in pixel.reward.scores(videos, list(prompts)).items()}]  # type: ignore[attr-defined]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # as in PixelReward.judge
+        pixel.trouble = f"{pixel.name} raised {type(error).__name__}: {error}"
+        if len(videos) == 1:
+            return []
+    return [found for v, p in zip(videos, prompts, strict=True) for found in _parts(pixel, v[None], [p])]
+
+
 def _finite(parts: Sequence[Tensor]) -> Tensor:
-    each = torch.cat(list(parts)).double()
+    each = torch.cat([torch.empty(0), *parts]).double()
     return each[each.isfinite()]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -36,6 +37,7 @@ class Scores:
         self.reward = reward
         self.guard = guard
         self.surrogate = surrogate
+        self._silent: set[str] = set()
 
     def names(self, steps: Sequence[int]) -> list[str]:
         """The names of the scores of these step counts."""
@@ -53,6 +55,9 @@ class Scores:
             if pixel is None:
                 continue
             found[name] = float(pixel.judge(videos, prompts).nanmean())
+            if math.isnan(found[name]) and name not in self._silent:
+                self._silent.add(name)
+                print(f"note: no clip of a validation got a {name} score: {pixel.trouble}", flush=True)
             if isinstance(pixel.reward, ShapesVerifier):
                 found["alignment"] = float(alignment(pixel.reward.judge(videos, list(prompts)))["alignment"])  # type: ignore[arg-type]
         if self.surrogate is not None:

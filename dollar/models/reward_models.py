@@ -18,6 +18,7 @@ from dollar.models.teacher import Teacher
 from dollar.models.teacher_reward_model import TeacherRewardModel, weights_hash
 
 CARD, WEIGHTS = "lrm.json", "model.safetensors"
+CNN_KEYS = ("channels", "text_dim", "width", "temporal", "groups")
 KEYS = ("model", "statistics", "teacher", "fingerprint")  # what every card has
 
 
@@ -108,8 +109,8 @@ def load_reward_model(folder: str | Path, teacher: Teacher, asked: Mapping[str, 
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except Exception as error:  # a file cut short, or tensors of another model
-        told = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{folder / WEIGHTS} can't be read ({told[0]}); fit the model again to write it") from None
+        told = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{folder / WEIGHTS} can't be read ({told}); fit the model again to write it") from None
     return Stored(model, card)
 
 
@@ -125,7 +126,14 @@ def read_reward_card(folder: str | Path) -> dict[str, Any]:
         card = dict(json.loads((folder / CARD).read_text(encoding="utf-8")))
         if lacking := [key for key in KEYS if key not in card]:
             raise ValueError(f"it lacks {', '.join(lacking)}")
-    except (ValueError, TypeError) as error:
+        for key in ("count", "mean", "variance"):
+            float(card["statistics"][key])
+        wanted = ("width", "blocks") if card["model"].get("backbone") == "teacher" else CNN_KEYS
+        if lacking := [key for key in wanted if key not in card["model"]]:
+            raise ValueError(f"its model lacks {', '.join(lacking)}")
+        if card.get("noise") is not None:
+            _, _ = map(float, card["noise"])  # two numbers
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{folder / CARD} can't be read ({error}); fit the model again to write it") from None
     return card
 
@@ -139,7 +147,7 @@ def _empty(made: Mapping[str, Any], teacher: Teacher, folder: Path) -> nn.Module
             f"the latent reward model in {folder} reads latents of {made['channels']} channels, and those of "
             f"{teacher.name} have {teacher.latent_shape[0]}; fit one on this teacher's latents by launch/fit_reward.py"
         )
-    keys = {key: made[key] for key in ("channels", "text_dim", "width", "temporal", "groups")}
+    keys = {key: made[key] for key in CNN_KEYS}
     return LatentRewardModel(**keys).to(teacher.device)
 
 

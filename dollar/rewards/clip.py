@@ -15,7 +15,7 @@ from dollar.rewards.frames import check_frames, check_videos, pick
 from dollar.rewards.open_clip import from_open_clip, geometry, is_open_clip
 from dollar.rewards.pixels import crop, pad
 from dollar.rewards.tokens import LAION, Tokens, load_tokenizer
-from dollar.rewards.weights import fill, locate, read_json, read_tensors
+from dollar.rewards.weights import described, fill, locate, read_json, read_tensors
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's, as nearly everyone's
 FILES = ["*.json", "merges.txt", "model*.safetensors"]
@@ -259,5 +259,5 @@ def _empty(config: dict[str, Any]) -> Any:
     from accelerate import init_empty_weights
     from transformers import CLIPConfig, CLIPModel
 
-    with init_empty_weights(include_buffers=False):
+    with described("its config.json", "CLIP"), init_empty_weights(include_buffers=False):
         return CLIPModel(CLIPConfig.from_dict(config))

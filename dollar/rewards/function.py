@@ -28,7 +28,7 @@ class Function:
     """
 
     def __init__(self, path: str, frames: int | str | None = None, differentiable: bool = False) -> None:
-        self.path = path
+        self.path = self.name = path
         self.frames = check_frames(frames)
         self.differentiable = differentiable
         self.function = _function(path)

@@ -14,7 +14,7 @@ from dollar.rewards import clip
 from dollar.rewards.clip import SteadyGradient
 from dollar.rewards.frames import check_frames, check_videos, pick
 from dollar.rewards.pixels import crop
-from dollar.rewards.weights import fill, locate, read_json, read_tensors, transformers_class
+from dollar.rewards.weights import described, fill, locate, read_json, read_tensors, transformers_class
 
 FILES = ("ImageReward.pt", "med_config.json")
 VOCABULARIES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json")
@@ -115,10 +115,11 @@ class Blip(nn.Module):
         vision = _vision_config(parts["blip.visual_encoder"], path)
         self.size = vision.image_size
         self.vision: Any = _fill(transformers_class("BlipVisionModel"), vision, parts["blip.visual_encoder"], path)
-        config = transformers_class("BlipTextConfig")(
-            **{k: v for k, v in text.items() if k not in ("architectures", "model_type", "encoder_width")}
-            | {"encoder_hidden_size": vision.hidden_size, "is_decoder": True}  # a decoder has the cross-attention
-        )
+        with described("med_config.json", "BLIP"):
+            config = transformers_class("BlipTextConfig")(
+                **{k: v for k, v in text.items() if k not in ("architectures", "model_type", "encoder_width")}
+                | {"encoder_hidden_size": vision.hidden_size, "is_decoder": True}  # a decoder has the cross-attention
+            )
         self.text: Any = _fill(_text_model(), config, parts["blip.text_encoder"], path)
         widths = [config.hidden_size, 1024, 128, 64, 16, 1]
         names = ("0", "2", "4", "6", "7")  # dropout, which does nothing here, has the numbers between

@@ -25,6 +25,7 @@ class JpegSize:
             raise ValueError(f"reward.sign is {sign}; give 1 for incompressibility or -1 for compressibility")
         if not 1 <= quality <= 95:
             raise ValueError(f"reward.quality is {quality}; JPEG has 1 to 95")
+        self.name = "jpeg_incompressibility" if sign > 0 else "jpeg_compressibility"
         self.sign = sign
         self.quality = quality
         self.frames = check_frames(frames)

@@ -35,6 +35,10 @@ class Mixture:
                 self.parts[name] = _made(parts[name])
 
     @property
+    def name(self) -> str:
+        return " + ".join(f"{weight:g} {name}" for name, weight in self.weights.items())
+
+    @property
     def frames(self) -> int | None:
         """How many evenly spaced frames are decoded; all where the parts want different ones."""
         # Four evenly spaced frames of eight such are not those of the clip, so each part must choose from all.

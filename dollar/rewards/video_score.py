@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dollar.models.pipeline import Weights, lack
 from dollar.rewards.frames import check_frames, check_videos, pick
-from dollar.rewards.weights import check_names, locate, read_json, transformers_class
+from dollar.rewards.weights import check_names, described, locate, read_json, transformers_class
 
 ASPECTS = (
     "visual_quality",
@@ -112,8 +112,8 @@ class Judge(nn.Module):
                 f"{folder} holds a model of type {config.get('model_type')}; VideoScore is read in its Idefics2 form, "
                 "as TIGER-Lab/VideoScore or TIGER-Lab/VideoScore-v1.1"
             )
-        sizes = transformers_class("Idefics2Config").from_dict(config)
-        with init_empty_weights(include_buffers=False):
+        with described(folder / "config.json", "Idefics2"), init_empty_weights(include_buffers=False):
+            sizes = transformers_class("Idefics2Config").from_dict(config)
             self.model: Any = transformers_class("Idefics2Model")(sizes)
             self.score = nn.Linear(sizes.text_config.hidden_size, len(ASPECTS))
         self.files = Weights.of(sorted(folder.glob("*.safetensors")))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def locate(
     words; fetch: whether they may be fetched. If not, and offline, only what was fetched before is looked for.
     file: the one of the hub's files that is needed, where it is one.
     """
-    path = Path(place).expanduser()
+    path = Path(str(place)).expanduser()  # a name may look like a number
     if path.exists():
         return path
     if str(place).startswith((".", "/", "~")) or path.suffix in SUFFIXES or not HUB_ID.fullmatch(str(place)):
@@ -43,6 +44,19 @@ def locate(
         raise ValueError(
             f"{key} is {place}: there is no such folder here, it was not fetched from the hub before, {way}. Fetch it "
             f"with `hf download {wanted}` where there is a network, or set {key} to {holds}"
+        ) from None
+
+
+@contextmanager
+def described(place: object, kind: str) -> Iterator[None]:
+    """Build a network by the settings at `place`: numbers that don't fit each other fail in many ways, told as one."""
+    try:
+        yield
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{place} describes no {kind} that can be built ({why}); reward.path needs what was published with its "
+            "weights"
         ) from None
 
 
