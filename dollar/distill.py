@@ -123,8 +123,9 @@ class Distiller:
             yield Pullback("cd", loss, torch.full_like(loss, o.beta_cd))
         for name, term in o.rollout_terms.items():
             sampler = self.samplers[draws.shared_integer("step count", len(self.samplers))]
+            self.logged[f"loss/{name}"] = 0.0
             for loss in term.losses(self._turn(draws, prompts, condition, sampler)):
-                self.logged[f"loss/{name}"] = float(loss.detach().mean())
+                self.logged[f"loss/{name}"] += float(loss.detach().mean())
                 yield Pullback(name, loss.mean(), torch.full_like(loss.mean(), self._weight(term)))
 
     def _sample_terms(

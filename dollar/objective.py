@@ -74,6 +74,12 @@ class Objective:
         held_back = [term for term in self.sample_terms.values() if term.needs]
         if self.balance is not None and self.beta_ft == 0 and not held_back:
             raise ValueError(f"balance is {self.balance}, but beta_ft is 0, so there is nothing to hold back")
+        apart = [name for name, term in self.rollout_terms.items() if term.needs]
+        if self.balance is not None and apart:
+            raise ValueError(
+                f"balance is {self.balance}, but the gradient of {apart[0]} comes back through whole samples, not at "
+                "x_hat, where it could be held to VSD's; set balance=null"
+            )
         if not 0 <= self.vsd_range[0] < self.vsd_range[1] <= 1:
             raise ValueError(f"vsd.range is {list(self.vsd_range)}; give two rising fractions of T, as [0.02, 0.98]")
         if self.vsd_lower_half is not None and not 0 <= self.vsd_lower_half <= 1:

@@ -157,6 +157,7 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
         (["seed"], ["'seed' says nothing", "key=value"]),
         (["+beta_vds=1"], ["no key 'beta_vds'", "'beta_vsd'"]),
         (["beta_vsd=.nan"], ["beta_vsd=.nan", "a number"]),
+        (["balance=0.5", "loss=ddpo", "beta_ft=1"], ["balance is 0.5", "ddpo", "not at x_hat", "balance=null"]),
         (["balance=half"], ["balance=half", "a number"]),
         (["balance=0.5", "beta_ft=0"], ["balance is 0.5", "beta_ft is 0"]),
         (["student.timesteps=[999,abc]"], ["student.timesteps", "'abc' is no number"]),

@@ -270,6 +270,21 @@ def test_clips_for_a_latent_reward_model_count_only_where_there_is_one(build: Bu
         build("batch=2", "lrm.clips=4")
 
 
+def test_what_is_logged_of_a_policy_gradient_is_all_its_kernels(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = build("loss=ddpo", "student.steps=[4]", "beta_ft=0")
+    term = trainer.distiller.objective.terms["ddpo"]
+    real, seen = term.losses, []
+
+    def watched(turn):
+        for loss in real(turn):
+            seen.append(float(loss.detach().mean()))
+            yield loss
+
+    monkeypatch.setattr(term, "losses", watched)
+    measured = trainer.run_cycle(0)
+    assert len(seen) > 1 and measured["loss/ddpo"] == pytest.approx(sum(seen))
+
+
 # A latent reward model that was fitted before
 
 
