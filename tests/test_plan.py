@@ -411,6 +411,6 @@ def test_the_command_plans_what_training_composes(command: Callable[..., Said]) 
     refused = command("plan", "teacher=hunyuanvideo")
     assert refused.code == 2 and "has no second half" in refused.err
     uneven = command("plan", "processes=3")
-    assert uneven.code == 2 and "must be multiples of the 3 processes" in uneven.err
+    assert uneven.code == 2 and "batch=8 must be a multiple of the 3 processes" in uneven.err
     none = command("plan", "processes=0")
     assert none.code == 2 and "processes is 0" in none.err

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, fingerprint, gradients
+from build import plan_of
+from conftest import ROOT, compose, fingerprint, gradients
 from torch import Tensor
 
 from dollar.evaluation.validate import Scores
@@ -268,6 +269,9 @@ def test_clips_for_a_latent_reward_model_count_only_where_there_is_one(build: Bu
         build("batch=2", "lrm.clips=4", *without)
     with pytest.raises(ValueError, match="lrm.clips is 4, more than the batch=2"):
         build("batch=2", "lrm.clips=4")
+    with pytest.raises(ValueError, match="lrm.clips=3 must be a multiple of the 2 processes"):
+        plan_of(compose("train", "lrm.clips=3"), 2)
+    assert plan_of(compose("train", "lrm.clips=3", "beta_ft=0"), 2).batch == 8
 
 
 def test_what_is_logged_of_a_policy_gradient_is_all_its_kernels(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
