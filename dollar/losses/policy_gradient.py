@@ -37,7 +37,7 @@ def advantages(reward: Tensor, everyone: Tensor) -> Tensor:
     sd = float(known.std(correction=0)) if len(known) else 0.0
     if sd <= 1e-6 * float(known.abs().mean() if len(known) else 0.0):
         return torch.zeros_like(reward)
-    return ((reward.double() - known.mean()) / sd).nan_to_num(0.0, 0.0, 0.0).to(reward.dtype)
+    return torch.where(reward.isfinite(), (reward.double() - known.mean()) / sd, 0.0).to(reward.dtype)
 
 
 def renoised(x_0: Tensor, s: Tensor, schedule: Schedule) -> Posterior:
