@@ -32,7 +32,7 @@ SHARED = "common"  # the folder of conf/ that holds what several yamls share, an
 # Keys whose value is a path, or a list of such, whatever it looks like.
 FOLDERS = (
     *("checkpoint", "init", "out", "prompts", "runs", "work", "lrm.path", "observations"),
-    *("data.path", "data.paths", "data.nulls", "reward.path", "reward.tokenizer", "reward.clip", "guard.reward.path"),
+    *("data.path", "data.paths", "data.nulls", "reward.path"),
 )
 VALUED = ("--cfg", "-c", "--package", "-p", "--info", "-i")  # those options that a word without = follows
 PAIRS = ("betas", "range", "lower_half_over", "noise")  # lists of two numbers

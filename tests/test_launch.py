@@ -184,6 +184,7 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
             ["reward@guard.reward=pickscore", "guard.reward.path=5", "guard.action=stop"],
             ["reward.path is 5", "no such"],
         ),
+        (["reward@guard.reward=function", "guard.reward.path=5", "guard.action=stop"], ["'5'", "name a function"]),
         (["lrm.warmup=-3"], ["lrm.warmup is -3"]),
         (["ema=1.0"], ["ema is 1.0", "below 1"]),
         (["run="], ["names no folder", "run=NAME"]),

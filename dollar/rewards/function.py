@@ -28,6 +28,7 @@ class Function:
     """
 
     def __init__(self, path: str, frames: int | str | None = None, differentiable: bool = False) -> None:
+        path = str(path)  # a name may look like a number
         self.path = self.name = path
         self.frames = check_frames(frames)
         self.differentiable = differentiable
