@@ -422,6 +422,9 @@ def test_a_run_ends_when_its_best_score_stays_behind(build: Build) -> None:
     watched(trainer, *[(0.0, true) for true in (0.1, 0.5, 0.4, 0.5, 0.9)])
     assert trainer.train() and trainer.cycle == 4
     assert "no better reward_4 than 0.5 of cycle 2" in trainer.ended and trainer.uses_best
+    silent = build("validation.every=1", "cycles=9", "keep_best=reward_4", "patience=2")
+    watched(silent, *[(0.0, math.nan)] * 4)
+    assert silent.train() and silent.cycle == 2 and silent.ended == "reward_4 was never a number"
 
 
 def test_a_guards_reward_is_measured_beside_the_runs_own(build: Build) -> None:
