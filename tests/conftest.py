@@ -21,15 +21,14 @@ import torch
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
-for folder in (ROOT, ROOT / "launch"):  # for the processes that tests start
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+if str(ROOT) not in sys.path:  # for the processes that tests start
+    sys.path.insert(0, str(ROOT))
 
 from dollar.data import shapes  # noqa: E402
 from dollar.models.teacher import Teacher  # noqa: E402
 from dollar.parallel.shard import trainable_copy  # noqa: E402
 from dollar.parallel.world import World  # noqa: E402
-from dollar.trainer import Trainer  # noqa: E402
+from dollar.training.trainer import Trainer  # noqa: E402
 
 torch.set_num_threads(1)
 EMBEDDED = ROOT / "dollar" / "assets" / "shapes"
@@ -127,8 +126,9 @@ def compose(config_name: str = "train", *overrides: str) -> Any:
 
 @lru_cache
 def _composed(config_name: str, *overrides: str) -> Any:
-    import door
     import hydra
+
+    from dollar.cli import entry as door
 
     with hydra.initialize_config_dir(str(door.CONF), version_base="1.3"):
         return hydra.compose(config_name, overrides=list(overrides))
@@ -170,7 +170,7 @@ def tiny_trainer(
     teacher: Teacher, folder: Path, *overrides: str, data: Sequence[str] = TINY_DATA, world: World | None = None
 ) -> Trainer:
     """The trainer that launch/train.py would build."""
-    from build import build_trainer
+    from dollar.cli.build.run import build_trainer
 
     config = compose("train", *TINY_RUN, *data, f"teacher.folder={teacher.folder}", *overrides)
     return build_trainer(config, world or World(), teacher, folder, 0)
@@ -204,11 +204,11 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> C
     """command("train", "key=value", ...) runs launch/train.py as its command line would, in this process."""
     import logging
 
-    import door
+    from dollar.cli import entry as door
 
     def run(name: str, *arguments: str) -> Said:
         monkeypatch.setattr(sys, "argv", [f"launch/{name}.py", *arguments])
-        main = importlib.import_module(name).main
+        main = importlib.import_module(f"dollar.cli.commands.{name}").main
         root = logging.getLogger()
         handlers, level, code = root.handlers[:], root.level, 0
         capsys.readouterr()

@@ -175,8 +175,8 @@ def by_ours(student: Path) -> str:
 
     import torch
 
-    from dollar.sampling import make_clips
-    from dollar.student import load_student, read_card
+    from dollar.export.student import load_student, read_card
+    from dollar.sampling.samplers import make_clips
 
     torch.set_num_threads(1)
     settings = {**read_card(student)["teacher"], "text": "online"}

@@ -9,30 +9,30 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import ablation
-import ablation_jobs
-import ablation_plan
 import numpy as np
 import pytest
 import torch
-from ablation_jobs import Job, Outcome, work
-from ablation_plan import Plan, replaced, rows_of, seeds_of
 from conftest import compose
 from torch import Tensor
 from torch.nn import functional
 
+from dollar.cli.commands import ablation
 from dollar.data import shapes
-from dollar.evaluation import ablation as figures
-from dollar.evaluation.ablation import Comparison, Gaps, Results, Row, Spread, compare, rounded, spread_of, together
-from dollar.evaluation.ablation_curves import Rise, line_of, reached, rise_of, sooner
-from dollar.evaluation.ablation_document import BEGIN, END, by_hand, table, write_document
-from dollar.evaluation.ablation_plots import apart, write_plots
-from dollar.evaluation.ablation_questions import _Asker, markdown, questions
-from dollar.evaluation.evaluate import Yardstick, pairs, scored
-from dollar.evaluation.features import RandomFeatures
+from dollar.evaluation.measures.features import RandomFeatures
+from dollar.evaluation.yardstick import Yardstick, pairs, scored
 from dollar.log import Log
-from dollar.pixel_reward import PixelReward
 from dollar.rewards.mixture import Mixture
+from dollar.studies import jobs as ablation_jobs
+from dollar.studies import plan as ablation_plan
+from dollar.studies import results as figures
+from dollar.studies.curves import Rise, line_of, reached, rise_of, sooner
+from dollar.studies.document import BEGIN, END, by_hand, table, write_document
+from dollar.studies.jobs import Job, Outcome, work
+from dollar.studies.plan import Plan, replaced, rows_of, seeds_of
+from dollar.studies.plots import apart, write_plots
+from dollar.studies.questions import _Asker, markdown, questions
+from dollar.studies.results import Comparison, Gaps, Results, Row, Spread, compare, rounded, spread_of, together
+from dollar.surrogate.pixel_reward import PixelReward
 
 BETAS = {method: figures.along_beta(rows_of(compose("ablation")), method) for method in figures.METHODS}
 TITLES = {name: group.title for name, group in compose("ablation").groups.items()}
@@ -181,7 +181,7 @@ def test_an_unknown_row_is_told_with_the_nearest() -> None:
 
 def test_every_question_and_plot_knows_rows_of_the_configuration() -> None:
     """A renamed row would be `not measured` for ever."""
-    from dollar.evaluation import ablation_plots as plots
+    from dollar.studies import plots as plots
 
     config = compose("ablation")
     rows = rows_of(config)
@@ -412,7 +412,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """Runs the command with a configuration; gives what it ran."""
     monkeypatch.setattr(ablation, "check_jobs", lambda plan, which: None)
     monkeypatch.setattr(ablation, "bar", lambda which, workers: lambda outcome, running: None)
-    monkeypatch.setattr("dollar.evaluation.ablation_document.write_plots", lambda *_: [])
+    monkeypatch.setattr("dollar.studies.document.write_plots", lambda *_: [])
 
     def run(config: Any, fail: str | None = None) -> list[str]:
         ran: list[str] = []
@@ -482,7 +482,7 @@ def test_a_strangers_run_is_left_alone(tmp_path: Path, machine: Callable[..., li
 
 
 def test_two_commands_at_once_are_refused(tmp_path: Path, machine: Callable[..., list[str]]) -> None:
-    from alone import Lock
+    from dollar.parallel.lock import Lock
 
     for folder, key in ((tmp_path / "work", "work"), (tmp_path / "docs" / "ablation", "out")):
         lock = Lock(folder, alone=True)

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from dollar import media
 from dollar.parallel import checkpoint
-from dollar.trainer import Trainer
+from dollar.training.trainer import Trainer
 
 SHARED = ROOT.parent / "shared" / "clips"
 

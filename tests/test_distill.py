@@ -17,16 +17,16 @@ from torch import Tensor
 
 from dollar.diffusion.draws import Draws
 from dollar.diffusion.schedule import diffuse
-from dollar.distill import Distiller
-from dollar.latent_reward import LatentReward
+from dollar.export.student import denoiser_of, few_steps
+from dollar.losses.objective import Objective
+from dollar.methods.distill import Distiller
 from dollar.models.denoiser import Condition, Denoiser
-from dollar.models.ema import Ema
 from dollar.models.latent_reward_model import LatentRewardModel
 from dollar.models.teacher import Teacher
-from dollar.objective import Objective
-from dollar.pixel_reward import PixelReward
-from dollar.student import denoiser_of, few_steps
-from dollar.trainer import Trainer
+from dollar.surrogate.latent_reward import LatentReward
+from dollar.surrogate.pixel_reward import PixelReward
+from dollar.training.average import Ema
+from dollar.training.trainer import Trainer
 
 PROMPTS = [
     "a small red circle moving left on a black background",

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from dollar.data import shapes
 from dollar.diffusion.draws import Draws
-from dollar.evaluation.evaluate import Figures, Pairs, Yardstick, difference, latent_reward_figures, pairs, scored
-from dollar.latent_reward import Climb
+from dollar.evaluation.yardstick import Figures, Pairs, Yardstick, difference, latent_reward_figures, pairs, scored
 from dollar.models.teacher import Teacher
-from dollar.pixel_reward import PixelReward
 from dollar.rewards.mixture import Mixture
-from dollar.sampling import Sampler
+from dollar.sampling.samplers import Sampler
+from dollar.surrogate.latent_reward import Climb
+from dollar.surrogate.pixel_reward import PixelReward
 
 HELD_OUT = shapes.captions("held_out")
 MEASURES = {"alignment", "attributes", "reward", "frechet", "sharpness", "vendi", "spread"}
@@ -138,7 +138,7 @@ def test_the_latent_rewards_figures_are_of_its_guesses(teacher: Teacher, monkeyp
         return Sampler("planted", 1, lambda drawn, condition: values.reshape(-1, 1, 1, 1, 1))
 
     samplers = [gives(truth[:3]), gives(truth[3:])]
-    monkeypatch.setattr("dollar.evaluation.evaluate.decode", lambda teacher, latents: latents)
+    monkeypatch.setattr("dollar.evaluation.yardstick.decode", lambda teacher, latents: latents)
 
     def figures(says: Callable[[Tensor], Tensor]) -> dict[str, float]:
         return latent_reward_figures(Planted(says), teacher, samplers, HELD_OUT[:3])
@@ -202,8 +202,8 @@ def test_metrics_json_has_every_figure(
 
     refused = command("evaluate", f"checkpoint={tmp_path / 'one' / 'student'}", "parallel.device=cpu")
     assert refused.code == 2 and "makes clips of (9, 32, 32)" in refused.err
-    monkeypatch.setattr("dollar.evaluation.evaluate.check_size", lambda teacher: None)
-    monkeypatch.setattr("dollar.sampling.make_clips", hand_over)
+    monkeypatch.setattr("dollar.evaluation.yardstick.check_size", lambda teacher: None)
+    monkeypatch.setattr("dollar.sampling.samplers.make_clips", hand_over)
     settings = ("clips=64", "teacher_clips=64", "teacher_steps=4", "training_clips=72", "lrm_prompts=3", "repeats=2")
     student = f"checkpoint={tmp_path / 'one' / 'student'}"
     done = command("evaluate", student, *settings, "parallel.device=cpu", "shown=1")
@@ -232,7 +232,7 @@ def test_metrics_json_has_every_figure(
 def test_the_shipped_figures_are_of_the_shipped_teacher() -> None:
     from types import SimpleNamespace
 
-    import evaluate as command
+    from dollar.cli.commands import evaluate as command
 
     config = compose("evaluate")
     stored = json.loads(Path(config.teacher_metrics).read_text())
@@ -242,7 +242,7 @@ def test_the_shipped_figures_are_of_the_shipped_teacher() -> None:
 
 def test_the_pairs_are_the_same_in_every_process() -> None:
     """Words are hashed anew in each process; with the seed 4 sums of floats once fell another way."""
-    asked = "from dollar.data import shapes; from dollar.evaluation.evaluate import pairs; "
+    asked = "from dollar.data import shapes; from dollar.evaluation.yardstick import pairs; "
     asked += "print(pairs(shapes.captions('held_out'), 300))"
     environment = {**os.environ, "PYTHONHASHSEED": "4"}
     said = subprocess.run([sys.executable, "-c", asked], env=environment, cwd=ROOT, capture_output=True, text=True)

@@ -20,14 +20,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dollar import export
+from dollar.export import pipeline as export
+from dollar.export.student import few_steps, load_student, save_student
 from dollar.models import lora
 from dollar.models.teacher import Teacher
 from dollar.parallel import checkpoint
 from dollar.parallel.shard import trainable_copy
 from dollar.parallel.world import World
-from dollar.sampling import decode, make_latents
-from dollar.student import few_steps, load_student, save_student
+from dollar.sampling.samplers import decode, make_latents
 
 NUMBERS = {"run": "tiny", "seed": 0, "cycles": 3, "batch": 4, "beta_vsd": 1.0, "beta_cd": 0.5, "beta_ft": 0.0}
 # family -> the step counts that the scheduler for four steps gives, too
@@ -522,7 +522,7 @@ def test_a_student_that_is_a_lora_keeps_it(command: Callable, cog: Teacher, cog_
 
 
 def test_the_card_says_what_it_is(command: Callable, cog: Teacher, cog_run: Path, tmp_path: Path) -> None:
-    from model_card import read_front_matter
+    from dollar.export.model_card import read_front_matter
 
     run = tmp_path / "run"
     shutil.copytree(cog_run / "student", run / "student")
@@ -580,8 +580,9 @@ LOSSES: dict[str, tuple[list[str], list[str]]] = {
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_card_says_every_term_and_the_reward_that_was_followed(tmp_path: Path, name: str) -> None:
-    from model_card import command, training
     from omegaconf import OmegaConf
+
+    from dollar.export.model_card import command, training
 
     (tmp_path / "lrm.json").write_text('{"reward": "Redness"}')
     given, words = ([part.replace("LRM", str(tmp_path)) for part in parts] for parts in LOSSES[name])
@@ -596,7 +597,7 @@ def test_the_card_says_every_term_and_the_reward_that_was_followed(tmp_path: Pat
 def test_the_license_is_the_teachers_or_the_one_that_is_given(
     command: Callable, cog: Teacher, cog_run: Path, tmp_path: Path
 ) -> None:
-    from model_card import read_front_matter
+    from dollar.export.model_card import read_front_matter
 
     shutil.copytree(cog.folder, tmp_path / "teacher")
     (tmp_path / "teacher" / "README.md").write_text("---\nlicense: apache-2.0\ntags: [a]\n---\n# A teacher\n")
@@ -616,7 +617,7 @@ def test_mistakes_are_sentences(
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("the mistake must be told before the student's weights are read")
 
-    monkeypatch.setattr("dollar.export.read_network", forbidden)
+    monkeypatch.setattr("dollar.export.pipeline.read_network", forbidden)
     out, student = tmp_path / "out", cog_run / "student"
     (tmp_path / "empty").mkdir()
     refused(command, "checkpoint is not given", out=out)

@@ -16,14 +16,14 @@ from families import FAMILIES, PROMPT, build
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dollar.export.student import few_steps, load_student, read_card, save_student
 from dollar.models import flow
 from dollar.models.teacher import Teacher
 from dollar.parallel import checkpoint
 from dollar.parallel.shard import parallelize
 from dollar.parallel.world import World
-from dollar.sampling import make_latents, teacher_sampler
-from dollar.student import few_steps, load_student, read_card, save_student
-from dollar.trainer import Trainer
+from dollar.sampling.samplers import make_latents, teacher_sampler
+from dollar.training.trainer import Trainer
 
 FLOW = [name for name in FAMILIES if not name.startswith("cogvideox")]
 TIMES = {name: [1000, 750, 500, 250] if name in FLOW else [999, 749, 499, 249] for name in FAMILIES}
@@ -269,7 +269,7 @@ def test_a_cycle_of_algorithm_1_and_the_one_after_resuming(family: str, teacher:
 
 def test_a_student_that_is_a_lora(family: str, teacher: Teacher, folder: Path, tmp_path: Path) -> None:
     """It starts as the teacher, only its factors are trained and kept, and its file in diffusers gives its clips."""
-    from train import write_student
+    from dollar.cli.commands.train import write_student
 
     size = [f"data.clips.{key}={value}" for key, value in FAMILIES[family].clip.items()]
     data = ("data.clips._target_=test_families.NoiseClips", "data.clips.size=8", *(f"+{s}" for s in size))

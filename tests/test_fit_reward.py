@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PROMPT, ROOT, TINY, TINY_DATA, compose
-from observations import Observations, Row
 from safetensors import safe_open
 from torch import Tensor
 
-from dollar.latent_reward import Climb, LatentReward
 from dollar.models.teacher import Teacher
+from dollar.surrogate.latent_reward import Climb, LatentReward
+from dollar.surrogate.observations import Observations, Row
 
 ASKED: list[str] = []
 
@@ -149,7 +149,7 @@ def test_a_step_up_its_gradient_is_tried_and_told(fit: Callable, tmp_path: Path)
 
 
 def test_advice_where_little_of_a_step_is_true() -> None:
-    from fit_reward import told
+    from dollar.cli.commands.fit_reward import told
 
     clean, noised, teacher = (
         compose("fit_reward", *given).lrm for given in ((), ("lrm.noised=true",), ("lrm.backbone=teacher",))
@@ -266,7 +266,7 @@ def test_a_mistake_is_a_sentence_before_anything_is_scored(
 
 
 def test_a_clip_is_held_out_under_all_of_its_captions() -> None:
-    from fit_reward import split
+    from dollar.cli.commands.fit_reward import split
 
     rows = [(kind, Row(0, clip, PROMPT, 0.5)) for kind in ("real", "mismatched", "made in 1") for clip in range(10)]
     fitted_on, held_out = split(rows, 0.3, 0, Path("kept"))
@@ -279,7 +279,7 @@ def test_a_clip_is_held_out_under_all_of_its_captions() -> None:
 
 def test_figures_by_hand(teacher: Teacher) -> None:
     """Rewards 1, 2, 3, 4 of which 1, 2, 4, 3 is predicted: R^2 = 1 - 2/5, and the pairs two apart are all told."""
-    from fit_reward import figures_of, table
+    from dollar.cli.commands.fit_reward import figures_of, table
 
     class Says(torch.nn.Module):
         card: dict = {}

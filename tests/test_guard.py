@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dollar.guard import Guard
+from dollar.training.monitors.guard import Guard
 
 
 def told(guard: Guard, *checks: tuple[float, float]) -> list[str]:

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from dollar.diffusion.draws import Draws
 from dollar.diffusion.schedule import RectifiedFlow, diffuse
-from dollar.latent_reward import LatentReward, Observation, agreement
 from dollar.losses.latent_reward import RunningStatistics, fine_tune, fit, pairwise
 from dollar.models.denoiser import Condition
 from dollar.models.latent_reward_model import LatentRewardModel
 from dollar.models.reward_models import make_reward_model
 from dollar.models.teacher import Teacher
-from dollar.pixel_reward import PixelReward
+from dollar.surrogate.latent_reward import LatentReward, Observation, agreement
+from dollar.surrogate.pixel_reward import PixelReward
 
 
 def parameters(model):

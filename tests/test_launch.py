@@ -52,7 +52,7 @@ def test_every_choice_composes(group: str, choice: str) -> None:
     config = compose("train", f"{group}={choice}", *extra)
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert plain["cycles"] > 0
-    import build
+    from dollar.cli.build import run as build
 
     build.objective_of(config), build.plan_of(config)
 
@@ -359,7 +359,7 @@ def test_another_configuration_does_not_touch_it(train: Callable, runs: Path, fi
 
 
 def test_a_run_from_before_a_key_came_is_the_same_run(train: Callable, runs: Path, finished: list[str]) -> None:
-    from train import LATER
+    from dollar.cli.commands.train import LATER
 
     train(*finished)
     stored = runs / "first" / "config.yaml"
@@ -497,8 +497,9 @@ def test_a_bad_job_ends_alone_and_the_table_says_so(train: Callable, runs: Path)
     ],
 )
 def test_a_prompt_may_hold_anything(text: str) -> None:
-    from door import quote_prompt
     from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from dollar.cli.entry import quote_prompt
 
     quoted = OverridesParser.create().parse_override(quote_prompt(f"prompt={text}")).value()
     assert OmegaConf.create({"prompt": quoted}).prompt == text

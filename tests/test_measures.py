@@ -11,12 +11,12 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from dollar.data import shapes
-from dollar.evaluation.alignment import alignment
-from dollar.evaluation.bootstrap import paired_interval
-from dollar.evaluation.features import RandomFeatures
-from dollar.evaluation.frechet import FrechetReference, frechet_distance, moments
-from dollar.evaluation.sharpness import gradient_energy, sharpness
-from dollar.evaluation.vendi import circular_sd, spread, vendi_per_prompt, vendi_score
+from dollar.evaluation.measures.alignment import alignment
+from dollar.evaluation.measures.bootstrap import paired_interval
+from dollar.evaluation.measures.features import RandomFeatures
+from dollar.evaluation.measures.frechet import FrechetReference, frechet_distance, moments
+from dollar.evaluation.measures.sharpness import gradient_energy, sharpness
+from dollar.evaluation.measures.vendi import circular_sd, spread, vendi_per_prompt, vendi_score
 from dollar.rewards.shapes import Judgement, ShapesVerifier
 
 WEIGHT_SUM = -10.803122825713444  # of the network of seed 0

@@ -16,10 +16,10 @@ import torch
 from conftest import ROOT
 from torch import Tensor, nn
 
-from dollar.evaluation import memory, reward_tables
-from dollar.evaluation.memory import Count, Tally, Work, count, operations, rise, seconds
-from dollar.evaluation.reward_costs import CLIP, DIRECT, LRMS, SPREAD, VIT_H, How, Measured, measure, new_work
-from dollar.evaluation.reward_tables import HALF, TEXT, WHOLE, Run, put_section
+from dollar.benchmarks import memory, reward_tables
+from dollar.benchmarks.memory import Count, Tally, Work, count, operations, rise, seconds
+from dollar.benchmarks.reward_costs import CLIP, DIRECT, LRMS, SPREAD, VIT_H, How, Measured, measure, new_work
+from dollar.benchmarks.reward_tables import HALF, TEXT, WHOLE, Run, put_section
 
 FLOAT = 4
 
@@ -113,7 +113,7 @@ def test_the_latent_reward_models_grow_by_their_frames_and_halve_with_their_dtyp
 @pytest.fixture
 def small_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CLIP of 3 narrow blocks and a clip of few small frames."""
-    from dollar.evaluation import reward_costs
+    from dollar.benchmarks import reward_costs
 
     towers = {part: dict(VIT_H[part]) for part in ("vision_config", "text_config")}
     for tower in towers.values():
@@ -167,8 +167,8 @@ def test_operations_by_hand() -> None:
 
 RESIDENT = """
 import torch
-from dollar.evaluation.memory import count, rise
-from dollar.evaluation.memory import Work
+from dollar.benchmarks.memory import count, rise
+from dollar.benchmarks.memory import Work
 torch.set_num_threads(1)
 network = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) if i % 2 else torch.nn.GELU() for i in range(8)))
 x = torch.zeros(8192, 1024, requires_grad=True)

@@ -241,9 +241,10 @@ def test_a_clip_that_one_part_cannot_judge_has_no_number() -> None:
 
 def test_a_mixture_from_the_command_line() -> None:
     """Each part keeps its own yaml's keys, and only those with a weight are made, so that none fetches weights."""
-    from door import check_overrides
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
+
+    from dollar.cli.entry import check_overrides
 
     given = ["reward.weights.colourfulness=0.2", "reward.weights.flicker=2", "reward.parts.colourfulness.frames=4"]
     check_overrides("train", ["reward=mixture", *given])

@@ -12,17 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import plan as command_of_plan
 import pytest
 import torch
 from conftest import TINY_DATA, TINY_RUN, Said, compose
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from dollar.cli.commands import plan as command_of_plan
 from dollar.diffusion.draws import Draws
 from dollar.models.outline import Outline, measure, outline
 from dollar.models.teacher import Teacher
-from dollar.plan import (
+from dollar.planning.memory import (
     Cycle,
     Setup,
     checkpoint_bytes,
@@ -33,7 +33,7 @@ from dollar.plan import (
     roles,
     way_to_fit,
 )
-from dollar.trainer import Trainer
+from dollar.training.trainer import Trainer
 
 PUBLISHED = {
     "cogvideox_2b": 1_693_783_872,

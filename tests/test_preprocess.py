@@ -20,14 +20,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import store
 import torch
-from alone import Lock
 from conftest import ROOT, TINY, Said
 from safetensors import safe_open
 
 from dollar import media
 from dollar.data import buckets, clips
+from dollar.data import encode as store
 from dollar.data.buckets import Bucket, choose, finished, read_ahead, row_ids, spread
 from dollar.data.clips import ClipFolder
 from dollar.data.listed import Skipped
@@ -35,6 +34,7 @@ from dollar.data.skips import Skip, SkipLog, read_skips
 from dollar.data.sources import open_source
 from dollar.models.codec import Codec
 from dollar.models.teacher import Teacher
+from dollar.parallel.lock import Lock
 from dollar.parallel.world import World
 
 NAME = "9x32x32"
@@ -546,7 +546,7 @@ def test_tars_and_names_that_are_no_text(run: Callable[..., Said], folder: Path,
 
 def test_training_commands_keep_their_data(command: Callable[..., Said]) -> None:
     """data=PATH is preprocess's; where data is a group it stays one."""
-    import door
+    from dollar.cli import entry as door
 
     assert door.whole_data("train", "data=clips") == "data=clips"
     assert door.whole_data("preprocess", "data=a b") == 'data.path="a b"'

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file
 
 from dollar.data import shapes
-from dollar.models.ema import Ema
 from dollar.parallel.world import World
 from dollar.pretraining import stages
 from dollar.pretraining.autoencoder import (
@@ -47,6 +46,7 @@ from dollar.pretraining.teacher import (
     save_pipeline,
     train_teacher,
 )
+from dollar.training.average import Ema
 
 
 @pytest.fixture(scope="module")

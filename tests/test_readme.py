@@ -32,7 +32,7 @@ MADE = sorted(
 
 @pytest.mark.parametrize(("document", "line"), LAUNCHED)
 def test_a_command_of_the_documents_composes(document: str, line: str) -> None:
-    import door
+    from dollar.cli import entry as door
 
     words = shlex.split(line.replace("FOLDER", "somewhere"))
     command = next(i for i, word in enumerate(words) if word.startswith("launch/"))

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dollar.data import shapes
-from dollar.evaluation.report import (
+from dollar.evaluation.report.page import (
     DASH,
     Figure,
     SampleRow,

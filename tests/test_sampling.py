@@ -9,8 +9,9 @@ import pytest
 import torch
 from conftest import LATENT, PROMPT, fingerprint, new_network
 
+from dollar.export.student import few_steps, load_student, read_card, save_student
 from dollar.models.teacher import Teacher
-from dollar.sampling import (
+from dollar.sampling.samplers import (
     decode,
     generators,
     make_clips,
@@ -18,7 +19,6 @@ from dollar.sampling import (
     student_sampler,
     teacher_sampler,
 )
-from dollar.student import few_steps, load_student, read_card, save_student
 
 OTHER = "a large blue cross standing still on a white background"
 TIMES = [999, 749, 499, 249]

@@ -158,7 +158,7 @@ def test_a_killed_writer_leaves_nothing_that_is_read_and_the_next_one_clears_it(
         "for i in range(3): writer.add(row(i, (16, 16, 80, 80)))\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "launch", ROOT / "tests")))
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
     ended = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}, cwd=ROOT)
     assert ended.returncode == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 2

@@ -8,10 +8,10 @@ import torch
 from conftest import new_network
 from torch import Tensor
 
-from dollar.evaluation import speed
-from dollar.evaluation.speed import in_turn, measure_speed
+from dollar.evaluation.measures import speed
+from dollar.evaluation.measures.speed import in_turn, measure_speed
 from dollar.models.teacher import Teacher
-from dollar.sampling import Sampler, teacher_sampler
+from dollar.sampling.samplers import Sampler, teacher_sampler
 
 PROMPT = "a small red circle moving left on a black background"
 

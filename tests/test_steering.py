@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from build import plan_of
 from conftest import ROOT, compose, fingerprint, gradients
 from torch import Tensor
 
-from dollar.evaluation.validate import Scores
+from dollar.cli.build.run import plan_of
 from dollar.losses.pull import Pull
 from dollar.models.teacher import Teacher
 from dollar.parallel import checkpoint
-from dollar.pixel_reward import PixelReward
-from dollar.trainer import Trainer
+from dollar.surrogate.pixel_reward import PixelReward
+from dollar.training.trainer import Trainer
+from dollar.training.validation import Scores
 
 Build = Callable[..., Trainer]
 CLIP = f"reward.path={ROOT / 'dollar' / 'assets' / 'clip'}"

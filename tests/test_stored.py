@@ -24,7 +24,7 @@ from dollar.data.stored import LatentShards, StoredText, Walk
 from dollar.models.denoiser import Condition
 from dollar.models.teacher import Teacher
 from dollar.parallel import checkpoint
-from dollar.trainer import Trainer
+from dollar.training.trainer import Trainer
 
 SHAPE = (4, 3, 5, 6)
 ROWS = 23

@@ -14,11 +14,11 @@ from conftest import EMBEDDED, LATENT, PROMPT, TINY, clear, gradients, load_tiny
 from torch import Tensor
 
 from dollar.diffusion.prediction import SAMPLE
+from dollar.export.student import few_steps, load_student, save_student
 from dollar.models.teacher import Teacher
 from dollar.parallel.shard import parallelize
 from dollar.parallel.world import World
-from dollar.sampling import decode, generators, make_latents, student_sampler, teacher_sampler
-from dollar.student import few_steps, load_student, save_student
+from dollar.sampling.samplers import decode, generators, make_latents, student_sampler, teacher_sampler
 
 TIMES = [999, 749, 499, 249]
 

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from dollar.diffusion.draws import Draws
 from dollar.diffusion.schedule import diffuse
-from dollar.latent_reward import LatentReward
 from dollar.models.reward_models import make_reward_model
 from dollar.models.teacher import Teacher
 from dollar.models.teacher_reward_model import QueryHead, TeacherRewardModel, first_blocks, weights_hash
+from dollar.surrogate.latent_reward import LatentReward
 
 OTHER = "a large green square standing still on a white background"
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dollar.models.teacher import Teacher
 from dollar.parallel import checkpoint
-from dollar.trainer import Trainer
+from dollar.training.trainer import Trainer
 
 Build = Callable[..., Trainer]
 # Three cycles leave one gathered reward gradient of two behind, so a resumed run starts in the middle of a gathering.
@@ -336,7 +336,7 @@ def test_the_teacher_stays_as_it_was(build: Build, teacher: Teacher) -> None:
 
 
 def test_a_run_starts_from_a_finished_student(build: Build, teacher: Teacher, tmp_path: Path) -> None:
-    from dollar.student import few_steps, load_student, save_student
+    from dollar.export.student import few_steps, load_student, save_student
 
     network = new_network(teacher)
     with torch.no_grad():
@@ -419,7 +419,7 @@ def test_two_processes_agree_with_one(tmp_path: Path, tiny_teacher_folder: Path)
     """One launch for all that takes a launch; see `work`."""
     work(tmp_path / "one", tiny_teacher_folder, World())
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    paths = [str(ROOT), str(ROOT / "launch"), str(ROOT / "tests")]
+    paths = [str(ROOT), str(ROOT / "tests")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, __file__, str(tmp_path / "two"), str(tiny_teacher_folder)],

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dollar.data import shapes
-from dollar.models.ema import Ema
 from dollar.parallel.world import World
 from dollar.pretraining.pictures import Pool, Visible, decoded, rendered, spoilt, stack, visible, worse
 from dollar.pretraining.stages import Stage, optimizers_of, run_stage
 from dollar.pretraining.teacher import shapes_codec
 from dollar.rewards.clip import MEAN, STD
 from dollar.rewards.open_clip import to_open_clip
+from dollar.training.average import Ema
 
 SIZE = shapes.HEIGHT
 LENGTH = 16  # tokens a caption is padded to; one of the world's has 12 with its start and end

@@ -19,10 +19,10 @@ from dollar.diffusion.schedule import VariancePreserving, diffuse, expand_like
 from dollar.log import progress
 from dollar.losses.score_matching import native
 from dollar.models.codec import Codec, Normalisation
-from dollar.models.ema import Ema
 from dollar.parallel.world import World
 from dollar.pretraining.autoencoder import CELL, CHANNELS
 from dollar.pretraining.stages import START, Stage, optimizers_of, run_stage, take_weights
+from dollar.training.average import Ema
 
 
 def weight(attributes: shapes.Attributes) -> float:

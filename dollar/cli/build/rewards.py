@@ -1,0 +1,197 @@
+"""From configuration to what a student is steered by: rewards, the latent reward model, further terms, the guard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from dollar.losses.objective import Objective
+from dollar.losses.reward_gradient import number_of
+from dollar.losses.term import Term
+from dollar.models.reward_models import make_reward_model, read_reward_card
+from dollar.models.teacher import Teacher
+from dollar.parallel.world import World
+from dollar.surrogate.latent_reward import FITS, LatentReward
+from dollar.surrogate.pixel_reward import PixelReward
+from dollar.training.monitors.guard import Guard
+
+
+def terms_of(config: DictConfig) -> dict[str, Term]:
+    """The further terms of the loss whose weight isn't 0."""
+    made = {name: instantiate(node) for name, node in config.terms.items() if node is not None}
+    if below := [name for name, term in made.items() if term.beta < 0]:
+        raise ValueError(f"the weight of {below[0]} is {made[below[0]].beta}; it is 0 (off) or positive")
+    return {name: term for name, term in made.items() if term.beta > 0}
+
+
+def check_latent_reward(config: DictConfig) -> None:
+    """Raise ValueError for keys of lrm that don't go together."""
+    lrm = config.lrm
+    if lrm.mode not in ("online", "pretrained", "frozen"):
+        raise ValueError(f"lrm.mode is {lrm.mode!r}; use online, pretrained or frozen")
+    if lrm.mode != "online" and lrm.path is None:
+        raise ValueError(
+            f"lrm.mode is {lrm.mode}, but lrm.path is null; give the folder of a latent reward model, which "
+            "launch/fit_reward.py writes, or runs/<run>/lrm of another run"
+        )
+    if lrm.mode == "online" and lrm.path is not None:
+        raise ValueError(f"lrm.path is {lrm.path}, but lrm.mode is online, which reads none; set lrm.mode=pretrained")
+    if lrm.backbone not in ("cnn", "teacher"):
+        raise ValueError(f"lrm.backbone is {lrm.backbone!r}; use cnn or teacher")
+    if lrm.fit not in FITS:
+        raise ValueError(f"lrm.fit is {lrm.fit!r}; use {' or '.join(FITS)}")
+    noise_of(lrm)
+    if lrm.mode != "online" and config.beta_ft == 0:
+        raise ValueError(f"lrm.mode is {lrm.mode}, but beta_ft is 0, so nobody would follow it; set beta_ft above 0")
+    if lrm.fit == "pairwise" and lrm.memory == 1 and not config.data.get("latents", True):
+        raise ValueError(
+            "lrm.fit=pairwise compares two clips of a sample, but this data has prompts alone and lrm.memory=1 keeps "
+            "one; set lrm.memory=2 or more"
+        )
+    if lrm.backbone == "teacher" and config.parallel.shard_teacher:
+        raise ValueError(
+            "lrm.backbone is teacher, but parallel.shard_teacher spreads the teacher's blocks; set one of them back"
+        )
+    if lrm.mode != "online":
+        check_noise(lrm)
+
+
+def check_noise(lrm: DictConfig) -> None:
+    """Raise ValueError where a stored latent reward model would be shown latents of another noise than in its fit."""
+    card, asked = read_reward_card(lrm.path), noise_of(lrm)
+    stored = None if card.get("noise") is None else tuple(card["noise"])
+    if stored == asked or card["model"].get("backbone") != lrm.backbone:  # another backbone is told as that
+        return
+    fitted = "clean latents" if stored is None else f"latents at noise {list(stored)}"
+    keys = "lrm.noised=false" if stored is None else f"lrm.noised=true and lrm.noise={list(stored)}"
+    raise ValueError(
+        f"the latent reward model in {lrm.path} was fitted to {fitted}, and here it would see "
+        f"{'clean ones' if asked is None else f'noise {list(asked)}'}; set {keys}"
+    )
+
+
+def noise_of(lrm: DictConfig) -> tuple[float, float] | None:
+    """The fractions of T between which latents are noised for a latent reward model; None for clean ones.
+
+    ValueError for two that aren't.
+    """
+    if not 0 <= lrm.noise[0] < lrm.noise[1] <= 1:
+        raise ValueError(f"lrm.noise is {list(lrm.noise)}; give two rising fractions of T, as [0.0, 0.5]")
+    return tuple(lrm.noise) if lrm.noised or lrm.backbone == "teacher" else None
+
+
+def guard_of(config: DictConfig) -> Guard:
+    """The guard against over-optimisation; ValueError where it would have nothing to look at."""
+    guard = Guard(config.guard.action, config.guard.patience, config.guard.tolerance, config.guard.factor)
+    second = config.guard.reward.get("_target_") is not None
+    if not guard.active:
+        return guard
+    if config.validation.every == 0:
+        raise ValueError(f"guard.action is {guard.action}, but validation.every is 0, so it would see nothing")
+    if not pursues(config):
+        raise ValueError(f"guard.action is {guard.action}, but no term leads to a reward; set guard.action=none")
+    if not second and config.reward.get("_target_") is None:
+        raise ValueError(
+            f"guard.action is {guard.action}, but there is no reward that could fall; name one with "
+            "reward@guard.reward=NAME"
+        )
+    if config.beta_ft == 0 and not second:
+        raise ValueError(
+            f"guard.action is {guard.action}, but the one reward that is pursued can't be its own guard; name a second "
+            "one with reward@guard.reward=NAME"
+        )
+    return guard
+
+
+class Rewards(NamedTuple):
+    """The reward that a run pursues or looks at, and the one that guards it; None where there is none."""
+
+    pursued: Any
+    guard: Any
+
+
+def rewards_of(config: DictConfig) -> Rewards:
+    """The rewards of a run, made before anything large is loaded, for a wrong path should be told at once.
+
+    None where nobody would ask them.
+    """
+    asked = pursues(config) or config.validation.every > 0
+    return Rewards(*(reward_of(node) if asked else None for node in (config.reward, config.guard.reward)))
+
+
+def reward_of(node: DictConfig) -> Any:
+    """The reward that a choice of conf/reward describes; None for none."""
+    return None if node.get("_target_") is None else instantiate(node)
+
+
+def pursues(config: DictConfig) -> bool:
+    """Whether any term leads towards a reward."""
+    return config.beta_ft > 0 or any(term.needs for term in terms_of(config).values())
+
+
+def build_latent_reward(
+    config: DictConfig, teacher: Teacher, world: World, pixel: PixelReward | None, prompt: str = ""
+) -> LatentReward:
+    """The latent reward model with the pixel reward that it follows; prompt: any that the teacher can encode."""
+    lrm = config.lrm
+    if lrm.backbone == "cnn" and lrm.temporal == "frames" and getattr(pixel and pixel.reward, "sees_motion", False):
+        print(f"note: {pixel.name} sees motion, which lrm.temporal=frames can't; conv3d can")  # type: ignore[union-attr]
+    how = {"memory": lrm.memory, "gather": world.gather, "fit": lrm.fit}
+    keys = {key: lrm[key] for key in ("backbone", "text", "width", "temporal", "groups", "blocks")}
+    if lrm.mode != "online":
+        read = LatentReward.from_folder(lrm.path, teacher, pixel, keys, **how)
+        follows = read_reward_card(lrm.path).get("reward")
+        if pixel is not None and follows != pixel.name:
+            raise ValueError(
+                f"the latent reward model in {lrm.path} follows {follows}, and reward is {pixel.name}; name the reward "
+                "that it follows, or fit another by launch/fit_reward.py"
+            )
+        read.model.requires_grad_(lrm.mode == "pretrained")
+        return read
+    generator_state = torch.random.get_rng_state()
+    torch.manual_seed(config.seed)  # the same first weights in every process
+    model = make_reward_model(teacher, **keys, prompt=prompt).to(world.device)
+    torch.random.set_rng_state(generator_state)
+    schedule = teacher.denoiser.schedule
+    return LatentReward(model, pixel, teacher.text, noised=noise_of(lrm), schedule=schedule, **how)  # type: ignore[arg-type]
+
+
+def check_rewards(
+    pursued: PixelReward | None, guard: PixelReward | None, captions: Iterable[str], teacher: Teacher, o: Objective
+) -> None:
+    """Raise ValueError where a reward can't judge the run's clips, or lacks the gradient that a term needs."""
+    wanting = [name for name, term in o.terms.items() if term.needs == "gradient"]
+    if wanting and pursued is not None and not pursued.differentiable:
+        raise ValueError(
+            f"the loss's {wanting[0]} needs the reward's gradient, and {pursued.name} has none; reach it through the "
+            "latent reward model (loss=dollar) or by policy gradient (loss=ddpo)"
+        )
+    asked = list(dict.fromkeys(captions))
+    frames, height, width = teacher.clip_shape
+    gray = torch.full((1, frames, 3, height, width), 0.5, device=teacher.device)
+    for pixel in (pursued, guard):
+        if pixel is not None:
+            check_captions(pixel.reward, asked)
+            pixel.trial(gray, asked[:1])
+    for name in wanting:
+        if pursued is not None:
+            count = number_of(getattr(o.terms[name], "frames", None))
+            pursued.trial(gray[:, :count], asked[:1], gradient=True)
+            if count is not None and count < frames and getattr(pursued.reward, "sees_motion", False):
+                print(f"note: {pursued.name} sees motion, and rg.frames={count} shows it {count} frames of {frames}")
+
+
+def check_captions(reward: Any, captions: Iterable[str]) -> None:
+    """Raise ValueError where a reward that knows which captions it can judge finds one that it can't."""
+    if hasattr(reward, "check"):
+        try:
+            reward.check(dict.fromkeys(captions))
+        except ValueError as error:
+            raise ValueError(
+                f"the reward {type(reward).__name__} can't judge these clips: {error} Name a reward that can, or train "
+                "without one by reward=none beta_ft=0"
+            ) from error

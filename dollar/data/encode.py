@@ -1,0 +1,214 @@
+"""From clips to shards: one process's share of what is left to encode."""
+
+from __future__ import annotations
+
+import errno
+import secrets
+import shutil
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from dollar.data.buckets import Bucket, Prepared, finished, prepare, read_ahead
+from dollar.data.clips import NOT_BAD
+from dollar.data.listed import Entry, Skipped, Source, plain
+from dollar.data.shards import Row, ShardWriter, done_ids, told
+from dollar.data.skips import SkipLog, read_skips
+from dollar.log import progress
+from dollar.models.denoiser import Condition
+from dollar.models.teacher import Teacher
+from dollar.parallel.lock import Stop
+from dollar.parallel.world import World
+
+SKIPPED = "skipped"  # the folder of what was skipped
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Settings(NamedTuple):
+    """The keys of conf/preprocess.yaml that say how clips are read and stored."""
+
+    windows: int
+    stills: str
+    batch: int
+    latents_dtype: str
+    text_dtype: str
+    rows_per_shard: int
+    readers: int
+    ahead: int
+    max_bad_fraction: float
+    retry_skipped: bool
+    enlarge: bool
+
+
+class Waiting(NamedTuple):
+    """A window, uint8 [T, H, W, 3], that is to be encoded into the row `id`."""
+
+    id: str
+    entry: Entry
+    window: np.ndarray
+
+
+class Work:
+    """What is left of a source for this process: clips without rows in the folder that weren't skipped before.
+
+    Which clips are left is read from the folder when this is made; every process must have done so before one runs.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        source: Source,
+        teacher: Teacher,
+        buckets: Sequence[Bucket],
+        world: World,
+        settings: Settings,
+    ) -> None:
+        self.out, self.source, self.teacher, self.buckets = out, source, teacher, buckets
+        self.world, self.settings, self.stopped = world, settings, False
+        self.stored = done_ids(out)
+        known = {} if settings.retry_skipped else read_skips(out / SKIPPED)
+        clips = finished(self.stored, settings.windows)
+        ids = [source.id(i) for i in range(len(source))]
+        left = [i for i, id in enumerate(ids) if id not in clips and id not in known]
+        # Neighbours stay together, for they are read from the same file.
+        self.own = left[len(left) * world.rank // world.size : len(left) * (world.rank + 1) // world.size]
+        self.bad = sum(id in known and known[id].cause not in NOT_BAD for id in ids)
+        self.cut = 0  # captions longer than the teacher reads
+        self._done = self._rows = self._bytes = 0
+        self._text: tuple[str, Condition] | None = None
+
+    def run(self, stop: Stop | None = None) -> None:
+        """Encode and write; ValueError when too many clips can't be used, or no space is left.
+
+        When it is asked to stop, what was read so far is written and `stopped` is set.
+        """
+        stop = stop or Stop()
+        try:
+            with stop.busy():
+                self._run(stop)
+        except OSError as error:
+            if error.errno not in FULL and "No space left" not in str(error):
+                raise
+            raise ValueError(
+                f"{self.out} is full: {shutil.disk_usage(self.out).free:,} bytes are free, and {self._needed()}. Make "
+                "room, or begin anew with out=FOLDER on another disk; the same command goes on from here"
+            ) from error
+        check_bad(self.bad, len(self.source), self.settings.max_bad_fraction, self.out)
+
+    def _hopeless(self) -> bool:
+        """Whether too many clips are bad, however good the rest is."""
+        return self.bad > self.settings.max_bad_fraction * len(self.source)
+
+    def _needed(self) -> str:
+        """What the clips that are left take, by those that were stored."""
+        if not self._rows:
+            return "more bytes are needed for the first row"
+        rows = (len(self.own) - self._done) * self.settings.windows + self.settings.rows_per_shard
+        return f"about {rows * self._bytes // self._rows:,} bytes are needed for what is left of this process's clips"
+
+    def _run(self, stop: Stop) -> None:
+        # No other process, and no other run, may have a file of the same name.
+        how, part = self.settings, f"{self.world.rank:03d}-{secrets.token_hex(4)}"
+        shard = part, how.rows_per_shard, how.latents_dtype, how.text_dtype
+        waiting: dict[Bucket, list[Waiting]] = {bucket: [] for bucket in self.buckets}
+        with ExitStack() as stack:
+            skips = SkipLog(self.out / SKIPPED, part)
+            stack.callback(skips.close)
+            writers = {b: stack.enter_context(ShardWriter(self.out / str(b), *shard)) for b in self.buckets}
+            name = "clips" if self.world.size == 1 else "clips of the first process"
+            bar = stack.enter_context(progress(len(self.own), name, self.world.is_main and bool(self.own)))
+            for found in read_ahead(self.own, self._prepare, how.readers, how.ahead):
+                self._done += 1
+                bar.update()
+                if isinstance(found, Skipped):
+                    skips.add(found)
+                    self.bad += found.cause not in NOT_BAD
+                    if self._hopeless():
+                        break
+                    continue
+                group = waiting[found.bucket]
+                group += [Waiting(id, found.entry, window) for id, window in found.windows]
+                while len(group) >= how.batch:
+                    self._write(writers[found.bucket], found.bucket, group[: how.batch])
+                    del group[: how.batch]
+                if stop.asked and self._done < len(self.own):
+                    self.stopped = True
+                    break
+            for bucket, rest in waiting.items():
+                if rest:
+                    self._write(writers[bucket], bucket, rest)
+        if self.cut:
+            print(f"note: {self.cut} captions are longer than the {self.teacher.text_length} tokens that are read")
+
+    def _prepare(self, index: int) -> Prepared | Skipped:
+        entry = self.source[index]
+        if isinstance(entry, Skipped):
+            return entry
+        how = self.settings
+        return prepare(entry, self.buckets, self.teacher.fps, how.windows, how.stills, self.stored, how.enlarge)
+
+    def _write(self, writer: ShardWriter, bucket: Bucket, group: Sequence[Waiting]) -> None:
+        """Encode some windows together and write their rows."""
+        videos = torch.from_numpy(np.stack([w.window for w in group])).to(self.teacher.device)
+        latents = self.teacher.codec.moments(videos.permute(0, 1, 4, 2, 3).float() / 255).cpu()  # [B, T, C, H, W] there
+        size = bucket.width, bucket.height, bucket.frames
+        for (id, entry, _), z in zip(group, latents, strict=True):
+            if not z.isfinite().all():
+                raise ValueError(
+                    f"the autoencoder's latents of {entry.file} are not finite; with 16 bits it may overflow, so try "
+                    "teacher.frozen_dtype=float32"
+                )
+            text = self._encode_text(entry.caption)
+            pooled = None if text.pooled is None else text.pooled[0]
+            caption = text.embeddings[0], text.mask[0], pooled
+            self._rows, self._bytes = self._rows + 1, self._bytes + z.nbytes + text.embeddings[0].nbytes
+            writer.add(Row(id, plain(entry.file.name), entry.caption, z, *caption, *size, self.teacher.fps))
+
+    def _encode_text(self, caption: str) -> Condition:
+        """A caption's condition; the last one is kept, for the windows of a clip follow each other."""
+        if self._text is None or self._text[0] != caption:
+            with warnings.catch_warnings(record=True) as told:  # counted; there may be millions
+                warnings.simplefilter("always")
+                self._text = caption, self.teacher.text.encode([caption])
+            self.cut += bool(told)
+        return self._text[1]
+
+
+def check_bad(bad: int, seen: int, most: float, out: Path) -> None:
+    """Raise ValueError when more than this fraction of the clips are bad."""
+    if bad > most * seen:
+        raise ValueError(
+            f"{bad} of the {seen} clips can't be used ({bad / seen:.0%}; max_bad_fraction={most:g}); "
+            f"{out / SKIPPED} says why. Mend the clips and give retry_skipped=true, or raise max_bad_fraction"
+        )
+
+
+class Stored(NamedTuple):
+    """What a folder holds: ids by bucket, how many rows are there twice, and the shards with those that came later."""
+
+    rows: dict[str, set[str]]
+    again: int
+    shards: list[Path]
+
+
+def read_stored(out: Path, buckets: Sequence[Bucket]) -> Stored:
+    """The rows of all shards of these buckets; ValueError for a damaged shard."""
+    rows: dict[str, set[str]] = {str(bucket): set() for bucket in buckets}
+    seen: set[str] = set()
+    again, shards = 0, []
+    for name, ids in rows.items():
+        for path in sorted((out / name).glob("*.parquet"), key=lambda p: (p.stat().st_mtime_ns, p.name)):
+            with told(path):
+                found = pq.ParquetFile(path).read(columns=["id"])["id"].to_pylist()
+            if repeated := len(found) - len(set(found) - seen):
+                again += repeated
+                shards.append(path)
+            ids.update(found)
+            seen.update(found)
+    return Stored(rows, again, shards)

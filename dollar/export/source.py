@@ -1,0 +1,96 @@
+"""A trained student, wherever a run has left it: as a student's folder or in a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dollar.models.pipeline import Weights
+
+KINDS = {"ema": "ema/transformer.", "last": "student/transformer."}  # weights -> where a checkpoint has them
+
+
+@dataclass(frozen=True)
+class Source:
+    """A student to be exported: its card, its tensors, what their names begin with, and the folder of its run."""
+
+    place: Path
+    card: dict[str, Any]
+    weights: Weights
+    prefix: str
+    run: Path
+
+    @property
+    def in_checkpoint(self) -> bool:
+        """Whether this is a checkpoint, which of a LoRA has the factors alone."""
+        return self.prefix != ""
+
+    def own_lora(self) -> dict[str, Tensor]:
+        """The factors that the student was trained as, by diffusers' names; none where all its weights were trained."""
+        from safetensors.torch import load_file
+
+        from dollar.models.adapter import factors
+        from dollar.models.lora import FILE
+
+        if self.in_checkpoint:
+            inside = [n for n in self.weights.files if n.startswith(self.prefix)]
+            return factors({n.removeprefix(self.prefix): self.weights.read(n) for n in inside if ".lora_" in n})
+        if not (self.place / FILE).is_file():
+            return {}
+        return {n.removeprefix("transformer."): t for n, t in load_file(self.place / FILE).items()}
+
+
+def source_of(place: Path, weights: str) -> Source:
+    """The student that a folder holds; ValueError says what is missing or damaged."""
+    from dollar.export.student import CARD, read_card, student_weights
+    from dollar.parallel import checkpoint
+
+    if not place.exists():
+        raise ValueError(f"checkpoint={place}: there is no such folder; a run's is runs/<run>")
+    student = next((p for p in (place, place / "student") if (p / CARD).is_file()), None)
+    if student is not None and (student == place or weights == "ema"):
+        if weights != "ema":
+            raise ValueError(
+                f"weights={weights}, but the student in {place} has the averaged ones alone; use weights=ema, or name "
+                "a checkpoint, as runs/<run>/checkpoints"
+            )
+        return Source(student, read_card(student), student_weights(student), "", student.resolve().parent)
+    step = place if (place / checkpoint.MANIFEST).is_file() or place.name.startswith("step-") else None
+    for folder in (place / "checkpoints", place):
+        step = step or checkpoint.newest(folder)
+    if step is None:
+        raise ValueError(
+            f"checkpoint={place} holds neither a student nor a checkpoint; a run has them in runs/<run>/student and "
+            "runs/<run>/checkpoints"
+        )
+    return _of_checkpoint(step, weights)
+
+
+def _of_checkpoint(step: Path, weights: str) -> Source:
+    """A checkpoint's student, of which only the names are read yet."""
+    from dollar.models.pipeline import Weights
+    from dollar.parallel import checkpoint
+
+    if trouble := checkpoint.fault(step):
+        raise ValueError(f"the checkpoint {step} is damaged: {trouble}. Name an older one")
+    plain = json.loads((step / checkpoint.PLAIN).read_text())
+    if "config" not in plain:
+        raise ValueError(
+            f"the checkpoint {step} doesn't say how it was trained, as those in runs/<run>/checkpoints do; name one"
+        )
+    config = plain["config"]
+    card = {
+        "cycle": plain["cycle"],
+        "trained": plain["cycle"],
+        "parameterization": config["student"].get("parameterization", "homogeneous"),
+        "teacher": config["teacher"],
+        "config": config,
+        "teacher_name": config["teacher"]["name"],
+        **{key: config["student"][key] for key in ("timesteps", "steps", "between")},
+    }
+    return Source(step, card, Weights.of([step / checkpoint.TENSORS]), KINDS[weights], step.resolve().parents[1])

@@ -1,0 +1,358 @@
+"""The latent reward model, kept in step with a pixel reward while the student changes (Algorithm 1, lines 15-17)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from dollar.diffusion.draws import Draws
+from dollar.diffusion.schedule import Schedule, diffuse, expand_like
+from dollar.losses.latent_reward import RunningStatistics, fit, pairwise
+from dollar.models.denoiser import Condition
+from dollar.models.reward_models import RewardModel, load_reward_model, save_reward_model
+from dollar.models.teacher import Teacher
+from dollar.surrogate.pixel_reward import PixelReward
+
+FITS = ("mse", "pairwise")
+STEP = 0.1  # of a latent's norm, how far `climb` goes
+LEVELLED = 8  # newest cycles on which a model of pairs finds its level
+
+
+class Observation(NamedTuple):
+    """What the pixel reward said in one turn: reward [B] in its own unit, usable [B] where it was a number."""
+
+    turn: int
+    prompts: list[str]
+    latents: Tensor
+    reward: Tensor
+    usable: Tensor
+
+
+class Recalled(NamedTuple):
+    """Remembered latents [B, C, F, h, w] with their prompts, standardised targets [B] and which are usable [B]."""
+
+    latents: Tensor
+    prompts: list[str]
+    target: Tensor
+    usable: Tensor
+
+
+class Agreement(NamedTuple):
+    """How well predictions follow the truth: Pearson's and Spearman's correlation, nan where either doesn't vary;
+    pairwise: how often the better of two is told, over `pairs` of them."""
+
+    correlation: float
+    rank_correlation: float
+    pairwise: float
+    pairs: int
+
+
+class Climb(NamedTuple):
+    """What a step up the surrogate's gradient brings: means over `clips` of the rise that it predicts and of the true
+    one, and the latter's standard error; nan where no clip has a reward, or for the error only one has."""
+
+    predicted: float
+    true: float
+    true_se: float
+    clips: int
+
+
+def agreement(predicted: Tensor, true: Tensor, gap: float) -> Agreement:
+    """Agreement of predictions [N] with true rewards [N]; gap: true difference from which a pair counts."""
+    p, r = predicted.double().cpu(), true.double().cpu()
+    clear = r[:, None] - r > gap
+    told = (p[:, None] - p)[clear] > 0
+    if len(p) < 2 or p.std() == 0 or r.std() == 0:
+        return Agreement(float("nan"), float("nan"), float(told.double().mean()), int(clear.sum()))
+    linear = float(torch.corrcoef(torch.stack([p, r]))[0, 1])
+    return Agreement(
+        linear, float(spearmanr(p.numpy(), r.numpy()).statistic), float(told.double().mean()), int(clear.sum())
+    )
+
+
+class LatentReward:
+    """The surrogate R^l, its target statistics, and a memory of what the pixel reward has said.
+
+    Decoding and scoring are far dearer than a step of the surrogate, so each observation can be used again: `memory`
+    is how many past cycles an update may draw from (1 is Algorithm 1 as printed).
+    pixel: what it follows; None for one that is only asked. gather: collects [B] from all processes, so that the
+    statistics are the same on each. fit: `mse` (Eq. 14) or `pairwise` (Bradley-Terry). noised: None for a model that is
+    shown clean latents (the paper's), or the fractions of T between which the times are drawn to which they are noised
+    on this schedule. Noise makes the reward's surface smooth: a model of clean latents may tell clips apart well, and
+    yet its gradient may say little of the reward's own (docs/log.md has where this helped and where it didn't).
+    """
+
+    def __init__(
+        self,
+        model: RewardModel,
+        pixel: PixelReward | None,
+        encode_text: Callable[[Sequence[str]], Condition],
+        memory: int = 1,
+        gather: Callable[[Tensor], Tensor] = lambda x: x,
+        fit: str = "mse",
+        noised: tuple[float, float] | None = None,
+        schedule: Schedule | None = None,
+    ) -> None:
+        if memory < 1:
+            raise ValueError(f"lrm.memory is {memory}; an update needs the observations of at least 1 cycle")
+        if fit not in FITS:
+            raise ValueError(f"lrm.fit is {fit!r}; use {' or '.join(FITS)}")
+        if noised is not None and not 0 <= noised[0] < noised[1] <= 1:
+            raise ValueError(f"lrm.noise is {list(noised)}; give two rising fractions of T, as [0.0, 0.5]")
+        assert noised is None or schedule is not None
+        self.model: Any = model
+        self.pixel = pixel
+        self.encode_text = encode_text
+        self.memory = memory
+        self.gather = gather
+        self.fit = fit
+        self.noised = noised
+        self.schedule = schedule
+        self.reward_name = None if pixel is None else pixel.name
+        self.frames = None if pixel is None else pixel.frames
+        self.codec = None if pixel is None else pixel.codec
+        self.statistics = RunningStatistics()
+        self.past: list[Observation] = []
+        self.bad = 0
+        self._known: dict[tuple[tuple[int, int], str], float] = {}
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder: str | Path,
+        teacher: Teacher,
+        pixel: PixelReward | None = None,
+        asked: Mapping[str, Any] | None = None,
+        **how: Any,
+    ) -> LatentReward:
+        """The surrogate that `save` wrote, with its statistics, to be asked or fitted on.
+
+        asked: keys of `lrm` that it must have been made with; how: memory, gather and fit. ValueError where the folder
+        holds none, or one that doesn't fit this teacher.
+        """
+        model, card = load_reward_model(folder, teacher, asked)
+        noised = None if card.get("noise") is None else tuple(card["noise"])
+        found = cls(model, pixel, teacher.text, noised=noised, schedule=teacher.denoiser.schedule, **how)  # type: ignore[arg-type]
+        found.statistics.load_state_dict(card["statistics"])
+        if pixel is None:
+            found.reward_name, found.frames, found.codec = card.get("reward"), card.get("frames"), teacher.codec
+        elif found.averages and card.get("frames", pixel.frames) != pixel.frames:
+            looked = "all frames" if card["frames"] is None else f"{card['frames']} frames"
+            raise ValueError(
+                f"the latent reward model in {folder} averages over those frames that its reward looked at, {looked} "
+                f"of a clip, and {pixel.name} looks at {'all' if pixel.frames is None else pixel.frames}; set "
+                "reward.frames as there"
+            )
+        return found
+
+    def save(self, folder: Path, teacher: Teacher, figures: Mapping[str, Any] | None = None) -> None:
+        """Write model.safetensors, which holds what is trained, and lrm.json, which says how to read it.
+
+        figures: plain values that are kept with it.
+        """
+        card = {
+            "reward": self.reward_name,
+            "frames": self.frames,
+            "statistics": self.statistics.state_dict(),
+            "fit": self.fit,
+            "noise": None if self.noised is None else list(self.noised),
+            **({} if figures is None else {"figures": dict(figures)}),
+        }
+        save_reward_model(folder, self.model, teacher, card)
+
+    def predict(self, x: Tensor, condition: Condition, draws: Draws | None = None, purpose: str = "") -> Tensor:
+        """R^l(x, c) in the pixel reward's own unit, [B]; x [B, C, F, h, w] may carry a gradient.
+
+        draws: for a model of noised latents, where x is to be noised as in its fit; without them it sees x as it is, at
+        the least noisy of its times.
+        """
+        return self.statistics.destandardise(self._standard(x, condition, draws, purpose))
+
+    def _standard(self, x: Tensor, condition: Condition, draws: Draws | None = None, purpose: str = "") -> Tensor:
+        if self.noised is None:
+            return self._word(x, condition)
+        u = torch.zeros(len(x), device=x.device) if draws is None else self._each(draws.uniform, f"{purpose} time", x)
+        return self._at(u, x, condition, draws, f"{purpose} noise")
+
+    @property
+    def averages(self) -> bool:
+        """Whether the model averages its word over frames."""
+        return self.model.card.get("temporal") == "frames"
+
+    def _word(self, x: Tensor, condition: Condition, t: Tensor | None = None) -> Tensor:
+        """The model's word on x; one that averages over frames sees those that the pixel reward looks at."""
+        if self.averages and self.frames is not None and self.codec is not None:
+            x = x[:, :, self.codec.held(x, self.codec.spread(x, self.frames))]
+        return self.model(x, condition, t)
+
+    def _at(self, u: Tensor, x: Tensor, condition: Condition, draws: Draws | None, purpose: str) -> Tensor:
+        """The model's word on x at the places u [B] of its range of noise, drawn anew if at all."""
+        assert self.noised is not None and self.schedule is not None
+        t = self.schedule.uniform(u, *self.noised)
+        if draws is not None:
+            shape = x.shape[1:]
+            eps = self._each(lambda p: draws.normal(p, shape), purpose, x)
+            x = diffuse(x, eps, t, self.schedule)
+        return self._word(x, condition, t)
+
+    def _each(self, draw: Callable[[str], Tensor], purpose: str, x: Tensor) -> Tensor:
+        """Drawn for each of x [B, ...], which may hold several groups of one sample for each index, one by one."""
+        groups: list[Tensor] = []
+        while sum(map(len, groups)) < len(x):
+            groups.append(draw(f"{purpose} {len(groups)}"))
+        return torch.cat(groups)[: len(x)].to(x.device)
+
+    def observe(
+        self, turn: int, latents: Tensor, prompts: list[str], keys: Sequence[tuple[int, int] | None] | None = None
+    ) -> Observation:
+        """Ask the pixel reward about latents [B, C, F, h, w]; rewards of data (those with a key) are asked for once."""
+        assert self.pixel is not None, "a surrogate without a pixel reward observes nothing"
+        keys = keys or [None] * len(prompts)
+        known = [None if key is None else self._known.get((key, p)) for key, p in zip(keys, prompts, strict=True)]
+        ask = [i for i, value in enumerate(known) if value is None]
+        reward = torch.tensor([float("nan") if value is None else value for value in known])
+        if ask:
+            # A clip that stands under two captions is decoded once.
+            first = {keys[i] or (-1, i): i for i in reversed(ask)}
+            places = {key: place for place, key in enumerate(first)}
+            decoded = self.pixel.decode(latents[list(first.values())])
+            # Clips of the data are asked about one by one: what would stand beside them depends on what was asked
+            # before, which a resumed run doesn't know, and a reward's last bits may depend on it.
+            together = [[i] for i in ask if keys[i] is not None]
+            fresh = [i for i in ask if keys[i] is None]
+            for part in [*together, *([fresh] if fresh else [])]:
+                shown = decoded[[places[keys[i] or (-1, i)] for i in part]]
+                reward[part] = self.pixel.judge(shown, [prompts[i] for i in part])
+            for i in ask:
+                if keys[i] is not None and reward[i].isfinite():
+                    self._known[(keys[i], prompts[i])] = float(reward[i])  # type: ignore[index]
+        usable = reward.isfinite()
+        return Observation(turn, list(prompts), latents.detach(), reward.to(latents.device), usable.to(latents.device))
+
+    def remember(self, observation: Observation) -> bool:
+        """Take an observation into the memory and the statistics; False, and no trace, if no process can use any."""
+        every, usable = self.gather(observation.reward), self.gather(observation.usable)
+        self.bad += int((~usable.bool()).sum())
+        if not usable.any():
+            return False
+        self.statistics.update(every[usable.bool()])
+        self.past = [*self.past, observation][-self.memory :]
+        return True
+
+    @torch.no_grad()
+    def follow(self) -> Agreement:
+        """How well it follows the pixel reward on all that is remembered here; pairs half a deviation apart count."""
+        predicted = torch.cat([self.predict(o.latents, self.encode_text(o.prompts))[o.usable] for o in self.past])
+        true = torch.cat([o.reward[o.usable] for o in self.past])
+        return agreement(predicted, true, 0.5 * float(self.statistics.sd))
+
+    def climb(
+        self, x: Tensor, prompts: Sequence[str], draws: Draws, known: Tensor | None = None, share: float = STEP
+    ) -> Climb:
+        """Move x [B, C, F, h, w] up the gradient by a share of each clip's norm, and ask surrogate and pixel reward.
+
+        A surrogate that tells clips apart well may still have a poor gradient: what it was fitted to says nothing of
+        how the reward changes off the clips. known: the pixel reward [B] of x, where it was asked for already. Clips
+        go through one by one, so that no more is held than for one.
+        """
+        assert self.pixel is not None, "a surrogate without a pixel reward can't be held to it"
+        rises = []
+        for i, prompt in enumerate(prompts):
+            clip, condition = x[i : i + 1].detach(), self.encode_text([prompt])
+            leaf, drawn = clip.clone().requires_grad_(), replace(draws, indices=draws.indices[i : i + 1])
+            (gradient,) = torch.autograd.grad(self.predict(leaf, condition, drawn, "climb").sum(), leaf)
+            moved = clip + share * clip.norm() * (gradient / gradient.norm().clamp(min=1e-12))
+            before = self.pixel.score(clip, [prompt]) if known is None else known[i : i + 1].cpu()
+            true = float(self.pixel.score(moved, [prompt]) - before)
+            with torch.no_grad():
+                predicted = float(self.predict(moved, condition) - self.predict(clip, condition))
+            if math.isfinite(true):
+                rises.append((predicted, true))
+        told = torch.tensor(rises, dtype=torch.float64).reshape(-1, 2)
+        error = float(told[:, 1].std()) / math.sqrt(len(told)) if len(told) > 1 else math.nan
+        predicted, true = told.mean(0).tolist()
+        return Climb(predicted, true, error, len(told))
+
+    def loss(self, draws: Draws, purpose: str) -> Tensor:
+        """The fit's loss [B] (Eq. 14) on one remembered observation for each place of the batch, 0 where unusable.
+
+        Which cycle a place is taken from is drawn for that place, so that one process and several fit the same pairs.
+        With fit=pairwise each is compared with another observation that is drawn for the same place.
+        """
+        ages = draws.integers(purpose, len(self.past)).tolist()
+        places = range(len(self.past[-1].prompts))
+        chosen = [(ages[i % len(ages)], i) for i in places]
+        if self.fit == "mse":
+            x, prompts, target, usable = self._recall(chosen)
+            predicted = self._standard(x, self.encode_text(prompts), draws, purpose)
+            return torch.where(usable, fit(predicted, target), 0.0)
+        return self._pairwise_loss(draws, purpose, chosen)
+
+    def _pairwise_loss(self, draws: Draws, purpose: str, chosen: list[tuple[int, int]]) -> Tensor:
+        """The pairs' loss [B]; both of a pair are noised equally far, so that the noise favours neither."""
+        partners = self._partners(draws, purpose, chosen)
+        x, prompts, target, usable = self._recall(chosen + partners)
+        condition = self.encode_text(prompts)
+        if self.noised is None:
+            predicted = self._word(x, condition)
+        else:
+            u = self._each(draws.uniform, f"{purpose} time", x[: len(chosen)])
+            predicted = self._at(torch.cat([u, u]), x, condition, draws, f"{purpose} noise")
+        others = torch.tensor([a != b for a, b in zip(chosen, partners, strict=True)], device=usable.device)
+        both = usable.view(2, -1).all(0) & others  # a pair of one with itself teaches nothing
+        return torch.where(both, pairwise(*predicted.chunk(2), *target.chunk(2)), 0.0)
+
+    def _partners(self, draws: Draws, purpose: str, chosen: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """For each (age, place) another of the same sample of the batch: of another cycle or another group of clips."""
+        n = len(draws.indices)
+        groups = len(chosen) // n
+        others = len(self.past) * groups - 1
+        if others == 0:
+            return chosen
+        drawn = [draws.integers(f"{purpose} partner {group}", others).tolist() for group in range(groups)]
+        found = []
+        for age, place in chosen:
+            group, sample = divmod(place, n)
+            other = drawn[group][sample]
+            other += other >= age * groups + group  # all but itself
+            found.append((other // groups, other % groups * n + sample))
+        return found
+
+    def _recall(self, chosen: Sequence[tuple[int, int]]) -> Recalled:
+        """What is remembered at these (age, place)."""
+        # Where what is remembered is more than the device can hold, it may lie elsewhere.
+        device = self.model.out.weight.device
+        latents, reward, usable = (
+            torch.stack([getattr(self.past[age], name)[place] for age, place in chosen]).to(device)
+            for name in ("latents", "reward", "usable")
+        )
+        target = self.statistics.standardise(torch.where(usable, reward, self.statistics.mean))
+        # What is no number would pass a mask of the loss on its way back.
+        latents = torch.where(expand_like(usable.float(), latents).bool(), latents, 0.0)
+        return Recalled(latents, [self.past[age].prompts[place] for age, place in chosen], target, usable)
+
+    @torch.no_grad()
+    def level(self, turns: int = LEVELLED) -> None:
+        """Set the model's level, which pairs say nothing of: its mean is the reward's on what was observed last.
+
+        To be called after a turn's updates; does nothing unless fit=pairwise. All processes come to the same level.
+        turns: how many of the remembered cycles are looked at.
+        """
+        if self.fit != "pairwise":
+            return
+        gaps, counted = [], []
+        for age in range(len(self.past))[-turns:]:
+            x, prompts, target, usable = self._recall([(age, i) for i in range(len(self.past[age].prompts))])
+            predicted = self._standard(x, self.encode_text(prompts))
+            gaps.append(self.gather(torch.where(usable, target - predicted, 0.0)))
+            counted.append(self.gather(usable.float()))
+        count = torch.cat(counted).sum()
+        if count > 0:
+            self.model.out.bias += (torch.cat(gaps).double().sum() / count).to(self.model.out.bias)
