@@ -107,6 +107,11 @@ def rows_of(tensor: Tensor) -> slice:
     return slice(min(rank * each, tensor.shape[0]), min((rank + 1) * each, tensor.shape[0]))
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether each process holds only a part of a tensor."""
+    return isinstance(tensor, DTensor)
+
+
 def own(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor that may be sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -43,7 +43,7 @@ def check(config: DictConfig) -> None:
 def main(config: DictConfig) -> None:
     """Print the table and write metrics.json and report.html."""
     check(config)
-    from dollar.cli.build.run import build_teacher, dtype_of, quiet, take_teacher
+    from dollar.cli.build.teacher import build_teacher, dtype_of, quiet, take_teacher
     from dollar.data import shapes
     from dollar.evaluation.report.page import format_table
     from dollar.evaluation.yardstick import Yardstick, check_size, pairs

@@ -53,7 +53,9 @@ def check(config: DictConfig, processes: int) -> dict[str, Any]:
 
 def begun(config: DictConfig, work: Path) -> tuple[Path, bool]:
     """Where the configuration of what is made is kept, and whether any of its stages has begun."""
-    states = [path.parent.name for path in work.glob("*/state.safetensors")]
+    from dollar.pretraining.stages import begun as stages_begun
+
+    states = stages_begun(work)
     if config.make == "clip":
         return work / "clip" / CONFIG, "clip" in states
     return work / CONFIG, any(name != "clip" for name in states)
@@ -68,7 +70,7 @@ def decides(config: DictConfig) -> dict[str, Any]:
 
 def main(config: DictConfig) -> None:
     """The teacher, a diffusers folder, or the small CLIP, a folder of transformers and of HPSv2's format."""
-    from dollar.cli.build.run import dtype_of, quiet
+    from dollar.cli.build.teacher import dtype_of, quiet
     from dollar.media import atomically
     from dollar.models.cogvideox import CogVideoX
     from dollar.models.pipeline import Pipeline

@@ -90,7 +90,7 @@ def main(config: DictConfig) -> None:
     """Sample, write mp4s and GIFs, and list them in manifest.jsonl."""
     prompts = prompts_of(config)
     check(config)
-    from dollar.cli.build.run import quiet, take_teacher
+    from dollar.cli.build.teacher import quiet, take_teacher
     from dollar.parallel.world import finish, start
 
     if config.checkpoint is not None:
@@ -127,7 +127,7 @@ def main(config: DictConfig) -> None:
 
 def sampler_of(config: DictConfig, world: World) -> tuple[Teacher, Sampler, str]:
     """The teacher, who samples, and what that is called in file names."""
-    from dollar.cli.build.run import build_teacher, dtype_of
+    from dollar.cli.build.teacher import build_teacher, dtype_of
     from dollar.export.student import load_student
     from dollar.models.assemble import DTYPES
     from dollar.sampling.samplers import teacher_sampler
