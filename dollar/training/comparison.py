@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from dollar.parallel.shard import is_sharded
 from dollar.parallel.world import World
 from dollar.training.learner import Learner
 
@@ -25,14 +26,18 @@ class Comparison:
         self.before = after
 
     def scalars(self, world: World) -> dict[str, float]:
-        """Norms of the terms' gradients and the cosines between them, from each process's share of the products."""
+        """Norms of the terms' gradients and the cosines between them, of their means over the processes."""
         names = list(self.seen)
+        sharded = any(map(is_sharded, self.learner.tensors))
+        for added in self.seen.values() if not sharded else ():
+            world.average(added)  # sharded gradients were averaged on their way back
+        parts = world.size if sharded else 1
         pairs = [(a, b) for i, a in enumerate(names) for b in names[i:]]
         shares = {
             f"{a} {b}": sum(float((x * y).sum()) for x, y in zip(self.seen[a], self.seen[b], strict=True))
             for a, b in pairs
         }
-        products = {pair: share * world.size for pair, share in world.mean(shares).items()}
+        products = {pair: share * parts for pair, share in world.mean(shares).items()}
         found: dict[str, float] = {}
         for a, b in pairs:
             if a == b:

@@ -23,7 +23,7 @@ from dollar.losses.objective import Objective
 from dollar.methods.ingredients import Ingredients
 from dollar.models.roles import Role, separate, trainable
 from dollar.models.teacher import Teacher
-from dollar.parallel.shard import fill_from, trainable_copy
+from dollar.parallel.shard import fill_from, fits_whole, trainable_copy
 from dollar.parallel.world import World
 from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.pixel_reward import PixelReward
@@ -69,6 +69,8 @@ def check_batch(config: DictConfig, objective: Objective, processes: int) -> Non
     for key, (value, smallest) in least.items():
         if value < smallest:
             raise ValueError(f"{key} is {value}; it must be at least {smallest}")
+    if config.parallel.shard not in ("auto", True, False):
+        raise ValueError(f"parallel.shard is {config.parallel.shard!r}; use auto, true or false")
     if micro_batch is not None and micro_batch < 1:
         raise ValueError(f"parallel.micro_batch is {micro_batch}; it is a number of clips, or null for all at once")
     if config.fake_warmup >= config.cycles:
@@ -195,7 +197,8 @@ def roles_of(
 ) -> dict[str, Role]:
     """The student, and the fake score where a term needs one, each with a network of its own."""
     recompute, dtype = config.parallel.activation_checkpointing, dtype_of(config, "dtype")
-    student = trainable_copy(teacher, world, recompute, config.student.lora)
+    shard = shards(config, teacher, world, objective)
+    student = trainable_copy(teacher, world, recompute, config.student.lora, shard)
     if config.init is not None:
         fill_from(student, student_weights(config.init))
     longest = samplers[max(samplers)]
@@ -203,9 +206,17 @@ def roles_of(
         "student": separate("student", denoiser_of(teacher, student, longest, config.student.parameterization, dtype))
     }
     if objective.needs.fake:
-        network = trainable_copy(teacher, world, recompute)
+        network = trainable_copy(teacher, world, recompute, shard=shard)
         roles["fake"] = separate("fake", teacher.denoiser_of(network, dtype))
     return roles
+
+
+def shards(config: DictConfig, teacher: Teacher, world: World, objective: Objective) -> bool:
+    """Whether the trained networks are spread over the processes: as parallel.shard says, or where they don't fit."""
+    if config.parallel.shard != "auto":
+        return bool(config.parallel.shard)
+    size = sum(p.numel() for p in teacher.denoiser.network.parameters())
+    return not fits_whole((1 + objective.needs.fake) * size, size, world)
 
 
 def term_networks(config: DictConfig, objective: Objective, teacher: Teacher, world: World) -> dict[str, nn.Module]:
