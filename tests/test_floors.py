@@ -46,7 +46,7 @@ LIBRARIES = {
     "torch.distributed": ("dollar.parallel",),
     "diffusers": ("dollar.models", "dollar.pretraining", "dollar.cli.build.run"),
     "transformers": ("dollar.models", "dollar.rewards", "dollar.pretraining", "dollar.cli.build.run"),
-    "tensorboard": ("dollar.log",),
+    "tensorboard": ("dollar.training.trackers",),
     "tqdm": ("dollar.log",),
     "av": ("dollar.data", "dollar.media"),
 }

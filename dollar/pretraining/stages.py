@@ -13,9 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dollar.log import Log, progress
+from dollar.log import progress
 from dollar.parallel.world import World
 from dollar.training.average import Ema
+from dollar.training.log import Log
 from dollar.training.lr_schedule import falling
 
 START = "Start with init=FOLDER from one that launch/pretrain.py has made, or with init=null from random weights"

@@ -1,24 +1,20 @@
-"""What a run writes about itself: TensorBoard, `metrics.jsonl`, and a progress bar."""
+"""What a run writes about itself: `metrics.jsonl`, and the trackers that `log.trackers` names."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
 from dollar import media
+from dollar.training.trackers import DEFAULT, Tracker, check_trackers, flat, show, start_tracker
 
 METRICS = "metrics.jsonl"
-STRIP_FRAMES = 8  # pictures in the strip that goes beside an animated clip
-LINE_SECONDS = 10.0  # between two progress lines when the output is not a terminal
+STRIP_FRAMES = 8  # pictures in the strip that is logged with an animated clip
 
 
 class Curve(NamedTuple):
@@ -33,22 +29,34 @@ class Log:
 
     resume_step: the first step that will be written again. What an interrupted run logged at or after it is dropped
     from `metrics.jsonl` and hidden in TensorBoard. None appends to whatever is there.
+    trackers: who else gets the scalars and clips, by the names that `check_trackers` knows. settings: the run's
+    configuration, which the trackers store.
     """
 
-    def __init__(self, folder: str | Path, active: bool = True, resume_step: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        active: bool = True,
+        resume_step: int | None = None,
+        trackers: Sequence[str] = DEFAULT,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.active = active
+        self.trackers: list[Tracker] = []
         if not active:
             return
-        from torch.utils.tensorboard import SummaryWriter  # a second of import, which only rank 0 pays
-
+        check_trackers(trackers)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         _keep_before(folder / METRICS, math.inf if resume_step is None else resume_step)
         self._lines = (folder / METRICS).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder), purge_step=resume_step, flush_secs=20)
+        for name in dict.fromkeys(trackers):
+            self.trackers.append(start_tracker(name, folder, resume_step))
+            if settings is not None:
+                self.trackers[-1].store_init_configuration(flat(settings))
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Write {name: number or one-element tensor} for this step: one JSON line, and a TensorBoard scalar each."""
+        """Write {name: number or one-element tensor} for this step: one JSON line, and a scalar each in trackers."""
         if not self.active:
             return
         numbers = {name: float(v.item() if hasattr(v, "item") else v) for name, v in values.items()}
@@ -57,32 +65,24 @@ class Log:
         line = {name: x if math.isfinite(x) else str(x) for name, x in numbers.items()}
         self._lines.write(json.dumps({"step": step, **line}) + "\n")
         self._lines.flush()
-        for name, x in numbers.items():
-            self._board.add_scalar(name, x, step)
+        for tracker in self.trackers:
+            tracker.log(numbers, step=step)
 
     def clips(self, step: int, name: str, clip: np.ndarray, fps: float) -> None:
         """Show a clip, uint8 [T, H, W, 3], as an animated image `name` and a strip of its frames `name/frames`."""
-        if not self.active:
+        if not self.active or not self.trackers:
             return
-        # add_video writes nothing, without a word, when its movie library is missing or new; a GIF is just an image.
-        self._image(step, name, media.gif_bytes(clip, fps), *clip.shape[1:3])
-        picture = media.strip(clip, every=math.ceil(len(clip) / STRIP_FRAMES))
-        png = io.BytesIO()
-        Image.fromarray(picture).save(png, "PNG")
-        self._image(step, f"{name}/frames", png.getvalue(), *picture.shape[:2])
-
-    def _image(self, step: int, name: str, encoded: bytes, height: int, width: int) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        image = Summary.Image(encoded_image_string=encoded, height=height, width=width, colorspace=3)
-        self._board._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+        gif, strip = media.gif_bytes(clip, fps), media.strip(clip, every=math.ceil(len(clip) / STRIP_FRAMES))
+        for tracker in self.trackers:
+            show(tracker, step, name, gif, strip)
 
     def close(self) -> None:
         """Flush and close the files; a second call does nothing."""
         if self.active:
+            self.active = False
             self._lines.close()
-            self._board.close()
-        self.active = False
+            for tracker in self.trackers:
+                tracker.finish()
 
     def __enter__(self) -> Log:
         return self
@@ -101,38 +101,6 @@ def read_scalars(folder: str | Path) -> dict[str, Curve]:
                 steps.append(row["step"])
                 values.append(float(value))
     return {name: Curve(np.array(s, dtype=np.int64), np.array(v, dtype=np.float64)) for name, (s, v) in curves.items()}
-
-
-def progress(
-    items: Iterable | int, description: str = "", active: bool = True, start: int = 0, stream: TextIO | None = None
-) -> tqdm:
-    """A bar with the time left, over an iterable or over range(start, total); `update()` it, or iterate over it.
-
-    Off a terminal it prints a line every ten seconds or so; inactive, nothing. Numbers beside the bar:
-    `set_postfix_str(text, refresh=False)`, so that they don't cost a line each.
-    """
-    stream = sys.stderr if stream is None else stream
-    total, initial = None, 0
-    if isinstance(items, int):
-        items, total, initial = range(start, items), items, start
-    common = {"desc": description, "total": total, "initial": initial, "disable": not active}
-    if stream.isatty():
-        return tqdm(items, file=stream, dynamic_ncols=True, **common)
-    return tqdm(items, file=_Lines(stream), mininterval=LINE_SECONDS, miniters=1, ncols=100, ascii=True, **common)
-
-
-class _Lines:
-    """A text stream for tqdm that ends each picture of the bar with a newline, where tqdm would overwrite it."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> None:
-        if text.strip():
-            self.stream.write(text.strip() + "\n")
-
-    def flush(self) -> None:
-        self.stream.flush()
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dollar.data.latents import Samples, check_identity
 from dollar.diffusion.draws import Draws
-from dollar.log import Log, progress
+from dollar.log import ANY_RANK, logger, progress
 from dollar.methods.distill import Distiller, Sample
 from dollar.models.denoiser import Condition
 from dollar.parallel import checkpoint
@@ -24,6 +24,7 @@ from dollar.parallel.world import World, peak_memory
 from dollar.surrogate.latent_reward import Observation
 from dollar.surrogate.observations import MISMATCH
 from dollar.training.average import Ema
+from dollar.training.log import Log
 from dollar.training.lr_schedule import falling
 from dollar.training.monitors.guard import Guard
 
@@ -273,7 +274,7 @@ class Trainer:
         pixel = self.distiller.pixel
         if pixel is not None and pixel.trouble and not self._noted:
             self._noted = True
-            print(f"note: a clip got no reward and is left out: {pixel.trouble}", flush=True)
+            logger.warning(f"note: a clip got no reward and is left out: {pixel.trouble}", extra=ANY_RANK)
 
     def _no_reward(self, turns: int) -> str:
         pixel = self.distiller.pixel
@@ -487,8 +488,8 @@ class Trainer:
             return
         told = self.guard.check(means[pursued], held)
         self.log.scalars(self.cycle, {"guard/scale": self.guard.scale, "guard/troubled": float(self.guard.troubled)})
-        if told and self.world.is_main:
-            print(f"cycle {self.cycle}: {told}", flush=True)
+        if told:
+            logger.warning(f"cycle {self.cycle}: {told}")
         if self.guard.stops:
             which = f"of the best {self.plan.keep_best}" if self.plan.keep_best else "of the last validation without it"
             self.ended = f"{told}, with the student {which}"

@@ -25,7 +25,7 @@ from dollar.data.latents import Fit, Samples
 from dollar.data.mixture import shares
 from dollar.data.shards import listed
 from dollar.export.student import denoiser_of, few_steps, prediction_of, student_weights
-from dollar.log import Log
+from dollar.log import logger
 from dollar.losses.objective import Objective
 from dollar.methods.distill import Distiller
 from dollar.models.assemble import DTYPES
@@ -35,6 +35,7 @@ from dollar.parallel.shard import fill_from, fill_teacher, trainable_copy
 from dollar.parallel.world import World
 from dollar.surrogate.pixel_reward import PixelReward
 from dollar.training.average import Ema
+from dollar.training.log import Log
 from dollar.training.trainer import Learner, Plan, Trainer
 from dollar.training.validation import Scores, Validation
 
@@ -204,8 +205,8 @@ def build_trainer(
     teacher.denoiser.schedule.grid(objective.cd_grid)  # a grid that this schedule doesn't have is told now
     samplers = few_steps(teacher, config.student.timesteps, config.student.steps, config.student.between)
     data = build_data(config, teacher)
-    if world.is_main and (report := getattr(data, "report", None)) is not None:
-        print(report)
+    if (report := getattr(data, "report", None)) is not None:
+        logger.info(report)
     check_text(config, teacher, data)
     recompute = config.parallel.activation_checkpointing
     student = trainable_copy(teacher, world, recompute, config.student.lora)
@@ -246,7 +247,13 @@ def build_trainer(
     check_rewards(pixel, second, itertools.chain(data.captions, prompts), teacher, objective)
     scores = Scores(pixel, second, surrogate)
     check_keep_best(plan, config.validation.every, scores.names(list(samplers)))
-    log = Log(folder, active=world.is_main, resume_step=resume_cycle + 1 if resume_cycle else 0)
+    log = Log(
+        folder,
+        active=world.is_main,
+        resume_step=resume_cycle + 1 if resume_cycle else 0,
+        trackers=config.log.trackers,
+        settings=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
+    )
     validation = None
     if config.validation.every > 0:
         validation = Validation(teacher, denoiser, samplers, prompts, scores, log, world, **validation_of(config))

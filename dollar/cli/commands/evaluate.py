@@ -306,7 +306,7 @@ def write_report_of(config: DictConfig, metrics: dict, clips: dict, chosen: Any,
     """report.html: the table, the run's curves, and clips side by side."""
     from dollar import media
     from dollar.evaluation.report.page import SampleRow, write_report
-    from dollar.log import read_scalars
+    from dollar.training.log import read_scalars
 
     rows = []
     for i in range(0, 64, max(1, 64 // config.shown)):

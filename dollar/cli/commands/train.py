@@ -100,10 +100,12 @@ def main(config: DictConfig) -> float | None:
     from dollar.cli.build.rewards import guard_of, rewards_of
     from dollar.cli.build.run import dtype_of, objective_of, plan_of, validation_of
     from dollar.export.student import check_steps
+    from dollar.training.trackers import check_trackers
 
     # Mistakes in numbers are told before anything is loaded.
     objective_of(config), plan_of(config, int(os.environ.get("WORLD_SIZE", 1))), validation_of(config), guard_of(config)
     dtype_of(config, "dtype"), dtype_of(config, "teacher_dtype")
+    check_trackers(config.log.trackers)
     check_steps(config.student.timesteps, config.student.steps)
     check_init(config)
     folder = run_folder(config)
@@ -224,7 +226,7 @@ def command_line() -> list[str]:
 
 
 def _last_reward(folder: Path) -> float | None:
-    from dollar.log import read_scalars
+    from dollar.training.log import read_scalars
 
     if not (folder / "metrics.jsonl").is_file():
         return None
