@@ -21,9 +21,9 @@ logger.addHandler(logging.NullHandler())
 
 
 def speak() -> None:
-    """Print the logger's messages, plain, on standard output; processes other than the first print their troubles alone.
+    """Print the logger's messages, plain, on standard output; a second call does nothing.
 
-    A second call does nothing.
+    Processes other than the first print only what is about themselves (`ANY_RANK`).
     """
     if not any(isinstance(handler, _Printed) for handler in logger.handlers):
         logger.addHandler(_Printed())

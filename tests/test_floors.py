@@ -137,3 +137,11 @@ def test_launch_files_do_not_leak_the_configuration() -> None:
     for module, path in FILES.items():
         if module.startswith("dollar") and not inside(module, ("dollar.cli", *UNSETTLED)):
             assert "DictConfig" not in path.read_text(encoding="utf-8"), module
+
+
+def test_only_commands_print() -> None:
+    """Below the command line, what there is to say goes through `dollar.log`'s logger."""
+    for module, path in FILES.items():
+        if inside(module, ("dollar",)) and not inside(module, ("dollar.cli", "dollar.log")):
+            names = {node.id for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Name)}
+            assert "print" not in names, f"{module} prints; log it by dollar.log.logger"

@@ -20,7 +20,7 @@ from dollar.data.clips import NOT_BAD
 from dollar.data.listed import Entry, Skipped, Source, plain
 from dollar.data.shards import Row, ShardWriter, done_ids, told
 from dollar.data.skips import SkipLog, read_skips
-from dollar.log import logger, progress
+from dollar.log import ANY_RANK, logger, progress
 from dollar.models.denoiser import Condition
 from dollar.models.teacher import Teacher
 from dollar.parallel.lock import Stop
@@ -145,7 +145,8 @@ class Work:
                     self._write(writers[bucket], bucket, rest)
         if self.cut:
             logger.warning(
-                f"note: {self.cut} captions are longer than the {self.teacher.text_length} tokens that are read"
+                f"note: {self.cut} captions are longer than the {self.teacher.text_length} tokens that are read",
+                extra=ANY_RANK,
             )
 
     def _prepare(self, index: int) -> Prepared | Skipped:

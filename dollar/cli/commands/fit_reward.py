@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from dollar.cli.entry import check_folder_for
+from dollar.log import logger
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,7 +103,7 @@ def main(config: DictConfig) -> None:
     scoring.run(observed, file)
     rows = scoring.wanted(observed)
     if pixel.trouble:
-        print(f"note: clips that got no reward are left out; the last trouble: {pixel.trouble}")
+        logger.warning(f"note: clips that got no reward are left out; the last trouble: {pixel.trouble}")
     rest, held_out = split(rows, config.held_out, config.seed, file)
     fitted_on, watched = split(rest, config.watched, config.seed, file)  # the best is not chosen by what is reported
     check_rewards([row.reward for _, row in fitted_on], file)
@@ -138,7 +139,7 @@ def new_surrogate(config: DictConfig, teacher: Teacher, pixel: Any, prompt: str)
     how, noised = lrm.pop("fit"), noise_of(config.lrm)
     del lrm["noise"], lrm["noised"]
     if getattr(pixel.reward, "sees_motion", False) and (lrm["backbone"], lrm["temporal"]) == ("cnn", "frames"):
-        print(f"note: {pixel.name} sees motion, which lrm.temporal=frames can't; conv3d can")
+        logger.warning(f"note: {pixel.name} sees motion, which lrm.temporal=frames can't; conv3d can")
     torch.manual_seed(config.seed)
     model: Any = make_reward_model(teacher, **lrm, prompt=prompt)
     return LatentReward(model, pixel, teacher.text, fit=how, noised=noised, schedule=teacher.denoiser.schedule)
