@@ -25,12 +25,14 @@ if str(ROOT) not in sys.path:  # for the processes that tests start
     sys.path.insert(0, str(ROOT))
 
 from dollar.data import shapes  # noqa: E402
+from dollar.log import speak  # noqa: E402
 from dollar.models.teacher import Teacher  # noqa: E402
 from dollar.parallel.shard import trainable_copy  # noqa: E402
 from dollar.parallel.world import World  # noqa: E402
 from dollar.training.loop import Loop  # noqa: E402
 
 torch.set_num_threads(1)
+speak()
 EMBEDDED = ROOT / "dollar" / "assets" / "shapes"
 SIZE = {"frames": 9, "height": 32, "width": 32}
 TINY = {**SIZE, "fps": 8, "guidance_scale": 3.0, "text_length": 12}

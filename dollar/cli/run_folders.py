@@ -118,7 +118,7 @@ def command_line() -> list[str]:
 
 def last_reward(folder: Path) -> float | None:
     """The last validation reward of a run, None where there was none."""
-    from dollar.log import read_scalars
+    from dollar.training.log import read_scalars
 
     if not (folder / "metrics.jsonl").is_file():
         return None

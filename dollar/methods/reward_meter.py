@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from dollar.log import ANY_RANK, logger
 from dollar.surrogate.pixel_reward import PixelReward
 from dollar.training.turn import Scalars
 
@@ -63,4 +64,4 @@ class RewardMeter:
         """Say once what the reward's first trouble was; clips without a reward are left out and counted."""
         if self._pixel is not None and self.pixel.trouble and not self._noted:
             self._noted = True
-            print(f"note: a clip got no reward and is left out: {self.pixel.trouble}", flush=True)
+            logger.warning(f"note: a clip got no reward and is left out: {self.pixel.trouble}", extra=ANY_RANK)

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dollar.log import Log
+from dollar.log import logger
 from dollar.methods.pretraining import Loss, OneLoss
 from dollar.models.roles import trainable
 from dollar.parallel import checkpoint
 from dollar.parallel.world import World
 from dollar.training.average import Average
 from dollar.training.learner import Learner
+from dollar.training.log import Log
 from dollar.training.loop import Loop, Plan
 from dollar.training.lr_schedule import falling
 
@@ -141,8 +142,7 @@ def run_stage(
                 ) from None
         finished = loop.train()
     if not finished:
-        if world.is_main:
-            print(f"stopped after step {loop.cycle} of {name} and saved; the same command goes on from there")
+        logger.info(f"stopped after step {loop.cycle} of {name} and saved; the same command goes on from there")
         sys.exit(STOPPED)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dollar.data.latents import Samples, check_identity
-from dollar.log import Log, progress
+from dollar.log import logger, progress
 from dollar.parallel import checkpoint
 from dollar.parallel.checkpoint import State
 from dollar.parallel.lock import Stop
@@ -20,6 +20,7 @@ from dollar.training import old_checkpoint
 from dollar.training.average import Average
 from dollar.training.comparison import Comparison
 from dollar.training.learner import Gathered, Learner
+from dollar.training.log import Log
 from dollar.training.monitors.monitor import Monitor
 from dollar.training.turn import Method, Moment, Turn
 from dollar.training.watch import Watch
@@ -187,8 +188,8 @@ class Loop:
                 verdict = monitor.look(self.cycle, scores)
                 if verdict.scalars:
                     self.log.scalars(self.cycle, verdict.scalars)
-                if verdict.note and self.world.is_main:
-                    print(f"cycle {self.cycle}: {verdict.note}", flush=True)
+                if verdict.note:
+                    logger.warning(f"cycle {self.cycle}: {verdict.note}")
                 if verdict.keep is not None:
                     self._keep(dict(verdict.keep))
                 self.ended = self.ended or verdict.ended

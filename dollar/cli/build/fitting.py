@@ -18,7 +18,7 @@ from torch import Tensor
 from dollar.cli.build.loop import check_optimizers
 from dollar.cli.build.rewards import noise_of
 from dollar.data.latents import Samples
-from dollar.log import Log
+from dollar.log import logger
 from dollar.methods.surrogate_alone import SurrogateAlone
 from dollar.models.reward_models import make_reward_model
 from dollar.models.roles import trainable
@@ -31,6 +31,7 @@ from dollar.surrogate.fit import Rows, figures_of, remember
 from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.pixel_reward import PixelReward
 from dollar.training.learner import Learner
+from dollar.training.log import Log
 from dollar.training.loop import Loop, Plan
 from dollar.training.lr_schedule import falling
 from dollar.training.monitors.best import Best
@@ -91,7 +92,7 @@ def new_surrogate(config: DictConfig, teacher: Teacher, pixel: PixelReward, prom
     how, noised = lrm.pop("fit"), noise_of(config.lrm)
     del lrm["noise"], lrm["noised"]
     if getattr(pixel.reward, "sees_motion", False) and (lrm["backbone"], lrm["temporal"]) == ("cnn", "frames"):
-        print(f"note: {pixel.name} sees motion, which lrm.temporal=frames can't; conv3d can")
+        logger.warning(f"note: {pixel.name} sees motion, which lrm.temporal=frames can't; conv3d can")
     torch.manual_seed(config.seed)
     model: Any = make_reward_model(teacher, **lrm, prompt=prompt)
     return LatentReward(model, pixel, teacher.text, fit=how, noised=noised, schedule=teacher.denoiser.schedule)

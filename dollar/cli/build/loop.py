@@ -18,7 +18,7 @@ from dollar.cli.build.objective import objective_of
 from dollar.cli.build.rewards import Rewards, build_latent_reward, check_rewards, guard_of, rewards_of
 from dollar.cli.build.teacher import check_guidance, check_text, dtype_of, with_text
 from dollar.export.student import check_steps, denoiser_of, few_steps, prediction_of, student_weights
-from dollar.log import Log
+from dollar.log import logger
 from dollar.losses.objective import Objective
 from dollar.methods.ingredients import Ingredients
 from dollar.models.roles import Role, separate, trainable
@@ -29,6 +29,7 @@ from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.pixel_reward import PixelReward
 from dollar.training.average import Average
 from dollar.training.learner import Learner, constant
+from dollar.training.log import Log
 from dollar.training.loop import Loop, Plan
 from dollar.training.lr_schedule import falling
 from dollar.training.monitors.best import Best
@@ -132,8 +133,8 @@ def build_run(
     for term in objective.terms.values():
         term.check(list(samplers.values()))
     data = build_data(config, teacher)
-    if world.is_main and (report := getattr(data, "report", None)) is not None:
-        print(report)
+    if (report := getattr(data, "report", None)) is not None:
+        logger.info(report)
     check_text(config, teacher, data, objective)
     roles = roles_of(config, world, teacher, objective, samplers)
     pixel, second = (None if reward is None else PixelReward(reward, teacher.codec) for reward in rewards)
@@ -170,7 +171,9 @@ def build_run(
     monitors = monitors_of(config, guard)
     for monitor in monitors.values():
         monitor.check(scores.names(list(samplers)))
-    log = Log(folder, active=world.is_main, resume_step=resume_cycle + 1 if resume_cycle else 0)
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    resume_step = resume_cycle + 1 if resume_cycle else 0
+    log = Log(folder, world.is_main, resume_step, trackers=config.log.trackers, settings=settings)
     validation = None
     if config.validation.every > 0:
         keys = validation_of(config)
@@ -186,7 +189,7 @@ def build_run(
         data,
         validation,
         monitors,
-        OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
+        settings,
         kept=lambda: {f"ema/{name}": p for name, p in roles["student"].parameters.items()},
     )
     return Run(loop, run)

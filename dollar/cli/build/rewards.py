@@ -9,6 +9,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from dollar.log import logger
 from dollar.losses.objective import Objective
 from dollar.losses.reward_gradient import number_of
 from dollar.models.reward_models import make_reward_model, read_reward_card
@@ -126,7 +127,7 @@ def build_latent_reward(
     """The latent reward model with the pixel reward that it follows; prompt: any that the teacher can encode."""
     lrm = config.lrm
     if lrm.backbone == "cnn" and lrm.temporal == "frames" and getattr(pixel and pixel.reward, "sees_motion", False):
-        print(f"note: {pixel.name} sees motion, which lrm.temporal=frames can't; conv3d can")  # type: ignore[union-attr]
+        logger.warning(f"note: {pixel.name} sees motion, which lrm.temporal=frames can't; conv3d can")  # type: ignore[union-attr]
     how = {"memory": lrm.memory, "gather": world.gather, "fit": lrm.fit}
     keys = {key: lrm[key] for key in ("backbone", "text", "width", "temporal", "groups", "blocks")}
     if lrm.mode != "online":
@@ -169,7 +170,9 @@ def check_rewards(
             count = number_of(getattr(o.terms[name], "frames", None))
             pursued.trial(gray[:, :count], asked[:1], gradient=True)
             if count is not None and count < frames and getattr(pursued.reward, "sees_motion", False):
-                print(f"note: {pursued.name} sees motion, and rg.frames={count} shows it {count} frames of {frames}")
+                logger.warning(
+                    f"note: {pursued.name} sees motion, and rg.frames={count} shows it {count} frames of {frames}"
+                )
 
 
 def check_captions(reward: Any, captions: Iterable[str]) -> None:

@@ -21,6 +21,7 @@ def main(config: DictConfig) -> None:
     from dollar.cli.build.fitting import check, fit, identity, new_surrogate
     from dollar.cli.build.rewards import check_captions, noise_of
     from dollar.cli.build.teacher import build_teacher, quiet, with_text
+    from dollar.log import logger
     from dollar.parallel.world import start
     from dollar.surrogate.fit import check_rewards, climb_of, climb_text, figures_of, plain, split, table
     from dollar.surrogate.observations import FILE, Observations, Scoring
@@ -47,7 +48,7 @@ def main(config: DictConfig) -> None:
     scoring.run(observed, file)
     rows = scoring.wanted(observed)
     if pixel.trouble:
-        print(f"note: clips that got no reward are left out; the last trouble: {pixel.trouble}")
+        logger.warning(f"note: clips that got no reward are left out; the last trouble: {pixel.trouble}")
     rest, held_out = split(rows, config.held_out, config.seed, file)
     fitted_on, watched = split(rest, config.watched, config.seed, file)  # the best is not chosen by what is reported
     check_rewards([row.reward for _, row in fitted_on], file)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from omegaconf import DictConfig, ListConfig, open_dict
 
 from dollar.cli.entry import check_folder_for
+from dollar.log import logger
 
 if TYPE_CHECKING:
     from dollar.models.teacher import Teacher
@@ -104,7 +105,7 @@ def main(config: DictConfig) -> None:
     if world.is_main:
         for prompt in dict.fromkeys(prompts):
             if unknown := teacher.text.unknown(prompt):
-                print(f"note: the teacher doesn't know {', '.join(unknown)} in {prompt!r}")
+                logger.warning(f"note: the teacher doesn't know {', '.join(unknown)} in {prompt!r}")
     out.mkdir(parents=True, exist_ok=True)
     told = "x".join(f"{config[key]:g}" for key in SIZES if config[key] is not None)
     by = "-".join(part for part in (by, told, config.dtype) if part)  # so that no clip takes another's name

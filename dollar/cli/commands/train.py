@@ -18,9 +18,11 @@ def main(config: DictConfig) -> float | None:
     from dollar.cli.build.loop import build_run, check
     from dollar.cli.build.rewards import rewards_of
     from dollar.cli.build.teacher import build_teacher, quiet
+    from dollar.training.trackers import check_trackers
 
     # Mistakes in numbers are refused before anything is loaded.
     objective = check(config, int(os.environ.get("WORLD_SIZE", 1)))
+    check_trackers(config.log.trackers)
     check_init(config)
     folder = run_folder(config)
     check_run(config, folder)
