@@ -29,7 +29,7 @@ endif
 
 .PHONY: demo demo-full one-step ablation bench-reward test test-hpsv2 smoke lint types check teacher-metrics
 
-$(READY): setup.cfg constraints.txt
+$(READY): setup.cfg setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q -c constraints.txt -e '.[dev]'
 	touch $(READY)
