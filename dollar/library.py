@@ -83,7 +83,9 @@ def sample(
     if len(listed) == 1:
         listed = listed * len(drawn)
     if not listed or len(listed) != len(drawn):
-        raise ValueError(f"there are {len(listed)} prompts and {len(drawn)} seeds; give one seed, or one for each prompt")
+        raise ValueError(
+            f"there are {len(listed)} prompts and {len(drawn)} seeds; give one seed, or one for each prompt"
+        )
     if not isinstance(model, Student):
         return make_clips(teacher_sampler(model, steps or 50, guidance_scale), model, listed, drawn, batch, show=False)
     if guidance_scale is not None:
