@@ -107,11 +107,13 @@ def _teacher_at(folder: Path, names: list[str], device: str, dtype: Any, setting
         )
     if missing := [key for key in SIZES if key not in settings]:
         raise ValueError(
-            f"{folder} doesn't say its {', '.join(missing)}; give {', '.join(f'{key}=...' for key in missing)}, or name "
-            f"the teacher that it is like and give it as folder={str(folder)!r}"
+            f"{folder} doesn't say its {', '.join(missing)}; give {', '.join(f'{key}=...' for key in missing)}, or "
+            f"name the teacher that it is like and give it as folder={str(folder)!r}"
         )
     kind = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
-    targets = sorted({str(OmegaConf.load(CONF / "teacher" / f"{name}.yaml")["_target_"]) for name in names})
+    targets = sorted(
+        {str(OmegaConf.select(OmegaConf.load(CONF / "teacher" / f"{name}.yaml"), "_target_")) for name in names}
+    )
     for target in targets:
         module = import_module(target.rpartition(".")[0])
         if kind in {getattr(value, "pipeline_class", None) for value in vars(module).values()}:

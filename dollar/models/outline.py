@@ -168,7 +168,7 @@ def measure(outline: Outline, dtype: torch.dtype) -> Work:
             kept[into][-1] += storage.nbytes()
         return tensor
 
-    def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal place, tokens
         tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
         tokens = tokens or tensors[0].shape[1]
