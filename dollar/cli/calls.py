@@ -111,9 +111,8 @@ def _teacher_at(folder: Path, names: list[str], device: str, dtype: Any, setting
             f"name the teacher that it is like and give it as folder={str(folder)!r}"
         )
     kind = json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name")
-    targets = sorted(
-        {str(OmegaConf.select(OmegaConf.load(CONF / "teacher" / f"{name}.yaml"), "_target_")) for name in names}
-    )
+    configurations: list[Any] = [OmegaConf.load(CONF / "teacher" / f"{name}.yaml") for name in names]
+    targets = sorted({str(configuration["_target_"]) for configuration in configurations})
     for target in targets:
         module = import_module(target.rpartition(".")[0])
         if kind in {getattr(value, "pipeline_class", None) for value in vars(module).values()}:

@@ -74,7 +74,7 @@ class Outline:
     @property
     def block_shapes(self) -> list[list[tuple[int, ...]]]:
         """The shapes of the parameters of each of its repeated blocks."""
-        return [[tuple(p.shape) for p in block.parameters()] for block in self.network.blocks]  # type: ignore[union-attr, operator]
+        return [[tuple(p.shape) for p in block.parameters()] for block in self.network.blocks]  # type: ignore[union-attr]
 
     def batch(self, clips: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Condition]:
         """What the network reads for so many clips, on the meta device."""
@@ -213,7 +213,7 @@ def fused_attention() -> Iterator[None]:
         return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
 
     # Replaced by name: a torch function mode would end within backward, where checkpointed blocks are computed again.
-    functional.scaled_dot_product_attention = attention  # type: ignore[assignment]
+    functional.scaled_dot_product_attention = attention
     try:
         yield
     finally:
