@@ -6,6 +6,7 @@ import doctest
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +74,10 @@ def test_mistakes_are_sentences(teacher: Teacher, tmp_path: Path) -> None:
         dollar.load_teacher("nobody")
     with pytest.raises(ValueError, match="there is no key 'teacher.framse'; the nearest is 'teacher.frames'"):
         dollar.load_teacher("shapes", framse=9)
+    with pytest.raises(ValueError, match="clips of 10 frames don't fit this VAE"):
+        dollar.load_teacher("shapes", frames=10)
+    with pytest.raises(ValueError, match="dtype is 'int8'; use float32"):
+        dollar.load_teacher("shapes", dtype="int8")
     with pytest.raises(ValueError, match="there is no key 'cycle'; the nearest is 'cycles'"):
         dollar.distil({"cycle": 3})
     with pytest.raises(ValueError, match="cycles=three: cycles is a whole number"):
@@ -81,6 +86,18 @@ def test_mistakes_are_sentences(teacher: Teacher, tmp_path: Path) -> None:
         dollar.load_student(tmp_path)
     with pytest.raises(ValueError, match="there are 2 prompts and 3 seeds"):
         dollar.sample(teacher, [PROMPT, PROMPT], seeds=[0, 1, 2])
+
+
+def test_a_stopped_run_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dollar.cli.commands import train
+
+    def stopped(config: Any) -> None:
+        assert (config.run, config.cycles) == ("a", 3)
+        raise SystemExit(train.STOPPED)
+
+    monkeypatch.setattr(train, "main", stopped)
+    with pytest.raises(InterruptedError, match=r"runs.a was stopped and saved; the same call goes on"):
+        dollar.distil({"run": "a", "cycles": 3})
 
 
 def test_settings_become_overrides() -> None:

@@ -12,10 +12,11 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from dollar.cli.entry import CONF, check_given, check_overrides, name_folders
+from dollar.cli.entry import CONF, check_given, check_overrides
 
 PLAIN = re.compile(r"[A-Za-z_./~][\w./~+-]*")  # text that hydra reads as it is
 WORDS = ("null", "true", "false", "yes", "no", "on", "off", "inf", "nan")  # ... but these, in any case
@@ -35,10 +36,21 @@ def composed(command: str, settings: Mapping[str, Any]) -> Iterator[DictConfig]:
         del config["hydra"]
     try:
         check_given(config)
-        name_folders(config)
-        yield config
+        with unwrapped():
+            yield config
     finally:
         HydraConfig.instance().cfg = before
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Raise what a constructor raised itself, where hydra wraps it."""
+    try:
+        yield
+    except InstantiationException as error:
+        if not isinstance(error.__cause__, (ValueError, OSError)):
+            raise
+        raise error.__cause__ from None
 
 
 def overrides(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -128,4 +140,5 @@ def teacher_of_student(card: Mapping[str, Any], device: str) -> Any:
     # Its times stay those that it was trained for.
     shift = {} if card.get("shift") is None else {"shift": card["shift"]}
     settings = OmegaConf.create({**card["teacher"], **shift, "text": "online"})
-    return instantiate(settings, device=device, weights=False)
+    with unwrapped():
+        return instantiate(settings, device=device, weights=False)
