@@ -43,7 +43,7 @@ class _Printed(logging.Handler):
 
 
 def progress(
-    items: Iterable | int, description: str = "", active: bool = True, start: int = 0, stream: TextIO | None = None
+    items: Iterable[Any] | int, description: str = "", active: bool = True, start: int = 0, stream: TextIO | None = None
 ) -> tqdm:
     """A bar with the time left, over an iterable or over range(start, total); `update()` it, or iterate over it.
 

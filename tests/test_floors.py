@@ -30,7 +30,8 @@ FLOORS = {
     "dollar.benchmarks": 11,
     "dollar.studies": 11,
     "dollar.cli": 12,
-    "launch": 13,
+    "dollar.library": 13,
+    "launch": 14,
 }
 # Neighbours on one floor.
 NEIGHBOURS = {

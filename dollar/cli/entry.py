@@ -28,7 +28,7 @@ from dollar.cli.sweeps import FAILED
 from dollar.log import speak
 
 ROOT = Path(__file__).resolve().parents[2]
-CONF = ROOT / "conf"
+CONF = next(p for p in (ROOT / "dollar" / "conf", ROOT / "conf") if p.is_dir())  # an installed wheel has the first
 SHARED = "common"  # the folder of conf/ that holds what several yamls share, and no choices
 # Keys whose value is a path, or a list of such, whatever it looks like.
 FOLDERS = (

@@ -169,7 +169,7 @@ class LatentShards:
         self._cache = Cache(self._shards, tensor_columns(LATENT), cache_bytes)
         self._most_ahead = cache_bytes // 2  # so that they aren't pushed out before use
         self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(READERS, thread_name_prefix="shards")
-        self._coming: dict[int, Future] = {}
+        self._coming: dict[int, Future[None]] = {}
 
     @classmethod
     def fitted(cls, fit: Fit, path: str | Path, **settings: Any) -> LatentShards:
