@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 

@@ -88,7 +88,7 @@ class Context:
     fake: DenoiseFunction = _absent
     predict: Callable[[Tensor, str], Tensor] = _absent
     reward_sd: float = 1.0
-    averaged: Callable[[], AbstractContextManager] = nullcontext
+    averaged: Callable[[], AbstractContextManager[Any]] = nullcontext
     log: Callable[[str, float], None] = lambda name, value: None
 
 

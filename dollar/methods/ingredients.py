@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -63,7 +63,7 @@ class Ingredients:
     micro_batch: int | None = None
     surrogate: LatentReward | None = None
     pixel: PixelReward | None = None
-    averaged: Callable[[], AbstractContextManager] = nullcontext
+    averaged: Callable[[], AbstractContextManager[Any]] = nullcontext
     moved: Callable[[], None] = _nothing
     reward_scale: Callable[[], float] = lambda: 1.0
     fitted: bool = True

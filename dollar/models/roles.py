@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -22,7 +23,7 @@ class Role:
     name: str
     denoiser: Denoiser
     parameters: dict[str, nn.Parameter]
-    use: Callable[[], AbstractContextManager] = nullcontext
+    use: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 def trainable(network: nn.Module) -> dict[str, nn.Parameter]:

@@ -43,7 +43,7 @@ class Learner:
     optimizers: Sequence[torch.optim.Optimizer]
     clip: float = 1.0
     rate: Schedule = constant
-    use: Callable[[], AbstractContextManager] = nullcontext
+    use: Callable[[], AbstractContextManager[Any]] = nullcontext
     remedy: str = ""
     skipped: int = 0
     in_a_row: int = 0

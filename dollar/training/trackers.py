@@ -34,10 +34,10 @@ class Tracker(Protocol):
 
     name: str
 
-    def store_init_configuration(self, values: dict) -> None:
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
         """Keep the run's settings: name -> text, number, switch or None."""
 
-    def log(self, values: dict, step: int | None = None) -> None:
+    def log(self, values: dict[str, Any], step: int | None = None) -> None:
         """Take one number for each name."""
 
     def finish(self) -> None:
@@ -57,10 +57,10 @@ class Board:
 
         self.writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=20)
 
-    def store_init_configuration(self, values: dict) -> None:
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
         """Nothing: the run's folder has its config.yaml."""
 
-    def log(self, values: dict, step: int | None = None) -> None:
+    def log(self, values: dict[str, Any], step: int | None = None) -> None:
         """One scalar for each name."""
         for name, x in values.items():
             self.writer.add_scalar(name, x, step)
