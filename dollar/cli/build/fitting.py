@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -40,13 +41,15 @@ from dollar.training.monitors.best import Best
 FREE = ("out", "observations", "climb", "parallel", "save_every")
 
 
+STOPPED = 3  # exit code of a fit that was asked to stop and saved
+
+
 class Fitted(NamedTuple):
-    """Where the best model was found: after `step` updates of `steps`, in `seconds`; finished: False where stopped."""
+    """Where the best model was found: after `step` updates of `steps`, in `seconds`."""
 
     step: int
     steps: int
     seconds: float
-    finished: bool
 
 
 def check(config: DictConfig) -> None:
@@ -119,7 +122,8 @@ def fit(
 ) -> Fitted:
     """Fit the surrogate on rows, and leave it as it was when it followed the watched ones best.
 
-    Goes on where a fit of the same configuration was stopped; another one's state is put aside.
+    Goes on where a fit of the same configuration was stopped; another one's state is removed. Asked to stop, it saves and
+    exits with code 3.
     """
     remember(surrogate, latents, rows, config.batch, config.seed)
     folder, started = Path(config.out) / "fit", time.perf_counter()
@@ -158,8 +162,11 @@ def fit(
         if state is not None:
             loop.load(state)
         finished = loop.train()
-    kept = checkpoint.newest(folder / "best") if finished else None
+    if not finished:
+        logger.info(f"stopped after update {loop.cycle} and saved; the same command goes on from there")
+        sys.exit(STOPPED)
+    kept = checkpoint.newest(folder / "best")
     if kept is not None:
         for name, p in parameters.items():
             assign(p, checkpoint.load(kept).tensors[f"lrm/{name}"])
-    return Fitted(int(best.best.get("cycle", loop.cycle)), config.steps, time.perf_counter() - started, finished)
+    return Fitted(int(best.best.get("cycle", loop.cycle)), config.steps, time.perf_counter() - started)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from dollar.cli.build.data import build_data, some_captions
 from dollar.cli.build.objective import objective_of
 from dollar.cli.build.rewards import Rewards, build_latent_reward, check_rewards, guard_of, rewards_of
 from dollar.cli.build.teacher import check_guidance, check_text, dtype_of, with_text
+from dollar.diffusion.timesteps import FewStep
 from dollar.export.student import check_steps, denoiser_of, few_steps, prediction_of, student_weights
 from dollar.log import logger
 from dollar.losses.objective import Objective
@@ -123,26 +124,19 @@ def build_run(
     """Everything that a run holds, ready for `load` or `train`; rewards: where they are made already."""
     objective = check(config, world.size)
     rewards = rewards or rewards_of(config, objective)
-    check_guidance(objective, teacher)
-    teacher.check_prediction(prediction_of(teacher, config.student.parameterization))
     teacher = with_text(config, teacher)
-    for term in objective.terms.values():
-        if (grid := getattr(term, "grid", None)) is not None:
-            teacher.denoiser.schedule.grid(grid)  # a grid that this schedule doesn't have is refused now
     samplers = few_steps(teacher, config.student.timesteps, config.student.steps, config.student.between)
-    for term in objective.terms.values():
-        term.check(list(samplers.values()))
+    check_terms(config, objective, teacher, samplers)
     data = build_data(config, teacher)
     if (report := getattr(data, "report", None)) is not None:
         logger.info(report)
     check_text(config, teacher, data, objective)
     roles = roles_of(config, world, teacher, objective, samplers)
+    average = Average(roles["student"].parameters, config.ema)
     pixel, second = (None if reward is None else PixelReward(reward, teacher.codec) for reward in rewards)
     surrogate = None
     if objective.needs.surrogate:
         surrogate = build_latent_reward(config, teacher, world, pixel, data.captions[0])
-    networks = term_networks(config, objective, teacher, world)
-    average = Average(roles["student"].parameters, config.ema)
     guard = guard_of(config, objective)
     run = Ingredients(
         teacher=teacher.denoiser,
@@ -163,40 +157,63 @@ def build_run(
         moved=average.update,
         reward_scale=lambda: guard.scale,
         fitted=surrogate is not None and config.lrm.mode != "frozen",
-        networks=networks,
+        networks=term_networks(config, objective, teacher, world),
     )
     prompts = instantiate(config.data.held_out) if config.data.held_out else some_captions(data)
     check_rewards(pixel, second, itertools.chain(data.captions, prompts), teacher, objective)
-    scores = Scores(pixel, second, surrogate)
-    monitors = monitors_of(config, guard)
+    scores, monitors = Scores(pixel, second, surrogate), monitors_of(config, guard)
     for monitor in monitors.values():
         monitor.check(scores.names(list(samplers)))
+    return Run(loop_of(config, run, folder, resume_cycle, average, monitors, (teacher, samplers, prompts, scores)), run)
+
+
+def loop_of(
+    config: DictConfig,
+    run: Ingredients,
+    folder: Path,
+    resume_cycle: int,
+    average: Average,
+    monitors: Mapping[str, Monitor],
+    shown: tuple[Teacher, Mapping[int, FewStep], Sequence[str], Scores],
+) -> Loop:
+    """The loop around a method; shown: the teacher, samplers, prompts and scores of its validations."""
     settings: Any = OmegaConf.to_container(config, resolve=True)
     resume_step = resume_cycle + 1 if resume_cycle else 0
-    log = Log(folder, world.is_main, resume_step, trackers=config.log.trackers, settings=settings)
+    log = Log(folder, run.world.is_main, resume_step, trackers=config.log.trackers, settings=settings)
     validation = None
     if config.validation.every > 0:
+        teacher, samplers, prompts, scores = shown
         keys = validation_of(config)
-        validation = Validation(teacher, run.student, samplers, prompts, scores, log, world, **keys)
-    loop = Loop(
+        validation = Validation(teacher, run.student, samplers, prompts, scores, log, run.world, **keys)
+    student = run.roles["student"].parameters
+    return Loop(
         plan_of(config),
         instantiate(config.method, _convert_="all")(run),
-        learners_of(config, roles, surrogate if run.fitted else None, networks),
-        world,
+        learners_of(config, run.roles, run.surrogate if run.fitted else None, run.networks),
+        run.world,
         folder,
         log,
         average,
-        data,
+        run.data,
         validation,
         monitors,
         settings,
-        kept=lambda: {f"ema/{name}": p for name, p in roles["student"].parameters.items()},
+        kept=lambda: {f"ema/{name}": p for name, p in student.items()},
     )
-    return Run(loop, run)
+
+
+def check_terms(config: DictConfig, objective: Objective, teacher: Teacher, samplers: Mapping[int, FewStep]) -> None:
+    """Raise ValueError where this teacher, or a student that is sampled like this, can't have one of the terms."""
+    check_guidance(objective, teacher)
+    teacher.check_prediction(prediction_of(teacher, config.student.parameterization))
+    for term in objective.terms.values():
+        if (grid := getattr(term, "grid", None)) is not None:
+            teacher.denoiser.schedule.grid(grid)  # a grid that this schedule doesn't have is refused now
+        term.check(list(samplers.values()))
 
 
 def roles_of(
-    config: DictConfig, world: World, teacher: Teacher, objective: Objective, samplers: Mapping[int, Any]
+    config: DictConfig, world: World, teacher: Teacher, objective: Objective, samplers: Mapping[int, FewStep]
 ) -> dict[str, Role]:
     """The student, and the fake score where a term needs one, each with a network of its own."""
     recompute, dtype = config.parallel.activation_checkpointing, dtype_of(config, "dtype")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from dollar.cli.entry import check_folder_for
-
-STOPPED = 3  # exit code of a fit that was asked to stop and saved
 
 
 def main(config: DictConfig) -> None:
@@ -53,9 +50,6 @@ def main(config: DictConfig) -> None:
     fitted_on, watched = split(rest, config.watched, config.seed, file)  # the best is not chosen by what is reported
     check_rewards([row.reward for _, row in fitted_on], file)
     fitted = fit(config, surrogate, world, observed.latents, fitted_on, watched)
-    if not fitted.finished:
-        print("stopped and saved; the same command goes on from there")
-        sys.exit(STOPPED)
     figures: dict[str, Any] = {
         "held_out": figures_of(surrogate, observed.latents, held_out, config.batch),
         "clips": len(fitted_on),
@@ -66,11 +60,10 @@ def main(config: DictConfig) -> None:
         "scoring_seconds": observed.seconds,
     }
     surrogate.save(out, teacher, plain(figures))  # before what may still fail
-    climb = climb_of(surrogate, observed.latents, held_out, config.climb, config.seed)
+    climb, tried = climb_of(surrogate, observed.latents, held_out, config.climb, config.seed), ""
     if climb is not None:
         surrogate.save(out, teacher, plain(figures | {"climb": climb._asdict()}))
-    noised = noise_of(config.lrm) is not None
-    tried = f"\n{climb_text(climb, noised, config.lrm.backbone)}\n" if climb is not None else ""
+        tried = f"\n{climb_text(climb, noise_of(config.lrm) is not None, config.lrm.backbone)}\n"
     print(
         f"fitted on {len(fitted_on)} clips in {fitted.seconds:.0f} s, best after {fitted.step} of {fitted.steps} "
         f"updates; scoring took {observed.seconds:.0f} s\n\n{table(figures['held_out'])}\n{tried}\n"
