@@ -122,8 +122,8 @@ def fit(
 ) -> Fitted:
     """Fit the surrogate on rows, and leave it as it was when it followed the watched ones best.
 
-    Goes on where a fit of the same configuration was stopped; another one's state is removed. Asked to stop, it saves and
-    exits with code 3.
+    Goes on where a fit of the same configuration was stopped; another one's state is removed. Asked to stop,
+    it saves and exits with code 3.
     """
     remember(surrogate, latents, rows, config.batch, config.seed)
     folder, started = Path(config.out) / "fit", time.perf_counter()
