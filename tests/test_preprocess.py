@@ -26,9 +26,9 @@ from safetensors import safe_open
 
 from dollar import media
 from dollar.data import buckets, clips
-from dollar.data.encoding import work as store
 from dollar.data.buckets import Bucket, choose, finished, read_ahead, row_ids, spread
 from dollar.data.clips import ClipFolder
+from dollar.data.encoding import work as store
 from dollar.data.listed import Skipped
 from dollar.data.skips import Skip, SkipLog, read_skips
 from dollar.data.sources import open_source

@@ -16,26 +16,10 @@ import torch
 from conftest import ROOT
 from torch import Tensor
 
-from dollar.data.shards import (
-    EMBEDDING,
-    LATENT,
-    MASK,
-    NO_CAPTION,
-    NO_TENSOR,
-    POOLED,
-    SCHEMA,
-    SOUND,
-    UNKNOWN_TYPE,
-    Row,
-    Shards,
-    ShardWriter,
-    done_ids,
-    known_dtype,
-    listed,
-    read_nulls,
-    tensor_columns,
-    write_nulls,
-)
+from dollar.data.nulls import read_nulls, write_nulls
+from dollar.data.shard_format import EMBEDDING, LATENT, MASK, POOLED, SCHEMA, Row, known_dtype, tensor_columns
+from dollar.data.shard_writer import ShardWriter
+from dollar.data.shards import NO_CAPTION, NO_TENSOR, SOUND, UNKNOWN_TYPE, Shards, done_ids, listed
 
 COLUMNS = [column for name in (LATENT, EMBEDDING, MASK, POOLED) for column in tensor_columns(name)]
 

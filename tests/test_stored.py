@@ -19,8 +19,11 @@ from conftest import TinyClips
 from test_shards import row, write
 
 from dollar.data.latents import Batch, check_identity
-from dollar.data.shards import EMBEDDING, SCHEMA, Row, ShardWriter, tensor_columns, write_nulls
-from dollar.data.stored import LatentShards, StoredText, Walk
+from dollar.data.nulls import write_nulls
+from dollar.data.shard_format import EMBEDDING, SCHEMA, Row, tensor_columns
+from dollar.data.shard_writer import ShardWriter
+from dollar.data.stored import LatentShards, StoredText
+from dollar.data.walk import Walk
 from dollar.models.denoiser import Condition
 from dollar.models.teacher import Teacher
 from dollar.parallel import checkpoint

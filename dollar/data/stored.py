@@ -3,40 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from dollar.data.fingerprint import beside, check_fingerprint, nulls_of
 from dollar.data.latents import Batch, Fit, hash_of
 from dollar.data.mixture import Mixture, shares
-from dollar.data.shards import (
-    EMBEDDING,
-    LATENT,
-    MASK,
-    NULLS,
-    POOLED,
-    SOUND,
-    Group,
-    Shards,
-    Text,
-    listed,
-    read_nulls,
-    tensor_columns,
-)
+from dollar.data.nulls import NULLS, read_nulls
+from dollar.data.shard_format import EMBEDDING, LATENT, MASK, POOLED, Text, tensor_columns
+from dollar.data.shards import SOUND, Group, Shards, listed
+from dollar.data.walk import Walk
 
 C = TypeVar("C")
-FINGERPRINT = "fingerprint.json"
 READERS = 2  # threads that read ahead: one waits for the disk while the other copies
 
 
@@ -53,49 +41,6 @@ class Captions(Sequence[str]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         return self._array[int(self._rows[index])].as_py()
-
-
-class Walk:
-    """The place of every sample: each epoch visits all rows once, files in a new order, rows shuffled within blocks.
-
-    rows_per_file: how many rows each file has; they are numbered file by file. A block is as many files as have
-    `block_rows` rows together. Where a sample is follows from its number and the seed alone.
-    """
-
-    def __init__(self, rows_per_file: np.ndarray, seed: int, block_rows: int) -> None:
-        self.rows_per_file, self.seed, self.block_rows = rows_per_file, seed, block_rows
-        self.first = np.concatenate([[0], np.cumsum(rows_per_file)])
-        self._epoch, self._block = lru_cache(2)(self._new_epoch), lru_cache(4)(self._new_block)
-
-    def __call__(self, sample: int) -> int:
-        """The row of a global sample index."""
-        epoch, place = divmod(sample, int(self.first[-1]))
-        starts = self._epoch(epoch).starts
-        block = int(np.searchsorted(starts, place, "right")) - 1
-        return int(self._block(epoch, block)[place - starts[block]])
-
-    def _new_epoch(self, epoch: int) -> _Epoch:
-        files = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(len(self.rows_per_file))
-        blocks: list[list[int]] = []
-        room = 0
-        for file in files.tolist():
-            if room <= 0:
-                blocks.append([])
-                room = self.block_rows
-            blocks[-1].append(file)
-            room -= int(self.rows_per_file[file])
-        counts = [int(self.rows_per_file[block].sum()) for block in blocks]
-        return _Epoch(blocks, np.concatenate([[0], np.cumsum(counts[:-1], dtype=np.int64)]))
-
-    def _new_block(self, epoch: int, block: int) -> np.ndarray:
-        files = self._epoch(epoch).blocks[block]
-        rows = np.concatenate([np.arange(self.first[file], self.first[file + 1]) for file in files])
-        return np.random.Generator(np.random.PCG64([self.seed, epoch, block])).permutation(rows)
-
-
-class _Epoch(NamedTuple):
-    blocks: list[list[int]]  # files of each
-    starts: np.ndarray  # the first place of each block
 
 
 class Cache:
@@ -388,54 +333,4 @@ class StoredText(Generic[C]):
             torch.nn.functional.pad(embeddings, (0, 0, 0, self.length - len(embeddings))),
             torch.nn.functional.pad(mask, (0, self.length - len(mask))),
             None if text.pooled is None else text.pooled.float(),
-        )
-
-
-def beside(path: Path, name: str) -> Path:
-    """A file of launch/preprocess.py's folder, which `path` is or is a bucket of."""
-    return path / name if (path / name).is_file() else path.parent / name
-
-
-def nulls_of(place: Path, expected: Mapping[str, Any]) -> dict[str, Text]:
-    """The prompts of a nulls.safetensors or of the folder that it is in; ValueError where another encoder made them."""
-    file = place if place.is_file() else place / NULLS
-    if not file.is_file():
-        raise ValueError(
-            f"data.nulls={place}: there is no {file}; any run of launch/preprocess.py with this teacher makes one"
-        )
-    text = {key: value for key, value in expected.items() if key.startswith(("text", "tokenizer"))}
-    check_fingerprint(file.parent, text)
-    return read_nulls(file)
-
-
-def check_fingerprint(path: Path, expected: Mapping[str, Any]) -> None:
-    """Raise ValueError where the folder says that it was made with something else than this teacher.
-
-    expected: as the folder's own file has them; `fps` is the clips' speed there.
-    """
-    file = beside(path, FINGERPRINT)
-    if not file.is_file():
-        return
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        fps = dict(stored.get("preprocess", {})).get("fps")
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{file} is damaged ({error}); put the one back that launch/preprocess.py wrote, or run it again into "
-            "another folder"
-        ) from error
-    mine = json.loads(json.dumps(dict(expected)))  # tuples are lists there
-    speed = mine.pop("fps", fps)
-    differing = [
-        f"{key} {stored[key]} there, {mine[key]} here" for key in mine if stored.get(key, mine[key]) != mine[key]
-    ]
-    if differing:
-        raise ValueError(
-            f"{path} was made with another teacher: {'; '.join(differing)}. Train with the teacher that it was made "
-            "with, or run launch/preprocess.py with this one and another out=FOLDER"
-        )
-    if fps is not None and fps != speed:
-        raise ValueError(
-            f"{path} holds clips of {fps} frames a second, and this teacher's have {speed}. Set teacher.fps={fps} if "
-            f"that is its speed, or run launch/preprocess.py with teacher.fps={speed} and another out=FOLDER"
         )

@@ -83,7 +83,7 @@ def deciding(config: DictConfig) -> dict[str, Any]:
 
 def check_made_by(out: Path, made_by: dict[str, Any]) -> None:
     """Raise ValueError if the folder holds shards that something else made."""
-    from dollar.data.stored import FINGERPRINT
+    from dollar.data.fingerprint import FINGERPRINT
 
     if (out / FINGERPRINT).is_file():
         check_same(out / FINGERPRINT, made_by, (), {}, "Name another folder with out=FOLDER, or keep to its settings")

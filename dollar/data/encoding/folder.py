@@ -9,8 +9,8 @@ from typing import Any
 
 from dollar.data.buckets import Bucket
 from dollar.data.encoding.report import SKIPPED
-from dollar.data.shards import write_nulls
-from dollar.data.stored import FINGERPRINT
+from dollar.data.fingerprint import FINGERPRINT
+from dollar.data.nulls import write_nulls
 from dollar.media import atomically
 from dollar.models.teacher import Teacher
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from dollar.data.buckets import Bucket, finished
 from dollar.data.clips import NOT_BAD
-from dollar.data.shards import told
+from dollar.data.shard_format import sentences_about
 from dollar.data.skips import read_skips
 from dollar.media import atomically
 
@@ -45,7 +45,7 @@ def read_stored(out: Path, buckets: Sequence[Bucket]) -> Stored:
     again, shards = 0, []
     for name, ids in rows.items():
         for path in sorted((out / name).glob("*.parquet"), key=lambda p: (p.stat().st_mtime_ns, p.name)):
-            with told(path):
+            with sentences_about(path):
                 found = pq.ParquetFile(path).read(columns=["id"])["id"].to_pylist()
             if repeated := len(found) - len(set(found) - seen):
                 again += repeated

@@ -18,7 +18,9 @@ from dollar.data.buckets import Bucket, Prepared, finished, prepare, read_ahead
 from dollar.data.clips import NOT_BAD
 from dollar.data.encoding.report import SKIPPED, check_bad
 from dollar.data.listed import Entry, Skipped, Source, plain
-from dollar.data.shards import Row, ShardWriter, done_ids
+from dollar.data.shard_format import Row
+from dollar.data.shard_writer import ShardWriter
+from dollar.data.shards import done_ids
 from dollar.data.skips import SkipLog, read_skips
 from dollar.log import progress
 from dollar.models.denoiser import Condition
