@@ -45,7 +45,7 @@ def main(config: DictConfig) -> None:
     check(config)
     from dollar.cli.build.run import build_teacher, dtype_of, quiet, take_teacher
     from dollar.data import shapes
-    from dollar.evaluation.report.page import format_table
+    from dollar.evaluation.report.table import format_table
     from dollar.evaluation.yardstick import Yardstick, check_size, pairs
     from dollar.export.student import load_student
     from dollar.parallel.world import start
