@@ -14,6 +14,7 @@ FLOORS = {
     "dollar.diffusion": 0,
     "dollar.media": 0,
     "dollar.log": 0,
+    "dollar.lazy": 0,
     "dollar.losses": 1,
     "dollar.models": 2,
     "dollar.data": 3,

@@ -265,7 +265,7 @@ def test_a_killed_run_goes_on_with_other_processes(
     started.wait()
     before = [row["id"] for row in rows_of(out)]
     assert 4 <= len(before) < 25
-    settings = store.Settings(1, "repeat", 2, "float32", "float32", 2, 1, 4, 1.0, False, False)
+    settings = store.EncodingSettings(1, "repeat", 2, "float32", "float32", 2, 1, 4, 1.0, False, False)
     source = open_source(folder)
     # As two processes do: both look, then both work.
     works = [store.Encoding(out, source, teacher, [Bucket(9, 32, 32)], settings, rank, 2) for rank in (0, 1)]

@@ -13,7 +13,7 @@ from dollar.data.shard_format import Text
 FINGERPRINT = "fingerprint.json"
 
 
-def beside(path: Path, name: str) -> Path:
+def companion(path: Path, name: str) -> Path:
     """A file of launch/preprocess.py's folder, which `path` is or is a bucket of."""
     return path / name if (path / name).is_file() else path.parent / name
 
@@ -35,7 +35,7 @@ def check_fingerprint(path: Path, expected: Mapping[str, Any]) -> None:
 
     expected: as the folder's own file has them; `fps` is the clips' speed there.
     """
-    file = beside(path, FINGERPRINT)
+    file = companion(path, FINGERPRINT)
     if not file.is_file():
         return
     try:

@@ -1,4 +1,4 @@
-"""Stored embeddings of prompts without a clip: the empty and the negative one, which guidance asks for."""
+"""Stored embeddings of prompts without a clip: the empty and the negative one, which guidance needs."""
 
 from __future__ import annotations
 

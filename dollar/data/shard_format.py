@@ -46,7 +46,7 @@ SCHEMA = pa.schema(
 )
 
 
-class Row(NamedTuple):
+class StoredClip(NamedTuple):
     """A captioned clip: latents [C, F, h, w] un-normalised, embeddings [L, D], mask [L], pooled [P] or None.
 
     width, height, num_frames: of the clip that was encoded, in pixels and frames; fps: frames a second.

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from dollar.data.shard_format import DTYPES, EMBEDDING, FLOATS, LATENT, MASK, POOLED, SCHEMA, Row, columns_of
+from dollar.data.shard_format import DTYPES, EMBEDDING, FLOATS, LATENT, MASK, POOLED, SCHEMA, StoredClip, columns_of
 from dollar.media import atomically
 
 GROUP_BYTES = 4 * 2**20  # a row group is written once it holds this much, so that a row is read without many others
@@ -47,7 +47,7 @@ class ShardWriter:
         self._waiting: list[dict[str, Any]] = []
         self._rows = self._bytes = 0
 
-    def add(self, row: Row) -> None:
+    def add(self, row: StoredClip) -> None:
         """Take a row; tensors may be on any device."""
         stored = self._columns(row)
         if self._shard is None:
@@ -86,7 +86,7 @@ class ShardWriter:
             self._shard.write_table(pa.Table.from_pylist(self._waiting, schema=SCHEMA))
         self._waiting, self._bytes = [], 0
 
-    def _columns(self, row: Row) -> dict[str, Any]:
+    def _columns(self, row: StoredClip) -> dict[str, Any]:
         if row.latents.ndim != 4 or row.embeddings.ndim != 2 or row.mask.shape != row.embeddings.shape[:1]:
             raise ValueError(
                 f"the row {row.id} has latents {list(row.latents.shape)}, embeddings {list(row.embeddings.shape)} and "

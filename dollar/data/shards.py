@@ -60,7 +60,7 @@ class Shards:
 
     columns: those that every file must have. captions: an Arrow array of every row's caption; shapes: the different
     latent shapes that there are, and shape_of [N]: which of them a row has. state_of [N]: SOUND, or what a row lacks as
-    far as it can be told without reading its tensors. Raises ValueError for a missing, empty or damaged place.
+    far as it is known without reading its tensors. Raises ValueError for a missing, empty or damaged place.
     """
 
     def __init__(self, paths: Sequence[str | Path], columns: Sequence[str]) -> None:

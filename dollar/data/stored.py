@@ -16,7 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from dollar.data.fingerprint import beside, check_fingerprint, nulls_of
+from dollar.data.fingerprint import check_fingerprint, companion, nulls_of
 from dollar.data.latents import Batch, Fit, hash_of
 from dollar.data.mixture import Mixture, shares
 from dollar.data.nulls import NULLS, read_nulls
@@ -72,7 +72,7 @@ class Cache:
 
 
 class LatentShards:
-    """Samples of shards by the door of LatentBatches: each epoch in a new order, the same on any number of processes.
+    """Samples of shards with the interface of LatentBatches: each epoch in a new order, the same on any number of processes.
 
     path: a folder of launch/preprocess.py (all of it or one bucket), or any folder of FastVideo's parquet files.
     shape: (C, F, h, w) of the teacher's latents; rows of other sizes, or that lack caption or latents, are left out,
@@ -80,7 +80,7 @@ class LatentShards:
     normalise: stored latents [B, C, F', h, w], float32, to the teacher's on its device.
     fingerprint: what must be the same where the folder has its own. cache_bytes: what row groups in memory may take;
     block_bytes: rows that are shuffled together, about this much.
-    Threads read ahead what `ahead` is told. Latents that are not finite raise ValueError when they are read.
+    Threads read ahead what `ahead` names. Latents that are not finite raise ValueError when they are read.
     """
 
     has_latents = True
@@ -131,8 +131,8 @@ class LatentShards:
         """How much there is, and how much of it fits."""
         others = int((self._shards.state_of == SOUND).sum()) - len(self)
         left = [f"{others} of other latent shapes"] * bool(others) + self._shards.faults("latents")
-        told = f"; rows that are left out: {', '.join(left)}" if left else ""
-        return f"{len(self)} stored clips in {len(self._shards.files)} shards of {self.path}{told}"
+        left_out = f"; rows that are left out: {', '.join(left)}" if left else ""
+        return f"{len(self)} stored clips in {len(self._shards.files)} shards of {self.path}{left_out}"
 
     def identity(self) -> dict[str, Any]:
         """How many clips and files there are, and a hash of the files' names and of which rows are used."""
@@ -151,7 +151,7 @@ class LatentShards:
         return Batch([self.captions[place] for place in places], found, [(place, 0) for place in places])
 
     def ahead(self, samples: Sequence[int]) -> None:
-        """Read what will be asked for soon in the background, in this order, as much as half the cache holds."""
+        """Read what will be requested soon in the background, in this order, as much as half the cache holds."""
         if self._pool is None:
             return
         for number in [number for number, future in self._coming.items() if future.done()]:
@@ -208,12 +208,12 @@ def mixture_of(
     """Several folders of shards for a teacher and a run, mixed."""
     places = listed(paths)
     if weights is not None:
-        shares(weights, len(places))  # a mistake in them is told before anything is read
+        shares(weights, len(places))  # a mistake in them is reported before anything is read
     return Mixture([LatentShards.fitted(fit, path, **settings) for path in places], weights, fit.seed)
 
 
 class StoredText(Generic[C]):
-    """Prompts encoded beforehand, by the door of a text encoder: those of the shards, and the empty and negative one.
+    """Prompts encoded beforehand, with the interface of a text encoder: those of the shards, and the empty and negative one.
 
     paths: folders of shards; length: tokens a prompt is padded to with zeros. condition: makes what is returned of
     embeddings [B, L, D] float32, mask [B, L] and pooled [B, P] or None on the device. cache_bytes: row groups kept.
@@ -235,7 +235,7 @@ class StoredText(Generic[C]):
         self._nulls: dict[str, Text] = {}
         for path in self.paths:
             check_fingerprint(path, fingerprint or {})
-            self._nulls |= read_nulls(beside(path, NULLS))
+            self._nulls |= read_nulls(companion(path, NULLS))
         if nulls is not None:
             self._nulls |= nulls_of(Path(str(nulls)), fingerprint or {})
         self._shards = Shards(self.paths, tensor_columns(EMBEDDING))

@@ -24,7 +24,7 @@ from dollar.surrogate.pixel_reward import PixelReward
 TEACHER_STEPS = 50  # of the stored figures
 
 
-class Student(Protocol):
+class MeasuredStudent(Protocol):
     """A student: its denoiser, its few-step samplers by step count, and the sampler of a count."""
 
     @property
@@ -35,7 +35,7 @@ class Student(Protocol):
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """What is measured, by the keys of conf/evaluate.yaml. steps: the student's step counts, the most steps first."""
 
     clips: int
@@ -54,7 +54,7 @@ class Evaluation:
     metrics: as metrics.json keeps them; clips: videos by system and step count, as "student 4".
     """
 
-    def __init__(self, teacher: Teacher, yardstick: Yardstick, settings: Settings, out: Path) -> None:
+    def __init__(self, teacher: Teacher, yardstick: Yardstick, settings: EvaluationSettings, out: Path) -> None:
         self.teacher, self.yardstick, self.settings, self.out = teacher, yardstick, settings, out
         self.metrics: dict[str, Any] = {}
         if settings.real:
@@ -104,7 +104,7 @@ class Evaluation:
         self.known = stored["pairs"]
         self.metrics["teacher"] = {"steps": TEACHER_STEPS, **stored["by_clips"][str(self.settings.clips)]}
 
-    def measure_student(self, student: Student) -> None:
+    def measure_student(self, student: MeasuredStudent) -> None:
         """Measure the student at each step count, and the same sampler with the teacher's weights."""
         chosen = self._pairs(self.settings.clips)
         right, reward = np.array(self.known["right"]), np.array(self.known["reward"])
@@ -136,7 +136,7 @@ class Evaluation:
             others = self.yardstick.others[: self.settings.clips]
             self.metrics["real"]["scored"] = scored(pixel, others, prompts)
 
-    def measure_times(self, student: Student | None = None) -> None:
+    def measure_times(self, student: MeasuredStudent | None = None) -> None:
         """Add the seconds of a clip for the teacher, and for the student with its speed-up, all timed in turn."""
         how = self.settings
         if how.repeats == 0:
@@ -150,7 +150,7 @@ class Evaluation:
         for steps, speed in speeds.items():
             self.metrics["student"][str(steps)] |= speed
 
-    def measure_latent_reward(self, folder: Path, student: Student, pixel: PixelReward | None) -> None:
+    def measure_latent_reward(self, folder: Path, student: MeasuredStudent, pixel: PixelReward | None) -> None:
         """Add the stored latent reward model's figures, if there is one, on clips of mixed quality.
 
         They are made by the teacher in 1 to 50 steps and by the student in its own.

@@ -20,7 +20,7 @@ from dollar.models.teacher import Teacher
 
 
 @dataclass(frozen=True)
-class Settings:
+class ExportSettings:
     """How a student is exported: the keys of conf/export.yaml, and what else a folder must say.
 
     switches: methods of the autoencoder to call before sampling; configuration: the training's, as yaml, for the model
@@ -50,7 +50,7 @@ class Exporter:
     """
 
     def __init__(
-        self, source: Source, lora: Mapping[str, Tensor], teacher: Teacher, settings: Settings, out: Path
+        self, source: Source, lora: Mapping[str, Tensor], teacher: Teacher, settings: ExportSettings, out: Path
     ) -> None:
         card = source.card
         self.source, self.lora, self.teacher, self.settings = source, lora, teacher, settings

@@ -35,7 +35,7 @@ def check_space(out: Path, needed: int, link: bool) -> None:
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when the block ends well, and is removed when it doesn't."""
+    """A folder next to `out` that takes its place when the block ends well, and is removed when it doesn't."""
     aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)

@@ -141,7 +141,7 @@ def read_front_matter(path: Path) -> dict[str, Any]:
 def python(facts: Facts) -> str:
     """The lines that make a clip."""
     steps = max(facts.calls)
-    told = "".join(f", {key}={value!r}" for key, value in facts.calls[steps].items())
+    arguments = "".join(f", {key}={value!r}" for key, value in facts.calls[steps].items())
     wanted = "" if facts.dtype == "float32" else f", dtype=torch.{facts.dtype}"
     if facts.full:
         load = [f'pipe = DiffusionPipeline.from_pretrained("FOLDER"{wanted})']
@@ -160,7 +160,7 @@ def python(facts: Facts) -> str:
         *load,
         *(f"pipe.vae.{switch}()" for switch in facts.switches),
         f"torch.manual_seed({facts.seed})",
-        f"frames = pipe({facts.prompt!r}{told}).frames[0]",
+        f"frames = pipe({facts.prompt!r}{arguments}).frames[0]",
     ]
     return "```python\n" + "\n".join(lines) + "\n```\n"
 
@@ -168,9 +168,9 @@ def python(facts: Facts) -> str:
 def notes(facts: Facts) -> list[str]:
     """What isn't plain from the call."""
     counts = sorted(facts.calls, reverse=True)
-    told = "Give no other number of steps: the network was not trained for it." if len(counts) == 1 else ""
+    counted = "Give no other number of steps: the network was not trained for it." if len(counts) == 1 else ""
     if len(counts) > 1:
-        told = f"`num_inference_steps` may be {' or '.join(map(str, counts))}; it was trained for no other."
+        counted = f"`num_inference_steps` may be {' or '.join(map(str, counts))}; it was trained for no other."
     if facts.embeds_guidance:
         scale = facts.calls[counts[0]]["guidance_scale"]
         guidance = (
@@ -184,7 +184,7 @@ def notes(facts: Facts) -> list[str]:
     seeds = "The seed is torch's own, for noise is drawn from it between steps; a GPU draws other noise than a CPU."
     lacking = "license" not in read_front_matter(facts.teacher_folder / "README.md") and facts.licence is None
     unknown = ["The license is given as `other`, for the teacher's folder names none; its teacher's terms hold.\n"]
-    return [f"{told} {guidance} {seeds}\n", *(unknown if lacking else [])]
+    return [f"{counted} {guidance} {seeds}\n", *(unknown if lacking else [])]
 
 
 def figures(run: Path | None, counts: Sequence[int]) -> list[str]:

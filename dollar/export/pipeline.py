@@ -189,7 +189,7 @@ def _without_path(config: Path) -> None:
 # Whether diffusers makes the same clips
 
 
-class Made(NamedTuple):
+class Rendered(NamedTuple):
     """One clip: what the autoencoder was given [1, C, F, h, w] and the frames uint8 [1, T, C, H, W], on the CPU."""
 
     latents: Tensor
@@ -204,15 +204,17 @@ def settle(*modules: Any) -> None:
 
 
 @torch.no_grad()
-def by_us(teacher: Teacher, student: Denoiser, few_step: FewStep, prompt: str, seed: int, guided: bool = False) -> Made:
+def by_us(
+    teacher: Teacher, student: Denoiser, few_step: FewStep, prompt: str, seed: int, guided: bool = False
+) -> Rendered:
     """A clip by this package's sampler, with noise drawn where the pipeline draws it, on the teacher's device."""
     generator = torch.Generator(teacher.device).manual_seed(seed)
     sampler = student_sampler(teacher, student, few_step, guided=guided)
     latents = sampler.diffusion([generator], teacher.text([prompt]))
-    return Made(teacher.codec.normalisation.denormalise(latents).cpu(), decode(teacher, latents, show=False))
+    return Rendered(teacher.codec.normalisation.denormalise(latents).cpu(), decode(teacher, latents, show=False))
 
 
-def by_pipeline(pipe: Any, call: Mapping[str, Any], prompt: str, seed: int) -> Made:
+def by_pipeline(pipe: Any, call: Mapping[str, Any], prompt: str, seed: int) -> Rendered:
     """The clip that a pipeline makes by itself, all of its noise from torch's global generators.
 
     FloatingPointError where it is not finite.
@@ -237,7 +239,7 @@ def by_pipeline(pipe: Any, call: Mapping[str, Any], prompt: str, seed: int) -> M
             f"the exported pipeline's clip is not finite in {kind}; export with dtype=float32"
             + (" or bfloat16, which has its range" if kind == "float16" else "")
         )
-    return Made(torch.cat(given), (video * 255).round().byte().cpu())
+    return Rendered(torch.cat(given), (video * 255).round().byte().cpu())
 
 
 class Difference(NamedTuple):
@@ -248,7 +250,7 @@ class Difference(NamedTuple):
     share: float
 
     @staticmethod
-    def between(ours: Made, theirs: Made) -> Difference:
+    def between(ours: Rendered, theirs: Rendered) -> Difference:
         """ValueError where the clips have different sizes."""
         if ours.latents.shape != theirs.latents.shape or ours.video.shape != theirs.video.shape:
             raise ValueError(
@@ -274,7 +276,7 @@ class Expected(NamedTuple):
     calls: the pipeline's arguments for each step count; most: the share of their size by which latents may differ.
     """
 
-    clips: Mapping[int, Made]
+    clips: Mapping[int, Rendered]
     calls: Mapping[int, Mapping[str, Any]]
     prompt: str
     seed: int

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from dollar.cli.entry import check_folder_for
 
 if TYPE_CHECKING:
-    from dollar.evaluation.systems import Settings
+    from dollar.evaluation.systems import EvaluationSettings
     from dollar.evaluation.yardstick import Yardstick
     from dollar.export.student import Student
     from dollar.models.teacher import Teacher
@@ -54,15 +54,15 @@ def out_of(config: DictConfig) -> Path:
     return out
 
 
-def settings_of(config: DictConfig) -> Settings:
+def settings_of(config: DictConfig) -> EvaluationSettings:
     """What is measured; without `steps` the student is measured at all that it was trained for."""
-    from dollar.evaluation.systems import Settings
+    from dollar.evaluation.systems import EvaluationSettings
     from dollar.export.student import read_card
 
     trained = [] if config.checkpoint is None else read_card(config.checkpoint)["steps"]
     keys = ("clips", "teacher_clips", "teacher_steps", "repeats", "lrm_prompts", "real", "untrained")
     steps = list(config.steps) if config.steps else sorted(trained, reverse=True)
-    return Settings(**{key: config[key] for key in keys}, steps=steps)
+    return EvaluationSettings(**{key: config[key] for key in keys}, steps=steps)
 
 
 def yardstick_of(config: DictConfig) -> Yardstick:

@@ -13,7 +13,7 @@ from dollar.cli.entry import CONF
 from dollar.export.source import KINDS, Source
 
 if TYPE_CHECKING:
-    from dollar.export.exporter import Settings
+    from dollar.export.exporter import ExportSettings
     from dollar.models.teacher import Teacher
 
 PLAIN_PROMPT = "a dog runs along a beach at sunset"
@@ -60,12 +60,12 @@ def teacher_of(config: DictConfig, source: Source, device: Any, weights: bool) -
         raise ValueError(f"{cause}. If it was moved, give teacher.folder=FOLDER") from None
 
 
-def settings_of(config: DictConfig, source: Source) -> Settings:
+def settings_of(config: DictConfig, source: Source) -> ExportSettings:
     """How the student is exported, once the configuration holds its teacher."""
-    from dollar.export.exporter import Settings
+    from dollar.export.exporter import ExportSettings
 
     stored = source.card.get("config") or {}
-    return Settings(
+    return ExportSettings(
         **{key: config[key] for key in ("weights", "steps", "dtype", "max_shard_size", "link", "lora", "full")},
         **{key: config[key] for key in ("license", "verify", "seed")},
         prompt=prompt_of(config, source),

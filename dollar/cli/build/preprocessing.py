@@ -12,7 +12,7 @@ from dollar.cli.same import check_same
 
 if TYPE_CHECKING:
     from dollar.data.buckets import Bucket
-    from dollar.data.encoding import Settings
+    from dollar.data.encoding import EncodingSettings
 
 FLOATS = ("float32", "bfloat16", "float16")
 
@@ -64,12 +64,12 @@ def places_of(config: DictConfig) -> list[str]:
     return [str(place) for place in (given if OmegaConf.is_list(given) else [given])]
 
 
-def settings_of(config: DictConfig) -> Settings:
+def settings_of(config: DictConfig) -> EncodingSettings:
     """How clips are read and stored."""
-    from dollar.data.encoding import Settings
+    from dollar.data.encoding import EncodingSettings
 
-    keys = {key: config[key] for key in Settings._fields if key != "stills"}
-    return Settings(stills=config.data.stills, **keys)
+    keys = {key: config[key] for key in EncodingSettings._fields if key != "stills"}
+    return EncodingSettings(stills=config.data.stills, **keys)
 
 
 def deciding(config: DictConfig) -> dict[str, Any]:

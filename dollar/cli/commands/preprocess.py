@@ -52,7 +52,7 @@ def encode(config: DictConfig, source: Source, lock: Lock, stop: Stop) -> bool:
     """This process's part of the work, and of the report; whether it was asked to stop before the end."""
     from hydra.utils import instantiate
 
-    from dollar.data.encoding import Encoding, begin, check_buckets, fingerprint_of, report
+    from dollar.data.encoding import Encoding, begin, check_buckets, fingerprint_of, report_on
     from dollar.parallel.world import finish, start
 
     world = start(config.parallel.device, config.parallel.timeout_minutes)
@@ -73,6 +73,6 @@ def encode(config: DictConfig, source: Source, lock: Lock, stop: Stop) -> bool:
     if world.is_main and stopped:
         print(f"stopped; what was encoded is in {out}, and the same command goes on from there")
     elif world.is_main:
-        report(out, buckets, config.windows, config.max_bad_fraction)
+        report_on(out, buckets, config.windows, config.max_bad_fraction)
     finish(world)
     return stopped

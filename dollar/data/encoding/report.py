@@ -55,7 +55,7 @@ def read_stored(out: Path, buckets: Sequence[Bucket]) -> Stored:
     return Stored(rows, again, shards)
 
 
-def report(out: Path, buckets: Sequence[Bucket], windows: int, max_bad_fraction: float) -> None:
+def report_on(out: Path, buckets: Sequence[Bucket], windows: int, max_bad_fraction: float) -> None:
     """Write and print what the folder holds; ValueError when too much of the source couldn't be used."""
     stored = read_stored(out, buckets)
     written = {name: len(ids) for name, ids in stored.rows.items()}

@@ -18,7 +18,7 @@ from dollar.data.buckets import Bucket, Prepared, finished, prepare, read_ahead
 from dollar.data.clips import NOT_BAD
 from dollar.data.encoding.report import SKIPPED, check_bad
 from dollar.data.listed import Entry, Skipped, Source, plain
-from dollar.data.shard_format import Row
+from dollar.data.shard_format import StoredClip
 from dollar.data.shard_writer import ShardWriter
 from dollar.data.shards import done_ids
 from dollar.data.skips import SkipLog, read_skips
@@ -49,7 +49,7 @@ class NoStop:
         return nullcontext()
 
 
-class Settings(NamedTuple):
+class EncodingSettings(NamedTuple):
     """The keys of conf/preprocess.yaml that say how clips are read and stored."""
 
     windows: int
@@ -86,7 +86,7 @@ class Encoding:
         source: Source,
         teacher: Teacher,
         buckets: Sequence[Bucket],
-        settings: Settings,
+        settings: EncodingSettings,
         rank: int = 0,
         size: int = 1,
     ) -> None:
@@ -189,13 +189,13 @@ class Encoding:
             pooled = None if text.pooled is None else text.pooled[0]
             caption = text.embeddings[0], text.mask[0], pooled
             self._rows, self._bytes = self._rows + 1, self._bytes + z.nbytes + text.embeddings[0].nbytes
-            writer.add(Row(id, plain(entry.file.name), entry.caption, z, *caption, *size, self.teacher.fps))
+            writer.add(StoredClip(id, plain(entry.file.name), entry.caption, z, *caption, *size, self.teacher.fps))
 
     def _encode_text(self, caption: str) -> Condition:
         """A caption's condition; the last one is kept, for the windows of a clip follow each other."""
         if self._text is None or self._text[0] != caption:
-            with warnings.catch_warnings(record=True) as told:  # counted; there may be millions
+            with warnings.catch_warnings(record=True) as caught:  # counted; there may be millions
                 warnings.simplefilter("always")
                 self._text = caption, self.teacher.text.encode([caption])
-            self.cut += bool(told)
+            self.cut += bool(caught)
         return self._text[1]
