@@ -72,7 +72,7 @@ class Cache:
 
 
 class LatentShards:
-    """Samples of shards with the interface of LatentBatches: each epoch in a new order, the same on any number of processes.
+    """Samples of shards, as LatentBatches gives them: each epoch in a new order, the same on any number of processes.
 
     path: a folder of launch/preprocess.py (all of it or one bucket), or any folder of FastVideo's parquet files.
     shape: (C, F, h, w) of the teacher's latents; rows of other sizes, or that lack caption or latents, are left out,
@@ -213,7 +213,7 @@ def mixture_of(
 
 
 class StoredText(Generic[C]):
-    """Prompts encoded beforehand, with the interface of a text encoder: those of the shards, and the empty and negative one.
+    """Prompts encoded beforehand, called as a text encoder is: those of the shards, and the empty and negative one.
 
     paths: folders of shards; length: tokens a prompt is padded to with zeros. condition: makes what is returned of
     embeddings [B, L, D] float32, mask [B, L] and pooled [B, P] or None on the device. cache_bytes: row groups kept.

@@ -255,7 +255,7 @@ def latent_reward_figures(
 ) -> dict[str, float]:
     """How well the latent reward model follows the pixel reward on generated clips of mixed quality.
 
-    correlation: Pearson's; rank_correlation: Spearman's; pairwise: how often the better of two clips is predicted, where
+    correlation: Pearson's; rank_correlation: Spearman's; pairwise: how often the better of two clips is found, where
     rewards differ by more than 0.1; mse: in the reward's unit. climb_predicted, climb_true, climb_true_se: how far a
     step up its gradient raises what it predicts and the true reward of the last sampler's clips, and the standard
     error of the latter (`LatentReward.climb`).
