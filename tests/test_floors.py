@@ -49,6 +49,7 @@ LIBRARIES = {
     "transformers": ("dollar.models", "dollar.rewards", "dollar.pretraining", "dollar.cli.build.run"),
     "tensorboard": ("dollar.log",),
     "tqdm": ("dollar.log",),
+    "filelock": ("dollar.parallel",),
     "av": ("dollar.data", "dollar.media"),
 }
 # What is still to be moved: these files import what their floor forbids.

@@ -294,6 +294,33 @@ def test_a_second_command_in_the_folder_is_refused(run: Callable[..., Said], tmp
     assert run().code == 0 and run().code == 0
 
 
+def test_a_file_system_without_locks_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unknown(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    for rank in (0, 1):
+        lock = Lock(tmp_path, rank)
+        lock.join()
+        lock.close()
+        assert "can't be locked (No locks available); run one command at a time" in capsys.readouterr().out
+
+
+def test_a_killed_process_lets_the_folder_go(tmp_path: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from dollar.parallel.lock import Lock\n"
+    code += "lock = Lock(Path(sys.argv[1]), 1); lock.join(); print('holds', flush=True); time.sleep(100)"
+    line = [sys.executable, "-c", code, str(tmp_path)]
+    held = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert held.stdout is not None and held.stdout.readline() == "holds\n"
+    with pytest.raises(ValueError, match="processes that it left still run"):
+        Lock(tmp_path)
+    held.kill()
+    held.communicate()
+    Lock(tmp_path).close()
+
+
 def test_rows_that_are_there_twice_are_told_and_mended(run: Callable[..., Said], tmp_path: Path) -> None:
     assert run("rows_per_shard=2").code == 0
     shards = sorted((tmp_path / "out" / NAME).iterdir())
