@@ -485,7 +485,7 @@ def test_two_commands_at_once_are_refused(tmp_path: Path, machine: Callable[...,
     from dollar.parallel.lock import Lock
 
     for folder, key in ((tmp_path / "work", "work"), (tmp_path / "docs" / "ablation", "out")):
-        lock = Lock(folder, alone=True)
+        lock = Lock(folder)
         (tmp_path / "docs" / "ablation" / "results.json").unlink(missing_ok=True)
         with pytest.raises(ValueError, match=f"another ablation runs in {key}="):
             machine(settings(tmp_path))

@@ -113,7 +113,7 @@ def bar(jobs: Sequence[Job], workers: int) -> Callable[[Outcome, Sequence[Runnin
 
 def run(plan: Plan, results: Results, seeds: Sequence[int]) -> Outcome:
     """Run what these seeds lack."""
-    from dollar.parallel.lock import Stop
+    from dollar.parallel.signals import Stop
 
     if plan.config.again:
         forget(plan, results, seeds)
@@ -132,7 +132,7 @@ def lock(key: str, folder: Path) -> Any:
     from dollar.parallel.lock import Lock
 
     try:
-        return Lock(folder, alone=True)
+        return Lock(folder)
     except ValueError:
         raise ValueError(f"another ablation runs in {key}={folder}; wait for it, or name another folder") from None
 
