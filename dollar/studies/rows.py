@@ -50,13 +50,18 @@ def groups_of(given: Mapping[str, Mapping[str, Any]]) -> dict[str, Group]:
 
 
 def rows_of(
-    given: Sequence[Mapping[str, Any]], groups: Mapping[str, Group], figures: Collection[str], usual: str
+    given: Sequence[Mapping[str, Any]],
+    groups: Mapping[str, Group],
+    figures: Collection[str],
+    usual: str,
+    steps: int = 4,
 ) -> tuple[Row, ...]:
     """The rows of a configuration; ValueError for a row that can't be.
 
-    figures: those that a row may pursue; usual: the one it pursues where neither it nor its group names one.
+    figures: those that a row may pursue; usual: the one it pursues where neither it nor its group names one;
+    steps: the step count that it is measured at where it names none.
     """
-    rows = tuple(_row(row, groups, usual) for row in given)
+    rows = tuple(_row(row, groups, usual, steps) for row in given)
     names = [row.name for row in rows]
     for i, row in enumerate(rows):
         if row.name in names[:i] or row.name == TEACHER:
@@ -70,13 +75,13 @@ def rows_of(
     return rows
 
 
-def _row(given: Mapping[str, Any], groups: Mapping[str, Group], usual: str) -> Row:
+def _row(given: Mapping[str, Any], groups: Mapping[str, Group], usual: str, steps: int) -> Row:
     if unknown := given.keys() - set(Row._fields):
         raise ValueError(f"a row has {', '.join(map(str, sorted(unknown)))}; it may have {', '.join(Row._fields)}")
     lists = {key: tuple(given[key]) for key in ("overrides", "steps") if key in given}
     group = groups.get(given.get("group", ""))
     pursued = given.get("pursued") or (group.pursued if group else "") or usual
-    return Row(**{**given, **lists, "pursued": pursued})
+    return Row(**{"steps": (steps,), **given, **lists, "pursued": pursued})
 
 
 def seeds_of(given: Any) -> list[int]:

@@ -23,7 +23,7 @@ def settings_of(config: DictConfig, content: Content) -> Settings:
         raise ValueError(f"only is {given['only']}; write only=[{given['only']}]")
     groups = groups_of(given["groups"])
     read = {
-        "rows": rows_of(given["rows"], groups, content.rewards, content.usual),
+        "rows": rows_of(given["rows"], groups, content.rewards, content.usual, content.steps),
         "groups": groups,
         "seeds": seeds_of(given["seeds"]),
         "only": given["only"] or (),

@@ -1,18 +1,5 @@
-"""The ablation on the shapes world: what is measured, what is asked, and what its document shows."""
+"""The ablation on the shapes world."""
 
-from dollar.studies.ablation.document import LAYOUT
-from dollar.studies.ablation.figures import FIGURES, PURSUED, measured, measured_teacher
-from dollar.studies.ablation.plots import plots
-from dollar.studies.ablation.questions import questions
-from dollar.studies.content import Content
+from dollar.studies.ablation.content import ABLATION
 
-ABLATION = Content(
-    name="ablation",
-    rewards={figure: FIGURES[figure][-1] for figure in PURSUED},
-    usual="clip",
-    measured=measured,
-    measured_teacher=measured_teacher,
-    layout=LAYOUT,
-    plots=plots,
-    questions=questions,
-)
+__all__ = ["ABLATION"]
