@@ -390,11 +390,12 @@ def peak_of(said: Said) -> float:
 
 
 def test_the_command_names_settings_that_keep_their_word(command: Callable[..., Said]) -> None:
-    given = ("teacher=wan_2_1_14b", "processes=8", "lrm.clips=8", "parallel.dtype=bfloat16")
+    shallow = ("teacher.states.transformer.num_layers=12", "teacher.frozen_dtype=bfloat16")  # as wide, in less time
+    given = ("teacher=wan_2_1_14b", *shallow, "processes=8", "lrm.clips=8", "parallel.dtype=bfloat16", "memory=70")
     said = command("plan", *given)
-    assert said.code == 0 and "14,288,491,584" in said.out and "it doesn't fit" in said.out
+    assert said.code == 0 and "it doesn't fit" in said.out
     lines = [line.split() for line in said.out.splitlines() if " saves " in line]
-    assert len(lines) == 3 and peak_of(said) > 80
+    assert len(lines) == 2 and peak_of(said) > 70 and said.out.endswith("with which it fits\n")
     for i, words in enumerate(lines):
         taken = [word for line in lines[: i + 1] for word in line[: line.index("saves")]]
         assert peak_of(command("plan", *given, *taken)) == pytest.approx(float(words[-1].replace(",", "")), abs=0.01)
@@ -405,7 +406,9 @@ def test_the_command_plans_what_training_composes(command: Callable[..., Said]) 
     assert {key: value for key, value in plan.items() if key not in ("processes", "memory")} == train
     fits = command("plan")
     assert fits.code == 0 and "it fits" in fits.out
-    refused = command("plan", "teacher=hunyuanvideo")
+    layers = "teacher.states.transformer"
+    shallow = (f"{layers}.num_layers=1", f"{layers}.num_single_layers=1")
+    refused = command("plan", "teacher=hunyuanvideo", *shallow)
     assert refused.code == 2 and "has no second half" in refused.err
     uneven = command("plan", "processes=3")
     assert uneven.code == 2 and "batch=8 must be a multiple of the 3 processes" in uneven.err
