@@ -180,7 +180,7 @@ def filled(network: nn.Module, variant: Variant) -> nn.Module:
             else:
                 value = torch.full_like(p, float(name == "weight"), device=variant.device, dtype=variant.dtype)
             setattr(module, name, nn.Parameter(value, requires_grad=not variant.frozen))
-    return nn.Module.to(network, variant.device)  # the buffers; diffusers' own `to` has more to say than is asked
+    return nn.Module.to(network, variant.device)  # the buffers; diffusers' own `to` does more than move
 
 
 def _random(shape: tuple[int, ...], variant: Variant, dtype: torch.dtype) -> Tensor:

@@ -113,7 +113,7 @@ def written(value: float, show: Callable[[float], str]) -> str:
 def together(comparisons: Sequence[Comparison]) -> str:
     """The answer of several comparisons that should all be yes: theirs where they agree.
 
-    Otherwise unknown where one is, mixed for yes beside no, unshown for no beside undecided, undecided for yes beside
+    Otherwise unknown where one is, mixed for yes and no, unshown for no and undecided, undecided for yes and
     undecided.
     """
     answers = {c.answer for c in comparisons}

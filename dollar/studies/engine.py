@@ -28,12 +28,11 @@ def carry_out(runs: Runs, check: Check) -> Outcome:
     settings, name = runs.settings, runs.content.name
     for row in settings.rows:
         runs.overrides(row)  # numbers that don't go together are reported before anything
-    folder = settings.out / name
     # Before results are read: another command would write its own over them.
-    with contextlib.closing(lock(name, "out", folder)), contextlib.ExitStack() as held:
+    with contextlib.closing(lock(name, "out", runs.results.parent)), contextlib.ExitStack() as held:
         if not settings.only_document:
             held.enter_context(contextlib.closing(lock(name, "work", settings.work)))
-        results = Results(folder / "results.json", runs.content.steps)
+        results = Results(runs.results, runs.content.steps)
         outcome = Outcome() if settings.only_document else run(runs, results, check)
         document(runs, results)
     return outcome
@@ -155,8 +154,6 @@ def document(runs: Runs, results: Results) -> None:
     settings, content = runs.settings, runs.content
     known = [key for key in results.stored["rows"] if place_of(key)[0] in runs.rows]
     stale = [key for key in known if not is_fresh(runs, results, key)]
-    path = settings.out / f"{content.name}.md"
     rows, titles = settings.rows, {name: group.title for name, group in settings.groups.items()}
     plots, questions = content.plots(rows, results), content.questions(results, rows)
-    write_document(path, content.layout, rows, titles, results, plots, questions, stale)
-    print(f"the document is {path}, its figures are in {results.path}")
+    write_document(runs.document, content.layout, rows, titles, results, plots, questions, stale)

@@ -48,7 +48,7 @@ def times_of(scalars: Mapping[str, Curve]) -> Curve:
 
 
 def peak_of(scalars: Mapping[str, Curve]) -> float | None:
-    """The most memory that training held, in GiB; None where it can't be told from validation's.
+    """The most memory that training held, in GiB; None where it can't be distinguished from validation's.
 
     What is logged is the process's most so far, so it counts up to the first validation, if training is warm by then.
     """

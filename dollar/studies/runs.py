@@ -26,6 +26,8 @@ class Runs:
         self.content = content
         self.rows = {row.name: row for row in settings.rows}
         self.work = settings.work
+        self.document = settings.out / f"{content.name}.md"
+        self.results = settings.out / content.name / "results.json"
 
     def overrides(self, row: Row) -> list[str]:
         """Of launch/train.py, without seed and folders."""

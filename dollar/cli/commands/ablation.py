@@ -14,7 +14,9 @@ from dollar.studies.runs import Runs
 
 def main(config: DictConfig) -> None:
     """Run what is missing, then write the document; exit code 2 when a job failed, 3 when stopped."""
-    outcome = carry_out(Runs(settings_of(config, ABLATION), ABLATION), check_commands)
+    runs = Runs(settings_of(config, ABLATION), ABLATION)
+    outcome = carry_out(runs, check_commands)
+    print(f"the document is {runs.document}, its figures are in {runs.results}")
     for name, why in outcome.failed.items():
         print(f"failed: {name}: {why}", file=sys.stderr)
     if outcome.stopped:

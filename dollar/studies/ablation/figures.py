@@ -63,7 +63,7 @@ def along_beta(rows: Sequence[Row], method: str, guarded: bool = False) -> list[
 
 
 def pursued_by(rows: Sequence[Row], group: str) -> str:
-    """The figure that the rows of a group are led to, the first where they differ; clip where they are led to none."""
+    """The figure that the rows of a group pursue, the first where they differ; clip where they pursue none."""
     return next((row.pursued for row in rows if row.group == group and row.pursued != ALL), "clip")
 
 
