@@ -17,16 +17,16 @@ from conftest import ROOT
 from torch import Tensor, nn
 
 from dollar.benchmarks import memory, reward_tables
-from dollar.benchmarks.memory import Count, Tally, Work, count, operations, rise, seconds
-from dollar.benchmarks.reward_costs import CLIP, DIRECT, LRMS, SPREAD, VIT_H, How, Measured, measure, new_work
+from dollar.benchmarks.memory import Count, Tally, Workload, count, operations, rise, seconds
+from dollar.benchmarks.reward_costs import CLIP, DIRECT, LRMS, SPREAD, VIT_H, Measured, Variant, measure, new_workload
 from dollar.benchmarks.reward_tables import HALF, TEXT, WHOLE, Run, put_section
 
 FLOAT = 4
 
 
-def work_of(network: nn.Module, x: Tensor, frozen: bool = True) -> Work:
+def work_of(network: nn.Module, x: Tensor, frozen: bool = True) -> Workload:
     """The sum of what a network makes of x, as a reward."""
-    return Work([network.requires_grad_(not frozen)], [x.requires_grad_()], lambda: network(x).sum()[None])
+    return Workload([network.requires_grad_(not frozen)], [x.requires_grad_()], lambda: network(x).sum()[None])
 
 
 # The count
@@ -89,7 +89,7 @@ def test_attention_and_a_linear_layer_by_hand() -> None:
 def test_what_is_kept_is_what_autograd_saves() -> None:
     """The same by another reading: the storages that autograd's hooks are shown, for models that are really used."""
     for kind, frozen in [(kind, frozen) for kind in LRMS for frozen in (True, False)]:
-        work = new_work(kind, 7, How(dtype=torch.float32, frozen=frozen))
+        work = new_workload(kind, 7, Variant(dtype=torch.float32, frozen=frozen))
         held = {t.untyped_storage()._cdata for t in (*work.weights, *work.inputs)}
         saved: dict[int, Tensor] = {}
 
@@ -104,10 +104,10 @@ def test_what_is_kept_is_what_autograd_saves() -> None:
 
 
 def test_the_latent_reward_models_grow_by_their_frames_and_halve_with_their_dtype() -> None:
-    one, two, four = (count(new_work(TEXT, n, HALF)) for n in (1, 2, 4))
-    assert one.weights == 2 * 763_009 and new_work("image LRM", 1, HALF).parameters == 189_441
+    one, two, four = (count(new_workload(TEXT, n, HALF)) for n in (1, 2, 4))
+    assert one.weights == 2 * 763_009 and new_workload("image LRM", 1, HALF).parameters == 189_441
     assert four.kept - two.kept == pytest.approx(2 * (two.kept - one.kept), rel=0.01)
-    assert count(new_work(TEXT, 4, replace(HALF, dtype=torch.float32))).weights == 2 * four.weights
+    assert count(new_workload(TEXT, 4, replace(HALF, dtype=torch.float32))).weights == 2 * four.weights
 
 
 @pytest.fixture
@@ -125,35 +125,35 @@ def small_clip(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_clip_by_hand(small_clip: None) -> None:
     """Of each block, frozen: what both norms and the attention read, the attention's output and what GELU reads."""
-    four, eight = (count(new_work(CLIP, n, How(dtype=torch.float32))) for n in (4, 8))
+    four, eight = (count(new_workload(CLIP, n, Variant(dtype=torch.float32))) for n in (4, 8))
     tokens = 4 * 257 * 64 * FLOAT
     a_block = (1 + 3 + 1 + 1 + 4) * tokens
     # A norm keeps its mean and deviation, attention its number of each head and query: 2 norms' 2, and 4, of 64.
     small = 3 * (4 + 4) * tokens / 64
     pictures = 4 * 3 * 224 * 224 * FLOAT  # a convolution cuts them into patches, and a norm reads these
     assert eight.kept - four.kept == pytest.approx(3 * a_block + small + pictures + tokens, rel=0.05)
-    trained = count(new_work(CLIP, 4, How(dtype=torch.float32, frozen=False)))
+    trained = count(new_workload(CLIP, 4, Variant(dtype=torch.float32, frozen=False)))
     assert trained.kept > four.kept + 3 * 6 * tokens * 0.95  # what the four linear layers read: 1, 1 and 4
     assert trained.backward > four.backward
-    unfused = count(new_work(CLIP, 4, How(dtype=torch.float32, fused=False)), fused=False)
+    unfused = count(new_workload(CLIP, 4, Variant(dtype=torch.float32, fused=False)), fused=False)
     tables = 4 * 4 * 257 * 257 * FLOAT  # of each head; the output is kept by the fused kernel alone, with its numbers
     assert unfused.kept - four.kept == pytest.approx(3 * (tables - tokens - tokens / 16), rel=0.01)
 
 
 def test_recomputing_keeps_less(small_clip: None) -> None:
     for kind in (CLIP, DIRECT):
-        kept, recomputed = (count(new_work(kind, 5, How(checkpointing=c))) for c in (False, True))
+        kept, recomputed = (count(new_workload(kind, 5, Variant(checkpointing=c))) for c in (False, True))
         assert recomputed.kept < 0.5 * kept.kept and recomputed.backward <= kept.backward
         assert recomputed.weights == kept.weights
 
 
 def test_a_direct_gradient_reaches_the_latents_and_pays_for_what_is_before_its_frames(small_clip: None) -> None:
-    how = How(dtype=torch.float32, device="cpu")
-    work = new_work(DIRECT, 2, how)
+    variant = Variant(dtype=torch.float32, device="cpu")
+    work = new_workload(DIRECT, 2, variant)
     work.reward().sum().backward()
     seen = work.inputs[0].grad
     assert seen is not None and seen[0, :, :2].abs().sum() > 0 and seen[0, :, 3:].abs().sum() == 0
-    leading, spread, whole = (count(new_work(k, n, HALF)) for k, n in ((DIRECT, 2), (SPREAD, 2), (SPREAD, 25)))
+    leading, spread, whole = (count(new_workload(k, n, HALF)) for k, n in ((DIRECT, 2), (SPREAD, 2), (SPREAD, 25)))
     assert leading.kept < 0.7 * spread.kept and spread.kept > 0.75 * whole.kept
 
 
@@ -168,11 +168,11 @@ def test_operations_by_hand() -> None:
 RESIDENT = """
 import torch
 from dollar.benchmarks.memory import count, rise
-from dollar.benchmarks.memory import Work
+from dollar.benchmarks.memory import Workload
 torch.set_num_threads(1)
 network = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) if i % 2 else torch.nn.GELU() for i in range(8)))
 x = torch.zeros(8192, 1024, requires_grad=True)
-work = Work([network.requires_grad_(False)], [x], lambda: network(x).sum()[None])
+work = Workload([network.requires_grad_(False)], [x], lambda: network(x).sum()[None])
 work.forward()
 for function in (work.forward, work.gradient):
     with rise(torch.device("cpu")) as rose:
@@ -215,7 +215,7 @@ def test_timing_stops_at_its_patience_but_not_before_one(monkeypatch: pytest.Mon
 
 
 def test_a_work_is_run_in_processes_of_its_own() -> None:
-    found = measure("image LRM", 2, How(dtype=torch.float32, device="cpu"), 1, 2, 1.0)
+    found = measure("image LRM", 2, Variant(dtype=torch.float32, device="cpu"), 1, 2, 1.0)
     assert isinstance(found, Measured) and found.repeats == 2
     assert 0 < found.forward_seconds < found.gradient_seconds < 5
     if Path("/proc/self/clear_refs").exists():
@@ -228,7 +228,7 @@ def test_a_work_is_run_in_processes_of_its_own() -> None:
 def test_the_papers_latent_reward_models_are_met_with_cublas_workspace() -> None:
     """Table 1: one latent frame, float32, gradients of the weights too, in MiB; 8.125 for each thread that computes."""
     for kind, (_, forward, backward) in reward_tables.PAPER.items():
-        found = count(new_work(kind, 1, reward_tables.AS_PAPER))
+        found = count(new_workload(kind, 1, reward_tables.AS_PAPER))
         assert found.forward / 2**20 + 8.125 == pytest.approx(float(forward), rel=0.01)
         assert found.backward / 2**20 + 16.25 == pytest.approx(float(backward), rel=0.01)
 

@@ -1,0 +1,1 @@
+"""What things cost: memory and time of a reward's gradient, counted and measured."""

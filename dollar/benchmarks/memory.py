@@ -18,12 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dollar.models.outline import fused_attention
 
-PROCESS = Path("/proc/self")  # what Linux tells a process of itself
+PROCESS = Path("/proc/self")  # what Linux reports of a process
 
 
 @dataclass
-class Work:
-    """A reward that is asked for a gradient.
+class Workload:
+    """A reward whose gradient is computed.
 
     networks: those that it goes through; inputs: what it reads, the first of which wants the gradient; reward: gives
     [B]. What is in `networks` and `inputs` is there before and after; all else is the reward's own cost.
@@ -62,7 +62,7 @@ class Work:
 
 class Count(NamedTuple):
     """Bytes that tensors take: weights (with buffers) and inputs; forward: at most, without a gradient; kept: between
-    forward and backward, beside weights and inputs; backward: at most, in forward and backward together. The last and
+    forward and backward, besides weights and inputs; backward: at most, in forward and backward together. The last and
     `forward` hold weights and inputs too.
     """
 
@@ -110,8 +110,8 @@ class Tally(TorchDispatchMode):
         return made
 
 
-def count(work: Work, fused: bool = True) -> Count:
-    """Run a work under a tally, commonly on the meta device; fused: whether its attention is (`fused_attention`)."""
+def count(work: Workload, fused: bool = True) -> Count:
+    """Run a workload under a tally, commonly on the meta device; fused: whether attention is (`fused_attention`)."""
     tally = Tally()
     for tensor in work.weights:
         tally.hold(tensor)
@@ -128,7 +128,7 @@ def count(work: Work, fused: bool = True) -> Count:
     return Count(weights, held - weights, forward, kept, tally.peak)
 
 
-def operations(work: Work) -> int:
+def operations(work: Workload) -> int:
     """Multiplications and additions of a reward with its gradient."""
     with fused_attention(), FlopCounterMode(display=False) as counter:
         work.gradient()
@@ -180,7 +180,7 @@ def _resident(name: str) -> int:
 def seconds(function: Callable[[], object], repeats: int, patience: float, device: torch.device) -> list[float]:
     """Seconds of each of at most `repeats` calls, at least one, none begun after `patience` seconds; synchronised.
 
-    On a CPU they are the processor's, which others that run beside it change less than those of a clock.
+    On a CPU they are the processor's, which other work on the machine changes less than those of a clock.
     """
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     taken: list[float] = []

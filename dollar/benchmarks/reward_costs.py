@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from dollar.benchmarks.memory import FREED_AT_ONCE, Work, rise, seconds
+from dollar.benchmarks.memory import FREED_AT_ONCE, Workload, rise, seconds
 from dollar.models.codec import Codec, Normalisation
 from dollar.models.denoiser import Condition
 from dollar.models.latent_reward_model import LatentRewardModel
@@ -64,8 +64,8 @@ CLIP, DIRECT, SPREAD = "CLIP", "decoder and CLIP", "decoder and CLIP, frames eve
 
 
 @dataclass(frozen=True)
-class How:
-    """What a work's weights are kept in and on which device; frozen: whether they want no gradient; fused: whether
+class Variant:
+    """What a workload's weights are kept in and on which device; frozen: whether they want no gradient; fused: whether
     attention keeps no table of all pairs; checkpointing: whether CLIP's and the decoder's blocks are recomputed.
     """
 
@@ -77,8 +77,8 @@ class How:
 
 
 class Measured(NamedTuple):
-    """Of a work that was really run: median seconds of the reward and of the reward with its gradient, how often each
-    was timed, and the bytes by which memory rose; nan where memory was too little or can't be known.
+    """Of a workload that was really run: median seconds of the reward and of the reward with its gradient, how often
+    each was timed, and the bytes by which memory rose; nan where memory was too little or can't be known.
     """
 
     forward_seconds: float
@@ -88,44 +88,44 @@ class Measured(NamedTuple):
     gradient_rise: float
 
 
-def new_work(kind: str, frames: int, how: How) -> Work:
+def new_workload(kind: str, frames: int, variant: Variant) -> Workload:
     """A reward of one clip, with random weights.
 
     kind: one of LRMS, on that many latent frames of LATENTS; CLIP, on that many frames of PIXELS; DIRECT, the same on
     that many frames that a decoder makes first, the leading ones of a clip; SPREAD, evenly spaced ones.
     """
     if kind in LRMS:
-        return _latent_reward(frames, *LRMS[kind], how)
-    clip = new_clip(how)
-    tokens = torch.ones(1, 77, dtype=torch.long, device=how.device)
+        return _latent_reward(frames, *LRMS[kind], variant)
+    clip = new_clip(variant)
+    tokens = torch.ones(1, 77, dtype=torch.long, device=variant.device)
     if kind == CLIP:
-        pixels = _random((1, frames, 3, *PIXELS[1:]), how, torch.float32).requires_grad_()
-        return Work([clip], [pixels, tokens], lambda: score(clip, pixels, tokens))
-    latents = _random((1, *LATENTS), how, torch.float32).requires_grad_()
-    vae = new_decoder(how)
+        pixels = _random((1, frames, 3, *PIXELS[1:]), variant, torch.float32).requires_grad_()
+        return Workload([clip], [pixels, tokens], lambda: score(clip, pixels, tokens))
+    latents = _random((1, *LATENTS), variant, torch.float32).requires_grad_()
+    vae = new_decoder(variant)
     # Only what is before the last wanted frame is decoded: the decoder goes through time.
     codec = Codec(vae, Normalisation(lambda x: x, lambda z: z), ratio=4, streams=True, odd=True)
-    vae.train(how.checkpointing)
+    vae.train(variant.checkpointing)
     last = PIXELS[0] - 1
     places = range(frames) if kind == DIRECT else sorted({round(i * last / max(1, frames - 1)) for i in range(frames)})
 
     def reward() -> Tensor:
         return score(clip, codec.decode(latents, places, gradient=torch.is_grad_enabled()), tokens)
 
-    return Work([clip, vae], [latents, tokens], reward)
+    return Workload([clip, vae], [latents, tokens], reward)
 
 
-def _latent_reward(frames: int, text: bool, temporal: str, how: How) -> Work:
+def _latent_reward(frames: int, text: bool, temporal: str, variant: Variant) -> Workload:
     with torch.device("meta"):
         empty_model = LatentRewardModel(LATENTS[0], PROMPT[1] if text else None, temporal=temporal)
-    model = filled(empty_model, how)
-    x = _random((1, LATENTS[0], frames, *LATENTS[2:]), how, how.dtype).requires_grad_()
+    model = filled(empty_model, variant)
+    x = _random((1, LATENTS[0], frames, *LATENTS[2:]), variant, variant.dtype).requires_grad_()
     if not text:
-        return Work([model], [x], lambda: model(x))
+        return Workload([model], [x], lambda: model(x))
     prompt = Condition(
-        _random((1, *PROMPT), how, how.dtype), torch.ones(1, PROMPT[0], dtype=torch.long, device=how.device)
+        _random((1, *PROMPT), variant, variant.dtype), torch.ones(1, PROMPT[0], dtype=torch.long, device=variant.device)
     )
-    return Work([model], [x, prompt.embeddings, prompt.mask], lambda: model(x, prompt))
+    return Workload([model], [x, prompt.embeddings, prompt.mask], lambda: model(x, prompt))
 
 
 def score(clip: Any, videos: Tensor, tokens: Tensor) -> Tensor:
@@ -144,55 +144,55 @@ def _prepared(videos: Tensor) -> Tensor:
     return (frames - mean) / deviation
 
 
-def new_clip(how: How) -> Any:
+def new_clip(variant: Variant) -> Any:
     """transformers' CLIPModel of the size of ViT-H/14, both towers."""
     from accelerate import init_empty_weights
 
     kind = diffusers_class("transformers.CLIPModel")
     with init_empty_weights(include_buffers=False):
         clip = kind(kind.config_class(**VIT_H))
-    clip.set_attn_implementation("sdpa" if how.fused else "eager")
-    if how.checkpointing:
+    clip.set_attn_implementation("sdpa" if variant.fused else "eager")
+    if variant.checkpointing:
         clip.train()
         with warnings.catch_warnings():  # transformers has renamed it, and keeps the old name
             warnings.simplefilter("ignore", FutureWarning)
             clip.gradient_checkpointing_enable({"use_reentrant": False})
     else:
         clip.eval()
-    return filled(clip, how)
+    return filled(clip, variant)
 
 
-def new_decoder(how: How) -> Any:
+def new_decoder(variant: Variant) -> Any:
     """The decoder of CogVideoX-2B's autoencoder, with latents of as many channels as the paper's has."""
     vae = cast(Any, empty("AutoencoderKLCogVideoX", {"latent_channels": LATENTS[0]}))
     del vae.encoder
-    if how.checkpointing:
+    if variant.checkpointing:
         vae.enable_gradient_checkpointing()
-    return filled(vae, how)
+    return filled(vae, variant)
 
 
-def filled(network: nn.Module, how: How) -> nn.Module:
+def filled(network: nn.Module, variant: Variant) -> nn.Module:
     """A network of parameters on the meta device with random ones where they should be."""
     for module in network.modules():
         for name, p in module.named_parameters(recurse=False):
             if p.ndim > 1:
-                value = _random(tuple(p.shape), how, how.dtype).mul_(p[0].numel() ** -0.5)
+                value = _random(tuple(p.shape), variant, variant.dtype).mul_(p[0].numel() ** -0.5)
             else:
-                value = torch.full_like(p, float(name == "weight"), device=how.device, dtype=how.dtype)
-            setattr(module, name, nn.Parameter(value, requires_grad=not how.frozen))
-    return nn.Module.to(network, how.device)  # the buffers; diffusers' own `to` has more to say than is asked
+                value = torch.full_like(p, float(name == "weight"), device=variant.device, dtype=variant.dtype)
+            setattr(module, name, nn.Parameter(value, requires_grad=not variant.frozen))
+    return nn.Module.to(network, variant.device)  # the buffers; diffusers' own `to` does more than move
 
 
-def _random(shape: tuple[int, ...], how: How, dtype: torch.dtype) -> Tensor:
+def _random(shape: tuple[int, ...], variant: Variant, dtype: torch.dtype) -> Tensor:
     """Numbers of spread 1; time doesn't depend on which, as long as they are neither all zero nor too small."""
-    return torch.empty(shape, dtype=dtype, device=how.device).uniform_(-(3**0.5), 3**0.5)
+    return torch.empty(shape, dtype=dtype, device=variant.device).uniform_(-(3**0.5), 3**0.5)
 
 
-def measure(kind: str, frames: int, how: How, threads: int, repeats: int, patience: float) -> Measured | str:
-    """Really run a work, timed in one process and weighed in another, each its own; a sentence where one was killed."""
+def measure(kind: str, frames: int, variant: Variant, threads: int, repeats: int, patience: float) -> Measured | str:
+    """Run a workload, timed in one process and weighed in another, each its own; a sentence where one was killed."""
     try:
-        forward, gradient = _alone({}, _time, kind, frames, how, threads, repeats, patience)
-        rises = _alone(FREED_AT_ONCE, _weigh, kind, frames, how, threads)
+        forward, gradient = _alone({}, _time, kind, frames, variant, threads, repeats, patience)
+        rises = _alone(FREED_AT_ONCE, _weigh, kind, frames, variant, threads)
     except BrokenProcessPool:
         return "its process was killed, most likely for want of memory"
     except torch.OutOfMemoryError:
@@ -208,7 +208,7 @@ def _alone(environment: Mapping[str, str], function: Any, *args: Any) -> Any:
 
 @contextmanager
 def _environment(changes: Mapping[str, str]) -> Iterator[None]:
-    """These variables for processes that are started within, and none else that tells how memory is kept."""
+    """These variables for processes that are started within, and none else that governs how memory is kept."""
     before = dict(os.environ)
     for name in [name for name in before if name.startswith("MALLOC_")]:
         del os.environ[name]
@@ -220,20 +220,22 @@ def _environment(changes: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _started(kind: str, frames: int, how: How, threads: int) -> Work:
+def _started(kind: str, frames: int, variant: Variant, threads: int) -> Workload:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    return new_work(kind, frames, how)
+    return new_workload(kind, frames, variant)
 
 
-def _time(kind: str, frames: int, how: How, threads: int, repeats: int, patience: float) -> tuple[list[float], ...]:
-    work, device = _started(kind, frames, how, threads), torch.device(how.device)
+def _time(
+    kind: str, frames: int, variant: Variant, threads: int, repeats: int, patience: float
+) -> tuple[list[float], ...]:
+    work, device = _started(kind, frames, variant, threads), torch.device(variant.device)
     work.gradient()  # what is slow the first time
     return tuple(seconds(function, repeats, patience, device) for function in (work.forward, work.gradient))
 
 
-def _weigh(kind: str, frames: int, how: How, threads: int) -> tuple[float, float]:
-    work, device = _started(kind, frames, how, threads), torch.device(how.device)
+def _weigh(kind: str, frames: int, variant: Variant, threads: int) -> tuple[float, float]:
+    work, device = _started(kind, frames, variant, threads), torch.device(variant.device)
     work.forward()  # what is made once and kept: threads, libraries
     found = []
     for function in (work.forward, work.gradient):

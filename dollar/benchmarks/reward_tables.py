@@ -1,4 +1,4 @@
-"""The tables of what a reward's gradient costs, the paper's numbers beside ours, and the document they stand in."""
+"""The tables of what a reward's gradient costs, the paper's numbers next to ours, and the document they stand in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from dollar.benchmarks.memory import Count
-from dollar.benchmarks.reward_costs import CLIP, DIRECT, LATENTS, LRMS, PIXELS, SPREAD, How, Measured
+from dollar.benchmarks.reward_costs import CLIP, DIRECT, LATENTS, LRMS, PIXELS, SPREAD, Measured, Variant
 
 WORKSPACE = 8.125  # MiB that cuBLAS takes for each thread that calls it, one in forward, two with backward
 WHOLE, MOST = LATENTS[1], PIXELS[0]  # latent frames of a clip, and its frames
@@ -20,28 +20,28 @@ PAPER = {"image LRM": ("189,441", "8.998", "17.772"), TEXT: ("763,009", "15.500"
 PAPER_CLIP = ("632 million", "5.926", "> 90")
 PAPER_FRAMES = {12: "12.373", 24: "20.577", 64: "48.413", 128: "> 90"}
 
-HALF = How()
-AS_PAPER = How(dtype=torch.float32, frozen=False)
-RECOMPUTED = How(checkpointing=True)
+HALF = Variant()
+AS_PAPER = Variant(dtype=torch.float32, frozen=False)
+RECOMPUTED = Variant(checkpointing=True)
 
 
-class Row(NamedTuple):
+class FramesRow(NamedTuple):
     """A line of the table of frames: a work and what to call it."""
 
     label: str
     kind: str
-    how: How
+    variant: Variant
 
 
 ROWS = (
-    Row("to the pixels: float32, the weights' gradients too (nearest the paper)", CLIP, AS_PAPER),
-    Row("float32, weights frozen", CLIP, How(dtype=torch.float32)),
-    Row("float16, weights frozen", CLIP, HALF),
-    Row("float16, frozen, attention keeps its table of pairs", CLIP, How(fused=False)),
-    Row("float16, frozen, blocks recomputed", CLIP, RECOMPUTED),
-    Row("to the latents through a decoder: float16, frozen", DIRECT, HALF),
-    Row("the same, blocks recomputed", DIRECT, RECOMPUTED),
-    Row("the same, not recomputed, frames evenly spaced over 128", SPREAD, HALF),
+    FramesRow("to the pixels: float32, the weights' gradients too (nearest the paper)", CLIP, AS_PAPER),
+    FramesRow("float32, weights frozen", CLIP, Variant(dtype=torch.float32)),
+    FramesRow("float16, weights frozen", CLIP, HALF),
+    FramesRow("float16, frozen, attention keeps its table of pairs", CLIP, Variant(fused=False)),
+    FramesRow("float16, frozen, blocks recomputed", CLIP, RECOMPUTED),
+    FramesRow("to the latents through a decoder: float16, frozen", DIRECT, HALF),
+    FramesRow("the same, blocks recomputed", DIRECT, RECOMPUTED),
+    FramesRow("the same, not recomputed, frames evenly spaced over 128", SPREAD, HALF),
 )
 
 
@@ -70,7 +70,7 @@ def gib(count: float) -> str:
     return f"{count / 2**30:,.2f}" if count >= 2**28 else f"{count / 2**20:,.1f} MiB"
 
 
-def table_1(counts: Mapping[tuple[str, int, How], Count], parameters: Mapping[str, int], tower: int) -> str:
+def table_1(counts: Mapping[tuple[str, int, Variant], Count], parameters: Mapping[str, int], tower: int) -> str:
     """Parameters and memory of the models; tower: parameters of CLIP's part that sees pictures."""
     header = ["", "parameters: paper", "ours", "forward: paper", "ours, as there", "backward: paper", "ours, as there"]
     rows = []
@@ -90,18 +90,18 @@ def as_there(tensors: int, threads: int) -> str:
     return f"{tensors / 2**20 + threads * WORKSPACE:.3f} MiB (tensors {mib(tensors)})"
 
 
-def weights_table(counts: Mapping[tuple[str, int, How], Count], parameters: Mapping[str, int]) -> str:
+def weights_table(counts: Mapping[tuple[str, int, Variant], Count], parameters: Mapping[str, int]) -> str:
     """What the models' weights take, in MiB."""
-    known = {kind: count for (kind, _, how), count in counts.items() if how == HALF and kind != SPREAD}
+    known = {kind: count for (kind, _, variant), count in counts.items() if variant == HALF and kind != SPREAD}
     rows = [[k, f"{parameters[k]:,}", mib(c.weights), mib(2 * c.weights)] for k, c in known.items()]
     return markdown(["weights, MiB", "parameters", "float16", "float32"], rows)
 
 
-def table_10(counts: Mapping[tuple[str, int, How], Count], frames: Sequence[int]) -> str:
+def table_10(counts: Mapping[tuple[str, int, Variant], Count], frames: Sequence[int]) -> str:
     """Memory of forward and backward by frames."""
     rows = [["paper, as printed (GB)", *(PAPER_FRAMES.get(n, "—") for n in frames), slope(12.373, 48.413, 64 - 12)]]
-    for label, kind, how in ROWS:
-        found = [counts[kind, n, how].backward for n in frames]
+    for label, kind, variant in ROWS:
+        found = [counts[kind, n, variant].backward for n in frames]
         last = slope(found[0] / 2**30, found[-1] / 2**30, frames[-1] - frames[0])
         rows.append([label, *(gib(b) for b in found), last])
     for kind in PAPER:
@@ -135,7 +135,7 @@ def measured_table(runs: Sequence[Run]) -> str:
 
 
 def times_less(
-    counts: Mapping[tuple[str, int, How], Count], flops: Mapping[tuple[str, int], int], frames: Sequence[int]
+    counts: Mapping[tuple[str, int, Variant], Count], flops: Mapping[tuple[str, int], int], frames: Sequence[int]
 ) -> str:
     """How many times less the text-image latent reward model takes, of memory and of arithmetic."""
     own, work = counts[TEXT, WHOLE, HALF].backward, flops[TEXT, WHOLE]

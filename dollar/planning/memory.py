@@ -1,4 +1,4 @@
-"""What a run needs before it is begun: the bytes that a process holds and the forwards of a cycle, by plain numbers."""
+"""The bytes that a process will hold, by plain numbers, and the settings that save some."""
 
 from __future__ import annotations
 
@@ -33,10 +33,12 @@ class Setup:
 
     shapes: of the teacher's parameters, which the student and the fake score share; blocks: those of each repeated
     block; lrm: of the latent reward model's, empty without one; frozen: parameters of each other frozen model.
-    clips: that a process takes at once; dtype and frozen_dtype: bytes of a number. outside, inputs, inside, largest:
+    shard: whether student and fake score are spread over the processes; clips: that a process takes at once; dtype and
+    frozen_dtype: bytes of a number. outside, inputs, inside, largest:
     bytes that one clip's forward keeps outside the blocks, as their inputs, inside all and inside one. terms: of the
-    student's loss, one by one; looks: whether their gradients are looked at now and then; gathers: whether gradients
-    are kept over cycles (ft.update=separate). remembered: bytes of the latents whose rewards are kept, in all.
+    student's update; kept: the most forwards that one branch of it holds for its backward; compares: whether the terms'
+    gradients are compared now and then; gathers: whether gradients are kept over cycles (ft.update=separate).
+    remembered: bytes of the latents whose rewards are kept, in all.
     """
 
     shapes: Shapes
@@ -51,26 +53,33 @@ class Setup:
     largest: int
     terms: int
     fake: bool = True
+    shard: bool = True
     shard_teacher: bool = False
     checkpointing: bool = False
-    looks: bool = False
+    kept: float = 1.0
+    compares: bool = False
     gathers: bool = False
     dtype: int = FLOAT
     frozen_dtype: int = FLOAT
     remembered: int = 0
 
+    @property
+    def cut(self) -> int:
+        """Over how many processes student and fake score are spread."""
+        return self.processes if self.shard else 1
+
 
 class Memory(NamedTuple):
     """Bytes of one process: what it holds all the time by role, and estimates of what comes on top.
 
-    gathered: weights that are brought together or cast for the work; activations: of one branch of the student's or the
-    fake score's update; looking: while terms' gradients are compared.
+    gathered: weights that are gathered or cast for the work; activations: of one branch of the student's or the
+    fake score's update; comparing: while the terms' gradients are compared.
     """
 
     roles: list[Role]
     gathered: int
     activations: int
-    looking: int
+    comparing: int
     peak: int
 
     @property
@@ -100,44 +109,45 @@ def trained(name: str, shapes: Shapes, processes: int = 1, gathers: bool = False
 
 def roles(setup: Setup) -> list[Role]:
     """Everything that is held from the first cycle to the last."""
-    whole, cut = elements(setup.shapes), setup.processes
+    whole, cut = elements(setup.shapes), setup.cut
     found = [trained("student", setup.shapes, cut, setup.gathers)]
     if setup.fake:
         found.append(trained("fake score", setup.shapes, cut))
     found.append(Role("averaged weights", whole, FLOAT * elements(setup.shapes, cut)))
-    found.append(Role("teacher", whole, FLOAT * elements(setup.shapes, cut if setup.shard_teacher else 1)))
+    found.append(Role("teacher", whole, FLOAT * elements(setup.shapes, setup.processes if setup.shard_teacher else 1)))
     if setup.lrm:
         found.append(trained("latent reward model", setup.lrm))
     return found + [Role(name, n, n * setup.frozen_dtype) for name, n in setup.frozen.items()]
 
 
 def activations(setup: Setup) -> int:
-    """An estimate of what a forward of all clips keeps for its backward.
+    """An estimate of what the forwards of one branch keep for their backward.
 
     Without checkpointing everything that operations save; with it the blocks' inputs, what is outside the blocks, and
     the inside of the one block that is being recomputed.
     """
     inside = setup.largest if setup.checkpointing else setup.inside
-    return setup.clips * (setup.outside + setup.inputs + inside)
+    return round(setup.kept * setup.clips * (setup.outside + setup.inputs + inside))
 
 
 def gathered(setup: Setup) -> int:
-    """An estimate of the weights that a process brings together for the work beside its own share.
+    """An estimate of the weights that a process gathers for the work, besides its own share.
 
     Of a sharded network all that is outside its blocks, the block at work, the next one, and one block's gradients.
     Under a lower precision the forward keeps a cast copy of all weights.
     """
     whole, blocks = elements(setup.shapes), [elements(block) for block in setup.blocks]
     cast = setup.dtype * whole if setup.dtype < FLOAT else 0
-    return cast + (FLOAT * (whole - sum(blocks) + 3 * max(blocks)) if setup.processes > 1 else 0)
+    sharded = setup.processes > 1 and (setup.shard or setup.shard_teacher)
+    return cast + (FLOAT * (whole - sum(blocks) + 3 * max(blocks)) if sharded else 0)
 
 
 def memory(setup: Setup) -> Memory:
-    """The bytes of one process; its peak is either within an update or while gradients are looked at."""
+    """The bytes of one process; its peak is either within an update or while gradients are compared."""
     held, kept, work = roles(setup), activations(setup), gathered(setup)
-    # Looking, a process holds its share of the gradients of each earlier term and of those before the term while it is
-    # carried back; in the end each term's, with those before and after the last.
-    share = FLOAT * elements(setup.shapes, setup.processes) if setup.looks else 0
+    # To compare, a process holds its share of the gradients of each earlier term and of those before the term while it
+    # is carried back; in the end each term's, with those before and after the last.
+    share = FLOAT * elements(setup.shapes, setup.cut) if setup.compares else 0
     during, after = setup.terms * share, (setup.terms + 2) * share
     rest = max(work + kept + during, after)
     return Memory(held, work, kept, after, sum(role.held for role in held) + rest)
@@ -155,16 +165,17 @@ def remedies(setup: Setup) -> list[Remedy]:
     twice, halved = 2 * setup.processes, {n: getattr(setup, n) // 2 for n in ("outside", "inputs", "inside", "largest")}
     changes: dict[str, dict[str, Any]] = {
         "parallel.activation_checkpointing=true": {"checkpointing": True},
+        "parallel.shard=true": {"shard": True},
         "parallel.shard_teacher=true": {"shard_teacher": True},
         f"processes={twice} lrm.clips={twice}" + (f" batch={twice}" if setup.clips == 1 else ""): {
             "processes": twice,
             "clips": -(-setup.clips // 2),
         },
-        f"batch={setup.processes}": {"clips": 1},
+        "parallel.micro_batch=1": {"clips": 1},
         "parallel.dtype=bfloat16": {"dtype": 2, **halved} if setup.dtype == FLOAT else {},
         "teacher.frozen_dtype=bfloat16": {"frozen_dtype": min(2, setup.frozen_dtype)},
         "teacher.text=stored": {"frozen": {n: count for n, count in setup.frozen.items() if "text" not in n}},
-        "log.gradients_every=0": {"looks": False},
+        "log.gradients_every=0": {"compares": False},
     }
     peak = memory(setup).peak
     changed = [(setting, replace(setup, **change)) for setting, change in changes.items()]
@@ -183,59 +194,3 @@ def way_to_fit(setup: Setup, available: int, most: int = 3) -> list[Remedy]:
         taken.append(left[0])
         setup = left[0].setup
     return taken
-
-
-@dataclass(frozen=True)
-class Cycle:
-    """What the forwards of a cycle depend on; the names are those of the keys.
-
-    vsd, cd, ft: whether their betas are above 0; vsd_guided, cd_guided: whether the teacher runs both halves; target:
-    whose f the consistency target is.
-    """
-
-    steps: Sequence[int]
-    simulate: bool
-    vsd: bool
-    cd: bool
-    ft: bool
-    separate: bool
-    vsd_guided: bool
-    cd_guided: bool
-    cd_m: int
-    fake_updates: int
-    target: str = "student"
-    checkpointing: bool = False
-
-
-class Forwards(NamedTuple):
-    """Forwards of each network in a cycle for one clip of the batch, a backward pass counting as two."""
-
-    student: float
-    fake: float
-    teacher: float
-
-    @property
-    def total(self) -> float:
-        """All networks together; they are of one size."""
-        return self.student + self.fake + self.teacher
-
-
-def forwards(cycle: Cycle) -> Forwards:
-    """The mean over step counts and depths of an ordinary cycle, after the warm-ups and between looks at gradients."""
-    # A student of K steps is rolled out 0 to K - 1 of them, all equally likely.
-    rollout = sum((k - 1) / 2 for k in cycle.steps) / len(cycle.steps) if cycle.simulate else 0.0
-    back = 2 + cycle.checkpointing  # recomputing the blocks is one forward more
-    joint = cycle.ft and not cycle.separate
-    student = fake = teacher = 0.0
-    if cycle.vsd or cycle.ft:
-        student += rollout + 1 + (back if cycle.vsd or joint else 0)
-    if cycle.vsd:
-        teacher += 1 + cycle.vsd_guided
-        fake += 1 + cycle.fake_updates * (1 + back)
-        student += (cycle.fake_updates - 1) * (rollout + 1)  # the first update takes the student's own sample
-    if cycle.cd:
-        student += 1 + back + (cycle.target != "teacher")
-        teacher += cycle.cd_m * (1 + cycle.cd_guided) + (cycle.target == "teacher")
-    if cycle.ft and cycle.separate:
-        student += rollout + 1 + back
-    return Forwards(student, fake, teacher)

@@ -1,4 +1,4 @@
-"""The ablation's curves: a row's over its seeds, and how soon and how far a reward rises."""
+"""Curves of validations: a row's over its seeds, and how soon and how far a reward rises."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def line_of(results: Results, name: str, curve: str, over: str = "cycles") -> Li
     return Line(x, values.mean(0), values.std(0, ddof=1) if len(found) > 1 else np.zeros(len(x)))
 
 
-def rise_of(result: Mapping[str, Any], held: float | None = None) -> Rise | None:
-    """The reward of a result's 4-step samples; None without any.
+def rise_of(result: Mapping[str, Any], held: float | None = None, steps: int = 4) -> Rise | None:
+    """The reward of a result's samples of so many steps; None without any.
 
     held: without the validations at which the verifier's mean margin was below this share of the start's, which is
     that before the first cycle.
     """
     curves = result["curves"]
-    cycles, values = curves.get("reward_4", ([], []))
-    margins = dict(zip(*curves.get("guard_4", ([], [])), strict=True))
+    cycles, values = curves.get(f"reward_{steps}", ([], []))
+    margins = dict(zip(*curves.get(f"guard_{steps}", ([], [])), strict=True))
     if held is not None and margins.get(0) is None:
         return None
     kept = [

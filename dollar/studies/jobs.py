@@ -1,4 +1,4 @@
-"""Jobs side by side: which are needed, each as processes of its own, and what becomes of those that fail."""
+"""Jobs that run at the same time: which are needed, each as processes of its own, and what becomes of failed ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PATIENCE = 120.0  # seconds that a stopped job has to save
 class Job:
     """Commands that run one after the other, and write into one log.
 
-    after: the job whose end it waits for; size: how long it is beside others, in any unit.
+    after: the job whose end it waits for; size: how long it takes compared with others, in any unit.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Job:
 
 
 class Process(Protocol):
-    """What is asked of a started command; subprocess.Popen has it."""
+    """What a started command must offer; subprocess.Popen does."""
 
     def poll(self) -> int | None: ...
     def terminate(self) -> None: ...
@@ -105,10 +105,10 @@ def work(
     begin: Start = start,
     pause: float = 0.5,
 ) -> Outcome:
-    """Run the jobs, as many at once as there are workers; when asked to stop, end them gently and run no other.
+    """Run the jobs, as many at once as there are workers; on a request to stop, end them gently and run no other.
 
     finish: called with a job whose commands all ended well, and its seconds; what it raises fails the job. show: called
-    at each look. Whatever else goes wrong, no process is left behind.
+    each time they are polled. Whatever else goes wrong, no process is left behind.
     """
     outcome, running, waiting = Outcome(), list[Running](), list(jobs)
     names = {job.name for job in jobs}

@@ -1,16 +1,17 @@
-"""The ablation's plots, as SVG whose letters stay letters."""
+"""A study's plots, as SVG whose letters stay letters: style, curves with bands, labels, and writing them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dollar.media import atomically
-from dollar.studies.curves import Line, line_of
-from dollar.studies.results import CONTROL, METHODS, PURSUED, Results, Row, Spread, along_beta, pursued_by, start_of
+from dollar.studies.compare import Spread
+from dollar.studies.curves import Line
+from dollar.studies.results import Results
 
 # Okabe and Ito's colours, which the colour-blind tell apart; and what reads as ink and as a hint.
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
@@ -33,33 +34,16 @@ STYLE: dict[Any, Any] = {
     "axes.titlelocation": "left",
     "lines.linewidth": 1.8,
 }
-# The rows whose true reward is drawn over cycles and seconds.
-REACHING = {
-    "vsd": SOFT,
-    "vsd_lrm": BLUE,
-    "lrm_noised": SKY,
-    "vsd_ddpo": ORANGE,
-    "vsd_direct": GREEN,
-    "vsd_cd_lrm": PURPLE,
-}
-BODIES = {
-    "vsd_lrm": BLUE,
-    "lrm_noised": SKY,
-    "lrm_teacher": ORANGE,
-    "lrm_pairwise": GREEN,
-    "lrm_teacher_pairwise": PURPLE,
-}
-COLOURS = {"lrm": BLUE, "noised": SKY, "ddpo": ORANGE, "direct": GREEN}  # of the trade-off's methods
-OVERDONE = ("jpeg", "motion")
-GUARDED = {
-    "": ("no guard", RED),
-    "_lower": ("guard lowers", ORANGE),
-    "_stop": ("guard stops", BLUE),
-    "_pull": ("pull", GREEN),
-}
 # The student that the guard keeps, and the one that rows start from.
 CROSS: dict[str, Any] = {"marker": "X", "markersize": 10, "markeredgecolor": "white", "linestyle": "", "zorder": 3}
 SQUARE: dict[str, Any] = {"color": INK, "marker": "s", "markersize": 6, "linestyle": "", "zorder": 3}
+
+
+class Plot(NamedTuple):
+    """A plot: the rows of which at least one must be measured, and what draws it, given pyplot."""
+
+    rows: Collection[str]
+    draw: Callable[[Any], Any]
 
 
 def draw(axes: Any, line: Line, colour: str, style: str = "-") -> None:
@@ -116,150 +100,31 @@ def references(axes: Any, results: Results, figure: str, ends: list[tuple[float,
             ends.append((value.mean, name, INK))
 
 
-def plot_reaching(plt: Any, results: Results, labels: dict[str, str]) -> Any:
-    """True reward of full samples over cycles and over seconds."""
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
-    for axes, over in zip(panels, ("cycles", "seconds"), strict=True):
-        ends: list[tuple[float, str, str]] = []
-        for name, colour in REACHING.items():
-            line = line_of(results, name, "reward_4", over)
-            if line is not None:
-                draw(axes, line, colour)
-                ends.append((line.mean[-1], labels.get(name, name), colour))
-        references(axes, results, "clip", ends)
-        axes.set_xlabel("cycles" if over == "cycles" else "seconds of training, a thread's own")
-        if over == "seconds":
-            label_ends(axes, ends, 0.06)
-    panels[0].set_title("CLIP reward of 4-step samples")
-    return figure
-
-
-def plot_tradeoff(plt: Any, results: Results, rows: Sequence[Row]) -> Any:
-    """What is pursued against alignment and against diversity, along beta, with where the guard stopped."""
-    pursued = pursued_by(rows, "tradeoff")
-    figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.8), sharey=True)
-    for axes, other, title in zip(panels, ("alignment", "vendi"), ("alignment", "Vendi score"), strict=True):
-        start = _point(results, start_of(rows, "tradeoff"), other, pursued)
-        for method, name in METHODS.items():
-            names, colour = along_beta(rows, method), COLOURS[method]
-            points = {r.rpartition("_")[2]: p for r in names if (p := _spreads(results, r, other, pursued))}
-            if not points:
-                continue
-            _draw_betas(axes, start, list(points.values()), colour)
-            for row in (f"{r}_stop" for r in names):
-                if any(r["ended"] for r in results.of(row)) and (at := _point(results, row, other, pursued)):
-                    axes.plot(*at, color=colour, **CROSS)
-            axes.plot([], [], color=colour, marker="o", markersize=4, label=f"{name}: {', '.join(points)}")
-        if start:
-            axes.plot(*start, **SQUARE, label="start")
-        if control := _point(results, CONTROL, other, pursued):
-            axes.plot(*control, color=SOFT, marker="D", markersize=6, linestyle="", label="further without a reward")
-        x, y = results.teacher(other), results.teacher(pursued)
-        if x is not None and y is not None:
-            axes.plot(x.mean, y.mean, color=INK, marker="*", markersize=10, linestyle="", label="teacher")
-        axes.plot([], [], color=SOFT, **CROSS, label="where the guard stops")
-        axes.set_xlabel(title)
-    panels[0].set_title(PURSUED[pursued])
-    panels[1].legend(
-        frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5), title="betas: the larger the mark, the larger"
-    )
-    return figure
-
-
-def _draw_betas(
-    axes: Any, start: tuple[float, float] | None, points: Sequence[tuple[Spread, Spread]], colour: str
-) -> None:
-    """A way from the start through rows of growing beta, whose marks grow with it, ± one standard deviation."""
-    means = [(x.mean, y.mean) for x, y in points]
-    path = np.array([start, *means] if start else means)
-    axes.plot(path[:, 0], path[:, 1], color=colour)
-    for k, (x, y) in enumerate(points):
-        error: dict[str, Any] = {"xerr": x.sd or None, "yerr": y.sd or None, "elinewidth": 0.8}
-        axes.errorbar(x.mean, y.mean, **error, color=colour, marker="o", markersize=4 + 1.5 * k)
-
-
-def _spreads(results: Results, name: str, *figures: str) -> tuple[Spread, Spread] | None:
+def spreads(results: Results, name: str, *figures: str) -> tuple[Spread, Spread] | None:
+    """Two figures of a row; None where one is not known."""
     x, y = (results.spread(name, figure) for figure in figures)
     return None if x is None or y is None else (x, y)
 
 
-def _point(results: Results, name: str, *figures: str) -> tuple[float, float] | None:
-    found = _spreads(results, name, *figures)
+def point(results: Results, name: str, *figures: str) -> tuple[float, float] | None:
+    """The means of two figures of a row; None where one is not known."""
+    found = spreads(results, name, *figures)
     return (found[0].mean, found[1].mean) if found else None
 
 
-def plot_overoptimisation(plt: Any, results: Results, rows: Sequence[Row]) -> Any:
-    """Above what is pursued, true and predicted; below what should hold; marks are of students measured in full."""
-    figure, panels = plt.subplots(2, 2, figsize=(9, 5.4), sharex="col")
-    begun = start_of(rows, "overoptimisation")
-    for column, pursued in zip(panels.T, OVERDONE, strict=True):
-        ends: list[tuple[float, str, str]] = []
-        for suffix, (name, colour) in GUARDED.items():
-            row = pursued + suffix
-            for axes, curve, style in zip(
-                column[[0, 0, 1]], ("predicted_4", "reward_4", "alignment_4"), ("--", "-", "-"), strict=True
-            ):
-                line = line_of(results, row, curve)
-                if line is not None:
-                    draw(axes, line, colour, style)
-                    if curve == "alignment_4":
-                        ends.append((line.mean[-1], name, colour))
-            if any(r["ended"] for r in results.of(row)):
-                for axes, kind in zip(column, (pursued, "alignment"), strict=True):
-                    if p := _point(results, row, "kept", kind):
-                        axes.plot(*p, color=colour, **CROSS)
-        for axes, kind in zip(column, (pursued, "alignment"), strict=True):
-            if start := results.spread(begun, kind):
-                axes.plot(0, start.mean, **SQUARE)
-        column[0].set_title(f"{PURSUED[pursued]}: true (solid), predicted (dashed)")
-        column[1].set_title("alignment")
-        column[1].set_xlabel("cycles")
-        label_ends(column[1], ends, 0.09)
-    return figure
-
-
-def plot_bodies(plt: Any, results: Results, labels: dict[str, str]) -> Any:
-    """What the latent reward model's body and fit give and cost: mean ± sd, one panel a figure."""
-    shown = {
-        "held_rank": "rank correlation",
-        "climb_true": "a step's true rise",
-        "clip": PURSUED["clip"],
-        "peak_gib": "peak GiB",
-        "seconds_per_cycle": "seconds a cycle",
-    }
-    figure, panels = plt.subplots(1, len(shown), figsize=(9, 2.1), sharey=True)
-    for axes, (name, title) in zip(panels, shown.items(), strict=True):
-        for height, (row, colour) in enumerate(BODIES.items()):
-            spread = results.spread(row, name)
-            if spread is not None:
-                axes.errorbar(spread.mean, -height, xerr=spread.sd or None, color=colour, marker="o", capsize=2)
-        axes.set_title(title)
-        axes.margins(x=0.25, y=0.2)
-        axes.locator_params(axis="x", nbins=2)
-        axes.set_yticks([-h for h in range(len(BODIES))], ["cnn, mse", *(labels.get(r, r) for r in list(BODIES)[1:])])
-    return figure
-
-
-def write_plots(folder: Path, rows: Sequence[Row], results: Results) -> list[str]:
-    """All plots as SVG into a folder; their names, without those that nothing is known for."""
+def write_plots(folder: Path, plots: Mapping[str, Plot], results: Results) -> list[str]:
+    """All plots as SVG into a folder; their names, without those of which no row is measured."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    labels, measured = {row.name: row.label for row in rows}, {row.name for row in rows if results.of(row.name)}
-    plots = {
-        "reward": (REACHING.keys(), lambda: plot_reaching(plt, results, labels)),
-        "tradeoff": ({r.name for r in rows if r.group == "tradeoff"}, lambda: plot_tradeoff(plt, results, rows)),
-        "overoptimisation": (set(OVERDONE), lambda: plot_overoptimisation(plt, results, rows)),
-        "bodies": (BODIES.keys(), lambda: plot_bodies(plt, results, labels)),
-    }
     written = []
-    for name, (needs, plot) in plots.items():
-        if not measured & set(needs):
+    for name, plot in plots.items():
+        if not any(results.of(row) for row in plot.rows):
             continue
         with matplotlib.rc_context(STYLE):
-            figure = plot()
+            figure = plot.draw(plt)
             figure.set_layout_engine("constrained", w_pad=0.1)
             with atomically(folder / f"{name}.svg") as temporary:
                 figure.savefig(temporary, format="svg", metadata={"Date": None})

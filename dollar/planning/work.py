@@ -1,0 +1,81 @@
+"""The forwards of a cycle, from what each term of the objective needs and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dollar.losses.term import Cost
+
+
+class TermWork(NamedTuple):
+    """What a term adds to a cycle.
+
+    cost: step count of the student -> its cost; sample: whether it looks at the student's sample; fake: whether it
+    needs a fake score that follows the student; apart: whether it has an update, and a sample, of its own.
+    """
+
+    name: str
+    cost: Callable[[int], Cost]
+    sample: bool = True
+    fake: bool = False
+    apart: bool = False
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """What the forwards of a cycle depend on.
+
+    steps: the step counts of the student; simulate: whether its sample comes from its own earlier steps; checkpointing:
+    whether the blocks' activations are recomputed in the backward pass.
+    """
+
+    steps: Sequence[int]
+    terms: Sequence[TermWork]
+    simulate: bool = True
+    fake_updates: int = 5
+    checkpointing: bool = False
+
+
+class Forwards(NamedTuple):
+    """Forwards of each network in a cycle for one clip of the batch, a backward pass counting as two."""
+
+    student: float
+    fake: float
+    teacher: float
+
+    @property
+    def total(self) -> float:
+        """All networks together; they are of one size."""
+        return self.student + self.fake + self.teacher
+
+
+def forwards(cycle: Cycle) -> Forwards:
+    """The mean over step counts and depths of an ordinary cycle, after the warm-ups and between comparisons."""
+    found = [_forwards(cycle, steps) for steps in cycle.steps]
+    return Forwards(*(sum(numbers) / len(found) for numbers in zip(*found, strict=True)))
+
+
+def _forwards(cycle: Cycle, steps: int) -> Forwards:
+    # A student of K steps is rolled out 0 to K - 1 of them, all equally likely, before the prediction itself.
+    sample = ((steps - 1) / 2 if cycle.simulate else 0.0) + 1
+    back = 2 + cycle.checkpointing  # recomputing the blocks is one forward more
+    student = fake = teacher = 0.0
+    sampling = [term for term in cycle.terms if term.sample]
+    if sampling:
+        student += sample + (0 if all(term.apart for term in sampling) else back)
+    student += sum(sample + back for term in sampling if term.apart)
+    if any(term.fake for term in cycle.terms):
+        fake += cycle.fake_updates * (1 + back)
+        student += (cycle.fake_updates - 1) * sample  # the first update takes the sample of the student's own
+    for cost in (term.cost(steps) for term in cycle.terms):
+        student += cost.student + cost.student_gradient * (1 + back)
+        teacher += cost.teacher
+        fake += cost.fake
+    return Forwards(student, fake, teacher)
+
+
+def most_kept(cycle: Cycle) -> float:
+    """The most forwards of the student that one branch of its update holds for its backward."""
+    return max([1.0, *(term.cost(steps).kept for term in cycle.terms for steps in cycle.steps)])

@@ -1,0 +1,133 @@
+"""Figures over seeds, and whether one row's is beyond chance better than another's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+
+LEAST = 0.05  # of one seed and no known standard error, the share of a figure below which a gap says nothing
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation (of the sample; 0 for one) over `seeds` of them.
+
+    error: what the mean may be off by, as a standard deviation: over several seeds sd, and of one the standard error
+    that its evaluation knows, if any.
+    """
+
+    mean: float
+    sd: float
+    seeds: int
+    error: float | None = None
+
+
+def spread_of(values: Sequence[float | None], error: float | None = None) -> Spread | None:
+    """Of the numbers among the values; None where there is none. error: the standard error of one."""
+    kept = [v for v in values if v is not None and math.isfinite(v)]
+    if not kept:
+        return None
+    if len(kept) == 1:
+        return Spread(float(kept[0]), 0.0, 1, error)
+    sd = float(np.std(kept, ddof=1))
+    return Spread(float(np.mean(kept)), sd, len(kept), sd)
+
+
+class Gaps(NamedTuple):
+    """Differences of two rows over the seeds that both have, and the standard error of their mean by evaluation alone.
+
+    error: 0 where evaluation doesn't know it.
+    """
+
+    values: Sequence[float]
+    error: float = 0.0
+
+
+class Comparison(NamedTuple):
+    """Whether a is better than b: `answer` is yes, no, undecided or unknown; `text` the numbers that decide."""
+
+    answer: str
+    text: str
+
+
+def compare(
+    what: str,
+    a: tuple[str, Spread | None],
+    b: tuple[str, Spread | None],
+    better: int = 1,
+    show: Callable[[float], str] = "{:.3f}".format,
+    gaps: Gaps | None = None,
+) -> Comparison:
+    """Two named spreads; better: 1 where more is better, -1 where less is; undecided where the gap may be chance.
+
+    gaps: a - b seed by seed; where there are two or more, they decide.
+    """
+    (name_a, x), (name_b, y) = a, b
+    if x is None or y is None:
+        missing = name_a if x is None else name_b
+        return Comparison("unknown", f"{what}: not measured for {missing}")
+    text, gap = f"{what}: {name_a} {shown(x, show)}, {name_b} {shown(y, show)}", x.mean - y.mean
+    if gaps and len(gaps.values) > 1:
+        gap, half = float(np.mean(gaps.values)), half_interval(gaps)
+        low, high, decided = gap - half, gap + half, abs(gap) > half
+        text += "; difference {} [{}, {}]".format(*(written(value, show) for value in (gap, low, high)))
+    else:
+        decided = differ(x, y)
+    return Comparison("undecided" if not decided else "yes" if better * gap > 0 else "no", text)
+
+
+def half_interval(gaps: Gaps) -> float:
+    """Half of the 95 % interval of two or more differences' mean, after Student.
+
+    It is no less than evaluation's two standard errors, for so few differences may lie close together by chance.
+    """
+    count = len(gaps.values)
+    over_seeds = float(scipy.stats.t.ppf(0.975, count - 1) * np.std(gaps.values, ddof=1)) / math.sqrt(count)
+    return max(over_seeds, 2 * gaps.error)
+
+
+def differ(x: Spread, y: Spread) -> bool:
+    """Whether two figures that share no two seeds differ by more than two errors, or LEAST where one isn't known."""
+    gap = abs(x.mean - y.mean)
+    if x.error is not None and y.error is not None:
+        return gap > 2 * math.hypot(x.error, y.error)
+    return gap > max(LEAST * max(abs(x.mean), abs(y.mean)), x.sd + y.sd)
+
+
+def shown(spread: Spread | None, show: Callable[[float], str] = "{:.3f}".format) -> str:
+    """Mean ± sd, the mean alone of one seed, a dash where there is none."""
+    if spread is None:
+        return "—"
+    return written(spread.mean, show) + (f" ± {show(spread.sd).removeprefix('+')}" if spread.seeds > 1 else "")
+
+
+def written(value: float, show: Callable[[float], str]) -> str:
+    """A number of which what rounds to nothing has no sign."""
+    text = show(value)
+    return text if any(digit in text for digit in "123456789") else text.removeprefix("-")
+
+
+def together(comparisons: Sequence[Comparison]) -> str:
+    """The answer of several comparisons that should all be yes: theirs where they agree.
+
+    Otherwise unknown where one is, mixed for yes and no, unshown for no and undecided, undecided for yes and
+    undecided.
+    """
+    answers = {c.answer for c in comparisons}
+    if len(answers) == 1:
+        return answers.pop()
+    if "unknown" in answers:
+        return "unknown"
+    if "no" not in answers:
+        return "undecided"
+    return "mixed" if "yes" in answers else "unshown"
+
+
+def rank_error(correlation: float | None, clips: int) -> float | None:
+    """The standard error of Spearman's rank correlation over so many clips, after Bonett and Wright."""
+    if correlation is None or clips < 4:
+        return None
+    return (1 - correlation**2) * math.sqrt((1 + correlation**2 / 2) / (clips - 3))

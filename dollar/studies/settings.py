@@ -1,0 +1,53 @@
+"""The settings of a study as plain values, with the checks of what can't be."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dollar.studies.rows import TEACHER, Group, Row
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is trained and measured, where, and what of it now; the names are those of the yaml's keys.
+
+    cycles and further: of a row that starts from the teacher, and of one that starts from another's student; train: of
+    launch/train.py for every row; evaluation: of launch/evaluate.py for rows and teacher; student_evaluation: for rows
+    besides. only: names of rows, none for all; root: the folder that launch/ is in.
+    """
+
+    rows: Sequence[Row]
+    groups: Mapping[str, Group]
+    train: Sequence[str]
+    evaluation: Sequence[str]
+    student_evaluation: Sequence[str]
+    cycles: int
+    further: int
+    batch: int
+    validations: int
+    clips: int
+    work: Path
+    out: Path
+    root: Path
+    seeds: Sequence[int] = (0,)
+    only: Sequence[str] = ()
+    again: bool = False
+    workers: int = 2
+    only_document: bool = False
+
+
+def check(settings: Settings) -> None:
+    """Raise ValueError for numbers and names that can't be."""
+    for key in ("workers", "cycles", "further", "batch", "validations", "clips"):
+        if getattr(settings, key) < 1:
+            raise ValueError(f"{key} is {getattr(settings, key)}; it must be at least 1")
+    names = [TEACHER, *(row.name for row in settings.rows)]
+    for name in settings.only:
+        if name not in names:
+            near = difflib.get_close_matches(str(name), names, 1, 0.3)
+            raise ValueError(f"there is no row {name}; " + (f"the nearest is {near[0]}" if near else ", ".join(names)))
+    if settings.again and (not settings.only or settings.only_document):
+        raise ValueError("again=true makes the rows of `only` again; name them, as only=[vsd], without only_document")
