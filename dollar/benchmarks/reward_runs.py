@@ -89,7 +89,7 @@ def count_all(frames: Sequence[int]) -> dict[tuple[str, int, Variant], Count]:
         key = kind, n, variant
         found[key] = count(new_workload(kind, n, variant), variant.fused)
         words = in_words(variant)
-        logger.info(f"counted: {kind}, {n} frames, {words}: {found[key].backward / 2**30:.3f} GiB", flush=True)
+        logger.info(f"counted: {kind}, {n} frames, {words}: {found[key].backward / 2**30:.3f} GiB")
     return found
 
 
@@ -115,7 +115,7 @@ def run_all(conditions: Conditions) -> list[Run]:
             continue
         variant = Variant(dtype=c.dtype, device=str(c.device))
         runs.append(Run(kind, n, counted, measure(kind, n, variant, c.threads, c.repeats, c.patience)))
-        logger.info(f"run: {kind}, {n} frames: {runs[-1].result}", flush=True)
+        logger.info(f"run: {kind}, {n} frames: {runs[-1].result}")
     return runs
 
 

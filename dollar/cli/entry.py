@@ -268,7 +268,8 @@ def _leaves(key: str, text: str, known: dict[str, Any]) -> list[tuple[str, str]]
         return [(key, text)]
     values = given.value()
     if not isinstance(values, dict):
-        raise ValueError(f"{key}={text}: {key} holds keys of its own; give one of them, as {inner[0]}=VALUE")
+        given_one = next((k for k in inner if not k.startswith(f"{key}._")), inner[0])  # no class, where there is more
+        raise ValueError(f"{key}={text}: {key} holds keys of its own; give one of them, as {given_one}=VALUE")
     written = [(f"{key}.{k}", "null" if v is None else str(v)) for k, v in values.items()]
     return [leaf for k, v in written for leaf in _leaves(k, v, known)]
 
