@@ -20,6 +20,7 @@ from dollar.losses.policy_gradient import PolicyGradient, advantages, log_probab
 from dollar.losses.pull import Pull, grid_from, pull
 from dollar.losses.reward_gradient import DRaFT, ReFL
 from dollar.losses.term import Context, LearningTerm, Needs, RolloutTerm, Sample, SampleTerm
+from dollar.losses.vsd import VSD
 
 FLOW = RectifiedFlow()
 PRESERVING = VariancePreserving(torch.linspace(0.9999, 0.0, 1000, dtype=torch.float64))
@@ -50,7 +51,7 @@ def context_of(
 
 
 def gradient_of(losses, *parameters: Tensor) -> list[Tensor]:
-    """The mean loss's gradient, each part carried back before the next is asked for."""
+    """The mean loss's gradient, each part carried back before the next is made."""
     for loss in losses:
         loss.mean().backward()
     return [p.grad for p in parameters]
@@ -145,8 +146,8 @@ def test_a_student_without_random_steps_is_refused() -> None:
 
 def test_refl_is_minus_the_rewards_gradient_at_the_sample() -> None:
     x_hat = torch.randn(3, 1).requires_grad_()
-    sample = Sample(torch.zeros(3, 1), 0, x_hat)
-    ReFL().loss(context_of(steps(1.0), None, 3), sample).mean().backward()
+    made = Sample(torch.zeros(3, 1), 0, x_hat)
+    ReFL().loss(context_of(steps(1.0), None, 3), made).mean().backward()
     torch.testing.assert_close(x_hat.grad, torch.full((3, 1), -K / 3))
 
 
@@ -199,15 +200,29 @@ def test_the_pull_and_a_linear_reward_balance_where_their_gradients_do() -> None
 
 
 def test_terms_know_what_they_look_at() -> None:
-    assert all(isinstance(term, SampleTerm) and not isinstance(term, RolloutTerm) for term in (ReFL(), Pull()))
-    assert all(
-        isinstance(term, RolloutTerm) and not isinstance(term, SampleTerm) for term in (DRaFT(), PolicyGradient())
-    )
-    assert [t.needs for t in (ReFL(), DRaFT(), PolicyGradient(), Pull())] == ["gradient", "gradient", "reward", ""]
+    at_sample, by_themselves = (VSD(), LatentRewardTerm(), ReFL(), Pull()), (Consistency(), DRaFT(), PolicyGradient())
+    assert all(isinstance(term, SampleTerm) and not isinstance(term, RolloutTerm) for term in at_sample)
+    assert all(isinstance(term, RolloutTerm) and not isinstance(term, SampleTerm) for term in by_themselves)
+    assert not any(isinstance(term, LearningTerm) for term in (*at_sample, *by_themselves))
+    assert [term.needs for term in (*at_sample, *by_themselves)] == [
+        *(Needs(fake=True), Needs(surrogate=True), Needs(reward="gradient"), Needs()),
+        *(Needs(clips=True), Needs(reward="gradient"), Needs(reward="numbers")),
+    ]
+    pursuing = [term for term in (*at_sample, *by_themselves) if term.needs.pursues]
+    assert [type(term) for term in pursuing] == [LatentRewardTerm, ReFL, DRaFT, PolicyGradient]
 
 
-def test_a_turn_can_be_told_apart_by_its_rewards() -> None:
-    """A better sample's steps become likelier: the gradient turns round with the reward."""
+def test_an_objective_needs_what_its_terms_need() -> None:
+    objective = Objective({"vsd": VSD(), "cd": Consistency(), "ddpo": PolicyGradient(), "refl": ReFL()})
+    assert objective.needs == Needs(clips=True, fake=True, reward="gradient")
+    assert set(objective.sample_terms) == {"vsd", "refl"} and set(objective.rollout_terms) == {"cd", "ddpo"}
+    assert objective.reference == "vsd" and objective.apart == {} and objective.guidance == {"vsd": 4.5, "cd": 8.5}
+    apart = Objective({"vsd": VSD(), "ft": LatentRewardTerm(update="separate", accumulate=3)})
+    assert set(apart.apart) == {"ft"} and set(apart.sample_terms) == {"vsd"} and apart.needs.surrogate
+
+
+def test_better_samples_become_likelier() -> None:
+    """The gradient turns round with the reward."""
     sampler, found = steps(1.0, 0.5), []
     for sign in (1, -1):
         theta = torch.tensor(0.5, requires_grad=True)
