@@ -499,7 +499,7 @@ def test_a_bad_job_ends_alone_and_the_table_says_so(train: Callable, runs: Path)
 def test_a_prompt_may_hold_anything(text: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from dollar.cli.entry import quote_prompt
+    from dollar.cli.overrides import quote_prompt
 
     quoted = OverridesParser.create().parse_override(quote_prompt(f"prompt={text}")).value()
     assert OmegaConf.create({"prompt": quoted}).prompt == text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class PolicyGradient:
 
     beta: float = 1.0
     truncate: int = 2
-    kernel: str = "renoise"
+    kernel: Literal["renoise", "posterior"] = "renoise"
     needs: ClassVar[Needs] = "reward"
 
     def __post_init__(self) -> None:

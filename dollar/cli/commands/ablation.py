@@ -13,7 +13,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from dollar.cli.entry import check_folder_for, check_overrides
+from dollar.cli.entry import check_folder_for
+from dollar.cli.overrides import check_overrides
 from dollar.studies.jobs import Job, Outcome, Running, minutes_left, wanted, work
 from dollar.studies.plan import TEACHER, Plan, check_numbers, key_of, place_of, rows_of, seeds_of
 from dollar.studies.results import Results, Row, measured, measured_teacher
