@@ -67,6 +67,7 @@ def enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
         failures.append(HydraConfig.get().job.override_dirname)
         return FAILED
 
+    job.__module__ = config_name  # as which --help introduces the command
     hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     if failures:
         sys.exit(2)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from dollar.cli.entry import check_folder_for
-from dollar.cli.same import check_same
+from dollar.cli.run_folders import check_same
 
 if TYPE_CHECKING:
     from dollar.data.buckets import Bucket
@@ -172,7 +172,7 @@ def fingerprint(
 def check_folder(out: Path, made_by: dict[str, Any]) -> None:
     """Raise ValueError if the folder holds shards that something else made."""
     if (out / FINGERPRINT).is_file():
-        check_same(out / FINGERPRINT, made_by, (), {}, "Name another folder with out=FOLDER, or keep to its settings")
+        check_same(out / FINGERPRINT, made_by, "Name another folder with out=FOLDER, or keep to its settings")
     elif next(out.rglob("*.parquet"), None) is not None:
         raise ValueError(f"out={out} holds parquet files but no {FINGERPRINT}, so it is not of this command's making")
 

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dollar.cli.entry import check_folder_for
-from dollar.cli.same import check_same
+from dollar.cli.run_folders import check_same
 
 CONFIG = "config.yaml"
 CLIP = ("clip", "pictures", "autoencoder")  # keys of make=clip alone
@@ -86,7 +86,7 @@ def main(config: DictConfig) -> None:
     path, some = begun(config, work)
     if some:  # otherwise nothing could be lost
         free = FREE if config.make == "clip" else (*FREE, "make", *CLIP)
-        check_same(path, stored, free, {}, "Give another folder with work=FOLDER, or remove this one")
+        check_same(path, stored, "Give another folder with work=FOLDER, or remove this one", free, config)
     world = start(config.parallel.device, config.parallel.timeout_minutes)
     if world.is_main:
         path.parent.mkdir(parents=True, exist_ok=True)
