@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY_RUN, Said
 
+from dollar.cli import entry, overrides
 from dollar.cli import main as console
-from dollar.cli import overrides
 from dollar.cli.settings import COMMANDS
 
 REWARD = """
@@ -47,6 +47,7 @@ clips: {_target_: own_data.Reversed, count: "${data.count}", speed: null}
 held_out: {_target_: dollar.data.shapes.captions, split: held_out}
 samples: {_target_: dollar.data.latents.LatentBatches.fitted, _partial_: true, clips: "${data.clips}", cache: 64}
 """,
+    "monitors/watched.yaml": "mine: {_target_: own_rewards.Brightness, level: 0.5}\nevery: 3\n",  # a group of its own
     "experiment/mine.yaml": "# @package _global_\nbeta_cd: 0\nlrm: {path: null}\n",
 }
 
@@ -73,6 +74,9 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["reward=bright", "reward.frames=1.5"], "reward.frames=1.5: reward.frames is a whole number"),
         (["data=backwards", "data.count=many"], "data.count is a whole number (now 12)"),
         (["reward@guard.reward=bright", "guard.reward.level=x"], "guard.reward.level is a number"),
+        (["+monitors=wached"], "no monitors=wached; the nearest is 'watched'"),
+        (["+monitors=watched", "monitors.mine.level=x"], "monitors.mine.level is a number"),
+        (["+monitors=watched", "monitors.every=x"], "monitors.every is a whole number (now 3)"),
     ],
 )
 def test_what_a_folder_of_ones_own_declares(
@@ -94,6 +98,22 @@ def test_a_folder_of_ones_own_is_taken(own: Path, monkeypatch: pytest.MonkeyPatc
         overrides.check_overrides("train", given)
     with pytest.raises(ValueError, match="there is no such folder"):
         overrides.check_overrides("train", ["--config-dir", "nowhere"])
+
+
+def test_text_stays_text_whatever_it_looks_like(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    for words in (
+        ["run=5", "init=1e3"],
+        ["data=latents", "data.path=2024", "lrm={path: 7}"],
+        ["-m", "run=1,2"],
+        ["keep_best=true"],
+    ):
+        monkeypatch.setattr(sys, "argv", ["train.py", *words])
+        monkeypatch.setattr("dollar.cli.sweeps.ResultsTable.on_multirun_end", lambda *_, **__: None)
+        entry.enter(lambda config: seen.append((config.run, config.init, config.keep_best, config)), "train")
+    assert seen[0][:2] == ("5", "1000.0") and (seen[1][3].data.path, seen[1][3].lrm.path) == ("2024", "7")
+    assert [run for run, *_ in seen[2:4]] == ["1", "2"] and seen[4][2] == "True"
 
 
 def test_options_stand_anywhere() -> None:

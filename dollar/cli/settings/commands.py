@@ -185,7 +185,7 @@ class Processes:
 class Pretrain:
     """conf/pretrain.yaml."""
 
-    make: Literal["teacher", "clip"]
+    make: str  # of what the command can make, which it names itself
     out: Free[Place]
     work: Free[Place]
     init: Place | None
