@@ -20,7 +20,6 @@ from dollar.cli.commands import ablation
 from dollar.data import shapes
 from dollar.evaluation.measures.features import RandomFeatures
 from dollar.evaluation.yardstick import Yardstick, pairs, scored
-from dollar.log import Log
 from dollar.rewards.mixture import Mixture
 from dollar.studies import jobs as ablation_jobs
 from dollar.studies import plan as ablation_plan
@@ -33,6 +32,7 @@ from dollar.studies.plots import apart, write_plots
 from dollar.studies.questions import _Asker, markdown, questions
 from dollar.studies.results import Comparison, Gaps, Results, Row, Spread, compare, rounded, spread_of, together
 from dollar.surrogate.pixel_reward import PixelReward
+from dollar.training.log import Log
 
 BETAS = {method: figures.along_beta(rows_of(compose("ablation")), method) for method in figures.METHODS}
 TITLES = {name: group.title for name, group in compose("ablation").groups.items()}

@@ -187,6 +187,9 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
         (["reward@guard.reward=function", "guard.reward.path=5", "guard.action=stop"], ["'5'", "name a function"]),
         (["lrm.warmup=-3"], ["lrm.warmup is -3"]),
         (["ema=1.0"], ["ema is 1.0", "below 1"]),
+        (["log.trackers=[wandb]"], ["names wandb, which is not installed", "pip install wandb", "mlflow"]),
+        (["log.trackers=[tensorbord]"], ["names 'tensorbord'", "tensorboard", "my_module.MyTracker"]),
+        (["log.trackers=wandb"], ["log.trackers is a list", "log.trackers=[wandb]"]),
         (["run="], ["names no folder", "run=NAME"]),
         (["data=mixture", "data.paths=[a,b]", "data.weights=0.5"], ["data.weights=0.5", "is a list", "[0.5]"]),
         (["data=mixture", "data.paths=a", "data.weights=[1,2]"], ["2 weights for 1 sources"]),
@@ -379,7 +382,7 @@ def test_a_run_from_before_a_key_came_is_the_same_run(train: Callable, runs: Pat
 
 
 def test_a_node_that_repeats_another_is_not_missed(tmp_path: Path) -> None:
-    from dollar.cli.run_folders import check_same
+    from dollar.cli.same import check_same
 
     config = OmegaConf.create({"vsd": {"m": 5, "g": 1.0}, "terms": {"vsd": "${vsd}"}, "path": "a"})
     path = tmp_path / "config.yaml"
@@ -396,7 +399,7 @@ def test_a_node_that_repeats_another_is_not_missed(tmp_path: Path) -> None:
 
 
 def test_places_of_one_are_the_same_listed_or_not(tmp_path: Path) -> None:
-    from dollar.cli.run_folders import check_same
+    from dollar.cli.same import check_same
 
     OmegaConf.save({"paths": ["a"], "steps": [1]}, tmp_path / "config.yaml")
     check_same(tmp_path / "config.yaml", {"paths": "a", "steps": [1]}, "")

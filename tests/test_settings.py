@@ -207,7 +207,7 @@ def test_a_wrong_key_is_found_without_torch() -> None:
     """Kinds are read of the classes of those keys that are given, and of no others."""
     code = (
         "import sys; from dollar.cli.overrides import check_overrides\n"
-        "check_overrides('train', ['cycles=3', 'vsd.range=[0.1,0.9]', 'run=5'])\n"
+        "check_overrides('train', ['cycles=3', 'lrm.noise=[0.1,0.9]', 'run=5'])\n"
         "print('torch' in sys.modules, 'diffusers' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())

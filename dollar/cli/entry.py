@@ -21,6 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dollar.cli.overrides import CONF, PACKAGE, check_overrides, options_first, quote_prompt, text_keys, whole_data
 from dollar.cli.sweeps import FAILED
+from dollar.log import speak
+
+__all__ = ["CONF", "ROOT", "check_folder_for", "check_given", "enter", "make_text"]
 
 ROOT = PACKAGE.parent
 # Mistakes of the user's, or of his machine, that a sentence explains better than a traceback.
@@ -34,6 +37,7 @@ def enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
     In a sweep an error ends its own job only; the exit code is 2 when any job failed.
     """
     failures = []
+    speak()
     see_own_modules()
     sys.argv[1:] = [whole_data(config_name, quote_prompt(a)) for a in options_first(sys.argv[1:])]
     try:

@@ -61,7 +61,7 @@ def quote_prompt(argument: str) -> str:
     enclosed = len(value) > 1 and (value[0], value[-1]) in (("[", "]"), ('"', '"'), ("'", "'"))
     if key != "prompt" or enclosed or value in ("", "null"):
         return argument
-    return f"{key}={_quoted(value)}"
+    return f"{key}={quoted(value)}"
 
 
 def whole_data(config_name: str, argument: str) -> str:
@@ -70,10 +70,10 @@ def whole_data(config_name: str, argument: str) -> str:
     if key != "data" or OmegaConf.select(OmegaConf.load(CONF / f"{config_name}.yaml"), "data.path", default=0) == 0:
         return argument
     as_it_is = value in ("", "null") or value[0] in "[\"'"
-    return f"data.path={value if as_it_is else _quoted(value)}"
+    return f"data.path={value if as_it_is else quoted(value)}"
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """A value in which nothing means anything to hydra."""
     # Within quotes hydra reads a backslash as one, unless a quote follows.
     escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), text)
@@ -133,7 +133,7 @@ def composed(config_name: str, words: Sequence[str], groups: set[str], places: S
             chosen.append(f"{word.partition('=')[0]}={value.split(',')[0]}")
         elif equals and key.endswith("._target_") and "," not in value:  # which says what the keys beside it are
             chosen.append(word)
-    further = [f"hydra.searchpath=[{','.join(_quoted(f'file://{place}') for place in places[1:])}]"] * (len(places) > 1)
+    further = [f"hydra.searchpath=[{','.join(quoted(f'file://{place}') for place in places[1:])}]"] * (len(places) > 1)
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             config = hydra.compose(config_name, overrides=[*further, *chosen])

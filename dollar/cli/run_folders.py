@@ -1,18 +1,15 @@
-"""Where a run's files lie, and whether a folder holds the run that is wanted."""
+"""A run's folder: its name, the configuration it keeps, and what is said at its beginning and end."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from dollar.cli.declared import flat, source_of
+from dollar.cli.same import check_same
 from dollar.cli.settings import COMMANDS, free_keys
 from dollar.cli.sweeps import job_folder
 
@@ -37,6 +34,20 @@ def check_run(config: DictConfig, folder: Path) -> None:
         check_same(folder / CONFIG, to_store(config), way_out, free_keys(COMMANDS["train"]), config)
 
 
+def check_init(config: DictConfig) -> None:
+    """Raise ValueError unless the student to start from, if any, has outputs of the meaning that is asked for."""
+    if config.init is None:
+        return
+    from dollar.export.student import read_card
+
+    before, now = read_card(config.init).get("parameterization", "homogeneous"), config.student.parameterization
+    if before != now:
+        raise ValueError(
+            f"the student in {config.init} is {before} and student.parameterization is {now}; use {before}, or start "
+            "from the teacher with init=null"
+        )
+
+
 def to_store(config: DictConfig) -> dict[str, Any]:
     """The configuration as it is stored: resolved, but for the embedded folders, which may move with the project."""
     unresolved: Any = OmegaConf.to_container(config.teacher, resolve=False)
@@ -46,86 +57,34 @@ def to_store(config: DictConfig) -> dict[str, Any]:
     return resolved
 
 
-def check_same(
-    path: Path, now: Mapping[str, Any], way_out: str, free: Sequence[str] = (), config: DictConfig | None = None
-) -> None:
-    """Raise ValueError if the settings stored at `path` differ from `now` in what decides the result.
-
-    now: plain and resolved; way_out: what the user can do, which ends the sentence; free: keys, and what lies below
-    them, that may differ; config: the composed configuration that `now` was made of. A key that came after the file was
-    written is taken to have had its default then, and one that only repeats another key is not missed.
-    """
-    try:
-        before = flat(_plain(OmegaConf.load(path)))
-    except Exception as error:  # whatever is wrong with the file, what was trained there can't be told
-        raise ValueError(
-            f"{path.parent} holds a run, but its {path.name} can't be read ({type(error).__name__}), so it is not "
-            f"known what was trained there. {way_out}"
-        ) from None
-    after, sources = flat(now), {} if config is None else sources_of(config)
-    new = [key for key in after if key not in before]
-    missed = [key for key in new if _repeated(key, sources) is None]
-    if missed and config is not None:
-        before |= defaults_of(missed)
-    differing = [
-        key
-        for key in sorted((before.keys() | after.keys()) - ({*new} - {*missed}))
-        if not _in(key, free)
-        and _one(before.get(key)) != _one(after.get(key))
-        and not (key not in after and _is_elsewhere(key, before, after))
-    ]
-    # What only follows from another key that differs, or that may differ, goes without saying.
-    shown = [key for key in differing if not _in(_repeated(key, sources) or "", [*differing, *free])]
-    if shown:
-        changes = "; ".join(f"{k} was {before.get(k)}, now {after.get(k)}" for k in shown[:5])
-        raise ValueError(f"{path.parent} holds a run of another configuration ({changes}). {way_out}")
+def announce(config: DictConfig, run: Any, folder: Path, done: int) -> None:
+    """Say what is about to be trained, with guidance in both the paper's form and diffusers'."""
+    further = "".join(
+        f" and {name} {t.beta:g}"
+        for name, t in run.ingredients.objective.terms.items()
+        if name not in ("vsd", "cd", "ft")
+    )
+    processes, longest = run.loop.world.size, max(run.ingredients.samplers, key=lambda sampler: sampler.steps)
+    print(
+        f"{'going on at cycle ' + str(done) if done else 'training'} in {folder}: teacher {config.teacher.name}, "
+        f"student {list(longest.asked)} for {list(config.student.steps)} steps, "
+        f"beta_vsd={config.beta_vsd} beta_cd={config.beta_cd} beta_ft={config.beta_ft}{further}, "
+        f"{config.cycles} cycles of {config.batch} clips on {processes} process{'es' if processes > 1 else ''}\n"
+        f"guidance u + s (c - u): VSD s = {config.vsd.guidance_scale} (paper's w = {config.vsd.guidance_scale - 1}), "
+        f"CD s = {config.cd.guidance_scale} (w = {config.cd.guidance_scale - 1})"
+    )
 
 
-def sources_of(config: DictConfig) -> dict[str, str]:
-    """By each key whose value is nothing but another key, that other key."""
-    found = {key: source_of(value) for key, value in flat(_plain(config)).items()}
-    return {key: source for key, source in found.items() if source is not None}
+def command_line() -> list[str]:
+    """What the command line gave, key=value."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
-def defaults_of(keys: Sequence[str]) -> dict[str, Any]:
-    """What keys of this command are where the command line gives nothing but which choices are taken."""
-    if not HydraConfig.initialized():
-        return {}
-    now, found = HydraConfig.get(), {}
-    chosen = [word for word in now.overrides.task if word.lstrip("+").partition("=")[0] in now.runtime.choices]
-    defaults = hydra.compose(now.job.config_name, overrides=chosen)
-    for key in keys:
-        try:
-            found[key] = _plain(OmegaConf.select(defaults, key))
-        except OmegaConfBaseException:  # it follows from a key that has no default
-            found[key] = None
-    return found
+def last_reward(folder: Path) -> float | None:
+    """The last validation reward of a run, None where there was none."""
+    from dollar.training.log import read_scalars
 
-
-def _repeated(key: str, sources: Mapping[str, str]) -> str | None:
-    """The key that this one repeats, by itself or because the node that it lies in repeats another."""
-    names = key.split(".")
-    for count in range(len(names), 0, -1):
-        if (node := ".".join(names[:count])) in sources:
-            return ".".join([sources[node], *names[count:]])
-    return None
-
-
-def _is_elsewhere(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
-    """Whether a key that is gone only repeated another one, which is still there under the same last name."""
-    node, _, last = key.rpartition(".")
-    others = [other for other in before.keys() & after.keys() if other.rpartition(".")[2] == last]
-    return bool(node) and any(before[other] == before[key] for other in others)
-
-
-def _one(value: Any) -> Any:
-    """A place by itself for a list of one."""
-    return value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) else value
-
-
-def _in(key: str, names: Sequence[str]) -> bool:
-    return any(key == name or key.startswith(name + ".") for name in names)
-
-
-def _plain(config: Any) -> Any:
-    return OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
+    if not (folder / "metrics.jsonl").is_file():
+        return None
+    scores = [c.values[-1] for n, c in sorted(read_scalars(folder).items()) if n.startswith("validation/reward")]
+    return float(scores[-1]) if scores else None

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.stats
 
-from dollar.log import Curve, read_scalars
 from dollar.media import atomically
+from dollar.training.log import Curve, read_scalars
 
 DIGITS = 4  # significant ones that results.json keeps
 LEAST = 0.05  # of one seed and no known standard error, the share of a figure below which a gap says nothing

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from dollar.cli.entry import check_folder_for
 from dollar.cli.overrides import check_overrides
+from dollar.log import logger
 from dollar.studies.jobs import Job, Outcome, Running, minutes_left, wanted, work
 from dollar.studies.plan import TEACHER, Plan, check_numbers, key_of, place_of, rows_of, seeds_of
 from dollar.studies.results import Results, Row, measured, measured_teacher
@@ -60,7 +61,7 @@ def forget(plan: Plan, results: Results, seeds: Sequence[int]) -> None:
             results.stored["rows"].pop(key_of(name, seed), None)
     results.write()
     if left := [name for name in names if name not in plan.config.only]:
-        print(f"note: what starts from these rows has no results now, until it is made too: {', '.join(left)}")
+        logger.warning(f"note: what starts from these rows has no results now, until it is made too: {', '.join(left)}")
 
 
 def jobs_of(plan: Plan, results: Results, seeds: Sequence[int]) -> list[Job]:

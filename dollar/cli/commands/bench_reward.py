@@ -54,7 +54,7 @@ def main(config: DictConfig) -> None:
     check(config)
     from dollar.benchmarks import reward_tables as tables
     from dollar.benchmarks.reward_costs import CLIP, DIRECT, LRMS, new_clip, new_work
-    from dollar.cli.build.run import quiet
+    from dollar.cli.build.teacher import quiet
     from dollar.parallel.world import start
 
     quiet()

@@ -22,19 +22,20 @@ NOT_COUNTED = (
 
 def setup_of(config: DictConfig, outline: Outline, work: Work) -> Setup:
     """What the memory of a process depends on."""
-    from dollar.cli.build.run import dtype_of, objective_of
+    from dollar.cli.build.objective import objective_of
+    from dollar.cli.build.teacher import dtype_of
     from dollar.models.assemble import DTYPES
     from dollar.planning.memory import FLOAT, Setup
 
     o, names = objective_of(config), {"vae": "autoencoder"}
-    joint = o.beta_ft > 0 and o.ft_update == "joint"
+    joint = ("ft" in o.terms) and not o.apart
     has_latents = config.data.get("latents", True)
     pairs = config.lrm.clips * (1 + has_latents * (1 + config.lrm.mismatched))
     clip = math.prod(outline.latent_shape) * FLOAT + FLOAT + 1  # with its reward and whether that is a number
     return Setup(
         shapes=outline.shapes,
         blocks=outline.block_shapes,
-        lrm=lrm_shapes(config, outline) if o.beta_ft > 0 else [],
+        lrm=lrm_shapes(config, outline) if ("ft" in o.terms) else [],
         frozen={names.get(name, name.replace("_", " ")): count for name, count in outline.frozen.items()},
         processes=config.processes,
         clips=config.batch // config.processes,
@@ -42,15 +43,15 @@ def setup_of(config: DictConfig, outline: Outline, work: Work) -> Setup:
         inputs=work.inputs,
         inside=work.inside,
         largest=work.largest,
-        terms=(o.beta_vsd > 0) + (o.beta_cd > 0) + joint,
-        fake=o.beta_vsd > 0,
+        terms=("vsd" in o.terms) + ("cd" in o.terms) + joint,
+        fake=("vsd" in o.terms),
         shard_teacher=config.parallel.shard_teacher,
         checkpointing=config.parallel.activation_checkpointing,
         looks=config.log.gradients_every > 0,
-        gathers=o.beta_ft > 0 and not joint,
+        gathers=("ft" in o.terms) and not joint,
         dtype=dtype_of(config, "dtype").itemsize,
         frozen_dtype=DTYPES[config.teacher.frozen_dtype].itemsize,
-        remembered=config.lrm.memory * pairs * clip if o.beta_ft > 0 else 0,
+        remembered=config.lrm.memory * pairs * clip if ("ft" in o.terms) else 0,
     )
 
 
@@ -74,29 +75,31 @@ def lrm_shapes(config: DictConfig, outline: Outline) -> list[tuple[int, ...]]:
 
 def cycle_of(config: DictConfig) -> Cycle:
     """What the forwards of a cycle depend on."""
-    from dollar.cli.build.run import objective_of
+    from dollar.cli.build.objective import objective_of
     from dollar.planning.memory import Cycle
 
     o = objective_of(config)
     return Cycle(
         steps=list(config.student.steps),
-        simulate=o.student_input == "simulate",
-        vsd=o.beta_vsd > 0,
-        cd=o.beta_cd > 0,
-        ft=o.beta_ft > 0,
-        separate=o.ft_update == "separate",
-        vsd_guided=o.vsd_guidance_scale != 1,
-        cd_guided=o.cd_guidance_scale != 1,
-        cd_m=o.cd_m,
+        simulate=config.student.input == "simulate",
+        vsd=("vsd" in o.terms),
+        cd=("cd" in o.terms),
+        ft=("ft" in o.terms),
+        separate=bool(o.apart),
+        vsd_guided=config.vsd.guidance_scale != 1,
+        cd_guided=config.cd.guidance_scale != 1,
+        cd_m=config.cd.m,
         fake_updates=config.fake_updates,
-        target=o.cd_target,
+        target=config.cd.target,
         checkpointing=config.parallel.activation_checkpointing,
     )
 
 
 def outline_of(config: DictConfig) -> Outline:
     """The teacher in outline; ValueError where training would refuse the configuration."""
-    from dollar.cli.build.run import check_guidance, objective_of, plan_of, quiet
+    from dollar.cli.build.loop import check_batch
+    from dollar.cli.build.objective import objective_of
+    from dollar.cli.build.teacher import check_guidance, quiet
     from dollar.export.student import check_steps
     from dollar.models.assemble import DTYPES
     from dollar.models.outline import outline
@@ -105,7 +108,7 @@ def outline_of(config: DictConfig) -> Outline:
         if config[key] <= 0:
             raise ValueError(f"{key} is {config[key]}; it must be positive")
     objective = objective_of(config)
-    plan_of(config, config.processes)
+    check_batch(config, objective, config.processes)
     check_steps(config.student.timesteps, config.student.steps)
     if config.teacher.frozen_dtype not in DTYPES:
         raise ValueError(f"teacher.frozen_dtype is {config.teacher.frozen_dtype!r}; use {' or '.join(DTYPES)}")
@@ -118,7 +121,7 @@ def outline_of(config: DictConfig) -> Outline:
 def main(config: DictConfig) -> None:
     """Print the plan of what launch/train.py with the same keys would run."""
     outline = outline_of(config)
-    from dollar.cli.build.run import dtype_of
+    from dollar.cli.build.teacher import dtype_of
     from dollar.models.outline import measure
     from dollar.planning.memory import memory
 
@@ -205,10 +208,10 @@ def print_disk(config: DictConfig, setup: Setup) -> None:
 
 def further(config: DictConfig) -> str:
     """Which parts of this run's loss the plan says nothing of."""
-    from dollar.cli.build.run import objective_of
+    from dollar.cli.build.objective import objective_of
 
     o = objective_of(config)
-    names = list(o.terms) + (
+    names = [name for name in o.terms if name not in ("vsd", "cd", "ft")] + (
         ["the teacher's blocks in the latent reward model"] if config.lrm.backbone == "teacher" else []
     )
     return f"; nor are the forwards and activations of {', '.join(names)}" if names else ""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from dollar.cli.entry import check_folder_for
-from dollar.cli.run_folders import check_same
+from dollar.cli.same import check_same
 
 if TYPE_CHECKING:
     from dollar.data.buckets import Bucket
@@ -69,7 +69,7 @@ def main(config: DictConfig) -> None:
     buckets, out = buckets_of(config), Path(config.out)
     check_folder_for("out", out)
 
-    from dollar.cli.build.run import quiet
+    from dollar.cli.build.teacher import quiet
     from dollar.data.sources import open_source
     from dollar.parallel.lock import STOPPED, Lock, Stop
 

@@ -141,6 +141,7 @@ class FitReward:
     batch: int
     decay_from: float
     every: int
+    save_every: int
     patience: int
     optim: LatentRewardOptimizer
 

@@ -35,6 +35,7 @@ class Guard:
 class Log:
     """What is logged beside the losses."""
 
+    trackers: list[str]
     gradients_every: int
 
 
@@ -48,41 +49,10 @@ class Optimizers:
 
 
 @dataclass
-class VSD:
-    """Variational score distillation."""
-
-    guidance_scale: float
-    weighting: Literal["dmd", "score", "constant"]
-    range: tuple[float, float]
-    lower_half: float | None
-    lower_half_over: tuple[float, float]
-
-
-@dataclass
-class CD:
-    """Consistency distillation."""
-
-    guidance_scale: float
-    m: int
-    grid: int
-    target: Literal["student", "ema", "teacher"]
-    distance: Literal["pseudo_huber", "mse"]
-
-
-@dataclass
 class Fake:
     """The fake score's loss."""
 
     loss: Literal["native", "cv"]
-
-
-@dataclass
-class FT:
-    """Fine-tuning on the latent reward."""
-
-    update: Literal["joint", "separate"]
-    accumulate: int
-    unit: Literal["reward", "sd"]
 
 
 @dataclass
@@ -91,7 +61,9 @@ class Train:
 
     teacher: Target
     student: Student
+    method: Target
     reward: Target
+    monitors: dict[str, Target]
     data: Data
     optim: Optimizers
     parallel: Parallel
@@ -113,16 +85,13 @@ class Train:
     guard: Guard
     log: Free[Log]
 
-    beta_vsd: float
-    beta_cd: float
-    beta_ft: float
     balance: float | None
     fake_updates: int
     fake_warmup: int
-    vsd: VSD
-    cd: CD
+    vsd: Target
+    cd: Target
+    ft: Target
     fake: Fake
-    ft: FT
     lrm: LatentReward
     terms: dict[str, Target]
 
