@@ -47,7 +47,7 @@ clips: {_target_: own_data.Reversed, count: "${data.count}", speed: null}
 held_out: {_target_: dollar.data.shapes.captions, split: held_out}
 samples: {_target_: dollar.data.latents.LatentBatches.fitted, _partial_: true, clips: "${data.clips}", cache: 64}
 """,
-    "monitors/watched.yaml": "mine: {_target_: own_rewards.Brightness, level: 0.5}\nevery: 3\n",  # a group of its own
+    "monitors/watched.yaml": "mine: {_target_: own_rewards.Brightness, level: 0.5}\n",
     "experiment/mine.yaml": "# @package _global_\nbeta_cd: 0\nlrm: {path: null}\n",
 }
 
@@ -74,9 +74,8 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["reward=bright", "reward.frames=1.5"], "reward.frames=1.5: reward.frames is a whole number"),
         (["data=backwards", "data.count=many"], "data.count is a whole number (now 12)"),
         (["reward@guard.reward=bright", "guard.reward.level=x"], "guard.reward.level is a number"),
-        (["+monitors=wached"], "no monitors=wached; the nearest is 'watched'"),
-        (["+monitors=watched", "monitors.mine.level=x"], "monitors.mine.level is a number"),
-        (["+monitors=watched", "monitors.every=x"], "monitors.every is a whole number (now 3)"),
+        (["monitors=wached"], "no monitors=wached; the nearest is 'watched'"),
+        (["monitors=watched", "monitors.mine.level=x"], "monitors.mine.level is a number"),
     ],
 )
 def test_what_a_folder_of_ones_own_declares(

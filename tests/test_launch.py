@@ -52,9 +52,9 @@ def test_every_choice_composes(group: str, choice: str) -> None:
     config = compose("train", f"{group}={choice}", *extra)
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert plain["cycles"] > 0
-    from dollar.cli.build import run as build
+    from dollar.cli.build.loop import check
 
-    build.objective_of(config), build.plan_of(config)
+    check(config, processes=1)
 
 
 def test_every_target_exists() -> None:
@@ -62,7 +62,7 @@ def test_every_target_exists() -> None:
 
     found = set()
     for path in CONF.rglob("*.yaml"):
-        found |= set(re.findall(r"_target_: *([\w.]+)", path.read_text())) - {"null"}
+        found |= set(re.findall(r"^[^#\n]*_target_: *([\w.]+)", path.read_text(), flags=re.MULTILINE)) - {"null"}
     assert len(found) >= 5
     for target in found:
         assert callable(get_object(target)), target
@@ -73,7 +73,8 @@ def test_every_key_has_a_comment() -> None:
     for path in (CONF / "train.yaml", CONF / "loss" / "dollar.yaml"):
         for line in path.read_text().split("\nhydra:")[0].splitlines():
             is_value = ":" in line and not line.strip().startswith(("#", "-")) and line.split(":", 1)[1].strip()
-            assert not is_value or "#" in line, f"{path.name}: {line}"
+            follows = "_target_:" in line or re.fullmatch(r"\s*\w+: \$\{\w+\}", line)  # from a key that has its own
+            assert not is_value or follows or "#" in line, f"{path.name}: {line}"
 
 
 def test_the_papers_setting() -> None:

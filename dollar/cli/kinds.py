@@ -106,7 +106,8 @@ def named(kind: Any) -> str:
         if is_choice(member):
             found += [str(choice) for choice in typing.get_args(member)]
         elif member is not type(None):
-            found.append("a list" if is_list(member) else words.get(member, "text"))
+            held = "a list" if is_list(member) else "{key: value, ...}" if is_mapping(member) else None
+            found.append(held or words.get(member, "text"))
     return " or ".join(dict.fromkeys(found))
 
 

@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from dollar.cli import kinds
-from dollar.cli.declared import UNDECLARED, flat, kind_of
+from dollar.cli.declared import UNDECLARED, flat, kind_of, source_of
 from dollar.cli.settings import COMMANDS
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -180,7 +180,8 @@ def _leaves(key: str, text: str, known: Mapping[str, Any]) -> list[tuple[str, st
         return [(key, text)]
     values = given.value()
     if not isinstance(values, dict):
-        raise ValueError(f"{key}={text}: {key} holds keys of its own; give one of them, as {inner[0]}=VALUE")
+        own = [k for k in inner if not k.rpartition(".")[2].startswith("_") and source_of(known[k]) is None] or inner
+        raise ValueError(f"{key}={text}: {key} holds keys of its own; give one of them, as {own[0]}=VALUE")
     written = [(f"{key}.{k}", "null" if v is None else str(v)) for k, v in values.items()]
     return [leaf for k, v in written for leaf in _leaves(k, v, known)]
 
