@@ -105,6 +105,7 @@ def start_tracker(name: str, folder: Path, resume_step: int | None = None) -> Tr
     # torchrun's variables. Only the first process has a tracker, so as far as accelerate is concerned it is alone.
     with clear_environment():
         PartialState(cpu=True)
+    tracker: Tracker
     if name in RUN_NAMED_BY:
         tracker = kind(PROJECT, **{RUN_NAMED_BY[name]: folder.name})
     else:
