@@ -50,7 +50,7 @@ class World:
         if self.size > 1 and present:
             together = torch.cat([t.flatten() for t in present])  # one message instead of one for each
             dist.all_reduce(together)
-            parts = (together / self.size).split([t.numel() for t in present])
+            parts = together.div_(self.size).split([t.numel() for t in present])
             for tensor, part in zip(present, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
 
