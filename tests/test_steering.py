@@ -364,7 +364,7 @@ def test_a_stored_model_sees_latents_as_noised_as_in_its_fit(build: Build, teach
         (("loss=refl",), "the loss's refl needs the reward's gradient, and Redness has none"),
         (("loss=ddpo", "beta_ft=0", "reward._target_=null"), "the loss's ddpo needs a reward, but reward=none"),
         (("loss=ddpo", "student.steps=[1]"), "a student of one step has none"),
-        (("beta_pull=-1",), "the weight of pull is -1"),
+        (("beta_pull=-1",), "beta_pull is -1; a weight is 0"),
         (("beta_vsd=0", "beta_cd=0", "beta_ft=0"), "every beta is 0"),
         (("guard.action=stop",), "validation.every is 0, so it would see nothing"),
         (("guard.action=stop", "validation.every=1", "beta_ft=0"), "no term leads to a reward"),

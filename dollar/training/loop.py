@@ -192,7 +192,7 @@ class Loop:
                     logger.warning(f"cycle {self.cycle}: {verdict.note}")
                 if verdict.keep is not None:
                     self._keep(dict(verdict.keep))
-                self.ended = self.ended or verdict.ended
+                self.ended = verdict.ended or self.ended
 
     def _keep(self, record: dict[str, Any]) -> None:
         """Save what is validated as the best so far."""

@@ -139,6 +139,8 @@ def build_latent_reward(
                 "that it follows, or fit another by launch/fit_reward.py"
             )
         read.model.requires_grad_(lrm.mode == "pretrained")
+        if lrm.mode == "pretrained":
+            read.updates = lrm.warmup  # it has been fitted before
         return read
     generator_state = torch.random.get_rng_state()
     torch.manual_seed(config.seed)  # the same first weights in every process
