@@ -362,13 +362,29 @@ def test_a_method_of_one_turn(outside: Outside) -> None:
     assert fresh.run_cycle(0)["loss/regression"] < first["loss/regression"]  # of the very same draws
 
 
-def test_nothing_of_the_package_knows_of_them(outside: Outside) -> None:
-    """All five at once, with what they find in the package as it is."""
-    add: Callable[..., ModuleType] = outside.add
-    add("loss", GAN_YAML, GAN)
-    add("reward", "_target_: outside_reward.Brightness\nscale: 3.0\n", BRIGHT)
-    add("monitors", "enough:\n  _target_: outside_monitors.Enough\n  name: reward_4\n  looks: 1\n", ENOUGH)
-    add("data", NOISE_YAML, NOISE)
-    choices = ("loss=mine", "reward=mine", "monitors=mine")
-    loop = outside.loop(*choices, "validation.every=1", data=("data=mine",))
-    assert loop.train() and loop.cycle == 1 and loop.ended == "1 looks are enough"
+def test_the_command_line_takes_them(outside: Outside, command: Callable) -> None:
+    """Term, reward, monitor and data source at once, with keys of their own, from the command to the student."""
+    outside.add("loss", GAN_YAML, GAN)
+    outside.add("reward", "_target_: outside_reward.Brightness\nscale: 3.0\n", BRIGHT)
+    outside.add("monitors", "enough:\n  _target_: outside_monitors.Enough\n  name: reward_4\n  looks: 3\n", ENOUGH)
+    outside.add("data", NOISE_YAML, NOISE)
+    tiny = [word for word in TINY_RUN if not word.startswith(("reward.", "validation.every="))]
+    choices = ("loss=mine", "reward=mine", "monitors=mine", "data=mine", "validation.every=1")
+    keys = ("gan.width=4", "optim.gan.lr=1e-2", "reward.scale=2.0", "monitors.enough.looks=1")
+    places = (f"teacher.folder={outside.teacher.folder}", f"runs={outside.folder}", "run=own")
+    given = ("--config-dir", str(outside.folder / "conf"), *tiny, *choices, *places)
+    said = command("train", *given, *keys)
+    assert said.code == 0, said.err
+    assert (outside.folder / "own" / "student" / "student.json").is_file()
+    tensors, plain = checkpoint.load(checkpoint.newest(outside.folder / "own" / "checkpoints"))
+    assert plain["cycle"] == 1 and plain["parts"]["loop"]["ended"] == "1 looks are enough"
+    assert len(tensors["gan/0.bias"]) == 4
+    again = command("train", *given, *keys)
+    assert again.code == 0 and "is finished: 1 of 3 cycles. It ended early: 1 looks are enough." in again.out
+    for mistake, words in (
+        ("gan.widht=3", "the nearest is 'gan.width'"),
+        ("gan.width=wide", "a whole number"),
+        ("loss=mien", "the nearest is 'mine'"),
+    ):
+        said = command("train", *given, mistake)
+        assert said.code == 2 and words in said.err, said.err

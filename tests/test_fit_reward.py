@@ -330,6 +330,7 @@ def test_another_configuration_begins_anew_on_the_same_scored_clips(
         (["made=[4,4]"], ["each step count once"]),
         (["clips=0", "made_clips=0"], ["no clips to fit on"]),
         (["steps=0"], ["steps is 0"]),
+        (["save_every=0"], ["save_every is 0"]),
         (["lrm.widht=3"], ["no key 'lrm.widht'", "'lrm.width'"]),
         (["lrm.backbone=vgg"], ["lrm.backbone is 'vgg'", "cnn or teacher"]),
         (["lrm.fit=rank"], ["lrm.fit is 'rank'"]),

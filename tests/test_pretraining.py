@@ -286,9 +286,12 @@ def test_a_stage_resumes_exactly(tmp_path: Path, muon: bool) -> None:
     assert not torch.equal(next(unfinished.parameters()), next(whole[0].parameters()))
 
 
-def test_a_signal_in_the_last_step_finds_the_stage_finished(tmp_path: Path) -> None:
+def test_a_signal_in_the_last_step_begins_no_further_stage(tmp_path: Path) -> None:
     expected, _ = line(tmp_path / "whole", 4)
-    found, _ = line(tmp_path / "asked", 4, stop=3)
+    with pytest.raises(SystemExit) as end:
+        line(tmp_path / "asked", 4, stop=3)
+    assert end.value.code == 3
+    found, _ = line(tmp_path / "asked", 4, until=0)  # nothing is left to do
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
 
 

@@ -64,6 +64,7 @@ def check(config: DictConfig) -> None:
         ("steps", 1),
         ("batch", 1),
         ("every", 1),
+        ("save_every", 1),
     ):
         if config[key] < least:
             raise ValueError(f"{key} is {config[key]}; it must be at least {least}")
