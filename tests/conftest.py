@@ -79,7 +79,7 @@ def build_tiny_teacher(folder: Path, seed: int = 0) -> None:
     vae = AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 3,
         up_block_types=("CogVideoXUpBlock3D",) * 3,
-        block_out_channels=(8, 8, 8),
+        block_out_channels=(2, 2, 2),
         layers_per_block=1,
         latent_channels=8,
         norm_num_groups=2,
@@ -238,7 +238,7 @@ class Said(NamedTuple):
 
 
 def fork(folder: Path, name: str, *arguments: str, rank: int = 0, size: int = 1, port: int = 0) -> Any:
-    """Start launch/<name>.py in a process of its own, which is not imported anew; returns it, a multiprocessing.Process.
+    """Start launch/<name>.py in a process of its own without importing anew; returns a multiprocessing.Process.
 
     What it prints is in folder/<rank>.out. With `size` above 1 it joins the others through a port, as torchrun has it.
     For what needs processes (signals, a share for each), not for what trains: autograd may not be forked beside a GPU.

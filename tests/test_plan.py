@@ -254,7 +254,7 @@ def test_forwards_are_those_that_a_run_makes(
     drawn: Counter[str] = Counter()
 
     def every_depth(self: Draws, purpose: str, high: int) -> int:
-        """Step counts and depths in turn: twelve draws are all of them, equally often."""
+        """Step counts and depths in turn: `all_draws` draws are all of them, equally often."""
         drawn[purpose] += 1
         place = drawn[purpose] - 1
         return (place // len(cycle.steps) if purpose == "depth" else place) % high
@@ -269,9 +269,10 @@ def test_forwards_are_those_that_a_run_makes(
     found: Counter[str] = Counter()
     count_work(trainer, found)
     drawn.clear()
-    for number in range(1, 13):
+    all_draws = len(cycle.steps) * max(cycle.steps)
+    for number in range(1, all_draws + 1):
         trainer.run_cycle(number)
-    batches = 12 * trainer.plan.batch
+    batches = all_draws * trainer.plan.batch
     assert {n: found[n] / batches for n in ("student", "fake", "teacher")} == pytest.approx(forwards(cycle)._asdict())
 
 
@@ -392,7 +393,24 @@ def peak_of(said: Said) -> float:
     return float(line.split()[-1].replace(",", ""))
 
 
-def test_the_command_names_settings_that_keep_their_word(command: Callable[..., Said]) -> None:
+def test_the_command_names_settings_that_keep_their_word(
+    command: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: dict[Any, Any] = {}
+
+    def once(function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same teacher is outlined and measured once for all four commands."""
+
+        def remembered(given: Any, *dtype: torch.dtype) -> Any:
+            key = (str(given) if isinstance(given, dict) else id(given), *dtype)
+            if key not in known:
+                known[key] = function(given, *dtype)
+            return known[key]
+
+        return remembered
+
+    for function in (outline, measure):
+        monkeypatch.setattr(f"dollar.models.outline.{function.__name__}", once(function))
     given = ("teacher=wan_2_1_14b", "processes=8", "lrm.clips=8", "parallel.dtype=bfloat16")
     said = command("plan", *given)
     assert said.code == 0 and "14,288,491,584" in said.out and "it doesn't fit" in said.out
