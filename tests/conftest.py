@@ -81,7 +81,7 @@ def build_tiny_teacher(folder: Path, seed: int = 0) -> None:
     vae = AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 3,
         up_block_types=("CogVideoXUpBlock3D",) * 3,
-        block_out_channels=(8, 8, 8),
+        block_out_channels=(2, 2, 2),
         layers_per_block=1,
         latent_channels=8,
         norm_num_groups=2,
@@ -199,12 +199,81 @@ def fingerprint(network: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in network.parameters()]).clone()
 
 
+def _compose_once() -> None:
+    """Keep what hydra composes: a command composes its configuration four times, which takes longer than its mistake.
+
+    Keys hold all that a composition depends on; each caller gets a copy. The mode is looked for only where it is given.
+    Processes that tests start compose as a user's do.
+    """
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.hydra import Hydra
+    from hydra.core.singleton import Singleton
+    from hydra.core.utils import JobRuntime
+
+    made: dict[Any, Any] = {}
+    load, mode = ConfigLoaderImpl.load_configuration, Hydra.get_mode
+
+    def load_configuration(
+        self: Any,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: Any,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> Any:
+        how = (config_name, run_mode, from_shell, validate_sweep_overrides)
+        job = JobRuntime().get("name") if JobRuntime in Singleton._instances else None
+        key = (*how, *overrides, os.getcwd(), str(self.config_search_path.get_path()), job)
+        if key not in made:
+            made[key] = load(self, config_name, list(overrides), *how[1:])
+        return copy.deepcopy(made[key])
+
+    def get_mode(self: Any, config_name: str | None, overrides: list[str]) -> Any:
+        return mode(self, config_name, overrides) if any("hydra" in given for given in overrides) else None
+
+    ConfigLoaderImpl.load_configuration, Hydra.get_mode = load_configuration, get_mode
+
+
+_compose_once()
+
+
 class Said(NamedTuple):
     """What a command ended with: exit code, standard output, standard error."""
 
     code: int
     out: str
     err: str
+
+
+def fork(folder: Path, name: str, *arguments: str, rank: int = 0, size: int = 1, port: int = 0) -> Any:
+    """Start launch/<name>.py in a process of its own without importing anew; returns a multiprocessing.Process.
+
+    What it prints is in folder/<rank>.out. With `size` above 1 it joins the others through a port, as torchrun has it.
+    For what needs processes (signals, a share for each), not for what trains: autograd may not be forked beside a GPU.
+    """
+    import multiprocessing
+
+    from dollar.cli import entry
+
+    def work() -> None:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        sys.argv = [f"launch/{name}.py", *arguments]
+        with open(folder / f"{rank}.out", "w") as sys.stdout:
+            entry.enter(importlib.import_module(f"dollar.cli.commands.{name}").main, name)
+
+    started = multiprocessing.get_context("fork").Process(target=work)
+    started.start()
+    return started
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    import socket
+
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]
 
 
 @pytest.fixture

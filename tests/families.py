@@ -86,7 +86,7 @@ def _cogvideox(folder: Path, shift: float, **transformer: Any) -> None:
     vae = AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 3,
         up_block_types=("CogVideoXUpBlock3D",) * 3,
-        block_out_channels=(8, 8, 8),
+        block_out_channels=(2, 2, 2),
         layers_per_block=1,
         latent_channels=8,
         norm_num_groups=2,
@@ -227,7 +227,7 @@ def hunyuanvideo(folder: Path) -> None:
         latent_channels=4,
         down_block_types=("HunyuanVideoDownBlock3D",) * 4,
         up_block_types=("HunyuanVideoUpBlock3D",) * 4,
-        block_out_channels=(8, 8, 8, 8),
+        block_out_channels=(4, 4, 4, 4),
         layers_per_block=1,
         norm_num_groups=4,
         scaling_factor=0.476986,

@@ -118,36 +118,38 @@ def clip(teacher: Teacher, student: Path, steps: int, seed: int) -> Tensor:
 ALONE = """
 import sys, json, torch
 from diffusers import DiffusionPipeline
-folder, call, prompt, seed, result = sys.argv[1:]
-pipe = DiffusionPipeline.from_pretrained(folder)
-torch.manual_seed(int(seed))
-torch.save(pipe(prompt, output_type="pt", **json.loads(call)).frames, result)
+for folder, call, prompt, seed, result in json.loads(sys.argv[1]):
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    torch.manual_seed(seed)
+    torch.save(pipe(prompt, output_type="pt", **call).frames, result)
 assert not any(name.split(".")[0] == "dollar" for name in sys.modules)
 """
 
 
-def test_the_folder_makes_our_clips_without_our_code(
-    command: Callable, family: str, teacher: Teacher, run: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    said = command("export", f"checkpoint={run / 'student'}", f"out={out}", "parallel.device=cpu")
-    assert said.code == 0, said.err
-    for steps in SERVED[family]:
-        assert f"{steps} steps by diffusers alone: latents and frames are equal to the bit" in said.out
-    assert said.out.count("equal to the bit") == len(SERVED[family])
-    card = json.loads((out / "student.json").read_text())
-    assert card["steps"] == SERVED[family]
-    call = export.call_of(teacher, 4)
-    if family == "ltx":
-        assert call["frame_rate"] == 8
+def test_the_folder_makes_our_clips_without_our_code(command: Callable, teachers: Callable, tmp_path: Path) -> None:
+    """Every family's, in one process that imports diffusers alone."""
+    made: list[tuple[str, Teacher, Path, Path]] = []
+    for family in SERVED:
+        teacher, out = FAMILIES[family].load(teachers(family)), tmp_path / family
+        run = save_run(tmp_path / f"{family}-run", teacher, family, changed(teacher))
+        said = exported(command, f"checkpoint={run / 'student'}", f"out={out}")
+        for steps in SERVED[family]:
+            assert f"{steps} steps by diffusers alone: latents and frames are equal to the bit" in said
+        assert said.count("equal to the bit") == len(SERVED[family])
+        card = json.loads((out / "student.json").read_text())
+        assert card["steps"] == SERVED[family]
+        if family == "ltx":
+            assert export.call_of(teacher, 4)["frame_rate"] == 8
+        made.append((family, teacher, run / "student", out))
+    given = [(str(out), export.call_of(teacher, 4), PROMPT, 11, f"{out}.pt") for _, teacher, _, out in made]
     environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
-    given = [str(out), json.dumps(call), PROMPT, "11", str(tmp_path / "frames.pt")]
-    subprocess.run([sys.executable, "-c", ALONE, *given], check=True, cwd=tmp_path, env=environment)
-    theirs = (torch.load(tmp_path / "frames.pt") * 255).round().byte()
-    assert torch.equal(theirs, clip(teacher, run / "student", 4, 11))
-    # ... and launch/sample.py, which reads it as a student, makes the same.
-    assert torch.equal(theirs, clip(teacher, out, 4, 11))
-    assert not torch.equal(theirs, clip(teacher, run / "student", 4, 12))
+    subprocess.run([sys.executable, "-c", ALONE, json.dumps(given)], check=True, cwd=tmp_path, env=environment)
+    for family, teacher, student, out in made:
+        theirs = (torch.load(f"{out}.pt") * 255).round().byte()
+        assert torch.equal(theirs, clip(teacher, student, 4, 11)), family
+        # ... and launch/sample.py, which reads it as a student, makes the same.
+        assert torch.equal(theirs, clip(teacher, out, 4, 11)), family
+        assert not torch.equal(theirs, clip(teacher, student, 4, 12)), family
 
 
 def exported(command: Callable, *overrides: str) -> str:

@@ -5,24 +5,38 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_RUN, clear, compose, fingerprint, gradients, network_of, new_network, tiny_run
+from conftest import (
+    EMBEDDED,
+    LATENT,
+    TINY_RUN,
+    clear,
+    compose,
+    fingerprint,
+    gradients,
+    needs_embedded,
+    network_of,
+    new_network,
+    tiny_run,
+)
 from families import FAMILIES, PROMPT, build
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dollar.diffusion.prediction import SAMPLE
 from dollar.export.student import few_steps, load_student, read_card, save_student
 from dollar.models import flow
 from dollar.models.teacher import Teacher
 from dollar.parallel import checkpoint
 from dollar.parallel.shard import parallelize
 from dollar.parallel.world import World
-from dollar.sampling.samplers import make_latents, teacher_sampler
+from dollar.sampling.samplers import generators, make_latents, student_sampler, teacher_sampler
 from dollar.training.loop import Loop
 
 FLOW = [name for name in FAMILIES if not name.startswith("cogvideox")]
@@ -94,6 +108,11 @@ def test_ten_guided_steps_are_the_pipelines(family: str, folder: Path, teacher: 
     theirs = as_ours(by_pipeline(pipe, family, 10, teacher.guidance_scale), family, teacher)
     assert theirs.std() > 0.1
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    if not teacher.family.embeds_guidance:
+        unguided = make_latents(teacher_sampler(teacher, 10, 1.0), teacher, [PROMPT], [3], show=False)
+        torch.manual_seed(3)
+        theirs = as_ours(by_pipeline(pipe, family, 10, 1.0), family, teacher)
+        torch.testing.assert_close(unguided, theirs, rtol=0, atol=1e-4)
     torch.manual_seed(3)
     other = as_ours(by_pipeline(pipe, family, 10, teacher.guidance_scale + 3), family, teacher)
     assert (ours - other).abs().max() > 1e-4  # ... and at another guidance they would not be
@@ -158,6 +177,8 @@ def test_a_saved_student_is_sampled_by_the_pipeline(
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
         else:
             assert torch.equal(ours, theirs), steps
+    untrained = student_sampler(teacher, teacher.denoiser, student.few_steps[1])
+    assert not torch.equal(ours, make_latents(untrained, teacher, [PROMPT], [5], show=False))
 
 
 def student_guidance(teacher: Teacher) -> float:
@@ -188,6 +209,8 @@ def test_gradients_reach_every_weight_and_checkpointing_leaves_them_equal(teache
     without = [n for n, p in network.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
     # The last double block's text leaves no trace where a family drops the text afterwards.
     assert not without, without
+    frozen = [teacher.denoiser.network, teacher.codec.vae, *teacher.text.models]
+    assert not any(p.requires_grad or p.grad is not None for part in frozen for p in part.parameters())
     plain = gradients(network).clone()
     clear(network)
     parallelize(network, World(), activation_checkpointing=True)
@@ -437,7 +460,7 @@ def test_only_the_latent_frames_that_a_frame_needs_are_decoded(family: str, teac
 def test_frames_of_a_tiled_decoder_are_those_of_the_whole(tmp_path: Path) -> None:
     """HunyuanVideo's decoder goes through time in tiles on a grid of its own."""
     teacher = FAMILIES["hunyuanvideo"].load(build("hunyuanvideo", tmp_path / "teacher"))
-    latents = long_latents(teacher, 33)
+    latents = long_latents(teacher, 33)[..., :2, :2]
     whole = teacher.codec.decode(latents)
     for wanted in ([0], [40], [52], [64, 77], [100], [128], [3, 60, 127]):
         torch.testing.assert_close(teacher.codec.decode(latents, wanted), whole[:, wanted], rtol=0, atol=1e-6)
@@ -458,9 +481,9 @@ def long_latents(teacher: Teacher, frames: int) -> Tensor:
 def test_the_beginning_of_a_clip_is_coded_without_its_end(family: str, teacher: Teacher) -> None:
     """Chunked equals whole: exactly where the autoencoder keeps what it needs of the past, which LTX-Video's encoder
     does not; there, and in its decoder, a chunk must see enough of its surroundings."""
-    codec, (_, height, width) = teacher.codec, teacher.clip_shape
+    codec, cell = teacher.codec, teacher.family.states()["cell"]
     frames = 24 * codec.ratio + 1
-    clip = torch.rand(1, frames, 3, height, width, generator=torch.Generator().manual_seed(7))
+    clip = torch.rand(1, frames, 3, cell, cell, generator=torch.Generator().manual_seed(7))
     whole = codec.moments(clip)
     if codec.streams:
         begun = codec.moments(clip[:, : 8 * codec.ratio + 1])
@@ -597,3 +620,167 @@ def test_what_a_yaml_states_is_checked_against_the_folder(family: str, folder: P
     FAMILIES[family].load(folder, states=states)
     with pytest.raises(ValueError, match="prediction is .* there and epsilon in .*; transformer.num_layers is"):
         FAMILIES[family].load(folder, states={"prediction": "epsilon", "transformer": {"num_layers": 77}})
+
+
+# CogVideoX alone: its schedule's grid of whole timesteps, its sizes, and folders that are not whole
+
+
+WHOLE = TIMES["cogvideox_2b"]
+
+
+@pytest.fixture(scope="module")
+def cog_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("cogvideox_2b", tmp_path_factory.mktemp("cog") / "teacher")
+
+
+@pytest.fixture(scope="module")
+def cog(cog_folder: Path) -> Teacher:
+    return FAMILIES["cogvideox_2b"].load(cog_folder)
+
+
+@needs_embedded
+def test_the_embedded_teacher_samples_as_its_pipeline() -> None:
+    from diffusers import CogVideoXPipeline
+    from hydra.utils import instantiate
+
+    embedded = instantiate(compose("train").teacher, device="cpu")
+    plain = CogVideoXPipeline.from_pretrained(EMBEDDED)  # as README.md has it
+    plain.set_progress_bar_config(disable=True)
+    ours = make_latents(teacher_sampler(embedded, 4), embedded, [PROMPT], [3], show=False)
+    torch.manual_seed(3)
+    size = {"num_frames": 17, "height": 64, "width": 64, "guidance_scale": embedded.guidance_scale}
+    theirs = plain(
+        PROMPT, num_inference_steps=4, output_type="latent", max_sequence_length=12, **size
+    ).frames.transpose(1, 2)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("between", ["renoise", "ddim"])
+def test_a_student_that_gives_x_0_is_exported_as_one(
+    cog: Teacher, cog_folder: Path, between: str, tmp_path: Path
+) -> None:
+    card = {"parameterization": "heterogeneous"}
+    save_student(tmp_path, cog, changed(cog), few_steps(cog, WHOLE, [4, 2], between), card)
+    theirs = with_student(diffusers_pipeline(cog_folder), tmp_path)
+    assert type(theirs.scheduler).__name__ == ("LCMScheduler" if between == "renoise" else "CogVideoXDDIMScheduler")
+    assert theirs.scheduler.config.prediction_type == "sample"
+    student = load_student(tmp_path, cog)
+    assert student.denoiser.prediction is SAMPLE
+    ours = make_latents(student.sampler(cog, 4), cog, [PROMPT], [5], show=False)
+    torch.manual_seed(5)
+    assert torch.equal(ours, as_ours(by_pipeline(theirs, "cogvideox_2b", 4, 1.0), "cogvideox_2b", cog))
+
+
+@pytest.mark.parametrize(
+    ("times", "between", "message"),
+    [
+        ([999, 700], "renoise", r"\[999, 700\] can't be given.*2 steps.*renoise.*\[999, 499\] can"),
+        ([999, 759, 499, 259], "ddim", r"can't be given.*between=ddim.*\[999, 749, 499, 249\] can"),
+        ([999, 666, 332], "renoise", r"3 steps.*\[998, 665, 332\] can"),  # 1000 is no multiple of 3
+        ([1000, 500], "renoise", "starts at 1000; this teacher's noisiest timestep is 999"),
+        ([499, 999], "renoise", r"use \[999, 499\]"),
+        ([999, 0], "renoise", "positive times"),
+        ([], "renoise", "positive times"),
+    ],
+)
+def test_a_grid_that_no_scheduler_gives_is_refused(cog: Teacher, times: list, between: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cog.few_step(times, between)
+
+
+def test_step_counts_are_evenly_spaced_members_of_the_grid(cog: Teacher) -> None:
+    found = {count: f.times.tolist() for count, f in few_steps(cog, WHOLE, [4, 2, 1], "renoise").items()}
+    assert found == {4: WHOLE, 2: [999, 499], 1: [999]}
+    with pytest.raises(ValueError, match=r"student.steps has 3.*4 of student.timesteps; use of \[4, 2, 1\]"):
+        few_steps(cog, WHOLE, [4, 3], "renoise")
+
+
+def test_ddim_steps_that_diffusers_would_take_otherwise_are_refused(cog: Teacher) -> None:
+    """Its DDIM steps back by whole thousandths of the count, wherever the grid's next time is."""
+    with pytest.raises(ValueError, match=r"as 3 steps with student.between=ddim; the evenly spaced \[999, 499\] can"):
+        cog.few_step([999, 666, 332], "ddim")
+    assert cog.few_step([998, 665, 332], "renoise").steps == 3
+
+
+def test_times_are_spaced_from_the_last_whatever_the_folder_says(cog_folder: Path, tmp_path: Path) -> None:
+    def spaced(folder: Path) -> None:
+        path = folder / "scheduler" / "scheduler_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "timestep_spacing": "linspace"}))
+
+    teacher = FAMILIES["cogvideox_2b"].load(broken(cog_folder, tmp_path / "teacher", spaced))
+    assert teacher.grid(4).tolist() == [*WHOLE, -1]
+    assert teacher.few_step(WHOLE, "ddim").times.tolist() == WHOLE
+
+
+def test_the_exported_numbers_are_those_trained_with(cog: Teacher) -> None:
+    """LCMScheduler's alpha_bar is rounded, and the student trains with the rounded one."""
+    ours, theirs = cog.few_step(WHOLE, "renoise").schedule, cog.denoiser.schedule
+    assert not torch.equal(ours.alphas_cumprod.double(), theirs.alphas_cumprod.double())
+    torch.testing.assert_close(ours.alphas_cumprod.double(), theirs.alphas_cumprod.double(), rtol=0, atol=1e-5)
+
+
+def broken(folder: Path, to: Path, change: Callable[[Path], object]) -> Path:
+    shutil.copytree(folder, to)
+    change(to)
+    return to
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (shutil.rmtree, "the folder doesn't exist.*teacher=shapes"),
+        (lambda f: (f / "model_index.json").unlink(), "no model_index.json"),
+        (lambda f: shutil.rmtree(f / "vae"), "lacks vae"),
+        (lambda f: [shutil.rmtree(f / n) for n in ("scheduler", "tokenizer")], "lacks scheduler, tokenizer"),
+        (lambda f: (f / "transformer" / "config.json").unlink(), "lacks transformer/config.json"),
+        (lambda f: [p.unlink() for p in (f / "vae").glob("*.safetensors")], "lacks vae.*weights"),
+        (
+            lambda f: (f / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"})),
+            "holds a WanPipeline",
+        ),
+    ],
+)
+def test_a_missing_or_partial_folder_is_a_sentence(
+    cog_folder: Path, tmp_path: Path, change: Callable, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        FAMILIES["cogvideox_2b"].load(broken(cog_folder, tmp_path / "teacher", change))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frames": 16}, r"16 frames.*8k \+ 1, for example 9"),
+        ({"frames": 13}, r"13 frames.*8k \+ 1, for example 9"),
+        ({"frames": 0}, "0 frames.*for example 1"),
+        ({"height": 35}, "35x32 pixels.*multiples of 8, for example 32x32"),
+        ({"width": 7}, "32x7 pixels.*for example 32x8"),
+    ],
+)
+def test_sizes_that_do_not_fit_cogvideox_name_the_nearest(cog_folder: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FAMILIES["cogvideox_2b"].load(cog_folder, **changes)
+
+
+def test_the_teacher_knows_its_shapes(cog: Teacher) -> None:
+    assert cog.latent_shape == LATENT and cog.clip_shape == (9, 32, 32)
+    noise = cog.noise(generators([0, 1, 0]))
+    assert noise.shape == (3, *LATENT) and torch.equal(noise[0], noise[2]) and not torch.equal(noise[0], noise[1])
+
+
+def test_a_prompt_too_long_is_cut_with_its_count(cog: Teacher) -> None:
+    with pytest.warns(UserWarning, match=r"has 19 tokens and was cut to the 12"):
+        condition = cog.text(["a small red circle " + "moving left " * 7])
+    assert condition.embeddings.shape == (1, 12, 32) and condition.mask.sum() == 12
+    short = cog.text(["red circle", ""])
+    assert short.mask.sum(1).tolist() == [3, 1]
+
+
+def test_reading_timesteps_in_half_precision_changes_nothing(cog: Teacher) -> None:
+    """999 would become 1000 in bfloat16; the network must still be told 999."""
+    seen = []
+    handle = cog.denoiser.network.transformer.time_proj.register_forward_pre_hook(lambda m, a: seen.append(a[0]))
+    half = cog.denoiser_of(cog.denoiser.network, torch.bfloat16)
+    out = half(torch.randn(1, *LATENT), torch.tensor([999]), cog.text([PROMPT]))
+    handle.remove()
+    assert seen[0].item() == 999 and out.dtype == torch.float32

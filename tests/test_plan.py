@@ -251,7 +251,7 @@ def test_forwards_are_those_that_a_run_makes(
     drawn: Counter[str] = Counter()
 
     def every_depth(self: Draws, purpose: str, high: int) -> int:
-        """Step counts and depths in turn: twelve draws are all of them, equally often."""
+        """Step counts and depths in turn: `all_draws` draws are all of them, equally often."""
         drawn[purpose] += 1
         place = drawn[purpose] - 1
         return (place // len(cycle.steps) if purpose == "depth" else place) % high
@@ -266,9 +266,10 @@ def test_forwards_are_those_that_a_run_makes(
     found: Counter[str] = Counter()
     count_work(trainer, found)
     drawn.clear()
-    for number in range(1, 13):
+    all_draws = len(cycle.steps) * max(cycle.steps)
+    for number in range(1, all_draws + 1):
         trainer.run_cycle(number)
-    batches = 12 * trainer.plan.batch
+    batches = all_draws * trainer.plan.batch
     assert {n: found[n] / batches for n in ("student", "fake", "teacher")} == pytest.approx(forwards(cycle)._asdict())
 
 

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, TINY, Said
+from conftest import ROOT, TINY, Said, fork, free_port
 from safetensors import safe_open
 
 from dollar import media
@@ -257,12 +257,12 @@ def test_a_killed_run_goes_on_with_other_processes(
         write_clip(folder, f"more{k}")
     out = tmp_path / "out"
     how = ("rows_per_shard=2", "batch=1", "readers=1")
-    line = [sys.executable, str(ROOT / "launch" / "preprocess.py")]
-    started = subprocess.Popen([*line, *arguments(folder, out, tiny_teacher_folder, *how)], stderr=subprocess.DEVNULL)
-    while not list(out.rglob("*-00001.parquet")) and started.poll() is None:
+    started = fork(tmp_path, "preprocess", *arguments(folder, out, tiny_teacher_folder, *how))
+    while not list(out.rglob("*-00001.parquet")) and started.is_alive():
         time.sleep(0.002)
-    os.kill(started.pid, signal.SIGKILL)
-    started.wait()
+    started.kill()
+    started.join()
+    assert started.exitcode == -signal.SIGKILL
     before = [row["id"] for row in rows_of(out)]
     assert 4 <= len(before) < 25
     settings = store.EncodingSettings(1, "repeat", 2, "float32", "float32", 2, 1, 4, 1.0, False, False)
@@ -400,14 +400,15 @@ def test_a_full_disk_is_a_sentence(
     assert len(rows_of(tmp_path / "out")) == rows and not list(tmp_path.rglob("*.tmp"))
 
 
-def test_torchrun_shares_the_clips(folder: Path, tmp_path: Path, tiny_teacher_folder: Path) -> None:
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(ROOT / "launch" / "preprocess.py")]
-    out = tmp_path / "out"
-    ended = subprocess.run(
-        [*line, *arguments(folder, out, tiny_teacher_folder)], capture_output=True, text=True, timeout=200
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count(f"5 of {NAME}, 1 too short, 1 corrupt") == 1
+def test_two_processes_share_the_clips(folder: Path, tmp_path: Path, tiny_teacher_folder: Path) -> None:
+    out, port = tmp_path / "out", free_port()
+    given = arguments(folder, out, tiny_teacher_folder)
+    both = [fork(tmp_path, "preprocess", *given, rank=rank, size=2, port=port) for rank in (0, 1)]
+    for started in both:
+        started.join(200)
+        assert started.exitcode == 0
+    printed = "".join((tmp_path / f"{rank}.out").read_text() for rank in (0, 1))
+    assert printed.count(f"5 of {NAME}, 1 too short, 1 corrupt") == 1
     shards = {p.name[:3]: pq.read_table(p)["id"].to_pylist() for p in (out / NAME).glob("*-00000.parquet")}
     assert shards == {"000": ["a.mp4", "b.mp4", "c.mp4"], "001": ["d.mp4", "e.mp4"]}
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT
 from torch import Tensor
 
 from dollar.data.nulls import read_nulls, write_nulls
@@ -136,15 +134,16 @@ def test_an_exception_leaves_whole_shards_and_nothing_else(tmp_path: Path) -> No
 
 
 def test_a_killed_writer_leaves_nothing_that_is_read_and_the_next_one_clears_it(tmp_path: Path) -> None:
-    code = (
-        "import os, signal, sys; from pathlib import Path; from test_shards import *\n"
-        f"writer = ShardWriter({str(tmp_path)!r}, '0', rows_per_shard=2)\n"
-        "for i in range(3): writer.add(row(i, (16, 16, 80, 80)))\n"
-        "os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
-    ended = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}, cwd=ROOT)
-    assert ended.returncode == -signal.SIGKILL
+    def killed() -> None:
+        writer = ShardWriter(tmp_path, "0", rows_per_shard=2)
+        for i in range(3):
+            writer.add(row(i, (16, 16, 80, 80)))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    writing = multiprocessing.get_context("fork").Process(target=killed)
+    writing.start()
+    writing.join()
+    assert writing.exitcode == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 2
     assert done_ids(tmp_path) == {"clip-0", "clip-1"} and len(Shards([tmp_path], COLUMNS)) == 2
     write(tmp_path, range(2, 3))
