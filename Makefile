@@ -27,9 +27,9 @@ THREADS := $(shell echo $$(($(CORES) / $(PROCESSES))))
 TRAIN := OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/torchrun --standalone --nproc-per-node $(PROCESSES) launch/train.py
 endif
 
-.PHONY: demo demo-full one-step ablation bench-reward test test-hpsv2 smoke lint types check teacher-metrics
+.PHONY: demo demo-full one-step ablation bench-reward test test-hpsv2 smoke lint types check teacher-metrics wheel
 
-$(READY): setup.cfg constraints.txt
+$(READY): setup.cfg setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q -c constraints.txt -e '.[dev]'
 	touch $(READY)
@@ -85,3 +85,7 @@ types: $(READY)
 	$(VENV)/bin/mypy
 
 check: lint types test
+
+wheel: $(READY)  ## dist/*.whl, which pip installs anywhere; its `dollar train ...` takes what launch/train.py takes
+	rm -rf build
+	$(PY) -m pip wheel -q . --no-deps --no-build-isolation -w dist

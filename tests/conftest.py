@@ -25,12 +25,14 @@ if str(ROOT) not in sys.path:  # for the processes that tests start
     sys.path.insert(0, str(ROOT))
 
 from dollar.data import shapes  # noqa: E402
+from dollar.log import speak  # noqa: E402
 from dollar.models.teacher import Teacher  # noqa: E402
 from dollar.parallel.shard import trainable_copy  # noqa: E402
 from dollar.parallel.world import World  # noqa: E402
-from dollar.training.trainer import Trainer  # noqa: E402
+from dollar.training.loop import Loop  # noqa: E402
 
 torch.set_num_threads(1)
+speak()
 EMBEDDED = ROOT / "dollar" / "assets" / "shapes"
 SIZE = {"frames": 9, "height": 32, "width": 32}
 TINY = {**SIZE, "fps": 8, "guidance_scale": 3.0, "text_length": 12}
@@ -166,14 +168,20 @@ TINY_RUN = (
 TINY_DATA = ("data.clips._target_=conftest.TinyClips", "data.clips.size=12")
 
 
-def tiny_trainer(
+def tiny_run(
     teacher: Teacher, folder: Path, *overrides: str, data: Sequence[str] = TINY_DATA, world: World | None = None
-) -> Trainer:
-    """The trainer that launch/train.py would build."""
-    from dollar.cli.build.run import build_trainer
+) -> Loop:
+    """The loop that launch/train.py would build."""
+    from dollar.cli.build.loop import build_run
 
     config = compose("train", *TINY_RUN, *data, f"teacher.folder={teacher.folder}", *overrides)
-    return build_trainer(config, world or World(), teacher, folder, 0)
+    return build_run(config, world or World(), teacher, folder, 0).loop
+
+
+def network_of(loop: Loop, name: str) -> nn.Module:
+    """The network that a learner of a run trains."""
+    run = loop.method.run
+    return run.surrogate.model if name == "lrm" else run.roles[name].denoiser.network
 
 
 def gradients(network: nn.Module) -> Tensor:
@@ -239,12 +247,12 @@ def teacher(tiny_teacher_folder: Path) -> Teacher:
 
 
 @pytest.fixture
-def build(teacher: Teacher, tmp_path: Path) -> Callable[..., Trainer]:
-    """build("key=value", ...) -> a trainer of its own folder."""
-    made: list[Trainer] = []
+def build(teacher: Teacher, tmp_path: Path) -> Callable[..., Loop]:
+    """build("key=value", ...) -> a loop of its own folder."""
+    made: list[Loop] = []
 
-    def make(*overrides: str, **how: Any) -> Trainer:
-        made.append(tiny_trainer(teacher, tmp_path / f"run{len(made)}", *overrides, **how))
+    def make(*overrides: str, **how: Any) -> Loop:
+        made.append(tiny_run(teacher, tmp_path / f"run{len(made)}", *overrides, **how))
         return made[-1]
 
     yield make

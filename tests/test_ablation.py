@@ -14,7 +14,6 @@ from conftest import ROOT, compose
 
 from dollar.cli.build.studies import settings_of
 from dollar.cli.commands import ablation as command
-from dollar.log import Log
 from dollar.studies.ablation import ABLATION, plots
 from dollar.studies.ablation.document import LAYOUT, columns_of
 from dollar.studies.ablation.figures import CONTROL, FIGURES, METHODS, along_beta, measured
@@ -29,6 +28,7 @@ from dollar.studies.results import Results, rounded
 from dollar.studies.rows import ALL
 from dollar.studies.runs import Runs
 from dollar.studies.tables import table
+from dollar.training.log import Log
 
 SETTINGS = settings_of(compose("ablation"), ABLATION)
 ROWS, RUNS = SETTINGS.rows, Runs(SETTINGS, ABLATION)

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import build_tiny_teacher, load_tiny_teacher, tiny_trainer
+from conftest import build_tiny_teacher, load_tiny_teacher, tiny_run
 
 GOLDEN = Path(__file__).resolve().parent / "golden" / "losses.txt"
 CYCLES = 3
@@ -25,7 +25,7 @@ def losses(folder: Path) -> dict[str, float]:
     """`<cycle> <name>` -> value, of three cycles with every term on; the reward is followed from the second on."""
     build_tiny_teacher(folder / "teacher", seed=1)
     teacher = load_tiny_teacher(folder / "teacher")
-    trainer = tiny_trainer(teacher, folder / "run", "seed=3", "log.gradients_every=0")
+    trainer = tiny_run(teacher, folder / "run", "seed=3", "log.gradients_every=0")
     measured = [trainer.run_cycle(cycle) for cycle in range(CYCLES)]
     trainer.log.close()
     return {f"{cycle} {n}": m[n] for cycle, m in enumerate(measured) for n in NAMES if n in m}

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +18,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dollar import log
 from dollar.data import shapes
-from dollar.log import Log, progress, read_scalars
+from dollar.log import progress
+from dollar.training.log import Log, read_scalars
+from dollar.training.trackers import check_trackers
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def board(folder: Path) -> EventAccumulator:
@@ -120,3 +129,176 @@ def test_an_inactive_bar_is_silent(capsys: pytest.CaptureFixture[str]) -> None:
         assert sum(bar) == 10
         bar.set_postfix_str("loss 1", refresh=False)
     assert capsys.readouterr() == ("", "")
+
+
+# Trackers
+
+WANDB = """
+calls = []
+
+
+class config:
+    update = staticmethod(lambda values, allow_val_change: calls.append(("config", values)))
+
+
+class Run:
+    def log(self, values, step):
+        calls.append(("log", step, values))
+
+    def finish(self):
+        calls.append(("finish",))
+
+
+def init(**arguments):
+    calls.append(("init", arguments))
+    return Run()
+
+
+class Image:
+    def __init__(self, data):
+        self.data = data
+
+
+class Video:
+    def __init__(self, data, format):
+        self.data, self.format = data, format
+"""
+MINE = """
+from accelerate.tracking import GeneralTracker
+
+calls = []
+
+
+class Mine(GeneralTracker):
+    name, requires_logging_directory, tracker = "mine", True, None
+
+    def __init__(self, run, folder):
+        calls.append((run, folder))
+
+    def start(self):
+        calls.append("start")
+
+    def store_init_configuration(self, values):
+        calls.append(values)
+
+    def log(self, values, step=None, **_):
+        calls.append((step, values))
+
+    def log_images(self, values, step=None, **_):
+        calls.append((step, {name: [image.shape for image in images] for name, images in values.items()}))
+
+    def finish(self):
+        calls.append("finish")
+
+
+class Other:
+    pass
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], Any]]:
+    """package(name, code) is a module that can be imported until the test's end."""
+    made: list[str] = []
+
+    def make(name: str, code: str) -> Any:
+        (tmp_path / "site").mkdir(exist_ok=True)
+        (tmp_path / "site" / f"{name}.py").write_text(code)
+        made.append(name)
+        return importlib.import_module(name)
+
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    yield make
+    for name in made:
+        del sys.modules[name]
+
+
+def test_a_tracker_of_ones_own_gets_settings_scalars_and_strips(
+    tmp_path: Path, package: Callable[[str, str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = package("my_module", MINE)
+    for key, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(key, value)  # as under torchrun: accelerate must not join the processes
+    settings = {"vsd": {"beta": 1.0, "range": [0.1, 0.9]}, "init": None, "run": "demo"}
+    with Log(tmp_path / "demo", trackers=["tensorboard", "my_module.Mine"], settings=settings) as run:
+        run.scalars(3, {"loss": torch.tensor(0.5), "bad": math.nan})
+        run.clips(3, "clip", np.zeros((4, 6, 8, 3), np.uint8), 8)
+    assert not torch.distributed.is_initialized()
+    (named, start, config, (step, values), pictures, finish) = mine.calls
+    assert named == ("demo", str(tmp_path / "demo")) and (start, finish) == ("start", "finish")
+    assert config == {"vsd.beta": 1.0, "vsd.range": "[0.1, 0.9]", "init": None, "run": "demo"}
+    assert step == 3 and values["loss"] == 0.5 and math.isnan(values["bad"])
+    assert pictures == (3, {"clip/frames": [(6, 32, 3)]})
+    assert board(tmp_path / "demo").Scalars("loss")[0].value == 0.5
+
+
+def test_wandb_gets_moving_clips(tmp_path: Path, package: Callable[[str, str], Any]) -> None:
+    wandb = package("wandb", WANDB)
+    with Log(tmp_path / "demo", trackers=["wandb"], settings={"seed": 0}) as run:
+        run.scalars(1, {"loss": 0.5})
+        run.clips(2, "clip", np.zeros((4, 6, 8, 3), np.uint8), 8)
+    init, config, scalars, (_, step, shown), finish = wandb.calls
+    assert init == ("init", {"project": "dollar", "name": "demo"}) and config == ("config", {"seed": 0})
+    assert scalars == ("log", 1, {"loss": 0.5}) and finish == ("finish",)
+    assert step == 2 and shown["clip"].format == "gif" and Image.open(shown["clip"].data).format == "GIF"
+    assert shown["clip/frames"].data.shape == (6, 32, 3)
+    assert [p.name for p in (tmp_path / "demo").iterdir()] == ["metrics.jsonl"]
+
+
+def test_without_trackers_the_json_lines_stay(tmp_path: Path) -> None:
+    with Log(tmp_path, trackers=[]) as run:
+        run.scalars(0, {"loss": 1.0})
+        run.clips(0, "clip", np.zeros((1, 2, 2, 3), np.uint8), 8)
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["tensorbord"], r"log.trackers names 'tensorbord'; use aim, .*wandb, or the dotted path of a class"),
+        (["comet_ml"], r"names comet_ml, which is not installed; run `pip install comet-ml`, or .*tensorboard, "),
+        (["no_module.Mine"], r"names no_module.Mine, which can't be imported: No module named 'no_module'"),
+        (["my_module.Yours"], r"can't be imported: module 'my_module' has no attribute 'Yours'"),
+        (["my_module.Other"], r"give a class that inherits accelerate.tracking.GeneralTracker"),
+        ("tensorboard", r"log.trackers is 'tensorboard'; give a list of names"),
+        ([1], r"log.trackers is \[1\]; give a list of names"),
+    ],
+)
+def test_a_tracker_that_cannot_be_had_is_refused(
+    names: Any, told: str, package: Callable[[str, str], Any], tmp_path: Path
+) -> None:
+    package("my_module", MINE)
+    for refuse in (check_trackers, lambda names: Log(tmp_path / "run", trackers=names)):
+        with pytest.raises(ValueError, match=told):
+            refuse(names)
+    assert not (tmp_path / "run").exists()
+
+
+def test_wandbs_own_folder_is_not_taken_for_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match="wandb, which is not installed"):
+        check_trackers(["wandb"])
+
+
+# The logger
+
+
+def test_messages_are_printed_plainly_by_the_first_process(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.speak()  # once more than conftest.py: each message is still printed once
+    log.logger.info("50% of %s are fine")
+    log.logger.debug("too much")
+    log.logger.warning("note: a trouble", extra=log.ANY_RANK)
+    assert capsys.readouterr() == ("50% of %s are fine\nnote: a trouble\n", "")
+    monkeypatch.setenv("RANK", "1")
+    log.logger.warning("note: everyone's")
+    log.logger.warning("note: a trouble", extra=log.ANY_RANK)
+    assert capsys.readouterr() == ("process 1: note: a trouble\n", "")
+
+
+def test_a_librarys_user_hears_nothing_unless_he_asks(tmp_path: Path) -> None:
+    code = "from dollar.log import logger, speak; logger.warning('a'); speak(); logger.warning('b')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert (done.stdout, done.stderr) == ("b\n", "")

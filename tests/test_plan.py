@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from dollar.cli.build.planning import cycle_of, setup_of
 from dollar.diffusion.draws import Draws
+from dollar.losses.term import Cost
 from dollar.models.outline import Outline, measure, outline
 from dollar.models.teacher import Teacher
 from dollar.planning.memory import Setup, checkpoint_bytes, elements, memory, remedies, roles, way_to_fit
-from dollar.planning.work import Cost, Cycle, TermWork, forwards, most_kept
+from dollar.planning.work import Cycle, TermWork, forwards, most_kept
 from dollar.training.trainer import Trainer
 
 PUBLISHED = {

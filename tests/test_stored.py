@@ -115,7 +115,7 @@ def test_a_process_reads_no_row_groups_but_those_of_its_samples(
     data.batch([0, 2, 4])
     assert len(read) == 3
     data.batch([1, 3, 5])
-    assert len(read) == 6 and len(data._cache._groups) == 3 and data._cache.size <= 13_000_000
+    assert len(read) == 6 and len(data._cache._groups) == 3 and data._cache._groups.currsize <= 13_000_000
 
 
 # Reading ahead

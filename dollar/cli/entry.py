@@ -25,9 +25,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dollar.cli.sweeps import FAILED
+from dollar.log import speak
 
 ROOT = Path(__file__).resolve().parents[2]
-CONF = ROOT / "conf"
+CONF = next(p for p in (ROOT / "dollar" / "conf", ROOT / "conf") if p.is_dir())  # an installed wheel has the first
 SHARED = "common"  # the folder of conf/ that holds what several yamls share, and no choices
 # Keys whose value is a path, or a list of such, whatever it looks like.
 FOLDERS = (
@@ -76,6 +77,7 @@ def enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
     In a sweep an error ends its own job only; the exit code is 2 when any job failed.
     """
     failures = []
+    speak()
     sys.argv[1:] = [whole_data(config_name, quote_prompt(a)) for a in options_first(sys.argv[1:])]
     try:
         check_overrides(config_name, sys.argv[1:])

@@ -56,7 +56,7 @@ def job_folder(config: DictConfig, overrides: str) -> Path:
 
 def last_scores(folder: Path) -> dict[str, float]:
     """The last value of each validation score of a run."""
-    from dollar.log import read_scalars
+    from dollar.training.log import read_scalars
 
     if not (folder / "metrics.jsonl").is_file():
         return {}

@@ -11,14 +11,16 @@ import io
 import math
 import struct
 import warnings
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
 import av
 import numpy as np
+from cachetools import LRUCache
 from PIL import Image, ImageOps
 
 from dollar.data.listed import STILLS, Entry, File, Skipped, load
@@ -113,7 +115,7 @@ class ClipFolder:
         if stills not in ("repeat", "skip"):
             raise ValueError(f"stills is {stills!r}; use `repeat` or `skip`")
         self.path, self.frames, self.height, self.width, self.fps = path, frames, height, width, fps
-        self.cache_bytes, self._cache = cache_bytes, OrderedDict[tuple[int, int], np.ndarray]()
+        self._cache: LRUCache[tuple[int, int], np.ndarray] = LRUCache(cache_bytes, getsizeof=attrgetter("nbytes"))
         source = open_source(path, video_column, caption_column)
         listed = [source[i] for i in range(len(source))]
         with ThreadPoolExecutor(4) as pool:
@@ -172,13 +174,12 @@ class ClipFolder:
 
     def _window(self, index: int, start: int) -> np.ndarray:
         """The clip that begins `start` sampled frames into item `index`, from the cache when it is there."""
-        if (found := self._cache.pop((index, start), None)) is None:
+        if (found := self._cache.get((index, start))) is None:
             item = self.items[index]
             size = self.height, self.width
             found = read_window(item.file, item.still, start, self.frames, self.fps, size)
-        self._cache[index, start] = found
-        while len(self._cache) * found.nbytes > self.cache_bytes:  # all windows have one size
-            self._cache.popitem(last=False)
+            if found.nbytes <= self._cache.maxsize:
+                self._cache[index, start] = found
         return found.copy()  # the caller may write in it
 
 

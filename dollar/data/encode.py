@@ -20,7 +20,7 @@ from dollar.data.clips import NOT_BAD
 from dollar.data.listed import Entry, Skipped, Source, plain
 from dollar.data.shards import Row, ShardWriter, done_ids, told
 from dollar.data.skips import SkipLog, read_skips
-from dollar.log import progress
+from dollar.log import ANY_RANK, logger, progress
 from dollar.models.denoiser import Condition
 from dollar.models.teacher import Teacher
 from dollar.parallel.lock import Stop
@@ -144,7 +144,10 @@ class Work:
                 if rest:
                     self._write(writers[bucket], bucket, rest)
         if self.cut:
-            print(f"note: {self.cut} captions are longer than the {self.teacher.text_length} tokens that are read")
+            logger.warning(
+                f"note: {self.cut} captions are longer than the {self.teacher.text_length} tokens that are read",
+                extra=ANY_RANK,
+            )
 
     def _prepare(self, index: int) -> Prepared | Skipped:
         entry = self.source[index]

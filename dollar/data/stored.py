@@ -6,7 +6,7 @@ import hashlib
 import json
 import threading
 import warnings
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
@@ -16,6 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 import pyarrow as pa
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 
 from dollar.data.latents import Batch, Fit, hash_of
@@ -102,23 +103,20 @@ class Cache:
     """Row groups in memory, the latest used, of at most `room` bytes together, or one; threads may share it."""
 
     def __init__(self, shards: Shards, columns: Sequence[str], room: int) -> None:
-        self.shards, self.columns, self.room, self.size = shards, columns, room, 0
-        self._groups = OrderedDict[int, Group]()
+        self.shards, self.columns = shards, columns
+        most = max(1, room)
+        # A group larger than the room counts as all of it, so that it stays, alone.
+        self._groups: LRUCache[int, Group] = LRUCache(most, getsizeof=lambda group: min(group.table.nbytes, most))
         self._lock = threading.Lock()
 
     def __call__(self, number: int) -> Group:
         """The row group of this number, from its file where it isn't here."""
         with self._lock:
-            if (found := self._groups.get(number)) is not None:
-                self._groups.move_to_end(number)
-                return found
-        found = self.shards.read(number, self.columns)
-        with self._lock:
-            if number not in self._groups:
-                self._groups[number] = found
-                self.size += found.table.nbytes
-            while self.size > self.room and len(self._groups) > 1:
-                self.size -= self._groups.popitem(last=False)[1].table.nbytes
+            found = self._groups.get(number)
+        if found is None:
+            found = self.shards.read(number, self.columns)  # outside the lock, so that several are read at once
+            with self._lock:
+                found = self._groups.setdefault(number, found)
         return found
 
     def warm(self, number: int) -> None:
@@ -171,7 +169,7 @@ class LatentShards:
         self._cache = Cache(self._shards, tensor_columns(LATENT), cache_bytes)
         self._most_ahead = cache_bytes // 2  # so that they aren't pushed out before use
         self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(READERS, thread_name_prefix="shards")
-        self._coming: dict[int, Future] = {}
+        self._coming: dict[int, Future[None]] = {}
 
     @classmethod
     def fitted(cls, fit: Fit, path: str | Path, **settings: Any) -> LatentShards:

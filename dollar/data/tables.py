@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path, PurePosixPath
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from cachetools import LRUCache
 
 from dollar.data.listed import CAPTIONS, Entry, File, Skipped, caption_of, plain
 
@@ -77,7 +78,7 @@ class Tables:
         self.video_column, self.caption_column = _columns(schemas, video, caption)
         self.spans = [span if schema is None else self._fitting(span, schema) for span, schema in found]
         self._starts = [0, *accumulate(s.rows + bool(s.problem) for s in self.spans)]
-        self._open: OrderedDict[int, _Table] = OrderedDict()
+        self._open: LRUCache[int, _Table] = LRUCache(OPEN)
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -149,12 +150,9 @@ class Tables:
     def _value(self, column: str, index: int) -> Any:
         number, row = self._place(index)
         with self._lock:  # readers of several threads share what was read last
-            if number not in self._open:
-                self._open[number] = _open(self.spans[number].path)
-                while len(self._open) > OPEN:
-                    self._open.popitem(last=False)
-            self._open.move_to_end(number)
-            return self._open[number].value(column, row)
+            if (table := self._open.get(number)) is None:
+                table = self._open[number] = _open(self.spans[number].path)
+            return table.value(column, row)
 
 
 class _Table(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,11 @@ class Draws:
     turn: int
     indices: Sequence[int]
     device: torch.device | str = "cpu"
+
+    def split(self, size: int | None) -> list[Draws]:
+        """The same draws for at most `size` samples each, in order; None leaves them whole."""
+        step = len(self.indices) if size is None else size
+        return [replace(self, indices=self.indices[i : i + step]) for i in range(0, len(self.indices), step)]
 
     def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
         """Standard normal [B, *shape], float32."""

@@ -284,7 +284,7 @@ def command(config: Mapping[str, Any], card: Mapping[str, Any]) -> str:
 def figures(run: Path | None, counts: Sequence[int]) -> list[str]:
     """What evaluation and the last validation have measured."""
     from dollar.evaluation.report.page import format_table
-    from dollar.log import read_scalars
+    from dollar.training.log import read_scalars
 
     if run is None:
         return []

@@ -27,12 +27,13 @@ KEYS = ("teacher_name", "timesteps", "steps", "between")  # what every card has
 
 @dataclass
 class Student:
-    """A student that was read from its folder. few_steps: its samplers by step count."""
+    """A student that was read from its folder. few_steps: its samplers by step count; teacher: the one it came from."""
 
     folder: Path
     denoiser: Denoiser
     few_steps: dict[int, FewStep]
     card: dict[str, Any]
+    teacher: Teacher
 
     def sampler(self, teacher: Teacher, steps: int, force: bool = False) -> Sampler:
         """Its sampler for a step count; ValueError for one it was not trained for, unless forced."""
@@ -179,4 +180,4 @@ def load_student(folder: str | Path, teacher: Teacher, compute_dtype: torch.dtyp
     network = teacher.load_network(folder)
     parameterization = card.get("parameterization", "homogeneous")
     denoiser = denoiser_of(teacher, network, samplers[max(samplers)], parameterization, compute_dtype)
-    return Student(folder, denoiser, samplers, card)
+    return Student(folder, denoiser, samplers, card, teacher)

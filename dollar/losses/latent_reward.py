@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
+
+from dollar.diffusion.timesteps import FewStep
+from dollar.losses.term import Context, Cost, Needs, Sample, check_choice, check_weight
 
 
 def fit(predicted: Tensor, reward: Tensor) -> Tensor:
@@ -21,13 +26,51 @@ def pairwise(predicted_i: Tensor, predicted_j: Tensor, reward_i: Tensor, reward_
     agree and predictions keep the reward's unit; with labels of 0 and 1 a larger scale would always fit better. Pairs
     say nothing of the level. After LaSRO, arXiv 2411.15247.
     """
-    told = (reward_i.detach().float() - reward_j.detach().float()).sigmoid()
-    return binary_cross_entropy_with_logits(predicted_i.float() - predicted_j.float(), told, reduction="none")
+    label = (reward_i.detach().float() - reward_j.detach().float()).sigmoid()
+    return binary_cross_entropy_with_logits(predicted_i.float() - predicted_j.float(), label, reduction="none")
 
 
 def fine_tune(reward: Tensor) -> Tensor:
     """Minus the latent reward model's reward of the student's samples (Eq. 15); [B] to [B], float32."""
     return -reward.float()
+
+
+@dataclass
+class LatentRewardTerm:
+    """Fine-tuning by the latent reward model's gradient (Eq. 15).
+
+    update: `joint` with the other terms at the student's sample (Eq. 16), or `separate` (Algorithm 1, line 19), from
+    the gradients of `accumulate` cycles; unit: the reward's own, or `sd`, the standard deviation of the rewards seen.
+    """
+
+    beta: float = 1.0
+    update: Literal["joint", "separate"] = "joint"
+    accumulate: int = 7
+    unit: Literal["reward", "sd"] = "reward"
+    needs: ClassVar[Needs] = Needs(surrogate=True)
+
+    def __post_init__(self) -> None:
+        check_weight("beta_ft", self.beta)
+        check_choice("ft.unit", self.unit, ("reward", "sd"))
+        check_choice("ft.update", self.update, ("joint", "separate"))
+        if self.accumulate < 1:
+            raise ValueError(f"ft.accumulate is {self.accumulate}; it must be at least 1")
+
+    @property
+    def every(self) -> int:
+        """Cycles whose gradients make one update of its own; 0 where it joins the others' update."""
+        return self.accumulate if self.update == "separate" else 0
+
+    def check(self, samplers: Sequence[FewStep]) -> None:
+        """Any student will do."""
+
+    def cost(self, steps: int) -> Cost:
+        return Cost()
+
+    def loss(self, context: Context, sample: Sample) -> Tensor:
+        reward = context.predict(sample.x_hat, "fine-tuning")
+        context.log("reward/predicted", float(reward.detach().mean()))
+        return fine_tune(reward) / (context.reward_sd if self.unit == "sd" else 1.0)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from dollar.diffusion.denoise import Posterior, posterior
 from dollar.diffusion.schedule import Schedule, expand_like, mean_flat
 from dollar.diffusion.timesteps import FewStep
-from dollar.losses.term import Needs, Turn
+from dollar.losses.term import Context, Cost, Needs, check_weight
 
 
 def log_probability(x: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
@@ -46,6 +46,13 @@ def renoised(x_0: Tensor, s: Tensor, schedule: Schedule) -> Posterior:
     return Posterior(expand_like(a, x_0) * x_0, b)
 
 
+class Rollout(NamedTuple):
+    """A sample's states [B, ...] at each of its times, and the reward [B] of its end, on the CPU."""
+
+    states: list[Tensor]
+    reward: Tensor
+
+
 @dataclass
 class PolicyGradient:
     """DDPO_SF, truncated: the last `truncate` kernels with a variance, weighted by the reward of the final sample.
@@ -58,9 +65,10 @@ class PolicyGradient:
     beta: float = 1.0
     truncate: int = 2
     kernel: str = "renoise"
-    needs: ClassVar[Needs] = "reward"
+    needs: ClassVar[Needs] = Needs(reward="numbers")
 
     def __post_init__(self) -> None:
+        check_weight("beta_ddpo", self.beta)
         if self.truncate < 1:
             raise ValueError(f"ddpo.truncate is {self.truncate}; at least the last kernel must count")
         if self.kernel not in ("renoise", "posterior"):
@@ -81,22 +89,35 @@ class PolicyGradient:
         if self.truncate > most:
             raise ValueError(f"ddpo.truncate is {self.truncate}, but the student has {most} random steps; give {most}")
 
-    def losses(self, turn: Turn) -> Iterator[Tensor]:
-        sampler = turn.sampler
-        if sampler.steps == 1:
+    def cost(self, steps: int) -> Cost:
+        if steps == 1:
+            return Cost()
+        return Cost(student=steps, student_gradient=min(self.truncate, steps - 1), kept=1)
+
+    def losses(self, contexts: Sequence[Context]) -> Iterator[Tensor]:
+        if contexts[0].sampler.steps == 1:
             return
-        x, states = turn.noise(0), []
-        with torch.no_grad():  # Algorithm 2, lines 5-10
-            for k in range(sampler.steps):
-                states.append(x)
-                x_0 = sampler.generate(turn.student, x, k)
-                x = self._step(x, x_0, k, sampler, turn.noise)
-        reward = turn.reward(x_0)  # line 11
-        weight = advantages(reward, turn.gather(reward.to(x_0.device)).cpu())
-        for k in range(max(0, sampler.steps - 1 - self.truncate), sampler.steps - 1):  # line 13
-            x_0 = sampler.generate(turn.student, states[k], k)
-            mean, sd = self._kernel(states[k], x_0, k, sampler)
-            yield policy_gradient(log_probability(states[k + 1], mean, sd), weight)
+        rollouts = [self._rollout(context) for context in contexts]  # Algorithm 2, lines 5-11
+        reward = torch.cat([rollout.reward for rollout in rollouts])
+        # A reward counts against those of the whole batch, however it is cut into micro-batches.
+        weight = advantages(reward, contexts[0].gather(reward.to(rollouts[0].states[0].device)).cpu())
+        parts = weight.split([len(rollout.reward) for rollout in rollouts])
+        for context, rollout, own in zip(contexts, rollouts, parts, strict=True):
+            sampler, states = context.sampler, rollout.states
+            for k in range(max(0, sampler.steps - 1 - self.truncate), sampler.steps - 1):  # line 13
+                x_0 = sampler.generate(context.student, states[k], k)
+                mean, sd = self._kernel(states[k], x_0, k, sampler)
+                yield policy_gradient(log_probability(states[k + 1], mean, sd), own)
+
+    @torch.no_grad()
+    def _rollout(self, context: Context) -> Rollout:
+        sampler, x = context.sampler, context.noise(0)
+        states = []
+        for k in range(sampler.steps):
+            states.append(x)
+            x_0 = sampler.generate(context.student, x, k)
+            x = self._step(x, x_0, k, sampler, context.noise)
+        return Rollout(states, context.reward(x_0))
 
     def _kernel(self, x: Tensor, x_0: Tensor, k: int, sampler: FewStep) -> Posterior:
         t, s = sampler.time(k, x), sampler.time(k + 1, x)

@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dollar.diffusion.denoise import sample
+from dollar.diffusion.denoise import sample as denoise_along
 from dollar.diffusion.schedule import Schedule, mean_flat
 from dollar.diffusion.timesteps import FewStep
-from dollar.losses.term import Made, Needs, Turn
+from dollar.losses.term import Context, Cost, Needs, Sample, check_weight, guided
 
 
 def pull(x_hat: Tensor, target: Tensor) -> Tensor:
@@ -40,9 +40,10 @@ class Pull:
     beta: float = 1.0
     steps: int = 4
     guidance_scale: float = 1.0
-    needs: ClassVar[Needs] = ""
+    needs: ClassVar[Needs] = Needs()
 
     def __post_init__(self) -> None:
+        check_weight("beta_pull", self.beta)
         if self.steps < 1:
             raise ValueError(f"pull.steps is {self.steps}; the teacher needs at least 1")
         if self.guidance_scale < 0:
@@ -51,13 +52,16 @@ class Pull:
     def check(self, samplers: Sequence[FewStep]) -> None:
         """Any student will do."""
 
-    def loss(self, turn: Turn, made: Made) -> Tensor:
-        schedule = turn.sampler.schedule
-        start = turn.sampler.times[made.k]
+    def cost(self, steps: int) -> Cost:
+        return Cost(teacher=self.steps * guided(self.guidance_scale))
+
+    def loss(self, context: Context, sample: Sample) -> Tensor:
+        schedule = context.sampler.schedule
+        start = context.sampler.times[sample.k]
         grid = grid_from(start, int(min(self.steps, _room(start, schedule))), schedule)
         with torch.no_grad():
-            target = sample(turn.teacher(self.guidance_scale), made.x, grid, schedule)
-        return pull(made.x_hat, target)
+            target = denoise_along(context.teacher(self.guidance_scale), sample.x, grid, schedule)
+        return pull(sample.x_hat, target)
 
 
 def _room(t: Tensor, schedule: Schedule) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dollar.diffusion.timesteps import FewStep
-from dollar.losses.term import Made, Needs, Turn
+from dollar.losses.term import Context, Cost, Needs, Sample, check_weight
 
 
 def number_of(frames: int | str | None) -> int | None:
@@ -36,16 +36,20 @@ class ReFL:
 
     beta: float = 1.0
     frames: int | str | None = None
-    needs: ClassVar[Needs] = "gradient"
+    needs: ClassVar[Needs] = Needs(reward="gradient")
 
     def __post_init__(self) -> None:
+        check_weight("beta_rg", self.beta)
         self.frames = number_of(self.frames)
 
     def check(self, samplers: Sequence[FewStep]) -> None:
         """Any student will do."""
 
-    def loss(self, turn: Turn, made: Made) -> Tensor:
-        return lost(turn.reward_gradient(made.x_hat, number_of(self.frames)))
+    def cost(self, steps: int) -> Cost:
+        return Cost()
+
+    def loss(self, context: Context, sample: Sample) -> Tensor:
+        return lost(context.reward_gradient(sample.x_hat, number_of(self.frames)))
 
 
 @dataclass
@@ -58,9 +62,10 @@ class DRaFT:
     beta: float = 1.0
     last: int = 1
     frames: int | str | None = None
-    needs: ClassVar[Needs] = "gradient"
+    needs: ClassVar[Needs] = Needs(reward="gradient")
 
     def __post_init__(self) -> None:
+        check_weight("beta_rg", self.beta)
         self.frames = number_of(self.frames)
         if self.last < 1:
             raise ValueError(f"rg.last is {self.last}; at least the last step must be carried back through")
@@ -70,10 +75,15 @@ class DRaFT:
             most = max(sampler.steps for sampler in samplers)
             raise ValueError(f"rg.last is {self.last}, more than the {most} steps that the student has")
 
-    def losses(self, turn: Turn) -> Iterator[Tensor]:
-        sampler = turn.sampler
-        first = max(0, sampler.steps - self.last)
-        x = sampler.rollout(turn.student, turn.noise, until=first)
-        for k in range(first, sampler.steps):
-            x = sampler.advance(x, sampler.generate(turn.student, x, k), k, turn.noise)
-        yield lost(turn.reward_gradient(x, number_of(self.frames)))
+    def cost(self, steps: int) -> Cost:
+        last = min(self.last, steps)
+        return Cost(student=steps - last, student_gradient=last, kept=last)
+
+    def losses(self, contexts: Sequence[Context]) -> Iterator[Tensor]:
+        for context in contexts:
+            sampler = context.sampler
+            first = max(0, sampler.steps - self.last)
+            x = sampler.rollout(context.student, context.noise, until=first)
+            for k in range(first, sampler.steps):
+                x = sampler.advance(x, sampler.generate(context.student, x, k), k, context.noise)
+            yield lost(context.reward_gradient(x, number_of(self.frames)))

@@ -1,27 +1,76 @@
-"""What a further term of the student's loss is given, and what it gives back."""
+"""What a term of the student's objective (Eq. 16) is given, what it gives back, and what it needs and costs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dollar.diffusion.denoise import DenoiseFunction
+from dollar.diffusion.draws import Draws
+from dollar.diffusion.schedule import Schedule
 from dollar.diffusion.timesteps import FewStep, NoiseFunction
-
-Needs = Literal["", "reward", "gradient"]  # of the pixel reward: nothing, its numbers, or its gradient
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One turn of the student, as a term sees it.
+class Needs:
+    """What a run must hold for a term.
 
-    prompts: B; sampler: the student's of this turn's step count; student: (x_t, t) -> x_0 with gradients to the
-    weights; teacher: guidance scale -> (x_t, t) -> x_0; noise: step index -> the turn's noise [B, C, F, h, w].
+    clips: real latents x_0; fake: a score network that follows the student's samples; surrogate: the latent reward
+    model; reward: the pixel reward's numbers, or its gradient as well.
+    """
+
+    clips: bool = False
+    fake: bool = False
+    surrogate: bool = False
+    reward: Literal["", "numbers", "gradient"] = ""
+
+    @property
+    def pursues(self) -> bool:
+        """Whether the term leads towards a reward."""
+        return self.surrogate or self.reward != ""
+
+    def __or__(self, other: Needs) -> Needs:
+        """What both need together."""
+        return Needs(**{f.name: max(getattr(self, f.name), getattr(other, f.name), key=_order) for f in fields(self)})
+
+
+def _order(need: bool | str) -> int:
+    return {"": 0, "numbers": 1, "gradient": 2}.get(need, int(bool(need))) if isinstance(need, str) else int(need)
+
+
+class Cost(NamedTuple):
+    """Forwards that a term adds to a student's update, for each clip of the batch; guided forwards count as two.
+
+    student: without a gradient; student_gradient: carried back; kept: how many of the latter are held at once.
+    """
+
+    student: float = 0.0
+    student_gradient: float = 0.0
+    teacher: float = 0.0
+    fake: float = 0.0
+    kept: float = 0.0
+
+
+def _absent(*_: Any) -> Any:
+    raise LookupError("this run has nothing of the kind; a term's `needs` must name what it uses")
+
+
+@dataclass(frozen=True)
+class Context:
+    """One micro-batch of the student's update, as a term sees it.
+
+    prompts: B; sampler: the student's of this update's step count; student: (x_t, t) -> x_0 with gradients to the
+    weights; teacher: guidance scale -> (x_t, t) -> x_0; noise: step index -> the update's noise [B, C, F, h, w].
     reward: latents [B, C, F, h, w] -> the pixel reward [B], nan where there is none; reward_gradient: (latents, number
     of frames, None for all) -> [B] through decoder and reward. gather: [B] -> that of all processes.
+    draws: further random numbers of these samples; schedule: the teacher's; progress: the fraction of the run that is
+    done; x_0: real latents where the term needs clips; fake: (x_t, t) -> x_0 of the fake score; predict: (latents,
+    purpose) -> the latent reward model's reward [B]; reward_sd: the deviation of the rewards seen; averaged: a context
+    in which the student holds its averaged weights; log: takes a scalar's name and value.
     """
 
     prompts: Sequence[str]
@@ -29,13 +78,22 @@ class Turn:
     student: DenoiseFunction
     teacher: Callable[[float], DenoiseFunction]
     noise: NoiseFunction
-    reward: Callable[[Tensor], Tensor]
-    reward_gradient: Callable[[Tensor, int | None], Tensor]
-    gather: Callable[[Tensor], Tensor]
+    reward: Callable[[Tensor], Tensor] = _absent
+    reward_gradient: Callable[[Tensor, int | None], Tensor] = _absent
+    gather: Callable[[Tensor], Tensor] = lambda values: values
+    draws: Draws = Draws(0, 0, ())  # noqa: RUF009
+    schedule: Schedule = None  # type: ignore[assignment]
+    progress: float = 0.0
+    x_0: Tensor | None = None
+    fake: DenoiseFunction = _absent
+    predict: Callable[[Tensor, str], Tensor] = _absent
+    reward_sd: float = 1.0
+    averaged: Callable[[], AbstractContextManager[Any]] = nullcontext
+    log: Callable[[str, float], None] = lambda name, value: None
 
 
-class Made(NamedTuple):
-    """The student's sample of a turn: x [B, C, F, h, w] at its k-th time, and x_hat made of it in one prediction."""
+class Sample(NamedTuple):
+    """The student's sample: x [B, C, F, h, w] at its k-th time, and the single-step prediction x_hat made of it."""
 
     x: Tensor
     k: int
@@ -43,22 +101,32 @@ class Made(NamedTuple):
 
 
 class Term(Protocol):
-    """A further term, beta times the mean of its losses; it is a `SampleTerm` or a `RolloutTerm`."""
+    """A term of Eq. 16, beta times the mean of its losses; it is a `SampleTerm` or a `RolloutTerm`.
+
+    A term with an attribute `every` of 1 or more has an update of its own, from the gradients of so many cycles
+    (Algorithm 1, line 19); guidance_scale, where it has one, is the scale at which it runs the teacher.
+    """
 
     beta: float
-    needs: ClassVar[Needs]
+
+    @property
+    def needs(self) -> Needs: ...
 
     def check(self, samplers: Sequence[FewStep]) -> None:
         """Raise ValueError where a student that is sampled like this can't have this term."""
         ...
 
+    def cost(self, steps: int) -> Cost:
+        """What it adds to an update of a student of so many steps."""
+        ...
+
 
 @runtime_checkable
 class SampleTerm(Protocol):
-    """A term that looks at the student's sample; its gradient there is added to VSD's (Eq. 16)."""
+    """A term that looks at the student's sample; its gradient there is added to those of the others (Eq. 16)."""
 
-    def loss(self, turn: Turn, made: Made) -> Tensor:
-        """[B], float32, with a gradient at made.x_hat."""
+    def loss(self, context: Context, sample: Sample) -> Tensor:
+        """[B], float32, with a gradient at sample.x_hat."""
         ...
 
 
@@ -66,6 +134,48 @@ class SampleTerm(Protocol):
 class RolloutTerm(Protocol):
     """A term that runs the student itself."""
 
-    def losses(self, turn: Turn) -> Iterator[Tensor]:
-        """Losses [B], float32, to be added; each is carried back and freed before the next is asked for."""
+    def losses(self, contexts: Sequence[Context]) -> Iterator[Tensor]:
+        """Losses [b], float32, of one micro-batch each, to be added; each is carried back before the next is made."""
         ...
+
+
+@runtime_checkable
+class LearningTerm(Protocol):
+    """A term with a network of its own, which learns after the student has: a discriminator, say.
+
+    `optim.<name of the term>` has its optimizer's numbers.
+    """
+
+    def network(self, latent_shape: Sequence[int]) -> nn.Module:
+        """The network, made once; latent_shape: (C, F, h, w) of a clip."""
+        ...
+
+    def fit(self, context: Context, sample: Sample) -> Tensor:
+        """[B], float32, with a gradient at the network's parameters; the sample carries none."""
+        ...
+
+
+def check_weight(key: str, beta: float) -> None:
+    """Raise ValueError for a weight below 0."""
+    if beta < 0:
+        raise ValueError(f"{key} is {beta}; a weight is 0 (off) or positive")
+
+
+def check_choice(key: str, value: str, known: Sequence[str]) -> None:
+    """Raise ValueError for a value that is none of the known ones."""
+    if value not in known:
+        raise ValueError(f"{key} is {value!r}; use {' or '.join(known)}")
+
+
+def check_guidance(key: str, scale: float) -> None:
+    """Raise ValueError for a guidance scale below 0."""
+    if scale < 0:
+        raise ValueError(
+            f"{key} is {scale}, which leads away from the prompt; 1 is no guidance and the usual values lie between 2 "
+            "and 9"
+        )
+
+
+def guided(scale: float) -> int:
+    """Forwards of one guided prediction: 1 without guidance, else 2."""
+    return 1 if scale == 1 else 2

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
 import torch
 from torch import Tensor
 
-from dollar.diffusion.schedule import Schedule, expand_like, mean_flat
+from dollar.diffusion.schedule import Schedule, diffuse, expand_like, mean_flat
+from dollar.diffusion.timesteps import FewStep
+from dollar.losses.term import Context, Cost, Needs, Sample, check_choice, check_guidance, check_weight, guided
 
+WEIGHTINGS = ("dmd", "score", "constant")
 SMALLEST_DISTANCE = 1e-6
 
 
@@ -38,3 +45,76 @@ def vsd_weight(x: Tensor, x0_real: Tensor, t: Tensor, schedule: Schedule, weight
     if weighting == "constant":
         return torch.ones(len(x), device=x.device)
     raise ValueError(f"the weighting is {weighting!r}; use dmd, score or constant")
+
+
+@dataclass
+class VSD:
+    """Variational score distillation at the student's sample (Eq. 12-13).
+
+    guidance_scale: of the teacher; weighting: as in `vsd_weight`; range: where t is drawn, in fractions of T;
+    lower_half: the share of t that comes to lie in the lower half of the range, None for an even spread;
+    lower_half_over: the fractions of the run between which that share is reached.
+    """
+
+    beta: float = 1.0
+    guidance_scale: float = 4.5
+    weighting: Literal["dmd", "score", "constant"] = "dmd"
+    range: tuple[float, float] = (0.02, 0.98)
+    lower_half: float | None = None
+    lower_half_over: tuple[float, float] = (0.3, 0.7)
+    needs: ClassVar[Needs] = Needs(fake=True)
+
+    def __post_init__(self) -> None:
+        self.range, self.lower_half_over = (self.range[0], self.range[1]), tuple(self.lower_half_over)  # type: ignore[assignment]
+        check_weight("beta_vsd", self.beta)
+        check_choice("vsd.weighting", self.weighting, WEIGHTINGS)
+        if not 0 <= self.range[0] < self.range[1] <= 1:
+            raise ValueError(f"vsd.range is {list(self.range)}; give two rising fractions of T, as [0.02, 0.98]")
+        if self.lower_half is not None and not 0 <= self.lower_half <= 1:
+            raise ValueError(
+                f"vsd.lower_half is {self.lower_half}; it is a share of the draws, 0 to 1, or null for even ones"
+            )
+        if not 0 <= self.lower_half_over[0] < self.lower_half_over[1] <= 1:
+            raise ValueError(
+                f"vsd.lower_half_over is {list(self.lower_half_over)}; give two rising fractions of the run, as "
+                "[0.3, 0.7]"
+            )
+        check_guidance("vsd.guidance_scale", self.guidance_scale)
+
+    def check(self, samplers: Sequence[FewStep]) -> None:
+        """Any student will do."""
+
+    def cost(self, steps: int) -> Cost:
+        return Cost(teacher=guided(self.guidance_scale), fake=1)
+
+    def loss(self, context: Context, sample: Sample) -> Tensor:
+        schedule, x_hat = context.schedule, sample.x_hat.detach()
+        with torch.no_grad():
+            t = schedule.uniform(self.place(context.draws.uniform("vsd time"), *self.range, context.progress))
+            x_t = diffuse(x_hat, context.draws.normal("vsd noise", x_hat.shape[1:]), t, schedule)
+            x0_real = context.teacher(self.guidance_scale)(x_t, t)
+            x0_fake = context.fake(x_t, t)
+            weight = vsd_weight(x_hat, x0_real, t, schedule, self.weighting)
+        return vsd(sample.x_hat, x0_real, x0_fake, weight)
+
+    def fake_times(self, u: Tensor, progress: float) -> Tensor:
+        """Where the fake score learns, fractions of T [B]: over all of it (Eq. 4), and most where VSD reads it most."""
+        return self.place(u, 0.0, 1.0, progress)
+
+    def place(self, u: Tensor, low: float, high: float, progress: float) -> Tensor:
+        """Fractions of T [B] in [low, high) of draws u [B] in [0, 1): spread evenly, unless lower_half is given.
+
+        Then that share of them comes to fall below the middle of `range`. It is reached from an even spread while
+        `progress`, the fraction of the run that is done, passes lower_half_over.
+        """
+        even = low + (high - low) * u.double()
+        if self.lower_half is None:
+            return even
+        first, last = self.lower_half_over
+        done = min(max((progress - first) / (last - first), 0.0), 1.0)
+        middle = sum(self.range) / 2
+        at_first = (middle - low) / (high - low)
+        share = at_first + done * (self.lower_half - at_first)
+        below = low + (middle - low) * u.double() / share
+        above = middle + (high - middle) * (u.double() - share) / (1 - share)
+        return torch.where(u < share, below, above)

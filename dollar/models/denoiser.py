@@ -101,7 +101,7 @@ class Denoiser:
             return lambda x_t, t: self(x_t, t, condition)
         return lambda x_t, t: self.guided(x_t, t, condition, null, guidance_scale)
 
-    def _autocast(self, x: Tensor) -> contextlib.AbstractContextManager:
+    def _autocast(self, x: Tensor) -> contextlib.AbstractContextManager[Any]:
         if self.compute_dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(x.device.type, self.compute_dtype)

@@ -74,7 +74,7 @@ class Outline:
     @property
     def block_shapes(self) -> list[list[tuple[int, ...]]]:
         """The shapes of the parameters of each of its repeated blocks."""
-        return [[tuple(p.shape) for p in block.parameters()] for block in self.network.blocks]  # type: ignore[union-attr, operator]
+        return [[tuple(p.shape) for p in block.parameters()] for block in self.network.blocks]  # type: ignore[union-attr]
 
     def batch(self, clips: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Condition]:
         """What the network reads for so many clips, on the meta device."""
@@ -168,7 +168,7 @@ def measure(outline: Outline, dtype: torch.dtype) -> Work:
             kept[into][-1] += storage.nbytes()
         return tensor
 
-    def enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal place, tokens
         tensors = [t for t in (*args, *kwargs.values()) if isinstance(t, Tensor)]
         tokens = tokens or tensors[0].shape[1]
@@ -213,7 +213,7 @@ def fused_attention() -> Iterator[None]:
         return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
 
     # Replaced by name: a torch function mode would end within backward, where checkpointed blocks are computed again.
-    functional.scaled_dot_product_attention = attention  # type: ignore[assignment]
+    functional.scaled_dot_product_attention = attention
     try:
         yield
     finally:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 
 from dollar.models.denoiser import Condition
 
@@ -34,9 +34,10 @@ class TextEncoder:
         self.length = length
         self.models = [m.eval().requires_grad_(False) for m in models]
         self.device = torch.device(device)
-        self.kept_bytes = kept_bytes
         self._encode = encode
-        self._known: OrderedDict[str, Condition] = OrderedDict()
+        most = max(1, kept_bytes)
+        # A prompt larger than what may be kept counts as all of it, so that it stays, alone.
+        self._known: LRUCache[str, Condition] = LRUCache(most, getsizeof=lambda c: min(c.embeddings.nbytes, most))
 
     def __call__(self, prompts: Sequence[str]) -> Condition:
         """Embeddings [B, L, D] float32, mask [B, L] and what else the family has of B prompts, on the device."""
@@ -55,14 +56,8 @@ class TextEncoder:
         return Condition.joined([self._encode_one(prompt) for prompt in prompts])
 
     def _look_up(self, prompt: str) -> Condition:
-        if prompt in self._known:
-            self._known.move_to_end(prompt)
-            return self._known[prompt]
-        found = self.encode([prompt])
-        self._known[prompt] = found
-        # All prompts have one size.
-        while len(self._known) > 1 and len(self._known) * found.embeddings.nbytes > self.kept_bytes:
-            self._known.popitem(last=False)
+        if (found := self._known.get(prompt)) is None:
+            found = self._known[prompt] = self.encode([prompt])
         return found
 
     def _encode_one(self, prompt: str) -> Condition:

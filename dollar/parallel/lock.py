@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from dollar.log import logger
+
 LOCK = ".lock"
 STOPPED = 3  # exit code of a command that was asked to stop and kept what it had, as launch/train.py's
 SECONDS = 1.0  # between two looks for the process that started this one
@@ -49,7 +51,7 @@ class Lock:
                 "it, or name another folder with out=FOLDER"
             ) from None
         except OSError as error:  # some network file systems know no locks
-            print(f"note: {self.folder} can't be locked ({error.strerror}); run one command at a time in it")
+            logger.warning(f"note: {self.folder} can't be locked ({error.strerror}); run one command at a time in it")
 
 
 class Stop:

@@ -1,4 +1,8 @@
-"""Parallelism put on a network from outside, in one order: activation checkpointing, then sharding (FSDP2)."""
+"""Parallelism put on a network from outside, in one order: activation checkpointing, then sharding (FSDP2).
+
+A network that fits is held whole by every process, which costs one exchange of gradients an update; sharding gathers
+its weights for every forward, and is for networks that don't fit.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from dollar.models.adapter import add_lora, is_lora, plain, start
 from dollar.models.pipeline import Weights
 from dollar.models.teacher import Teacher, is_empty
-from dollar.parallel.world import World
+from dollar.parallel.world import World, device_memory
 
 
 class Blocks(Protocol):
@@ -25,11 +29,22 @@ class Blocks(Protocol):
     def checkpoint_activations(self) -> None: ...
 
 
-def parallelize(network: nn.Module, world: World, activation_checkpointing: bool = False) -> nn.Module:
-    """Apply what was asked for to a family's network, in place, and return it."""
+TRAINED_BYTES = 20  # of a trained number: weight, gradient, two moments and, at most, its average
+MOST = 0.5  # the share of a device's memory that whole networks may take; activations and frozen models need the rest
+
+
+def fits_whole(trained: int, frozen: int, world: World) -> bool:
+    """Whether a process can hold so many trained and frozen float32 numbers whole."""
+    return TRAINED_BYTES * trained + 4 * frozen <= MOST * device_memory(world.device)
+
+
+def parallelize(
+    network: nn.Module, world: World, activation_checkpointing: bool = False, shard: bool = True
+) -> nn.Module:
+    """Recompute activations and shard where that is wanted, in place; returns the network."""
     if activation_checkpointing:
         network.checkpoint_activations()  # type: ignore[operator]
-    if world.size > 1:
+    if shard and world.size > 1:
         for block in network.blocks:  # type: ignore[union-attr]
             fully_shard(block, mesh=world.mesh)
         # The root is resharded too: a forward without backward would leave its weights gathered and soon stale.
@@ -38,14 +53,20 @@ def parallelize(network: nn.Module, world: World, activation_checkpointing: bool
 
 
 def trainable_copy(
-    teacher: Teacher, world: World, activation_checkpointing: bool = False, lora: int | None = None
+    teacher: Teacher,
+    world: World,
+    activation_checkpointing: bool = False,
+    lora: int | None = None,
+    shard: bool = True,
 ) -> nn.Module:
     """A network with the teacher's weights, to be trained: made without weights, sharded, then filled shard by shard.
 
-    No process ever holds more of it than its own shard. lora: the rank of one that is trained in its place.
+    No process ever holds more of it than its own shard, or all of it with shard=False. lora: the rank of one that is
+    trained in its place.
     """
     network = teacher.empty_network()
-    network = parallelize(network if lora is None else add_lora(network, lora), world, activation_checkpointing)
+    network = network if lora is None else add_lora(network, lora)
+    network = parallelize(network, world, activation_checkpointing, shard)
     source = teacher.denoiser.network
     held, shapes = dict(source.named_parameters()), {name: p.shape for name, p in network.named_parameters()}
 
@@ -53,7 +74,9 @@ def trainable_copy(
         if is_lora(name):
             return start(name, shapes[name])[rows]
         found = held[plain(name)]
-        return found if isinstance(found, DTensor) else found[rows]
+        if not isinstance(found, DTensor):
+            return found[rows]
+        return found if shard else found.full_tensor()
 
     fill(network, teacher.device, value)
     for name, buffer in source.named_buffers():
@@ -105,6 +128,11 @@ def rows_of(tensor: Tensor) -> slice:
     size, rank = tensor.device_mesh.size(), tensor.device_mesh.get_local_rank()
     each = -(-tensor.shape[0] // size)  # as torch.chunk cuts
     return slice(min(rank * each, tensor.shape[0]), min((rank + 1) * each, tensor.shape[0]))
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether each process holds only a part of a tensor."""
+    return isinstance(tensor, DTensor)
 
 
 def own(tensor: Tensor) -> Tensor:

@@ -85,6 +85,13 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+def device_memory(device: torch.device) -> int:
+    """Bytes that a process may use: a GPU's, or its share of the main memory among the processes of this machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def start(device: str = "auto", timeout_minutes: float = 10.0) -> World:
     """Join the processes that torchrun started, or be alone; device `auto` takes a GPU where there is one."""
     local = int(os.environ.get("LOCAL_RANK", 0))

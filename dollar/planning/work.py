@@ -6,18 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-
-class Cost(NamedTuple):
-    """Forwards that a term adds to a student's update, for each clip of the batch; guided forwards count as two.
-
-    student: without a gradient; student_gradient: carried back; kept: how many of the latter are held at once.
-    """
-
-    student: float = 0.0
-    student_gradient: float = 0.0
-    teacher: float = 0.0
-    fake: float = 0.0
-    kept: float = 0.0
+from dollar.losses.term import Cost
 
 
 class TermWork(NamedTuple):

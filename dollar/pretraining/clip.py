@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dollar.data import shapes
+from dollar.models.roles import trainable
 from dollar.parallel.world import World
 from dollar.pretraining.pictures import Pool, Visible, decoded, rendered, spoilt, stack, visible, worse
 from dollar.pretraining.stages import Stage, optimizers_of, run_stage
 from dollar.pretraining.teacher import shapes_codec
 from dollar.rewards.clip import MEAN, STD
 from dollar.rewards.open_clip import to_open_clip
-from dollar.training.average import Ema
+from dollar.training.average import Average
 
 SIZE = shapes.HEIGHT
 LENGTH = 16  # tokens a caption is padded to; one of the world's has 12 with its start and end
@@ -191,7 +192,7 @@ def train_clip(
     torch.manual_seed(seed)
     network: Any = new(tokenizer).to(world.device)
     optimizers = optimizers_of(network, stage.lr, stage.lr / 4, outer=("embedding", "projection"))
-    ema = Ema(network, decay)
+    average = Average(trainable(network), decay)
 
     @cache  # at the first update; a finished stage needs none
     def pools() -> list[Pool]:
@@ -210,9 +211,8 @@ def train_clip(
         total = contrastive(shown, said, batch.odds.to(world.device), scale)
         return {"total": total, "scale": scale}
 
-    run_stage(folder / "clip", stage, network, optimizers, loss, world, ema)
-    with torch.no_grad():
-        torch._foreach_copy_([p.detach() for p in ema.parameters], ema.average)
+    run_stage(folder / "clip", stage, network, optimizers, loss, world, average)
+    average.keep()
     limit_scale(network)
     return network.eval(), tokenizer
 

@@ -69,7 +69,12 @@ def rank_correlation(found: Tensor) -> float:
 
 
 def fall(
-    network: Any, tokenizer: Any, frames: Sequence[np.ndarray], asked: Sequence[Any], spoil: Callable, amounts: Any
+    network: Any,
+    tokenizer: Any,
+    frames: Sequence[np.ndarray],
+    asked: Sequence[Any],
+    spoil: Callable[..., Any],
+    amounts: Any,
 ) -> Tensor:
     """Cosines [N, len(amounts)] of each frame with its caption when it is spoilt by each of the amounts."""
     captions = [shapes.caption(a) for a in asked]

@@ -1,22 +1,29 @@
-"""The loop of a stage of pre-training: resumes where it was stopped, logs its curve."""
+"""A stage of pre-training: how long, how fast, and one run of the loop."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dollar.log import Log, progress
+from dollar.log import logger
+from dollar.methods.pretraining import Loss, OneLoss
+from dollar.models.roles import trainable
+from dollar.parallel import checkpoint
 from dollar.parallel.world import World
-from dollar.training.average import Ema
+from dollar.training.average import Average
+from dollar.training.learner import Learner
+from dollar.training.log import Log
+from dollar.training.loop import Loop, Plan
 from dollar.training.lr_schedule import falling
+
+OLD = "state.safetensors"  # what an earlier version kept of a stage
+STOPPED = 3  # exit code of a command that was asked to stop and saved
 
 START = "Start with init=FOLDER from one that launch/pretrain.py has made, or with init=null from random weights"
 
@@ -95,64 +102,51 @@ def run_stage(
     stage: Stage,
     network: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
-    loss: Callable[[int], dict[str, Tensor]],
+    loss: Loss,
     world: World,
-    ema: Ema | None = None,
+    average: Average | None = None,
 ) -> None:
-    """The loop of a stage: resumes from `folder`, logs there, and leaves the last weights in the network."""
-    first = _resume(folder, network, optimizers, ema)
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    rates = [group["lr"] for group in groups]
-    with Log(folder, active=world.is_main, resume_step=first) as log:
-        for step in progress(range(first, stage.steps), folder.name, active=world.is_main):
-            for group, rate in zip(groups, rates, strict=True):
-                group["lr"] = rate * stage.pace(step)
-            losses = loss(step)
-            network.zero_grad(set_to_none=True)
-            losses["total"].backward()
-            world.average([p.grad for p in network.parameters()])
-            norm = nn.utils.clip_grad_norm_(network.parameters(), stage.clip_gradient)
-            if bool(torch.isfinite(norm)):  # the same in every process, since the gradients are
-                for optimizer in optimizers:
-                    optimizer.step()
-                if ema is not None:
-                    ema.update()
-            if step % 20 == 0:
-                log.scalars(step, {f"loss/{k}": v.detach() for k, v in losses.items()} | {"grad_norm": norm})
-            if world.is_main and ((step + 1) % stage.save_every == 0 or step + 1 == stage.steps):
-                _save(folder, step + 1, network, optimizers, ema)
+    """Run a stage to its end, going on where `folder` has it; the last weights are left in the network.
+
+    Asked to stop, it saves and exits with code 3.
+    """
+    if stage.steps == 0:
+        return
+    if (folder / OLD).is_file():
+        raise ValueError(
+            f"{folder / OLD} is the state of an earlier version's stage, which this one can't go on from. Give another "
+            "folder with work=FOLDER, or remove this one"
+        )
+    name = folder.name
+    learner = Learner(
+        name,
+        trainable(network),
+        optimizers,
+        stage.clip_gradient,
+        lambda step, steps: stage.pace(step),
+        remedy=f"Lower {name}.lr",
+    )
+    latest = checkpoint.newest(folder / "checkpoints")
+    state = None if latest is None else checkpoint.load(latest)
+    with Log(folder, active=world.is_main, resume_step=None if state is None else state.plain["cycle"] + 1) as log:
+        plan = Plan(stage.steps, stage.save_every, keep=1, log_every=20)
+        method = OneLoss(name, loss, average.update if average is not None else lambda: None)
+        loop = Loop(plan, method, {name: learner}, world, folder, log, average, description=name)
+        if state is not None:
+            try:
+                loop.load(state)
+            except (KeyError, ValueError) as error:
+                raise ValueError(
+                    f"{latest} is of another network ({error}). Give another folder with work=FOLDER, or remove this "
+                    "one"
+                ) from None
+        finished = loop.train()
+    if not finished:
+        logger.info(f"stopped after step {loop.cycle} of {name} and saved; the same command goes on from there")
+        sys.exit(STOPPED)
 
 
-def _save(
-    folder: Path, step: int, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], ema: Ema | None
-) -> None:
-    tensors = {f"network/{n}": p.detach() for n, p in network.named_parameters()}
-    for number, optimizer in enumerate(optimizers):
-        for i, moments in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{number}/{i}/{key}": torch.as_tensor(value) for key, value in moments.items()}
-    tensors |= {f"ema/{i}": a for i, a in enumerate(ema.average)} if ema else {}
-    plain = {"step": str(step), "ema_updates": str(ema.updates if ema else 0)}
-    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "state.tmp", metadata=plain)
-    os.replace(folder / "state.tmp", folder / "state.safetensors")
-
-
-@torch.no_grad()
-def _resume(folder: Path, network: nn.Module, optimizers: Sequence[torch.optim.Optimizer], ema: Ema | None) -> int:
-    path = folder / "state.safetensors"
-    if not path.is_file():
-        return 0
-    tensors = load_file(path)
-    with safe_open(path, "pt") as file:
-        plain = file.metadata()
-    weights = {key.removeprefix("network/"): value for key, value in tensors.items() if key.startswith("network/")}
-    take_weights(network, weights, path, "Give another folder with work=FOLDER, or remove this one")
-    parameters = [[p for group in o.param_groups for p in group["params"]] for o in optimizers]
-    for key, value in tensors.items():
-        if key.startswith("optimizer/"):
-            _, number, index, what = key.split("/")
-            optimizers[int(number)].state[parameters[int(number)][int(index)]][what] = value
-    if ema is not None:
-        for i, average in enumerate(ema.average):
-            average.copy_(tensors[f"ema/{i}"])
-        ema.updates = int(plain["ema_updates"])
-    return int(plain["step"])
+def begun(work: Path) -> list[str]:
+    """The stages that have begun below a folder."""
+    kept = (*work.glob(f"*/{OLD}"), *work.glob("*/checkpoints"))
+    return sorted({path.parent.name for path in kept})

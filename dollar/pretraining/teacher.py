@@ -19,10 +19,11 @@ from dollar.diffusion.schedule import VariancePreserving, diffuse, expand_like
 from dollar.log import progress
 from dollar.losses.score_matching import native
 from dollar.models.codec import Codec, Normalisation
+from dollar.models.roles import trainable
 from dollar.parallel.world import World
 from dollar.pretraining.autoencoder import CELL, CHANNELS
 from dollar.pretraining.stages import START, Stage, optimizers_of, run_stage, take_weights
-from dollar.training.average import Ema
+from dollar.training.average import Average
 
 
 def weight(attributes: shapes.Attributes) -> float:
@@ -155,7 +156,7 @@ def train_teacher(
     if init is not None:
         network.load_pretrained(init)
     optimizers = optimizers_of(network, stage.lr, stage.lr / 2, outer=("patch_embed", "proj_out", "shared", "relative"))
-    ema = Ema(network, decay)
+    average = Average(trainable(network), decay)
     device = world.device
     schedule = VariancePreserving(new_scheduler().alphas_cumprod)
 
@@ -180,9 +181,8 @@ def train_teacher(
         error = native(v, expand_like(a, eps) * eps - expand_like(b, x_0) * x_0)
         return {"total": (evened(a, b) * error).mean(), "v": error.mean()}
 
-    run_stage(folder / "teacher", stage, network, optimizers, loss, world, ema)
-    with torch.no_grad():
-        torch._foreach_copy_([p.detach() for p in ema.parameters], ema.average)
+    run_stage(folder / "teacher", stage, network, optimizers, loss, world, average)
+    average.keep()
     return network, tokenizer
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 from torch.nn import functional
 
@@ -70,7 +70,7 @@ class Clip:
             self.tokens = Tokens(found, length, clean)
             self._check_vocabulary(found)
         self._device = torch.device("cpu")
-        self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self._known: LRUCache[str, Tensor] = LRUCache(KEPT_PROMPTS)
 
     def see(self, videos: Tensor) -> Tensor:
         """Features of all frames [B, T, D], float32, of unit length, of videos [B, T, 3, H, W] in [0, 1].
@@ -100,12 +100,9 @@ class Clip:
         return functional.normalize(features, dim=-1)
 
     def _look_up(self, prompt: str) -> Tensor:
-        if prompt not in self._known:
-            self._known[prompt] = self._read(prompt)
-            if len(self._known) > KEPT_PROMPTS:
-                self._known.popitem(last=False)
-        self._known.move_to_end(prompt)
-        return self._known[prompt]
+        if (found := self._known.get(prompt)) is None:
+            found = self._known[prompt] = self._read(prompt)
+        return found
 
     def _read(self, prompt: str) -> Tensor:
         assert self.tokens is not None, "a CLIP without a tokenizer reads no captions"

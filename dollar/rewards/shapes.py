@@ -8,7 +8,7 @@ distance to the nearest other one, and it is right when the asked class is neare
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -120,7 +120,7 @@ class ShapesVerifier:
         readings = [read(clip) for clip in pixels]
         verdicts = [compare(reading, attributes) for reading, attributes in zip(readings, asked, strict=True)]
 
-        def gather(rows: list, dtype: torch.dtype, *shape: int) -> Tensor:
+        def gather(rows: list[Any], dtype: torch.dtype, *shape: int) -> Tensor:
             return torch.tensor(np.array(rows), dtype=dtype, device=videos.device).reshape(len(asked), *shape)
 
         margins = gather([verdict.margins for verdict in verdicts], torch.float32, 5)

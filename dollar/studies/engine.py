@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from dollar.log import logger
 from dollar.studies.document import write_document
 from dollar.studies.jobs import Job, Outcome, Running, minutes_left, wanted, work
 from dollar.studies.results import Results
@@ -77,7 +78,7 @@ def forget(runs: Runs, results: Results) -> None:
             results.stored["rows"].pop(key_of(name, seed), None)
     results.write()
     if left := [name for name in names if name not in only]:
-        print(f"note: what starts from these rows has no results now, until it is made too: {', '.join(left)}")
+        logger.warning(f"note: what starts from these rows has no results now, until it is made too: {', '.join(left)}")
 
 
 def is_fresh(runs: Runs, results: Results, key: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dollar.log import Curve
+from dollar.training.log import Curve
 
 WARM = 5  # cycles until everything that training holds is there: the latent reward model and its past were used
 

@@ -18,6 +18,7 @@ from dollar.losses.latent_reward import RunningStatistics, fit, pairwise
 from dollar.models.denoiser import Condition
 from dollar.models.reward_models import RewardModel, load_reward_model, save_reward_model
 from dollar.models.teacher import Teacher
+from dollar.parallel.checkpoint import State
 from dollar.surrogate.pixel_reward import PixelReward
 
 FITS = ("mse", "pairwise")
@@ -121,6 +122,7 @@ class LatentReward:
         self.statistics = RunningStatistics()
         self.past: list[Observation] = []
         self.bad = 0
+        self.updates = 0  # of its fit
         self._known: dict[tuple[tuple[int, int], str], float] = {}
 
     @classmethod
@@ -280,24 +282,28 @@ class LatentReward:
         predicted, true = told.mean(0).tolist()
         return Climb(predicted, true, error, len(told))
 
-    def loss(self, draws: Draws, purpose: str) -> Tensor:
+    def loss(self, draws: Draws, purpose: str, first: int = 0, samples: int | None = None) -> Tensor:
         """The fit's loss [B] (Eq. 14) on one remembered observation for each place of the batch, 0 where unusable.
 
         Which cycle a place is taken from is drawn for that place, so that one process and several fit the same pairs.
         With fit=pairwise each is compared with another observation that is drawn for the same place.
+        first, samples: where a micro-batch begins among the `samples` of this process's share, and how many those are.
         """
         ages = draws.integers(purpose, len(self.past)).tolist()
-        places = range(len(self.past[-1].prompts))
-        chosen = [(ages[i % len(ages)], i) for i in places]
+        samples = len(ages) if samples is None else samples
+        groups = -(-len(self.past[-1].prompts) // samples)  # real and generated clips of one sample stand a group apart
+        chosen = [(age, group * samples + first + i) for group in range(groups) for i, age in enumerate(ages)]
         if self.fit == "mse":
             x, prompts, target, usable = self._recall(chosen)
             predicted = self._standard(x, self.encode_text(prompts), draws, purpose)
             return torch.where(usable, fit(predicted, target), 0.0)
-        return self._pairwise_loss(draws, purpose, chosen)
+        return self._pairwise_loss(draws, purpose, chosen, first, samples)
 
-    def _pairwise_loss(self, draws: Draws, purpose: str, chosen: list[tuple[int, int]]) -> Tensor:
+    def _pairwise_loss(
+        self, draws: Draws, purpose: str, chosen: list[tuple[int, int]], first: int, samples: int
+    ) -> Tensor:
         """The pairs' loss [B]; both of a pair are noised equally far, so that the noise favours neither."""
-        partners = self._partners(draws, purpose, chosen)
+        partners = self._partners(draws, purpose, chosen, first, samples)
         x, prompts, target, usable = self._recall(chosen + partners)
         condition = self.encode_text(prompts)
         if self.noised is None:
@@ -309,10 +315,12 @@ class LatentReward:
         both = usable.view(2, -1).all(0) & others  # a pair of one with itself teaches nothing
         return torch.where(both, pairwise(*predicted.chunk(2), *target.chunk(2)), 0.0)
 
-    def _partners(self, draws: Draws, purpose: str, chosen: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    def _partners(
+        self, draws: Draws, purpose: str, chosen: list[tuple[int, int]], first: int, samples: int
+    ) -> list[tuple[int, int]]:
         """For each (age, place) another of the same sample of the batch: of another cycle or another group of clips."""
-        n = len(draws.indices)
-        groups = len(chosen) // n
+        n = samples
+        groups = len(chosen) // len(draws.indices)
         others = len(self.past) * groups - 1
         if others == 0:
             return chosen
@@ -320,7 +328,7 @@ class LatentReward:
         found = []
         for age, place in chosen:
             group, sample = divmod(place, n)
-            other = drawn[group][sample]
+            other = drawn[group][sample - first]
             other += other >= age * groups + group  # all but itself
             found.append((other // groups, other % groups * n + sample))
         return found
@@ -337,6 +345,31 @@ class LatentReward:
         # What is no number would pass a mask of the loss on its way back.
         latents = torch.where(expand_like(usable.float(), latents).bool(), latents, 0.0)
         return Recalled(latents, [self.past[age].prompts[place] for age, place in chosen], target, usable)
+
+    def state(self) -> State:
+        """Statistics, memory and counts, and the weights of a model that is only read, on which a run depends too."""
+        tensors: dict[str, Tensor] = {}
+        if not any(p.requires_grad for p in self.model.parameters()):
+            tensors |= {f"model/{n}": p for n, p in self.model.named_parameters()}
+        for i, observation in enumerate(self.past):
+            for name in Observation._fields[2:]:
+                tensors[f"past/{i}/{name}"] = self.gather(getattr(observation, name))
+        counts = {"bad": self.bad, "updates": self.updates, "past": [o.turn for o in self.past]}
+        return State(tensors, {"statistics": self.statistics.state_dict(), **counts})
+
+    @torch.no_grad()
+    def load(self, state: State, prompts: Callable[[int], list[str]], own: slice) -> None:
+        """Take up what `state` gave; prompts: those of a turn's observation here; own: this process's rows."""
+        tensors, plain = state
+        if not any(p.requires_grad for p in self.model.parameters()):
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(tensors[f"model/{name}"])
+        self.statistics.load_state_dict(plain["statistics"])
+        self.bad, self.updates, device = plain["bad"], plain["updates"], self.model.out.weight.device
+        self.past = []
+        for i, turn in enumerate(plain["past"]):
+            latents, reward, usable = (tensors[f"past/{i}/{n}"][own].to(device) for n in Observation._fields[2:])
+            self.past.append(Observation(turn, prompts(turn), latents, reward, usable))
 
     @torch.no_grad()
     def level(self, turns: int = LEVELLED) -> None:

@@ -11,7 +11,7 @@ import torch
 from dollar import media
 from dollar.diffusion.timesteps import FewStep
 from dollar.evaluation.measures.alignment import alignment
-from dollar.log import Log, progress
+from dollar.log import logger, progress
 from dollar.models.denoiser import Denoiser
 from dollar.models.teacher import Teacher
 from dollar.parallel.world import World
@@ -19,6 +19,7 @@ from dollar.rewards.shapes import ShapesVerifier
 from dollar.sampling.samplers import decode, make_clips, make_latents, student_sampler, teacher_sampler
 from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.pixel_reward import PixelReward
+from dollar.training.log import Log
 
 
 class Scores:
@@ -57,7 +58,7 @@ class Scores:
             found[name] = float(pixel.judge(videos, prompts).nanmean())
             if math.isnan(found[name]) and name not in self._silent:
                 self._silent.add(name)
-                print(f"note: no clip of a validation got a {name} score: {pixel.trouble}", flush=True)
+                logger.warning(f"note: no clip of a validation got a {name} score: {pixel.trouble}")
             if isinstance(pixel.reward, ShapesVerifier):
                 found["alignment"] = float(alignment(pixel.reward.judge(videos, list(prompts)))["alignment"])  # type: ignore[arg-type]
         if self.surrogate is not None:

@@ -7,13 +7,16 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from dollar.cli.build.run import check_guidance, dtype_of, objective_of, plan_of, quiet
+from dollar.cli.build.loop import check_batch
+from dollar.cli.build.objective import objective_of
+from dollar.cli.build.teacher import check_guidance, dtype_of, quiet
 from dollar.export.student import check_steps
 from dollar.losses.objective import Objective
+from dollar.losses.term import SampleTerm
 from dollar.models.assemble import DTYPES
 from dollar.models.outline import Outline, Work, outline
 from dollar.planning.memory import FLOAT, Setup
-from dollar.planning.work import Cost, Cycle, TermWork, most_kept
+from dollar.planning.work import Cycle, TermWork, most_kept
 
 FROZEN = {"vae": "autoencoder"}  # what a frozen model is called in the plan
 
@@ -24,7 +27,7 @@ def outline_of(config: DictConfig) -> Outline:
         if config[key] <= 0:
             raise ValueError(f"{key} is {config[key]}; it must be positive")
     objective = objective_of(config)
-    plan_of(config, config.processes)
+    check_batch(config, objective, config.processes)
     check_steps(config.student.timesteps, config.student.steps)
     if config.teacher.frozen_dtype not in DTYPES:
         raise ValueError(f"teacher.frozen_dtype is {config.teacher.frozen_dtype!r}; use {' or '.join(DTYPES)}")
@@ -37,7 +40,7 @@ def outline_of(config: DictConfig) -> Outline:
 def setup_of(config: DictConfig, outline: Outline, work: Work) -> Setup:
     """What the memory of a process depends on."""
     cycle = cycle_of(config)
-    fitted = config.beta_ft > 0
+    fitted = objective_of(config).needs.surrogate
     has_latents = config.data.get("latents", True)
     pairs = config.lrm.clips * (1 + has_latents * (1 + config.lrm.mismatched))
     clip = math.prod(outline.latent_shape) * FLOAT + FLOAT + 1  # with its reward and whether that is a number
@@ -94,26 +97,15 @@ def cycle_of(config: DictConfig) -> Cycle:
     )
 
 
-def terms_of(o: Objective) -> list[TermWork]:
-    """What each term with a weight needs and costs."""
-    at_teacher = o.cd_target == "teacher"
-    vsd = Cost(teacher=guided(o.vsd_guidance_scale), fake=1)
-    teacher = o.cd_m * guided(o.cd_guidance_scale) + at_teacher
-    cd = Cost(student=not at_teacher, student_gradient=1, teacher=teacher, kept=1)
-    terms = {
-        "vsd": (o.beta_vsd, TermWork("vsd", lambda steps: vsd, fake=True)),
-        "cd": (o.beta_cd, TermWork("cd", lambda steps: cd, sample=False)),
-        "ft": (o.beta_ft, TermWork("ft", lambda steps: Cost(), apart=o.ft_update == "separate")),
-    }
-    return [term for beta, term in terms.values() if beta > 0]
-
-
-def guided(scale: float) -> int:
-    """Forwards of one guided prediction."""
-    return 1 if scale == 1 else 2
+def terms_of(objective: Objective) -> list[TermWork]:
+    """What each term of the objective needs and costs."""
+    apart = objective.apart
+    return [
+        TermWork(name, term.cost, isinstance(term, SampleTerm), term.needs.fake, name in apart)
+        for name, term in objective.terms.items()
+    ]
 
 
 def not_counted_of(config: DictConfig) -> list[str]:
     """The parts of this run's loss whose forwards and activations are not counted."""
-    blocks = ["the teacher's blocks in the latent reward model"]
-    return [*objective_of(config).terms, *(blocks if config.lrm.backbone == "teacher" else [])]
+    return ["the teacher's blocks in the latent reward model"] if config.lrm.backbone == "teacher" else []

@@ -9,9 +9,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from dollar.log import logger
 from dollar.losses.objective import Objective
 from dollar.losses.reward_gradient import number_of
-from dollar.losses.term import Term
 from dollar.models.reward_models import make_reward_model, read_reward_card
 from dollar.models.teacher import Teacher
 from dollar.parallel.world import World
@@ -20,15 +20,7 @@ from dollar.surrogate.pixel_reward import PixelReward
 from dollar.training.monitors.guard import Guard
 
 
-def terms_of(config: DictConfig) -> dict[str, Term]:
-    """The further terms of the loss whose weight isn't 0."""
-    made = {name: instantiate(node) for name, node in config.terms.items() if node is not None}
-    if below := [name for name, term in made.items() if term.beta < 0]:
-        raise ValueError(f"the weight of {below[0]} is {made[below[0]].beta}; it is 0 (off) or positive")
-    return {name: term for name, term in made.items() if term.beta > 0}
-
-
-def check_latent_reward(config: DictConfig) -> None:
+def check_latent_reward(config: DictConfig, objective: Objective) -> None:
     """Raise ValueError for keys of lrm that don't go together."""
     lrm = config.lrm
     if lrm.mode not in ("online", "pretrained", "frozen"):
@@ -45,7 +37,7 @@ def check_latent_reward(config: DictConfig) -> None:
     if lrm.fit not in FITS:
         raise ValueError(f"lrm.fit is {lrm.fit!r}; use {' or '.join(FITS)}")
     noise_of(lrm)
-    if lrm.mode != "online" and config.beta_ft == 0:
+    if lrm.mode != "online" and not objective.needs.surrogate:
         raise ValueError(f"lrm.mode is {lrm.mode}, but beta_ft is 0, so nobody would follow it; set beta_ft above 0")
     if lrm.fit == "pairwise" and lrm.memory == 1 and not config.data.get("latents", True):
         raise ValueError(
@@ -84,22 +76,23 @@ def noise_of(lrm: DictConfig) -> tuple[float, float] | None:
     return tuple(lrm.noise) if lrm.noised or lrm.backbone == "teacher" else None
 
 
-def guard_of(config: DictConfig) -> Guard:
+def guard_of(config: DictConfig, objective: Objective) -> Guard:
     """The guard against over-optimisation; ValueError where it would have nothing to look at."""
-    guard = Guard(config.guard.action, config.guard.patience, config.guard.tolerance, config.guard.factor)
+    keys = config.guard
+    guard = Guard(keys.action, keys.patience, keys.tolerance, keys.factor, config.keep_best)
     second = config.guard.reward.get("_target_") is not None
     if not guard.active:
         return guard
     if config.validation.every == 0:
         raise ValueError(f"guard.action is {guard.action}, but validation.every is 0, so it would see nothing")
-    if not pursues(config):
+    if not objective.needs.pursues:
         raise ValueError(f"guard.action is {guard.action}, but no term leads to a reward; set guard.action=none")
     if not second and config.reward.get("_target_") is None:
         raise ValueError(
             f"guard.action is {guard.action}, but there is no reward that could fall; name one with "
             "reward@guard.reward=NAME"
         )
-    if config.beta_ft == 0 and not second:
+    if not objective.needs.surrogate and not second:
         raise ValueError(
             f"guard.action is {guard.action}, but the one reward that is pursued can't be its own guard; name a second "
             "one with reward@guard.reward=NAME"
@@ -114,12 +107,12 @@ class Rewards(NamedTuple):
     guard: Any
 
 
-def rewards_of(config: DictConfig) -> Rewards:
+def rewards_of(config: DictConfig, objective: Objective) -> Rewards:
     """The rewards of a run, made before anything large is loaded, for a wrong path should be told at once.
 
     None where nobody would ask them.
     """
-    asked = pursues(config) or config.validation.every > 0
+    asked = objective.needs.pursues or config.validation.every > 0
     return Rewards(*(reward_of(node) if asked else None for node in (config.reward, config.guard.reward)))
 
 
@@ -128,18 +121,13 @@ def reward_of(node: DictConfig) -> Any:
     return None if node.get("_target_") is None else instantiate(node)
 
 
-def pursues(config: DictConfig) -> bool:
-    """Whether any term leads towards a reward."""
-    return config.beta_ft > 0 or any(term.needs for term in terms_of(config).values())
-
-
 def build_latent_reward(
     config: DictConfig, teacher: Teacher, world: World, pixel: PixelReward | None, prompt: str = ""
 ) -> LatentReward:
     """The latent reward model with the pixel reward that it follows; prompt: any that the teacher can encode."""
     lrm = config.lrm
     if lrm.backbone == "cnn" and lrm.temporal == "frames" and getattr(pixel and pixel.reward, "sees_motion", False):
-        print(f"note: {pixel.name} sees motion, which lrm.temporal=frames can't; conv3d can")  # type: ignore[union-attr]
+        logger.warning(f"note: {pixel.name} sees motion, which lrm.temporal=frames can't; conv3d can")  # type: ignore[union-attr]
     how = {"memory": lrm.memory, "gather": world.gather, "fit": lrm.fit}
     keys = {key: lrm[key] for key in ("backbone", "text", "width", "temporal", "groups", "blocks")}
     if lrm.mode != "online":
@@ -164,7 +152,7 @@ def check_rewards(
     pursued: PixelReward | None, guard: PixelReward | None, captions: Iterable[str], teacher: Teacher, o: Objective
 ) -> None:
     """Raise ValueError where a reward can't judge the run's clips, or lacks the gradient that a term needs."""
-    wanting = [name for name, term in o.terms.items() if term.needs == "gradient"]
+    wanting = [name for name, term in o.terms.items() if term.needs.reward == "gradient"]
     if wanting and pursued is not None and not pursued.differentiable:
         raise ValueError(
             f"the loss's {wanting[0]} needs the reward's gradient, and {pursued.name} has none; reach it through the "
@@ -182,7 +170,9 @@ def check_rewards(
             count = number_of(getattr(o.terms[name], "frames", None))
             pursued.trial(gray[:, :count], asked[:1], gradient=True)
             if count is not None and count < frames and getattr(pursued.reward, "sees_motion", False):
-                print(f"note: {pursued.name} sees motion, and rg.frames={count} shows it {count} frames of {frames}")
+                logger.warning(
+                    f"note: {pursued.name} sees motion, and rg.frames={count} shows it {count} frames of {frames}"
+                )
 
 
 def check_captions(reward: Any, captions: Iterable[str]) -> None:

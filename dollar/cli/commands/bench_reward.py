@@ -14,7 +14,7 @@ def main(config: DictConfig) -> None:
     conditions = conditions_of(config)
     from dollar.benchmarks.reward_runs import name_of, tables
     from dollar.benchmarks.reward_tables import put_section
-    from dollar.cli.build.run import quiet
+    from dollar.cli.build.teacher import quiet
 
     quiet()
     found, device = tables(conditions), name_of(conditions.device)

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig
 
 from dollar.cli.entry import check_folder_for
+from dollar.log import logger
 
 
 def check(config: DictConfig) -> None:
@@ -43,7 +44,7 @@ def check(config: DictConfig) -> None:
 def main(config: DictConfig) -> None:
     """Print the table and write metrics.json and report.html."""
     check(config)
-    from dollar.cli.build.run import build_teacher, dtype_of, quiet, take_teacher
+    from dollar.cli.build.teacher import build_teacher, dtype_of, quiet, take_teacher
     from dollar.data import shapes
     from dollar.evaluation.report.page import format_table
     from dollar.evaluation.yardstick import Yardstick, check_size, pairs
@@ -183,7 +184,7 @@ def stored_figures(config: DictConfig, teacher: Any) -> dict[str, Any] | None:
     stored = json.loads(full.read_text())
     mine = identity(teacher)
     if any(stored.get(key) != value for key, value in mine.items()) or str(config.clips) not in stored["by_clips"]:
-        print(
+        logger.warning(
             f"note: the figures in {full} are of another teacher, guidance, world or number of clips, and are not used"
         )
         return None
@@ -264,7 +265,9 @@ def own_reward(student: Any, teacher: Any) -> Any:
     try:
         return asked_reward(OmegaConf.create(student.card["config"]["reward"]), teacher)
     except (InstantiationException, ValueError) as error:
-        print(f"note: the student's own reward is not measured: {str(error.__cause__ or error).splitlines()[0]}")
+        logger.warning(
+            f"note: the student's own reward is not measured: {str(error.__cause__ or error).splitlines()[0]}"
+        )
         return None
 
 
@@ -279,7 +282,7 @@ def measure_scores(config: DictConfig, pixel: Any, yardstick: Any, clips: dict, 
         figures = metrics["teacher"] if system == "teacher" else metrics[system][steps]
         figures["scored"] = scored(pixel, videos, yardstick.pairs.prompts)
     if pixel.trouble:
-        print(f"note: clips that got no reward are left out of its mean: {pixel.trouble}")
+        logger.warning(f"note: clips that got no reward are left out of its mean: {pixel.trouble}")
     if config.real and config.teacher_clips > 0:
         metrics["real"]["scored"] = scored(pixel, yardstick.others[: config.clips], yardstick.pairs.prompts)
 
@@ -306,7 +309,7 @@ def write_report_of(config: DictConfig, metrics: dict, clips: dict, chosen: Any,
     """report.html: the table, the run's curves, and clips side by side."""
     from dollar import media
     from dollar.evaluation.report.page import SampleRow, write_report
-    from dollar.log import read_scalars
+    from dollar.training.log import read_scalars
 
     rows = []
     for i in range(0, 64, max(1, 64 // config.shown)):

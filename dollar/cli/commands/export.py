@@ -198,7 +198,7 @@ def main(config: DictConfig) -> None:
     check_card(source, lora, config.steps, config.lora, config.full)
     check_out(out, {"checkpoint": source.place}, config.overwrite)
 
-    from dollar.cli.build.run import quiet
+    from dollar.cli.build.teacher import quiet
     from dollar.export import pipeline as export
     from dollar.export.student import denoiser_of, few_steps, prediction_of
     from dollar.models.assemble import DTYPES

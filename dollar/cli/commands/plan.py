@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 def main(config: DictConfig) -> None:
     """Print the plan of what launch/train.py with the same keys would run."""
     from dollar.cli.build.planning import cycle_of, not_counted_of, outline_of, setup_of
-    from dollar.cli.build.run import dtype_of
+    from dollar.cli.build.teacher import dtype_of
     from dollar.models.outline import measure
     from dollar.planning import report
     from dollar.planning.memory import memory

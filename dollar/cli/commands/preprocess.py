@@ -69,7 +69,7 @@ def main(config: DictConfig) -> None:
     buckets, out = buckets_of(config), Path(config.out)
     check_folder_for("out", out)
 
-    from dollar.cli.build.run import quiet
+    from dollar.cli.build.teacher import quiet
     from dollar.data.sources import open_source
     from dollar.parallel.lock import STOPPED, Lock, Stop
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from omegaconf import DictConfig, ListConfig, open_dict
 
 from dollar.cli.entry import check_folder_for
+from dollar.log import logger
 
 if TYPE_CHECKING:
     from dollar.models.teacher import Teacher
@@ -90,7 +91,7 @@ def main(config: DictConfig) -> None:
     """Sample, write mp4s and GIFs, and list them in manifest.jsonl."""
     prompts = prompts_of(config)
     check(config)
-    from dollar.cli.build.run import quiet, take_teacher
+    from dollar.cli.build.teacher import quiet, take_teacher
     from dollar.parallel.world import finish, start
 
     if config.checkpoint is not None:
@@ -104,7 +105,7 @@ def main(config: DictConfig) -> None:
     if world.is_main:
         for prompt in dict.fromkeys(prompts):
             if unknown := teacher.text.unknown(prompt):
-                print(f"note: the teacher doesn't know {', '.join(unknown)} in {prompt!r}")
+                logger.warning(f"note: the teacher doesn't know {', '.join(unknown)} in {prompt!r}")
     out.mkdir(parents=True, exist_ok=True)
     told = "x".join(f"{config[key]:g}" for key in SIZES if config[key] is not None)
     by = "-".join(part for part in (by, told, config.dtype) if part)  # so that no clip takes another's name
@@ -127,7 +128,7 @@ def main(config: DictConfig) -> None:
 
 def sampler_of(config: DictConfig, world: World) -> tuple[Teacher, Sampler, str]:
     """The teacher, who samples, and what that is called in file names."""
-    from dollar.cli.build.run import build_teacher, dtype_of
+    from dollar.cli.build.teacher import build_teacher, dtype_of
     from dollar.export.student import load_student
     from dollar.models.assemble import DTYPES
     from dollar.sampling.samplers import teacher_sampler

@@ -4,229 +4,67 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from dollar.cli.entry import check_folder_for
-from dollar.cli.same import check_same
-from dollar.cli.sweeps import job_folder
+from dollar.cli.run_folders import CONFIG, announce, check_init, check_run, last_reward, run_folder, to_store
 
-CONFIG = "config.yaml"
 STOPPED = 3  # exit code of a run that was asked to stop and saved; in a sweep no further job is begun
-# Keys, and what lies below them, that may change when a run goes on: how long and how often, not what is learned.
-FREE = (
-    *("cycles", "save_every", "keep", "validation", "log", "runs", "run", "keep_best"),
-    *("parallel.device", "parallel.timeout_minutes", "parallel.activation_checkpointing", "parallel.shard_teacher"),
-    "data.samples",  # repeats the other keys of data
-)
-
-# Keys that came later, with what every run before them had.
-LATER = {
-    "vsd.lower_half": None,
-    "vsd.lower_half_over": [0.3, 0.7],
-    "student.lora": None,
-    "student.guided": False,
-    "patience": None,
-    "beta_pull": 0.0,
-    "pull.steps": 4,
-    "pull.guidance_scale": 1.5,
-    "guard.reward._target_": None,
-    "terms.pull._target_": "dollar.losses.pull.Pull",
-    "terms.pull.beta": 0.0,
-    "terms.pull.steps": 4,
-    "terms.pull.guidance_scale": 1.5,
-    "guard.action": "none",
-    "guard.patience": 2,
-    "guard.tolerance": 0.02,
-    "guard.factor": 0.5,
-    "lrm.mode": "online",
-    "lrm.path": None,
-    "lrm.backbone": "cnn",
-    "lrm.blocks": 2,
-    "lrm.noise": [0.0, 0.5],
-    "lrm.noised": False,
-    "lrm.fit": "mse",
-}
-
-
-def run_folder(config: DictConfig) -> Path:
-    """runs/<run>, or a folder below it for each job of a sweep, named by its overrides; ValueError for no name."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    name = "" if config.run is None else str(config.run).strip()
-    if name in ("", ".") or ".." in Path(name).parts or Path(name).is_absolute():
-        raise ValueError(f"run={name} names no folder below runs={config.runs}; give run=NAME, a word of its own")
-    hydra = HydraConfig.get()
-    if hydra.mode == RunMode.MULTIRUN:
-        return job_folder(config, hydra.job.override_dirname)
-    return Path(config.runs) / str(config.run)
-
-
-def check_run(config: DictConfig, folder: Path) -> None:
-    """Raise ValueError if the folder holds a run of another configuration."""
-    if any((folder / part).is_dir() for part in ("checkpoints", "student")):  # otherwise nothing could be lost
-        way_out = "Give this run a name of its own with run=NAME, or remove the folder"
-        check_same(folder / CONFIG, to_store(config), FREE, LATER, way_out)
-
-
-def check_init(config: DictConfig) -> None:
-    """Raise ValueError unless the student to start from, if any, has outputs of the meaning that is asked for."""
-    if config.init is None:
-        return
-    from dollar.export.student import read_card
-
-    before, now = read_card(config.init).get("parameterization", "homogeneous"), config.student.parameterization
-    if before != now:
-        raise ValueError(
-            f"the student in {config.init} is {before} and student.parameterization is {now}; use {before}, or start "
-            "from the teacher with init=null"
-        )
-
-
-def to_store(config: DictConfig) -> dict[str, Any]:
-    """The configuration as it is stored: resolved, but for the embedded folders, which may move with the project."""
-    unresolved: Any = OmegaConf.to_container(config.teacher, resolve=False)
-    resolved: Any = OmegaConf.to_container(config, resolve=True)
-    if "${embedded:" in str(unresolved["folder"]):
-        resolved["teacher"]["folder"] = unresolved["folder"]
-    return resolved
 
 
 def main(config: DictConfig) -> float | None:
     """Train, go on with what was stopped, or find the run finished; returns the last validation reward for sweeps."""
-    from dollar.cli.build.rewards import guard_of, rewards_of
-    from dollar.cli.build.run import dtype_of, objective_of, plan_of, validation_of
-    from dollar.export.student import check_steps
+    from dollar.cli.build.loop import build_run, check
+    from dollar.cli.build.rewards import rewards_of
+    from dollar.cli.build.teacher import build_teacher, quiet
+    from dollar.training.trackers import check_trackers
 
-    # Mistakes in numbers are told before anything is loaded.
-    objective_of(config), plan_of(config, int(os.environ.get("WORLD_SIZE", 1))), validation_of(config), guard_of(config)
-    dtype_of(config, "dtype"), dtype_of(config, "teacher_dtype")
-    check_steps(config.student.timesteps, config.student.steps)
+    # Mistakes in numbers are refused before anything is loaded.
+    objective = check(config, int(os.environ.get("WORLD_SIZE", 1)))
+    check_trackers(config.log.trackers)
     check_init(config)
     folder = run_folder(config)
     check_run(config, folder)
     check_folder_for("runs", folder)
 
-    from dollar.cli.build.run import build_teacher, build_trainer, quiet
+    from dollar.cli.build.student import is_written, write_student
     from dollar.media import atomically
     from dollar.parallel import checkpoint
     from dollar.parallel.world import finish, start
+    from dollar.training.old_checkpoint import renewed
 
     world = start(config.parallel.device, config.parallel.timeout_minutes)
     quiet()
     latest = checkpoint.newest(folder / "checkpoints")
-    state = None if latest is None else checkpoint.load(latest)
+    state = None if latest is None else renewed(checkpoint.load(latest))
     done = 0 if state is None else state.plain["cycle"]
-    ended = "" if state is None else state.plain.get("ended", "")
+    ended = "" if state is None else state.plain["parts"]["loop"]["ended"]
     if (done >= config.cycles or ended) and is_written(folder / "student", done):
         if world.is_main:
             early = f" It ended early: {ended}." if ended else ""
-            print(
-                f"{folder} is finished: {done} of {config.cycles} cycles.{early} Its student is in {folder / 'student'}"
-            )
+            cycles = f"{done} of {config.cycles} cycles"
+            print(f"{folder} is finished: {cycles}.{early} Its student is in {folder / 'student'}")
         finish(world)
-        return _last_reward(folder)
-    rewards = rewards_of(config)
+        return last_reward(folder)
+    rewards = rewards_of(config, objective)
     teacher = build_teacher(config, world)
-    trainer = build_trainer(config, world, teacher, folder, done, rewards)
+    run = build_run(config, world, teacher, folder, done, rewards)
+    loop = run.loop
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         with atomically(folder / CONFIG) as temporary:
             OmegaConf.save(OmegaConf.create(to_store(config)), temporary)
-        announce(config, trainer, folder, done)
+        announce(config, run, folder, done)
     if state is not None:
-        trainer.load(state)
-    finished = trainer.train()
+        loop.load(state)
+    finished = loop.train()
     if finished:
-        write_student(trainer, teacher, config)
+        write_student(run, teacher, config)
     elif world.is_main:
-        print(f"stopped after cycle {trainer.cycle} and saved; the same command goes on from there")
-    trainer.log.close()
+        print(f"stopped after cycle {loop.cycle} and saved; the same command goes on from there")
+    loop.log.close()
     finish(world)
     if not finished:
         sys.exit(STOPPED)
-    return _last_reward(folder)
-
-
-def is_written(student: Path, cycles: int) -> bool:
-    """Whether the student of a run of so many cycles is there."""
-    from dollar.export.student import read_card
-
-    try:
-        return read_card(student)["trained"] == cycles
-    except (ValueError, KeyError):
-        return False
-
-
-def announce(config: DictConfig, trainer: Any, folder: Path, done: int) -> None:
-    """Say what is about to be trained, with guidance in both the paper's form and diffusers'."""
-    further = "".join(f" and {name} {t.beta:g}" for name, t in trainer.distiller.objective.terms.items())
-    processes, longest = trainer.world.size, max(trainer.distiller.samplers, key=lambda sampler: sampler.steps)
-    print(
-        f"{'going on at cycle ' + str(done) if done else 'training'} in {folder}: teacher {config.teacher.name}, "
-        f"student {list(longest.asked)} for {list(config.student.steps)} steps, "
-        f"beta_vsd={config.beta_vsd} beta_cd={config.beta_cd} beta_ft={config.beta_ft}{further}, "
-        f"{config.cycles} cycles of {config.batch} clips on {processes} process{'es' if processes > 1 else ''}\n"
-        f"guidance u + s (c - u): VSD s = {config.vsd.guidance_scale} (paper's w = {config.vsd.guidance_scale - 1}), "
-        f"CD s = {config.cd.guidance_scale} (w = {config.cd.guidance_scale - 1})"
-    )
-
-
-def write_student(trainer: Any, teacher: Any, config: DictConfig) -> None:
-    """runs/<run>/student (averaged weights, the best checkpoint's where keep_best is set) and runs/<run>/lrm."""
-    from dollar.export.student import few_steps, save_student
-    from dollar.models.adapter import factors, merged
-    from dollar.parallel import checkpoint
-    from dollar.parallel.shard import whole
-
-    averages, weights = trainer.averages(), {}
-    for name, parameter in trainer.learners["student"].network.named_parameters():
-        gathered = whole(averages.get(name, parameter).detach())  # every process must ask, only the first keeps it
-        if trainer.world.is_main:
-            weights[name] = gathered.cpu()
-    cycle = trainer.cycle
-    best = checkpoint.newest(trainer.folder / "best") if trainer.uses_best else None
-    if best is not None:
-        tensors, plain = checkpoint.load(best)
-        weights |= {n: tensors[f"ema/{n}"] for n in averages}
-        cycle = plain["best"]["cycle"]
-    if trainer.world.is_main:
-        network = teacher.empty_network()
-        network.load_state_dict(merged(weights), strict=False, assign=True)
-        samplers = few_steps(teacher, config.student.timesteps, config.student.steps, config.student.between)
-        stored = to_store(config)
-        card = {
-            "cycle": cycle,
-            "trained": trainer.cycle,
-            "ended": trainer.ended or None,
-            "guided": bool(config.student.guided),
-            "parameterization": config.student.parameterization,
-            "teacher": stored["teacher"],
-            "command": command_line(),
-            "config": stored,
-        }
-        surrogate = trainer.distiller.latent_reward
-        if surrogate is not None:
-            surrogate.save(trainer.folder / "lrm", teacher)
-        save_student(trainer.folder / "student", teacher, network, samplers, card, factors(weights))
-        print(f"the student of cycle {cycle} is in {trainer.folder / 'student'}")
-    trainer.world.barrier()
-
-
-def command_line() -> list[str]:
-    """What the command line gave, key=value."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-
-
-def _last_reward(folder: Path) -> float | None:
-    from dollar.log import read_scalars
-
-    if not (folder / "metrics.jsonl").is_file():
-        return None
-    scores = [c.values[-1] for n, c in sorted(read_scalars(folder).items()) if n.startswith("validation/reward")]
-    return float(scores[-1]) if scores else None
+    return last_reward(folder)

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from dollar.log import Curve, read_scalars
 from dollar.studies.compare import rank_error
 from dollar.studies.readings import curves_of, figures_of, late, peak_of, times_of
 from dollar.studies.rows import ALL, Row
+from dollar.training.log import Curve, read_scalars
 
 # A figure's name -> where metrics.json has its value.
 FIGURES = {

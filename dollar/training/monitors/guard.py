@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dollar.training.monitors.monitor import Verdict
+
 ACTIONS = ("none", "warn", "lower", "stop")
 
 
@@ -14,16 +16,22 @@ ACTIONS = ("none", "warn", "lower", "stop")
 class Guard:
     """Compares scores at every validation: `pursued`, to which the student is led, and what must hold (`held`).
 
+    Of a validation's scores, those that begin with `predicted` (else `reward`) are pursued, and those of `reward` and
+    `guard` that are not must hold.
+
     A check is troubled when one that must hold has fallen below its best by more than `tolerance` of the best's size,
     while `pursued` stands higher than it did there, or wasn't known there, as in a first look before any fit. After
     `patience` such checks in a row the guard acts: `warn` says so, `lower` multiplies the reward terms' weight by
     `factor`, `stop` ends the run.
+    best_score: the score by which another monitor keeps a student; None where this one keeps that of each untroubled
+    validation, to go back to under `stop`.
     """
 
     action: str = "none"
     patience: int = 2
     tolerance: float = 0.02
     factor: float = 0.5
+    best_score: str | None = None
     scale: float = 1.0
     troubled: int = 0
     # Of each that must hold: its best, and what `pursued` was there, None where that was no number.
@@ -43,8 +51,33 @@ class Guard:
     def active(self) -> bool:
         return self.action != "none"
 
-    def check(self, pursued: float, held: Mapping[str, float]) -> str:
-        """Look at the scores of one validation; what is to be said, as a sentence, or "" where all is well."""
+    @property
+    def prefers_kept(self) -> bool:
+        """Whether it has ended the run, so that the student is the one before."""
+        return self.stops
+
+    def check(self, scores: list[str]) -> None:
+        """Any validation will do: what it has to look at is settled where it is built."""
+
+    def look(self, cycle: int, scores: Mapping[str, float]) -> Verdict:
+        """Compare what is pursued, as it is predicted where it is, with what should hold."""
+        kinds = ("predicted", "reward", "guard")
+        found = {kind: [v for n, v in scores.items() if n.startswith(kind)] for kind in kinds}
+        means = {kind: sum(values) / len(values) for kind, values in found.items() if values}
+        pursued = next((kind for kind in kinds[:2] if kind in means), None)
+        held = {kind: mean for kind, mean in means.items() if kind not in (pursued, "predicted")}
+        if not self.active or pursued is None or not held:
+            return Verdict()
+        note = self.compare(means[pursued], held)
+        scalars = {"guard/scale": self.scale, "guard/troubled": float(self.troubled)}
+        if self.stops:
+            which = f"of the best {self.best_score}" if self.best_score else "of the last validation without it"
+            return Verdict(ended=f"{note}, with the student {which}", note=note, scalars=scalars)
+        keeps = self.action == "stop" and self.troubled == 0 and self.best_score is None
+        return Verdict({"cycle": cycle} if keeps else None, note=note, scalars=scalars)
+
+    def compare(self, pursued: float, held: Mapping[str, float]) -> str:
+        """Look at the scores of one validation; a sentence for the user, or "" where all is well."""
         known = {name: score for name, score in held.items() if math.isfinite(score)}
         if not known:
             return ""  # nothing can be told of what was not measured
@@ -61,7 +94,7 @@ class Guard:
             return ""
         name = fallen[0]
         best, before = self.best[name]
-        told = (
+        found = (
             f"over-optimisation: {name}, which should hold, fell from {best:.4g} to {known[name]:.4g} while what is "
             f"pursued {'came' if before is None else f'rose from {before:.4g}'} to {pursued:.4g}; this is "
             f"validation {self.troubled} in a row"
@@ -69,10 +102,10 @@ class Guard:
         if self.action == "lower":
             self.scale *= self.factor
             self.troubled, self.best = 0, {n: (score, pursued) for n, score in known.items()}
-            return f"{told}; the reward's weight is now {self.scale:.3g} of what it was"
+            return f"{found}; the reward's weight is now {self.scale:.3g} of what it was"
         if self.action == "stop":
-            return f"{told}; the run ends here"
-        return f"{told}; guard.action=lower or stop would act on it"
+            return f"{found}; the run ends here"
+        return f"{found}; guard.action=lower or stop would act on it"
 
     def _fell(self, name: str, score: float, pursued: float) -> bool:
         """Whether what must hold fell for the sake of what is pursued."""

@@ -1,0 +1,50 @@
+"""From configuration to what a run's samples come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from dollar.data.latents import Fit, Samples
+from dollar.data.mixture import shares
+from dollar.data.shards import listed
+from dollar.models.teacher import Teacher
+
+
+def check_data(config: DictConfig) -> None:
+    """Raise ValueError for numbers of conf/data that can't be."""
+    data = config.data
+    for key in ("cache", "cache_bytes", "block_bytes"):
+        if data.get(key, 0) < 0:
+            raise ValueError(f"data.{key} is {data[key]}; it must be at least 0")
+    if OmegaConf.is_list(data.get("path")) and "clips" not in data:
+        raise ValueError(f"data.path is {list(data.path)}; it is one place here. data=mixture takes several, of shards")
+    if data.get("weights") is not None and data.get("paths") is not None:
+        shares(data.weights, len(listed(data.paths)))
+    if config.teacher.get("text") == "stored" and data.get("text") is None:
+        raise ValueError("teacher.text is stored, but this data stores none; use data=latents, or teacher.text=online")
+
+
+def build_data(config: DictConfig, teacher: Teacher) -> Samples:
+    """What conf/data names, made to fit the teacher and the run."""
+    fit = Fit(
+        encode=teacher.codec.encode,
+        normalise=lambda latents: teacher.codec.normalise(latents.to(teacher.device)),
+        shape=teacher.latent_shape,
+        fingerprint=lambda: made_with(teacher),
+        seed=config.seed,
+    )
+    return instantiate(config.data.samples, _convert_="all")(fit)
+
+
+def made_with(teacher: Teacher) -> dict[str, Any]:
+    """What stored latents must have been made with: the autoencoder, and clips of the teacher's speed."""
+    found = {k: v for k, v in teacher.fingerprint().items() if not k.startswith(("text", "tokenizer"))}
+    return {**found, "fps": float(teacher.fps)}
+
+
+def some_captions(data: Samples, most: int = 100_000) -> list[str]:
+    """Different captions from all over the data, all of them where they aren't too many to hold."""
+    return list(dict.fromkeys(data.captions[:: 1 + len(data) // most]))

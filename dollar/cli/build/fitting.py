@@ -1,0 +1,172 @@
+"""From configuration to a latent reward model's own fit."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from dollar.cli.build.loop import check_optimizers
+from dollar.cli.build.rewards import noise_of
+from dollar.data.latents import Samples
+from dollar.log import logger
+from dollar.methods.surrogate_alone import SurrogateAlone
+from dollar.models.reward_models import make_reward_model
+from dollar.models.roles import trainable
+from dollar.models.teacher import Teacher
+from dollar.models.teacher_reward_model import weights_hash
+from dollar.parallel import checkpoint
+from dollar.parallel.shard import assign
+from dollar.parallel.world import World
+from dollar.surrogate.fit import Rows, figures_of, remember
+from dollar.surrogate.latent_reward import LatentReward
+from dollar.surrogate.pixel_reward import PixelReward
+from dollar.training.learner import Learner
+from dollar.training.log import Log
+from dollar.training.loop import Loop, Plan
+from dollar.training.lr_schedule import falling
+from dollar.training.monitors.best import Best
+
+# Keys whose change begins no fit anew.
+FREE = ("out", "observations", "climb", "parallel", "save_every")
+
+
+STOPPED = 3  # exit code of a fit that was asked to stop and saved
+
+
+class Fitted(NamedTuple):
+    """Where the best model was found: after `step` updates of `steps`, in `seconds`."""
+
+    step: int
+    steps: int
+    seconds: float
+
+
+def check(config: DictConfig) -> None:
+    """Raise ValueError for what could only fail after the clips are scored."""
+    if config.reward.get("_target_") is None:
+        raise ValueError("reward=none gives nothing to fit; name a reward, such as reward=shapes")
+    for key, least in (
+        ("clips", 0),
+        ("made_clips", 0),
+        ("climb", 0),
+        ("seed", 0),
+        ("steps", 1),
+        ("batch", 1),
+        ("every", 1),
+    ):
+        if config[key] < least:
+            raise ValueError(f"{key} is {config[key]}; it must be at least {least}")
+    if config.patience < 1:
+        raise ValueError(f"patience is {config.patience}; it must be at least 1")
+    for key in ("held_out", "watched"):
+        if not 0 < config[key] < 1:
+            raise ValueError(f"{key} is {config[key]}; it is a fraction of the clips, between 0 and 1")
+    if not 0 <= config.decay_from <= 1:
+        raise ValueError(f"decay_from is {config.decay_from}; it is a fraction of the steps, 1 for a rate that stays")
+    if any(not isinstance(steps, int) or steps < 1 for steps in config.made):
+        raise ValueError(f"made is {list(config.made)}; it is a list of step counts, such as [1,4]")
+    if len(set(config.made)) < len(config.made):
+        raise ValueError(f"made is {list(config.made)}; give each step count once")
+    real = config.clips if config.data.get("latents", True) else 0
+    if real == 0 and config.made_clips * len(config.made) == 0:
+        raise ValueError("there are no clips to fit on: give clips by data, or let the teacher make some (made_clips)")
+    if config.teacher.get("text") == "stored" and config.data.get("text") is None:
+        raise ValueError("teacher.text is stored, but this data stores none; use data=latents, or teacher.text=online")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("this command runs in one process; start it by python, without torchrun")
+    noise_of(config.lrm)
+    check_optimizers(config)
+
+
+def new_surrogate(config: DictConfig, teacher: Teacher, pixel: PixelReward, prompt: str) -> LatentReward:
+    """A surrogate that has seen nothing; prompt: any that the teacher can encode."""
+    lrm: Any = OmegaConf.to_container(config.lrm, resolve=True)
+    how, noised = lrm.pop("fit"), noise_of(config.lrm)
+    del lrm["noise"], lrm["noised"]
+    if getattr(pixel.reward, "sees_motion", False) and (lrm["backbone"], lrm["temporal"]) == ("cnn", "frames"):
+        logger.warning(f"note: {pixel.name} sees motion, which lrm.temporal=frames can't; conv3d can")
+    torch.manual_seed(config.seed)
+    model: Any = make_reward_model(teacher, **lrm, prompt=prompt)
+    return LatentReward(model, pixel, teacher.text, fit=how, noised=noised, schedule=teacher.denoiser.schedule)
+
+
+def identity(config: DictConfig, teacher: Teacher, data: Samples) -> dict[str, Any]:
+    """What a clip's latents and reward depend on, in words that a sentence can name."""
+    return {
+        "reward": OmegaConf.to_container(config.reward, resolve=True),
+        "teacher": [teacher.fingerprint(), weights_hash(teacher.denoiser.network), teacher.guidance_scale],
+        "clip size": [*teacher.clip_shape, teacher.fps],
+        "data": data.identity(),
+        "seed": config.seed,
+    }
+
+
+def fit(
+    config: DictConfig,
+    surrogate: LatentReward,
+    world: World,
+    latents: Sequence[Tensor],
+    rows: Rows,
+    watched: Rows,
+) -> Fitted:
+    """Fit the surrogate on rows, and leave it as it was when it followed the watched ones best.
+
+    Goes on where a fit of the same configuration was stopped; another one's state is removed. Asked to stop,
+    it saves and exits with code 3.
+    """
+    remember(surrogate, latents, rows, config.batch, config.seed)
+    folder, started = Path(config.out) / "fit", time.perf_counter()
+    whole: Any = OmegaConf.to_container(config, resolve=True)
+    deciding = {key: value for key, value in whole.items() if key not in FREE}
+    latest = checkpoint.newest(folder / "checkpoints")
+    state = None if latest is None else checkpoint.load(latest)
+    if state is not None and state.plain["config"] != deciding:
+        shutil.rmtree(folder)
+        state = None
+    parameters = trainable(surrogate.model)
+    keys: Any = OmegaConf.to_container(config.optim.lrm, resolve=True)
+    optimizer = torch.optim.AdamW(list(parameters.values()), **{**keys, "betas": tuple(keys["betas"])})
+    rate = partial(falling, start=config.decay_from)
+    learner = Learner("lrm", parameters, [optimizer], math.inf, rate, remedy="Lower optim.lrm.lr")
+
+    def validate(step: int) -> dict[str, float]:
+        surrogate.level(turns=len(surrogate.past))
+        return {"r2": figures_of(surrogate, latents, watched, config.batch)["all"]["r2"]}
+
+    best = Best("r2", config.every, config.patience)
+    with Log(folder, resume_step=None if state is None else state.plain["cycle"] + 1) as log:
+        loop = Loop(
+            Plan(config.steps, config.save_every, keep=1, validate_every=config.every, log_every=10),
+            SurrogateAlone(surrogate, config.seed, config.batch, world),
+            {"lrm": learner},
+            world,
+            folder,
+            log,
+            validate=validate,
+            monitors={"best": best},
+            config=deciding,
+            description="fitting",
+            kept=lambda: {f"lrm/{name}": p for name, p in parameters.items()},
+        )
+        if state is not None:
+            loop.load(state)
+        finished = loop.train()
+    if not finished:
+        logger.info(f"stopped after update {loop.cycle} and saved; the same command goes on from there")
+        sys.exit(STOPPED)
+    kept = checkpoint.newest(folder / "best")
+    if kept is not None:
+        for name, p in parameters.items():
+            assign(p, checkpoint.load(kept).tensors[f"lrm/{name}"])
+    return Fitted(int(best.best.get("cycle", loop.cycle)), config.steps, time.perf_counter() - started)

@@ -1,0 +1,301 @@
+"""From configuration to a run: networks, learners, method, monitors, loop."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from dollar.cli.build.data import build_data, some_captions
+from dollar.cli.build.objective import objective_of
+from dollar.cli.build.rewards import Rewards, build_latent_reward, check_rewards, guard_of, rewards_of
+from dollar.cli.build.teacher import check_guidance, check_text, dtype_of, with_text
+from dollar.diffusion.timesteps import FewStep
+from dollar.export.student import check_steps, denoiser_of, few_steps, prediction_of, student_weights
+from dollar.log import logger
+from dollar.losses.objective import Objective
+from dollar.methods.ingredients import Ingredients
+from dollar.models.roles import Role, separate, trainable
+from dollar.models.teacher import Teacher
+from dollar.parallel.shard import fill_from, fits_whole, trainable_copy
+from dollar.parallel.world import World
+from dollar.surrogate.latent_reward import LatentReward
+from dollar.surrogate.pixel_reward import PixelReward
+from dollar.training.average import Average
+from dollar.training.learner import Learner, constant
+from dollar.training.log import Log
+from dollar.training.loop import Loop, Plan
+from dollar.training.lr_schedule import falling
+from dollar.training.monitors.best import Best
+from dollar.training.monitors.guard import Guard
+from dollar.training.monitors.monitor import Monitor
+from dollar.training.validation import Scores, Validation
+
+
+def check(config: DictConfig, processes: int) -> Objective:
+    """The objective; ValueError, naming the key, for all that can be told before anything is loaded."""
+    objective = objective_of(config)
+    plan_of(config), validation_of(config), guard_of(config, objective), monitors_of(config, Guard())
+    dtype_of(config, "dtype"), dtype_of(config, "teacher_dtype")
+    check_steps(config.student.timesteps, config.student.steps)
+    check_batch(config, objective, processes)
+    check_optimizers(config, objective)
+    if config.student.lora is not None and config.student.lora < 1:
+        raise ValueError(f"student.lora is {config.student.lora}; it is a rank, such as 32, or null for all weights")
+    if config.student.parameterization not in ("homogeneous", "heterogeneous"):
+        raise ValueError(
+            f"student.parameterization is {config.student.parameterization!r}; use homogeneous or heterogeneous"
+        )
+    if not 0 <= config.ema < 1:
+        raise ValueError(f"ema is {config.ema}; it is a decay, 0 (off) or more and below 1")
+    if config.clip_gradient <= 0:
+        raise ValueError(f"clip_gradient is {config.clip_gradient}; it must be positive, or nothing is learned")
+    if not 0 <= config.decay_from <= 1:
+        raise ValueError(f"decay_from is {config.decay_from}; it is a fraction of the cycles, 1 for rates that stay")
+    return objective
+
+
+def check_batch(config: DictConfig, objective: Objective, processes: int) -> None:
+    """Raise ValueError for batches that the processes can't share, and numbers of a cycle that can't be."""
+    lrm, micro_batch = config.lrm, config.parallel.micro_batch
+    least = {"batch": (config.batch, 1), "seed": (config.seed, 0), "fake_updates": (config.fake_updates, 1)}
+    least |= {"fake_warmup": (config.fake_warmup, 0), "log.gradients_every": (config.log.gradients_every, 0)}
+    least |= {f"lrm.{key}": (lrm[key], 1) for key in ("clips", "updates")} | {"lrm.warmup": (lrm.warmup, 0)}
+    for key, (value, smallest) in least.items():
+        if value < smallest:
+            raise ValueError(f"{key} is {value}; it must be at least {smallest}")
+    if config.parallel.shard not in ("auto", True, False):
+        raise ValueError(f"parallel.shard is {config.parallel.shard!r}; use auto, true or false")
+    if micro_batch is not None and micro_batch < 1:
+        raise ValueError(f"parallel.micro_batch is {micro_batch}; it is a number of clips, or null for all at once")
+    if config.fake_warmup >= config.cycles:
+        raise ValueError(
+            f"fake_warmup is {config.fake_warmup} of cycles={config.cycles}, so the student would never be updated"
+        )
+    if config.batch % processes:
+        raise ValueError(f"batch={config.batch} must be a multiple of the {processes} processes")
+    if objective.needs.surrogate and lrm.mode != "frozen":  # otherwise no clips are scored
+        if lrm.clips % processes:
+            raise ValueError(f"lrm.clips={lrm.clips} must be a multiple of the {processes} processes")
+        if config.batch < lrm.clips:
+            raise ValueError(f"lrm.clips is {lrm.clips}, more than the batch={config.batch} that they are taken from")
+
+
+def check_optimizers(config: DictConfig, objective: Objective | None = None) -> None:
+    """Raise ValueError for rates, betas or decays that no optimizer can take, and for a network that has none."""
+    for network, keys in config.optim.items():
+        if not keys.lr > 0 or not all(0 <= beta < 1 for beta in keys.betas) or keys.weight_decay < 0:
+            raise ValueError(
+                f"optim.{network} is {OmegaConf.to_container(keys)}; lr must be positive, betas lie from 0 to below 1, "
+                "and weight_decay is 0 or positive"
+            )
+    for name in objective.learning_terms if objective is not None else ():
+        if name not in config.optim:
+            raise ValueError(
+                f"the term {name} has a network of its own, but there is no optim.{name}; give its yaml "
+                f"optim: {{{name}: {{lr: 1.0e-4, betas: [0.9, 0.99], weight_decay: 0.0}}}}"
+            )
+
+
+def plan_of(config: DictConfig) -> Plan:
+    """How long and how often; ValueError names a key at fault."""
+    watched = config.validation.first or config.guard.action != "none"
+    every = config.validation.every
+    return Plan(config.cycles, config.save_every, config.keep, every, validate_first=watched)
+
+
+class Run(NamedTuple):
+    """A run: its loop, and what its method is made of."""
+
+    loop: Loop
+    ingredients: Ingredients
+
+
+def build_run(
+    config: DictConfig, world: World, teacher: Teacher, folder: Path, resume_cycle: int, rewards: Rewards | None = None
+) -> Run:
+    """Everything that a run holds, ready for `load` or `train`; rewards: where they are made already."""
+    objective = check(config, world.size)
+    rewards = rewards or rewards_of(config, objective)
+    teacher = with_text(config, teacher)
+    samplers = few_steps(teacher, config.student.timesteps, config.student.steps, config.student.between)
+    check_terms(config, objective, teacher, samplers)
+    data = build_data(config, teacher)
+    if (report := getattr(data, "report", None)) is not None:
+        logger.info(report)
+    check_text(config, teacher, data, objective)
+    roles = roles_of(config, world, teacher, objective, samplers)
+    average = Average(roles["student"].parameters, config.ema)
+    pixel, second = (None if reward is None else PixelReward(reward, teacher.codec) for reward in rewards)
+    surrogate = None
+    if objective.needs.surrogate:
+        surrogate = build_latent_reward(config, teacher, world, pixel, data.captions[0])
+    guard = guard_of(config, objective)
+    run = Ingredients(
+        teacher=teacher.denoiser,
+        roles=roles,
+        samplers=list(samplers.values()),
+        objective=objective,
+        latent_shape=teacher.latent_shape,
+        null=teacher.null,
+        text=teacher.text,
+        data=data,
+        world=world,
+        seed=config.seed,
+        batch=config.batch,
+        micro_batch=config.parallel.micro_batch,
+        surrogate=surrogate,
+        pixel=pixel,
+        averaged=average.swapped,
+        moved=average.update,
+        reward_scale=lambda: guard.scale,
+        fitted=surrogate is not None and config.lrm.mode != "frozen",
+        networks=term_networks(config, objective, teacher, world),
+    )
+    prompts = instantiate(config.data.held_out) if config.data.held_out else some_captions(data)
+    check_rewards(pixel, second, itertools.chain(data.captions, prompts), teacher, objective)
+    scores, monitors = Scores(pixel, second, surrogate), monitors_of(config, guard)
+    for monitor in monitors.values():
+        monitor.check(scores.names(list(samplers)))
+    return Run(loop_of(config, run, folder, resume_cycle, average, monitors, (teacher, samplers, prompts, scores)), run)
+
+
+def loop_of(
+    config: DictConfig,
+    run: Ingredients,
+    folder: Path,
+    resume_cycle: int,
+    average: Average,
+    monitors: Mapping[str, Monitor],
+    shown: tuple[Teacher, Mapping[int, FewStep], Sequence[str], Scores],
+) -> Loop:
+    """The loop around a method; shown: the teacher, samplers, prompts and scores of its validations."""
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    resume_step = resume_cycle + 1 if resume_cycle else 0
+    log = Log(folder, run.world.is_main, resume_step, trackers=config.log.trackers, settings=settings)
+    validation = None
+    if config.validation.every > 0:
+        teacher, samplers, prompts, scores = shown
+        keys = validation_of(config)
+        validation = Validation(teacher, run.student, samplers, prompts, scores, log, run.world, **keys)
+    student = run.roles["student"].parameters
+    return Loop(
+        plan_of(config),
+        instantiate(config.method, _convert_="all")(run),
+        learners_of(config, run.roles, run.surrogate if run.fitted else None, run.networks),
+        run.world,
+        folder,
+        log,
+        average,
+        run.data,
+        validation,
+        monitors,
+        settings,
+        kept=lambda: {f"ema/{name}": p for name, p in student.items()},
+    )
+
+
+def check_terms(config: DictConfig, objective: Objective, teacher: Teacher, samplers: Mapping[int, FewStep]) -> None:
+    """Raise ValueError where this teacher, or a student that is sampled like this, can't have one of the terms."""
+    check_guidance(objective, teacher)
+    teacher.check_prediction(prediction_of(teacher, config.student.parameterization))
+    for term in objective.terms.values():
+        if (grid := getattr(term, "grid", None)) is not None:
+            teacher.denoiser.schedule.grid(grid)  # a grid that this schedule doesn't have is refused now
+        term.check(list(samplers.values()))
+
+
+def roles_of(
+    config: DictConfig, world: World, teacher: Teacher, objective: Objective, samplers: Mapping[int, FewStep]
+) -> dict[str, Role]:
+    """The student, and the fake score where a term needs one, each with a network of its own."""
+    recompute, dtype = config.parallel.activation_checkpointing, dtype_of(config, "dtype")
+    shard = shards(config, teacher, world, objective)
+    student = trainable_copy(teacher, world, recompute, config.student.lora, shard)
+    if config.init is not None:
+        fill_from(student, student_weights(config.init))
+    longest = samplers[max(samplers)]
+    roles = {
+        "student": separate("student", denoiser_of(teacher, student, longest, config.student.parameterization, dtype))
+    }
+    if objective.needs.fake:
+        network = trainable_copy(teacher, world, recompute, shard=shard)
+        roles["fake"] = separate("fake", teacher.denoiser_of(network, dtype))
+    return roles
+
+
+def shards(config: DictConfig, teacher: Teacher, world: World, objective: Objective) -> bool:
+    """Whether the trained networks are spread over the processes: as parallel.shard says, or where they don't fit."""
+    if config.parallel.shard != "auto":
+        return bool(config.parallel.shard)
+    size = sum(p.numel() for p in teacher.denoiser.network.parameters())
+    return not fits_whole((1 + objective.needs.fake) * size, size, world)
+
+
+def term_networks(config: DictConfig, objective: Objective, teacher: Teacher, world: World) -> dict[str, nn.Module]:
+    """The networks of the terms that have one, the same first weights in every process."""
+    state = torch.random.get_rng_state()
+    networks = {}
+    for name, term in objective.learning_terms.items():
+        torch.manual_seed(config.seed)
+        networks[name] = term.network(teacher.latent_shape).to(world.device)
+    torch.random.set_rng_state(state)
+    return networks
+
+
+def learners_of(
+    config: DictConfig, roles: Mapping[str, Role], surrogate: LatentReward | None, networks: Mapping[str, nn.Module]
+) -> dict[str, Learner]:
+    """What is trained; the rates of student and fake score fall together, the others stay."""
+    fall = partial(falling, start=config.decay_from)
+    found = {}
+    for name, role in roles.items():
+        found[name] = learner_of(config, name, role.parameters, rate=fall, use=role.use)
+    if surrogate is not None:
+        found["lrm"] = learner_of(config, "lrm", trainable(surrogate.model))
+    return found | {name: learner_of(config, name, trainable(network)) for name, network in networks.items()}
+
+
+def learner_of(
+    config: DictConfig, name: str, parameters: dict[str, nn.Parameter], rate: Any = constant, **how: Any
+) -> Learner:
+    """A learner with AdamW by the numbers of optim.<name>."""
+    keys = OmegaConf.to_container(config.optim[name], resolve=True)
+    assert isinstance(keys, dict)
+    trained = list(parameters.values())
+    fused = all(p.device.type in ("cpu", "cuda") for p in trained)  # a third of the time on a CPU
+    optimizer = torch.optim.AdamW(trained, **{**keys, "betas": tuple(keys["betas"])}, fused=fused)
+    remedy = f"Lower optim.{name}.lr"
+    return Learner(name, parameters, [optimizer], config.clip_gradient, rate, remedy=remedy, **how)
+
+
+def monitors_of(config: DictConfig, guard: Guard) -> dict[str, Monitor]:
+    """What looks at the validations: the best score's keeper, the guard, and those of conf/monitors."""
+    found: dict[str, Monitor] = {}
+    patience, best = config.patience, config.keep_best
+    if patience is not None and (patience < 1 or best is None):
+        raise ValueError(
+            f"patience is {patience} and keep_best {best!r}; it counts validations (1 or more) without a better score "
+            "of keep_best, so give both, or patience=null"
+        )
+    if best is not None:
+        found["best"] = Best(best, config.validation.every, patience)
+    if guard.active:
+        found["guard"] = guard
+    return found | {name: instantiate(node, _convert_="all") for name, node in config.monitors.items()}
+
+
+def validation_of(config: DictConfig) -> dict[str, Any]:
+    """The numbers of validation; ValueError names a key at fault."""
+    v = config.validation
+    for key, least in (("every", 0), ("prompts", 1), ("clips", 0), ("guidance_steps", 1)):
+        if v[key] < least:
+            raise ValueError(f"validation.{key} is {v[key]}; it must be at least {least}")
+    return {"count": v.prompts, "shown": v.clips, "teacher_steps": v.guidance_steps, "guided": config.student.guided}

@@ -1,0 +1,42 @@
+"""From configuration to the objective, and whether the run has what its terms need."""
+
+from __future__ import annotations
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from dollar.cli.build.data import check_data
+from dollar.cli.build.rewards import check_latent_reward
+from dollar.losses.objective import Objective
+from dollar.losses.term import Term
+
+
+def terms_of(config: DictConfig) -> dict[str, Term]:
+    """The terms of the objective whose weight isn't 0."""
+    made = {name: instantiate(node, _convert_="all") for name, node in config.terms.items() if node is not None}
+    if below := [name for name, term in made.items() if term.beta < 0]:
+        raise ValueError(f"the weight of {below[0]} is {made[below[0]].beta}; it is 0 (off) or positive")
+    return {name: term for name, term in made.items() if term.beta > 0}
+
+
+def objective_of(config: DictConfig) -> Objective:
+    """Eq. 16's terms; ValueError names a key at fault."""
+    objective, there = Objective(terms_of(config), config.balance), config.reward.get("_target_") is not None
+    needing = {name: term.needs for name, term in objective.terms.items()}
+    if config.batch < 2 and (alone := [name for name, needs in needing.items() if needs.reward == "numbers"]):
+        raise ValueError(
+            f"batch is {config.batch}, but the loss's {alone[0]} compares the rewards of a batch; give at least 2"
+        )
+    if objective.needs.surrogate and config.lrm.mode != "frozen" and not there:
+        raise ValueError("beta_ft is above 0 but reward=none; name a reward, or set beta_ft=0")
+    if wanting := [name for name, needs in needing.items() if needs.reward and not there]:
+        raise ValueError(f"the loss's {wanting[0]} needs a reward, but reward=none; name one with reward=NAME")
+    check_latent_reward(config, objective)
+    noised = config.student.input == "noised_data"
+    if not config.data.get("latents", True) and (objective.needs.clips or noised):
+        raise ValueError(
+            f"beta_cd={config.beta_cd} and student.input={config.student.input}, but this data has prompts alone; set "
+            "beta_cd=0 and student.input=simulate, or give clips with data=clips or data=latents"
+        )
+    check_data(config)
+    return objective

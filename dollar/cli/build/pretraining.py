@@ -1,0 +1,111 @@
+"""From configuration to the embedded networks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+CONFIG = "config.yaml"
+CLIP = ("clip", "pictures", "autoencoder")  # keys of make=clip alone
+SHARED = ("seed", "ema", "out", "work", "parallel")
+FREE = ("out", "work", "parallel.device", "parallel.timeout_minutes", "teacher.steps")  # may change on going on
+
+
+def check(config: DictConfig, processes: int) -> dict[str, Any]:
+    """The stages by name; ValueError, naming the key, for what could only fail hours later."""
+    from dollar.pretraining.autoencoder import STAGES
+    from dollar.pretraining.clip import Pictures
+    from dollar.pretraining.stages import Stage
+
+    if config.make not in MAKERS:
+        raise ValueError(f"make is {config.make!r}; it is {' or '.join(MAKERS)}")
+    if config.make == "clip" and config.autoencoder is None:
+        raise ValueError("autoencoder is null; make=clip needs a diffusers folder, such as dollar/assets/shapes")
+    if not 0 <= config.drop_caption <= 1:
+        raise ValueError(f"drop_caption is {config.drop_caption}; it is a fraction, between 0 and 1")
+    if not 0 <= config.ema < 1:
+        raise ValueError(f"ema is {config.ema}; it is a decay, 0 (off) or more and below 1")
+    for key, least in (("seed", 0), ("clips", 1), ("text_length", 1)):
+        if config[key] < least:
+            raise ValueError(f"{key} is {config[key]}; it must be at least {least}")
+    stages = {}
+    for name in (*STAGES, "teacher", "clip"):
+        try:
+            stages[name] = Stage(**OmegaConf.to_container(config[name]))  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ValueError(f"{name}.{error}") from None
+        if stages[name].batch < processes:
+            raise ValueError(f"{name}.batch is {stages[name].batch}; each of the {processes} processes needs a clip")
+    try:
+        Pictures(**OmegaConf.to_container(config.pictures))  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"pictures.{error}") from None
+    return stages
+
+
+def begun(config: DictConfig, work: Path) -> tuple[Path, bool]:
+    """Where the configuration of what is made is kept, and whether any of its stages has begun."""
+    from dollar.pretraining.stages import begun as stages_begun
+
+    states = stages_begun(work)
+    if config.make == "clip":
+        return work / "clip" / CONFIG, "clip" in states
+    return work / CONFIG, any(name != "clip" for name in states)
+
+
+def decides(config: DictConfig) -> dict[str, Any]:
+    """The configuration without what only the other one of the two that can be made depends on."""
+    stored: Any = OmegaConf.to_container(config, resolve=True)
+    wanted = (*SHARED, *CLIP) if config.make == "clip" else set(stored) - {"make", *CLIP}
+    return {key: value for key, value in stored.items() if key in wanted}
+
+
+def make_teacher(config: DictConfig, work: Path, stages: dict[str, Any], world: Any, precision: Any) -> None:
+    """Autoencoder, then text encoder and transformer; writes a diffusers folder."""
+    from dollar.pretraining.autoencoder import train_autoencoder
+    from dollar.pretraining.teacher import save_pipeline, train_teacher
+
+    init = None if config.init is None else Path(config.init)
+    vae = train_autoencoder(work, stages, config.seed, world, precision, init)
+    network, tokenizer = train_teacher(
+        work,
+        vae,
+        stages["teacher"],
+        config.seed,
+        config.clips,
+        config.text_length,
+        config.drop_caption,
+        config.ema,
+        world,
+        precision,
+        init,
+    )
+    if world.is_main:
+        save_pipeline(Path(config.out), vae, network, tokenizer)
+        print(f"the teacher is in {config.out}; its curves are in {work}")
+
+
+def make_clip(config: DictConfig, work: Path, stages: dict[str, Any], world: Any, precision: Any) -> None:
+    """The small CLIP of docs/clip.md, and what it can tell."""
+    from dollar.models.pipeline import Pipeline
+    from dollar.pretraining.clip import Pictures, save_clip, train_clip
+    from dollar.pretraining.clip_measures import measure
+    from dollar.pretraining.teacher import shapes_codec
+
+    vae = Pipeline(config.autoencoder, ["vae"]).read("vae", "AutoencoderKLCogVideoX").to(world.device)
+    pictures = Pictures(**OmegaConf.to_container(config.pictures))  # type: ignore[arg-type]
+    network, tokenizer = train_clip(work, vae, stages["clip"], pictures, config.seed, config.ema, world, precision)
+    if world.is_main:
+        out = Path(config.out)
+        save_clip(out, network, tokenizer)
+        (out / "metrics.json").write_text(
+            json.dumps(measure(network, tokenizer, shapes_codec(vae), config.seed), indent=2)
+        )
+        print(f"the CLIP is in {config.out}, with what it can tell in metrics.json; its curves are in {work}")
+
+
+MAKERS: dict[str, Callable[..., None]] = {"teacher": make_teacher, "clip": make_clip}

@@ -1,0 +1,191 @@
+"""Algorithm 1 of DOLLAR, as a list of turns: the student, the fake score, the latent reward model, fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from dollar.diffusion.draws import Draws
+from dollar.losses.term import check_choice
+from dollar.methods.fake_score import FakeScore
+from dollar.methods.ingredients import Ingredients
+from dollar.methods.reward_meter import RewardMeter
+from dollar.methods.student import StudentUpdate
+from dollar.methods.surrogate_fit import SurrogateFit
+from dollar.parallel.checkpoint import State
+from dollar.training.turn import Moment, Pullback, Scalars, Skip, Turn
+
+
+class Dollar:
+    """Algorithm 1; every random number comes from `Draws`, so a turn is a function of (weights, batch, seed, turn).
+
+    fake_updates: of the fake score for each of the student's; fake_warmup: cycles at the start without one of the
+    student's; student_input: where the student's prediction starts, `simulate` (its own earlier steps) or
+    `noised_data`; fake_loss: `native` or `cv`; lrm_clips, lrm_updates, lrm_mismatched: as in `SurrogateFit`;
+    lrm_warmup: its updates before the student first follows it; gradients_every: cycles between comparisons of the
+    terms' gradients, 0 for none; max_silent: cycles without any reward after which the run ends.
+    """
+
+    def __init__(
+        self,
+        run: Ingredients,
+        fake_updates: int = 5,
+        fake_warmup: int = 0,
+        student_input: str = "simulate",
+        fake_loss: str = "native",
+        lrm_clips: int = 4,
+        lrm_updates: int = 8,
+        lrm_warmup: int = 80,
+        lrm_mismatched: bool = False,
+        gradients_every: int = 0,
+        max_silent: int = 20,
+    ) -> None:
+        least = {"fake_updates": (fake_updates, 1), "fake_warmup": (fake_warmup, 0), "lrm.warmup": (lrm_warmup, 0)}
+        for key, (value, smallest) in (least | {"log.gradients_every": (gradients_every, 0)}).items():
+            if value < smallest:
+                raise ValueError(f"{key} is {value}; it must be at least {smallest}")
+        check_choice("student.input", student_input, ("simulate", "noised_data"))
+        self.run, self.fake_updates, self.fake_warmup = run, fake_updates, fake_warmup
+        self.lrm_warmup, self.gradients_every, self.max_silent = lrm_warmup, gradients_every, max_silent
+        self.scalars = Scalars()
+        self.meter = RewardMeter(run.pixel, run.world.gather)
+        self.student = StudentUpdate(run, student_input, self.scalars, self.meter, self.is_warm)
+        self.fake = FakeScore(run, self.student, self.draws, self.scalars, fake_loss)
+        self.fit = SurrogateFit(
+            run,
+            self.student,
+            self.scalars,
+            self.meter,
+            lambda cycle: cycle * fake_updates,
+            lrm_clips,
+            lrm_updates,
+            lrm_mismatched,
+            gradients_every,
+        )
+
+    @property
+    def logged(self) -> dict[str, float]:
+        return self.scalars.values
+
+    @logged.setter
+    def logged(self, values: dict[str, float]) -> None:
+        self.scalars.values = values
+
+    def begin(self, cycle: int, progress: float) -> None:
+        self.scalars.values = {}
+        self.student.progress = progress
+
+    def turns(self, cycle: int) -> Sequence[Turn]:
+        run, o, compared = self.run, self.run.objective, self.gradients_every
+        turns = [
+            Turn(  # lines 7-11
+                "student",
+                "student",
+                self._student_losses,
+                begin=self._begin_student,
+                end=self._end_student,
+                stepped=run.moved,
+                compared=compared,
+            )
+        ]
+        if o.needs.fake:  # lines 12-14
+            turns.append(Turn("fake", "fake", self.fake.losses, updates=self.fake_updates, end=self.fake.end))
+        turns += [
+            Turn(name, name, partial(self._term_losses, term), begin=self._when_sampled)
+            for name, term in o.learning_terms.items()
+        ]
+        if o.needs.surrogate and run.fitted:  # lines 15-17
+            fit = self.fit
+            turns.append(
+                Turn("lrm", "lrm", fit.losses, fit.updates, begin=fit.begin, end=self._end_fit, stepped=fit.stepped)
+            )
+        turns += [
+            Turn(  # lines 18-19
+                name,
+                "student",
+                partial(self._losses_apart, name, term),
+                every=term.every,
+                begin=partial(self._begin_apart, term),
+                stepped=run.moved,
+                logged=f"student_{name}",
+                compared=compared,
+            )
+            for name, term in o.apart.items()
+        ]
+        return turns
+
+    def draws(self, cycle: int, update: int = 0) -> Draws:
+        """The random numbers of an update; a cycle has as many turns as the fake score has updates."""
+        return self.run.draws(cycle * self.fake_updates + update)
+
+    def is_warm(self) -> bool:
+        """Whether the student may follow the latent reward model; one that is only read is warm from the start."""
+        surrogate = self.run.surrogate
+        return surrogate is not None and (not self.run.fitted or surrogate.updates >= self.lrm_warmup)
+
+    def samples(self, cycle: int) -> list[int]:
+        if not self.run.data.has_latents:
+            return []
+        turns: list[Draws] = []
+        if self.student.needs_clips:
+            turns.append(self.draws(cycle))
+        if self.run.objective.needs.fake and self.student.input == "noised_data":
+            turns += [self.draws(cycle, update) for update in range(1, self.fake_updates)]
+        if self.run.objective.needs.surrogate and self.run.fitted:
+            turns.append(self.fit.draws(cycle * self.fake_updates))
+        return [sample for draws in turns for sample in draws.indices]
+
+    # The turns' parts
+
+    def _begin_student(self, cycle: int) -> Skip | None:
+        if cycle >= self.fake_warmup:
+            return None
+        micro_batches = self.run.micro_batches(self.draws(cycle), self.student.needs_clips)
+        self.student.drawn = [self.student.draw(micro) for micro in micro_batches]
+        return Skip()
+
+    def _student_losses(self, when: Moment) -> Iterator[Pullback]:
+        compares = self.gradients_every > 0 and when.cycle % self.gradients_every == 0
+        return self.student.losses(self.draws(when.cycle), apart=compares)
+
+    def _end_student(self, cycle: int) -> None:
+        self.meter.close(self.scalars, self.max_silent)
+        self.meter.note()
+
+    def _when_sampled(self, cycle: int) -> Skip | None:
+        return None if self.student.drawn else Skip()
+
+    def _term_losses(self, term: Any, when: Moment) -> Iterator[Pullback]:
+        """The update of a term's own network, on the student's samples of this cycle."""
+        for drawn in self.student.drawn:
+            loss = term.fit(drawn.context, drawn.sample).mean()
+            share = len(drawn.sample.x_hat) * self.run.world.size / self.run.batch
+            yield Pullback("fit", loss, loss.detach().new_full((), share))
+
+    def _end_fit(self, cycle: int) -> None:
+        self.fit.end(cycle)
+        self.meter.note()
+
+    def _begin_apart(self, term: Any, cycle: int) -> Skip | None:
+        begun = cycle >= self.fake_warmup and (self.is_warm() or not term.needs.surrogate)
+        return None if begun else Skip()
+
+    def _losses_apart(self, name: str, term: Any, when: Moment) -> Iterator[Pullback]:
+        return self.student.losses_apart(name, term, self.draws(when.cycle))
+
+    # What the next cycle depends on
+
+    def state(self) -> State:
+        plain: dict[str, Any] = {"silent": self.meter.silent, "unusable": self.meter.unusable}
+        if self.run.surrogate is None:
+            return State({}, plain)
+        tensors, surrogate = self.fit.state()
+        return State({f"surrogate/{name}": t for name, t in tensors.items()}, plain | {"surrogate": surrogate})
+
+    def load(self, state: State) -> None:
+        self.meter.silent, self.meter.unusable = state.plain["silent"], state.plain["unusable"]
+        if self.run.surrogate is not None:
+            prefix = "surrogate/"
+            own = {n.removeprefix(prefix): t for n, t in state.tensors.items() if n.startswith(prefix)}
+            self.fit.load(State(own, state.plain["surrogate"]))

@@ -1,0 +1,67 @@
+"""The pixel reward as terms ask for it: what it gave in a cycle, and for how long it has given nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from dollar.log import ANY_RANK, logger
+from dollar.surrogate.pixel_reward import PixelReward
+from dollar.training.turn import Scalars
+
+
+class RewardMeter:
+    """Asks the pixel reward and counts. gather: [B] -> that of all processes.
+
+    silent: cycles in a row in which no process got a reward that is a number; unusable: clips that got none.
+    """
+
+    def __init__(self, pixel: PixelReward | None, gather: Callable[[Tensor], Tensor]) -> None:
+        self._pixel, self.gather = pixel, gather
+        self.silent = 0
+        self.unusable = 0
+        self._noted = False
+        self._given: list[Tensor] = []
+
+    @property
+    def pixel(self) -> PixelReward:
+        assert self._pixel is not None, "a term that needs a reward is built with one"
+        return self._pixel
+
+    def score(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The pixel reward [B] of latents, on the CPU, nan where there is none."""
+        reward = self.pixel.score(latents, prompts)
+        self._given.append(reward.to(latents.device))
+        return reward
+
+    def with_gradient(self, latents: Tensor, prompts: Sequence[str], frames: int | None) -> Tensor:
+        """The pixel reward [B] with a gradient at the latents, nan where there is none."""
+        reward = self.pixel.with_gradient(latents, prompts, frames)
+        self._given.append(reward.detach())
+        return reward
+
+    def close(self, scalars: Scalars, most: int) -> None:
+        """A cycle's terms have asked; FloatingPointError where nothing came for `most` cycles in a row."""
+        if self._given:
+            reward = self.gather(torch.cat(self._given))
+            self._given = []
+            usable = reward.isfinite()
+            self.unusable += int((~usable).sum())
+            self.silent = 0 if bool(usable.any()) else self.silent + 1
+            scalars.values["reward/unusable"] = float(self.unusable)
+            scalars.values["reward/true"] = float(reward[usable].mean())
+        if self.silent >= most:
+            raise FloatingPointError(self.trouble(self.silent))
+
+    def trouble(self, cycles: int) -> str:
+        """The sentence for a reward that has given nothing for so long."""
+        last = f" (the last time, {self.pixel.trouble})" if self._pixel is not None and self.pixel.trouble else ""
+        return f"{cycles} cycles in a row gave no reward that is a number{last}. Look at the reward by itself"
+
+    def note(self) -> None:
+        """Say once what the reward's first trouble was; clips without a reward are left out and counted."""
+        if self._pixel is not None and self.pixel.trouble and not self._noted:
+            self._noted = True
+            logger.warning(f"note: a clip got no reward and is left out: {self.pixel.trouble}", extra=ANY_RANK)

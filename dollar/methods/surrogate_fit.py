@@ -1,0 +1,152 @@
+"""The latent reward model's turn: it is fitted to the pixel reward (Algorithm 1, lines 15-17)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dollar.diffusion.draws import Draws
+from dollar.methods.ingredients import Ingredients
+from dollar.methods.reward_meter import RewardMeter
+from dollar.methods.student import Drawn, StudentUpdate
+from dollar.models.denoiser import Condition
+from dollar.parallel.checkpoint import State
+from dollar.surrogate.latent_reward import LatentReward
+from dollar.surrogate.observations import MISMATCH
+from dollar.training.turn import Moment, Pullback, Scalars, Skip
+
+
+class Pairs(NamedTuple):
+    """Prompts and clip keys of real clips, of generated ones (None), and of real ones under captions of others."""
+
+    prompts: list[str]
+    keys: list[tuple[int, int] | None]
+
+
+class SurrogateFit:
+    """Observes the pixel reward of real and generated clips and fits the latent reward model to all it remembers.
+
+    clips: generated clips a cycle, over all processes, that are scored; updates: a cycle; mismatched: whether real
+    clips under captions of others are scored, too; turn: the number of a cycle's turn; compared: cycles between looks
+    at how well it follows, 0 for none.
+    """
+
+    def __init__(
+        self,
+        run: Ingredients,
+        student: StudentUpdate,
+        scalars: Scalars,
+        meter: RewardMeter,
+        turn: Callable[[int], int],
+        clips: int = 4,
+        updates: int = 8,
+        mismatched: bool = False,
+        compared: int = 0,
+    ) -> None:
+        for key, value in (("clips", clips), ("updates", updates)):
+            if value < 1:
+                raise ValueError(f"lrm.{key} is {value}; it must be at least 1")
+        self.run, self.student, self.scalars, self.meter, self.turn = run, student, scalars, meter, turn
+        self.clips, self.updates, self.mismatched, self.compared = clips, updates, mismatched, compared
+        self._observed = False
+
+    @property
+    def surrogate(self) -> LatentReward:
+        assert self.run.surrogate is not None
+        return self.run.surrogate
+
+    def draws(self, turn: int) -> Draws:
+        """The random numbers of the samples that are scored: the first `clips` of the turn's batch."""
+        return self.run.draws(turn, self.clips)
+
+    def pairs(self, draws: Draws) -> Pairs:
+        """What is scored in a turn; prompts alone have no real clips."""
+        own = list(draws.indices)
+        batch, data = self.run.data.batch(own, latents=False), self.run.data
+        if not data.has_latents:
+            return Pairs(batch.prompts, [None] * len(own))
+        prompts: list[str] = [*batch.prompts, *batch.prompts]
+        keys: list[tuple[int, int] | None] = [*batch.keys, *[None] * len(own)]
+        if self.mismatched:
+            # A real clip always has the same wrong caption, so each such pair is decoded and scored once.
+            prompts += [data.captions[(clip + MISMATCH) % len(data.captions)] for clip, _ in batch.keys]
+            keys += batch.keys
+        return Pairs(prompts, keys)
+
+    def begin(self, cycle: int) -> Skip | None:
+        """Score x and x_hat (line 15) and remember what the reward gave; no update where it gave nothing at all."""
+        draws = self.draws(self.turn(cycle))
+        n, drawn = len(draws.indices), self.student.drawn
+        made = torch.cat([d.sample.x_hat for d in drawn])[:n]
+        real = self._real(draws) if self.run.data.has_latents else made[:0]
+        prompts, keys = self.pairs(draws)  # after the clips, for a broken one's stand-in has another caption
+        mismatched = real if self.mismatched else real[:0]
+        observed = self.surrogate.observe(draws.turn, torch.cat([real, made, mismatched]), prompts, keys)
+        self._observed = self.surrogate.remember(observed)
+        data, true, _ = observed.reward.split([len(real), n, len(mismatched)])
+        self._log_rewards(data, true, made, drawn)
+        return None if self._observed else Skip(self.meter.trouble)
+
+    def _real(self, draws: Draws) -> Tensor:
+        latents = self.run.data.batch(draws.indices).latents
+        assert latents is not None
+        return latents.to(self.run.world.device)
+
+    def _log_rewards(self, data: Tensor, true: Tensor, made: Tensor, drawn: list[Drawn]) -> None:
+        condition = Condition.joined([d.condition for d in drawn]).first(len(made))
+        with torch.no_grad():
+            predicted = self.surrogate.predict(made, condition)
+        if len(data):
+            self.scalars.values["reward/data"] = float(data.nanmean())
+        self.scalars.values |= {
+            "reward/true": float(true.nanmean()),
+            "reward/predicted_of_true": float(predicted.mean()),
+            "reward/error": float((predicted - true).abs().nanmean()),
+            "reward/unusable": float(self.surrogate.bad),
+        }
+
+    def losses(self, when: Moment) -> Iterator[Pullback]:
+        """The branches of one update of the fit (line 16)."""
+        yield from fit_losses(
+            self.surrogate, self.draws(self.turn(when.cycle)), f"lrm {when.update}", self.run.micro_batch, self.scalars
+        )
+
+    def stepped(self) -> None:
+        """Count an update; one that was skipped warms nothing."""
+        self.surrogate.updates += 1
+
+    def end(self, cycle: int) -> None:
+        """The updates are made: find the level of a model of pairs, and now and then look how well it follows."""
+        if not self._observed:
+            return
+        self.surrogate.level()
+        if self.compared > 0 and cycle % self.compared == 0:
+            agreement = self.surrogate.follow()
+            self.scalars.values["reward/rank_correlation"] = agreement.rank_correlation
+            self.scalars.values["reward/pairwise"] = agreement.pairwise
+
+    def state(self) -> State:
+        return self.surrogate.state()
+
+    def load(self, state: State) -> None:
+        world = self.run.world
+        own = slice(world.rank, None, world.size)
+        self.surrogate.load(state, lambda turn: self.pairs(self.draws(turn)).prompts, own)
+
+
+def fit_losses(
+    surrogate: LatentReward, draws: Draws, purpose: str, micro_batch: int | None, scalars: Scalars
+) -> Iterator[Pullback]:
+    """The branches of one update of a surrogate, micro-batch by micro-batch; logs the update's loss."""
+    first, samples = 0, len(draws.indices)
+    total = 0.0
+    for part in draws.split(micro_batch):
+        share = len(part.indices) / samples
+        loss = surrogate.loss(part, purpose, first, samples).mean()
+        first += len(part.indices)
+        total += float(loss.detach()) * share
+        yield Pullback("lrm", loss, loss.detach().new_full((), share))
+    scalars.values["loss/lrm"] = total

@@ -1,0 +1,151 @@
+"""A latent reward model fitted to scored clips, apart from any student: rows in, figures out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dollar.diffusion.draws import Draws
+from dollar.surrogate.latent_reward import STEP, Climb, LatentReward, Observation, agreement
+from dollar.surrogate.observations import MISMATCHED, REAL, Row
+
+LITTLE = 0.1  # the share of the predicted rise below which the true one counts as nothing
+
+Rows = Sequence[tuple[str, Row]]  # each with its kind
+
+
+class Parts(NamedTuple):
+    """Rows to fit on, and rows set apart."""
+
+    rest: list[tuple[str, Row]]
+    held: list[tuple[str, Row]]
+
+
+def split(rows: Rows, fraction: float, seed: int, file: Path) -> Parts:
+    """Rows to fit on and rows held out, by clip: what a clip is held out under one caption it is under all.
+
+    file: where what was scored is kept. ValueError where either would have less than two rewards.
+    """
+    clips = sorted({row.clip for _, row in rows})
+    order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(seed)).tolist()
+    held = {clips[i] for i in order[: round(fraction * len(clips))]}
+    parts = Parts([row for row in rows if row[1].clip not in held], [row for row in rows if row[1].clip in held])
+    if min(map(len, parts)) < 2:
+        raise ValueError(
+            f"{len(rows)} clips have a reward that is a number, and {len(parts.held)} would be set apart; at least 2 "
+            "are needed to fit on and 2 to be set apart. Raise clips or made_clips, or look at the reward by itself: "
+            f"{file} keeps what it gave, and clips without a number are scored again"
+        )
+    return parts
+
+
+def check_rewards(rewards: Sequence[float], file: Path) -> None:
+    """Raise ValueError unless the rewards to fit on differ by more than they are rounded."""
+    lowest, highest = min(rewards), max(rewards)
+    if highest - lowest <= 1e-6 * max(abs(lowest), abs(highest)):
+        raise ValueError(
+            f"all {len(rewards)} rewards to fit on are {rewards[0]:g}, so there is nothing to learn. Look at the "
+            f"reward by itself; {file} keeps what it gave, so remove that once the reward is mended"
+        )
+
+
+def remember(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, batch: int, seed: int) -> None:
+    """Put all rows into the surrogate's memory, shuffled, as if a cycle had seen `batch` of them."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed + 1)).tolist()
+    surrogate.memory = -(-len(rows) // batch)
+    for turn in range(surrogate.memory):
+        part = [rows[i][1] for i in order[turn * batch : (turn + 1) * batch]]
+        usable = torch.arange(batch) < len(part)
+        part += part[:1] * (batch - len(part))  # the last is filled up with what doesn't count
+        observation = Observation(
+            turn,
+            [row.prompt for row in part],
+            torch.stack([latents[row.place] for row in part]),
+            torch.tensor([row.reward for row in part]),
+            usable,
+        )
+        surrogate.remember(observation)
+    surrogate.bad = 0
+
+
+def figures_of(
+    surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, batch: int
+) -> dict[str, dict[str, float]]:
+    """How well rows are followed, of all and of every kind, where pairs half a deviation apart count.
+
+    r2: the share of the rewards' variance that is predicted, below 0 where their mean would predict better; error: the
+    root of the mean squared error, in the reward's unit.
+    """
+    device, found = surrogate.model.out.weight.device, []
+    with torch.no_grad():
+        for first in range(0, len(rows), batch):
+            part = [row for _, row in rows[first : first + batch]]
+            x = torch.stack([latents[row.place] for row in part]).to(device)
+            found.append(surrogate.predict(x, surrogate.encode_text([row.prompt for row in part])).double().cpu())
+    predicted, true = torch.cat(found), torch.tensor([row.reward for _, row in rows], dtype=torch.float64)
+    kinds, figures = [kind for kind, _ in rows], {}
+    for name in ("all", *dict.fromkeys(kinds)):
+        which = torch.tensor([name in ("all", kind) for kind in kinds])
+        p, r = predicted[which], true[which]
+        error, variance = float(((r - p) ** 2).mean()), float(r.var(correction=0))
+        r2 = 1 - error / variance if variance > 0 else math.nan
+        agreed = agreement(p, r, 0.5 * surrogate.statistics.sd)._asdict()
+        figures[name] = {"clips": len(r), "r2": r2, "error": math.sqrt(error), **agreed}
+    return figures
+
+
+def climb_of(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, most: int, seed: int) -> Climb | None:
+    """What a step up the gradient brings to `most` held-out clips, generated ones if there are any; None for none."""
+    made = [row for kind, row in rows if kind not in (REAL, MISMATCHED)]  # which a student's clips are like
+    tried = made or [row for _, row in rows]
+    count = min(most, len(tried))
+    if count == 0:
+        return None
+    chosen = [tried[i * len(tried) // count] for i in range(count)]  # of all step counts alike
+    draws = Draws(seed, 0, range(count), surrogate.model.out.weight.device)
+    x = torch.stack([latents[row.place] for row in chosen]).to(draws.device)
+    known = torch.tensor([row.reward for row in chosen])
+    return surrogate.climb(x, [row.prompt for row in chosen], draws, known)
+
+
+def climb_text(climb: Climb, noised: bool, backbone: str) -> str:
+    """A climb as a sentence, with advice where little of it is true."""
+    if climb.clips == 0:
+        return "no held-out clip got a reward after a step up its gradient, so what that is worth isn't known"
+    text = (
+        f"a step of {STEP:.0%} up its gradient, on {climb.clips} held-out clips: the predicted reward rises by "
+        f"{climb.predicted:.3g}, the true one by {climb.true:.3g} ± {climb.true_se:.2g}"
+    )
+    if climb.true > LITTLE * max(climb.predicted, 0.0):
+        return text
+    ways = ["lrm.noised=true"] * (not noised) + ["lrm.backbone=teacher"] * (backbone != "teacher")
+    return f"{text}; little of what it promises is true" + (f", try {' or '.join(ways)}" if ways else "")
+
+
+def table(figures: dict[str, dict[str, float]]) -> str:
+    """The held-out figures, a kind a line."""
+    columns = {
+        "clips": "clips",
+        "r2": "R^2",
+        "error": "error",
+        "correlation": "Pearson",
+        "rank_correlation": "Spearman",
+        "pairwise": "pairwise",
+    }
+    lines = ["held out".ljust(12) + "".join(title.rjust(11) for title in columns.values())]
+    for kind, row in figures.items():
+        cells = [f"{row[key]}" if key == "clips" else f"{row[key]:.3g}" for key in columns]
+        lines.append(kind.ljust(12) + "".join(cell.rjust(11) for cell in cells))
+    return "\n".join(lines)
+
+
+def plain(value: Any) -> Any:
+    """The same with null for what is not a number, since JSON knows no nan."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,261 @@
+"""The one loop: a method's turns cycle by cycle; logs, validates, saves, resumes and stops, whatever is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dollar.data.latents import Samples, check_identity
+from dollar.log import logger, progress
+from dollar.parallel import checkpoint
+from dollar.parallel.checkpoint import State
+from dollar.parallel.lock import Stop
+from dollar.parallel.world import World
+from dollar.training import old_checkpoint
+from dollar.training.average import Average
+from dollar.training.comparison import Comparison
+from dollar.training.learner import Gathered, Learner
+from dollar.training.log import Log
+from dollar.training.monitors.monitor import Monitor
+from dollar.training.turn import Method, Moment, Turn
+from dollar.training.watch import Watch
+
+# cycle -> scalars of a validation; the same in every process, or averaged over them
+Validate = Callable[[int], dict[str, float]]
+
+FORMAT = 2  # of checkpoints
+
+
+@dataclass
+class Plan:
+    """How long and how often.
+
+    save_every, validate_every: cycles, 0 for no validation; the last cycle always saves, and validates where any does.
+    keep: checkpoints kept; log_every: cycles between lines of the log; max_skipped: updates in a row that may be
+    skipped before the run ends.
+    """
+
+    cycles: int
+    save_every: int = 50
+    keep: int = 2
+    validate_every: int = 0
+    validate_first: bool = False
+    log_every: int = 1
+    max_skipped: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("cycles", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+    def due(self, cycle: int, every: int) -> bool:
+        """Whether something that happens every so many cycles does after this many."""
+        return every > 0 and (cycle % every == 0 or cycle == self.cycles)
+
+
+@dataclass
+class Loop:
+    """Everything that a run holds; `train` runs it to its last cycle or until it is told to stop.
+
+    learners: by name; average: of the learner whose network is sampled, None for none; monitors: by name, they look at
+    each validation. data: what samples are read ahead from and whose identity is kept, None for none. config: what made
+    this run, kept with every checkpoint. validate: called while the network holds the average. kept: what is saved as
+    the best. ended: why the run ended before its last cycle, or "".
+    """
+
+    plan: Plan
+    method: Method
+    learners: dict[str, Learner]
+    world: World
+    folder: Path
+    log: Log
+    average: Average | None = None
+    data: Samples | None = None
+    validate: Validate | None = None
+    monitors: Mapping[str, Monitor] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    description: str = "training"
+    kept: Callable[[], Mapping[str, Tensor]] | None = None
+    cycle: int = 0
+    ended: str = ""
+    best: dict[str, Any] = field(default_factory=dict)
+    stop: Stop = field(default_factory=Stop)
+    gathered: dict[str, Gathered] = field(default_factory=dict)
+    watch: Watch = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.watch = Watch(self.world.device)
+
+    def train(self) -> bool:
+        """Run the remaining cycles; True when nothing remains to be done, False when asked to stop before."""
+        if self.ended:
+            return True
+        with self.stop.in_order():
+            if self.cycle == 0 and self.validate is not None and self.plan.validate_first:
+                self._validate()  # what was there before any training
+            for cycle in progress(range(self.cycle, self.plan.cycles), self.description, active=self.world.is_main):
+                scalars = self.run_cycle(cycle)
+                self.cycle = cycle + 1
+                if self.plan.log_every == 1 or cycle % self.plan.log_every == 0:
+                    self.log.scalars(self.cycle, scalars)
+                if self.validate is not None and self.plan.due(self.cycle, self.plan.validate_every):
+                    self._validate()
+                stop = self.world.any(self.stop.asked)
+                if stop or self.ended or self.plan.due(self.cycle, self.plan.save_every):
+                    self.save()
+                if self.ended:
+                    return True
+                if stop and self.cycle < self.plan.cycles:
+                    return False
+        return True
+
+    def run_cycle(self, cycle: int) -> dict[str, float]:
+        """One cycle: the method's turns, each in a phase of its own; returns what it measured."""
+        self.watch.begin()
+        for learner in self.learners.values():
+            learner.set_rate(cycle, self.plan.cycles)
+        self.method.begin(cycle, cycle / self.plan.cycles)
+        if self.data is not None:
+            following = self.method.samples(cycle + 1) if cycle + 1 < self.plan.cycles else []
+            self.data.ahead([*self.method.samples(cycle), *following])
+        for turn in self.method.turns(cycle):
+            with self.watch.phase(turn.name):
+                self._take(turn, cycle)
+        skipped = {f"skipped/{name}": float(learner.skipped) for name, learner in self.learners.items()}
+        return self.world.mean(self.method.logged) | self.watch.scalars() | skipped
+
+    def _take(self, turn: Turn, cycle: int) -> None:
+        """A turn's updates, unless it begins with a reason for none."""
+        skip = turn.begin(cycle)
+        if skip is None:
+            for update in range(turn.updates):
+                self._update(turn, Moment(cycle, update))
+        elif skip.trouble is not None:
+            self._count(self.learners[turn.learner], False, skip.trouble)
+        turn.end(cycle)
+
+    def _update(self, turn: Turn, when: Moment) -> None:
+        """Losses carried back one branch at a time, then one step on which all processes agree."""
+        learner = self.learners[turn.learner]
+        comparison = Comparison(learner) if turn.compares(when.cycle) else None
+        with learner.use():
+            for part in turn.losses(when):
+                torch.autograd.backward(part.tensor, part.gradient, retain_graph=not part.last)
+                if comparison is not None:
+                    comparison.add(part.name)
+        if comparison is not None:
+            self.method.logged |= comparison.scalars(self.world)
+        if not learner.has_gradients:
+            return  # none of its terms has begun yet
+        if turn.every > 1 and not self._gathered(turn).add():
+            return
+        norm, sound = learner.step(self.world)
+        self.method.logged[f"grad_norm/{turn.logged or turn.learner}"] = norm
+        self._count(
+            learner,
+            sound,
+            lambda times: (
+                f"{times} updates of the {learner.name} in a row had gradients that were not finite. {learner.remedy}"
+            ),
+        )
+        if sound:
+            turn.stepped()
+
+    def _gathered(self, turn: Turn) -> Gathered:
+        if turn.name not in self.gathered:
+            self.gathered[turn.name] = Gathered(self.learners[turn.learner], turn.every, self.world)
+        return self.gathered[turn.name]
+
+    def _count(self, learner: Learner, sound: bool, trouble: Callable[[int], str]) -> None:
+        """Keep count of skipped updates; FloatingPointError, naming the trouble, when too many came in a row."""
+        learner.count(sound)
+        if learner.in_a_row >= self.plan.max_skipped:
+            raise FloatingPointError(
+                f"{trouble(learner.in_a_row)}, or go on from an older checkpoint in {self.folder / 'checkpoints'}"
+            )
+
+    def _validate(self) -> None:
+        assert self.validate is not None
+        with self.average.swapped() if self.average is not None else torch.no_grad():
+            scores = self.world.mean(self.validate(self.cycle))  # one verdict, so that all keep the best or none
+            self.log.scalars(self.cycle, {f"validation/{name}": value for name, value in scores.items()})
+            for monitor in self.monitors.values():
+                verdict = monitor.look(self.cycle, scores)
+                if verdict.scalars:
+                    self.log.scalars(self.cycle, verdict.scalars)
+                if verdict.note:
+                    logger.warning(f"cycle {self.cycle}: {verdict.note}")
+                if verdict.keep is not None:
+                    self._keep(dict(verdict.keep))
+                self.ended = self.ended or verdict.ended
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        """Save what is validated as the best so far."""
+        self.best = record
+        assert self.kept is not None, "a run whose monitors keep something says what"
+        checkpoint.save(self.folder / "best", self.cycle, self.kept(), {"best": record}, self.world, keep=1)
+
+    @property
+    def uses_best(self) -> bool:
+        """Whether the result is what a monitor kept, and not the last."""
+        return any(monitor.prefers_kept for monitor in self.monitors.values())
+
+    def parts(self) -> dict[str, State]:
+        """Everything that the next cycle depends on, part by part."""
+        found = {name: learner.state() for name, learner in self.learners.items()}
+        found["loop"] = State({}, {"ended": self.ended, "best": self.best})
+        found["method"] = self.method.state()
+        found |= {f"monitor {name}": State({}, m.state_dict()) for name, m in self.monitors.items()}
+        found |= {f"gathered {name}": gathered.state() for name, gathered in self.gathered.items() if gathered.count}
+        if self.average is not None:
+            found["ema"] = self.average.state()
+        return found
+
+    def state(self) -> State:
+        """The parts as one checkpoint: tensors named <part>/<name>, and plain values."""
+        parts = self.parts()
+        tensors = {f"{part}/{name}": t for part, state in parts.items() for name, t in state.tensors.items()}
+        plain = {part: state.plain for part, state in parts.items()}
+        data = {} if self.data is None else self.data.identity()
+        run = {"format": FORMAT, "cycle": self.cycle, "config": self.config, "data": data}
+        return State(tensors, {**run, "parts": plain})
+
+    def save(self) -> None:
+        """Write a checkpoint from which the same command goes on exactly."""
+        tensors, plain = self.state()
+        checkpoint.save(self.folder / "checkpoints", self.cycle, tensors, plain, self.world, self.plan.keep)
+
+    def load(self, state: State) -> None:
+        """Take up a state on any number of processes; ValueError where the data is another than it was."""
+        state = old_checkpoint.renewed(state)
+        if self.data is not None:
+            check_identity(state.plain.get("data", {}), self.data.identity())
+        self.cycle = state.plain["cycle"]
+        parts = _divided(state)
+        self.ended, self.best = parts["loop"].plain["ended"], parts["loop"].plain["best"]
+        for name, learner in self.learners.items():
+            learner.load(parts[name])
+        for name, monitor in self.monitors.items():
+            if f"monitor {name}" in parts:  # a monitor may have come later
+                monitor.load_state_dict(parts[f"monitor {name}"].plain)
+        if self.average is not None:
+            self.average.load(parts["ema"])
+        self.method.load(parts["method"])
+        self.gathered = {}
+        for turn in self.method.turns(self.cycle):
+            if (part := parts.get(f"gathered {turn.name}")) is not None:
+                self._gathered(turn).load(part)
+
+
+def _divided(state: State) -> dict[str, State]:
+    """A checkpoint's parts."""
+    parts: dict[str, State] = {part: State({}, plain) for part, plain in state.plain["parts"].items()}
+    for full, tensor in state.tensors.items():
+        part, _, name = full.partition("/")
+        parts[part].tensors[name] = tensor
+    return parts
