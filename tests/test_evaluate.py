@@ -203,7 +203,7 @@ def test_metrics_json_has_every_figure(
     refused = command("evaluate", f"checkpoint={tmp_path / 'one' / 'student'}", "parallel.device=cpu")
     assert refused.code == 2 and "makes clips of (9, 32, 32)" in refused.err
     monkeypatch.setattr("dollar.evaluation.yardstick.check_size", lambda teacher: None)
-    monkeypatch.setattr("dollar.sampling.samplers.make_clips", hand_over)
+    monkeypatch.setattr("dollar.evaluation.systems.make_clips", hand_over)
     settings = ("clips=64", "teacher_clips=64", "teacher_steps=4", "training_clips=72", "lrm_prompts=3", "repeats=2")
     student = f"checkpoint={tmp_path / 'one' / 'student'}"
     done = command("evaluate", student, *settings, "parallel.device=cpu", "shown=1")
@@ -232,11 +232,11 @@ def test_metrics_json_has_every_figure(
 def test_the_shipped_figures_are_of_the_shipped_teacher() -> None:
     from types import SimpleNamespace
 
-    from dollar.cli.commands import evaluate as command
+    from dollar.evaluation.files import identity
 
     config = compose("evaluate")
     stored = json.loads(Path(config.teacher_metrics).read_text())
-    mine = command.identity(SimpleNamespace(folder=EMBEDDED, guidance_scale=config.teacher.guidance_scale))
+    mine = identity(SimpleNamespace(folder=EMBEDDED, guidance_scale=config.teacher.guidance_scale))
     assert {key: stored[key] for key in mine} == mine
 
 

@@ -582,15 +582,16 @@ LOSSES: dict[str, tuple[list[str], list[str]]] = {
 def test_the_card_says_every_term_and_the_reward_that_was_followed(tmp_path: Path, name: str) -> None:
     from omegaconf import OmegaConf
 
-    from dollar.export.model_card import command, training
+    from dollar.cli.build.exporting import choices
+    from dollar.export.recipe import command, training
 
     (tmp_path / "lrm.json").write_text('{"reward": "Redness"}')
     given, words = ([part.replace("LRM", str(tmp_path)) for part in parts] for parts in LOSSES[name])
     config: Any = OmegaConf.to_container(compose("train", *given), resolve=True)
-    text = "\n".join(training(config, {"cycle": 1}, None)) + "\n"
+    text = "\n".join(training(config, {"cycle": 1}, None, choices())) + "\n"
     assert all(word in text for word in words), text
     # A run that didn't keep its command says which loss it had.
-    again = compose("train", *shlex.split(command(config, {}).split("launch/train.py ")[1]))
+    again = compose("train", *shlex.split(command(config, {}, choices()).split("launch/train.py ")[1]))
     assert OmegaConf.to_container(again.terms, resolve=True) == config["terms"]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dollar.parallel.lock import Stop
+from dollar.parallel.signals import Stop
 from dollar.studies.jobs import Job, Outcome, minutes_left, start, wanted, work
 
 

@@ -26,16 +26,15 @@ from safetensors import safe_open
 
 from dollar import media
 from dollar.data import buckets, clips
-from dollar.data import encode as store
 from dollar.data.buckets import Bucket, choose, finished, read_ahead, row_ids, spread
 from dollar.data.clips import ClipFolder
+from dollar.data.encoding import work as store
 from dollar.data.listed import Skipped
 from dollar.data.skips import Skip, SkipLog, read_skips
 from dollar.data.sources import open_source
 from dollar.models.codec import Codec
 from dollar.models.teacher import Teacher
 from dollar.parallel.lock import Lock
-from dollar.parallel.world import World
 
 NAME = "9x32x32"
 
@@ -231,7 +230,7 @@ def test_the_report_and_what_is_remembered(
 def test_a_run_that_is_interrupted_goes_on(
     run: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, written = store.Work._write, []
+    real, written = store.Encoding._write, []
 
     def stops(self: Any, writer: Any, bucket: Any, group: Any) -> None:
         written.append(group)
@@ -239,12 +238,12 @@ def test_a_run_that_is_interrupted_goes_on(
             raise KeyboardInterrupt
         real(self, writer, bucket, group)
 
-    monkeypatch.setattr(store.Work, "_write", stops)
+    monkeypatch.setattr(store.Encoding, "_write", stops)
     how = ("rows_per_shard=3", "batch=1", "windows=2")
     with pytest.raises(KeyboardInterrupt):
         run(*how)
     assert [row["id"] for row in rows_of(tmp_path / "out")] == ["a.mp4#1of2", "a.mp4#2of2", "b.mp4#1of2"]
-    monkeypatch.setattr(store.Work, "_write", real)
+    monkeypatch.setattr(store.Encoding, "_write", real)
     assert run(*how).code == 0
     ids = Counter(row["id"] for row in rows_of(tmp_path / "out"))
     assert ids == Counter(f"{name}.mp4#{k}of2" for name in "abcde" for k in (1, 2))
@@ -266,10 +265,10 @@ def test_a_killed_run_goes_on_with_other_processes(
     started.wait()
     before = [row["id"] for row in rows_of(out)]
     assert 4 <= len(before) < 25
-    settings = store.Settings(1, "repeat", 2, "float32", "float32", 2, 1, 4, 1.0, False, False)
+    settings = store.EncodingSettings(1, "repeat", 2, "float32", "float32", 2, 1, 4, 1.0, False, False)
     source = open_source(folder)
     # As two processes do: both look, then both work.
-    works = [store.Work(out, source, teacher, [Bucket(9, 32, 32)], World(rank, 2), settings) for rank in (0, 1)]
+    works = [store.Encoding(out, source, teacher, [Bucket(9, 32, 32)], settings, rank, 2) for rank in (0, 1)]
     assert abs(len(works[0].own) - len(works[1].own)) <= 1 and max(works[0].own) < min(works[1].own)
     for work in works:
         work.run()
@@ -284,16 +283,42 @@ def test_a_killed_run_goes_on_with_other_processes(
 
 
 def test_a_second_command_in_the_folder_is_refused(run: Callable[..., Said], tmp_path: Path) -> None:
-    first = Lock(tmp_path / "out", alone=True)
+    first = Lock(tmp_path / "out")
     sentence(run(), "another command writes to out=", "out=FOLDER")
-    first.share()
-    also = Lock(tmp_path / "out", alone=False)  # another process of the first command
-    also.share()
+    also = Lock(tmp_path / "out", rank=1)  # another process of the first command
+    also.join()
     first.close()
     sentence(run(), "processes that it left still run")
     assert not list(tmp_path.rglob("*.parquet")) and not (tmp_path / "out" / "fingerprint.json").exists()
     also.close()
     assert run().code == 0 and run().code == 0
+
+
+def test_a_file_system_without_locks_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unknown(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    for rank in (0, 1):
+        lock = Lock(tmp_path, rank)
+        lock.join()
+        lock.close()
+        assert "can't be locked (No locks available); run one command at a time" in capsys.readouterr().out
+
+
+def test_a_killed_process_lets_the_folder_go(tmp_path: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from dollar.parallel.lock import Lock\n"
+    code += "lock = Lock(Path(sys.argv[1]), 1); lock.join(); print('holds', flush=True); time.sleep(100)"
+    line = [sys.executable, "-c", code, str(tmp_path)]
+    held = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert held.stdout is not None and held.stdout.readline() == "holds\n"
+    with pytest.raises(ValueError, match="processes that it left still run"):
+        Lock(tmp_path)
+    held.kill()
+    held.communicate()
+    Lock(tmp_path).close()
 
 
 def test_rows_that_are_there_twice_are_told_and_mended(run: Callable[..., Said], tmp_path: Path) -> None:
@@ -315,19 +340,19 @@ def test_rows_that_are_there_twice_are_told_and_mended(run: Callable[..., Said],
 def test_a_signal_ends_it_in_order(
     run: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    real, before = store.Work._write, signal.getsignal(number)
+    real, before = store.Encoding._write, signal.getsignal(number)
 
     def asked(self: Any, writer: Any, bucket: Any, group: Any) -> None:
         if "b.mp4" in (window.id for window in group):
             os.kill(os.getpid(), number)
         real(self, writer, bucket, group)
 
-    monkeypatch.setattr(store.Work, "_write", asked)
+    monkeypatch.setattr(store.Encoding, "_write", asked)
     said = run("batch=1", "readers=1")
     assert said.code == 3 and "the same command goes on" in said.out and "Traceback" not in said.err
     assert [row["id"] for row in rows_of(tmp_path / "out")] == ["a.mp4", "b.mp4"]  # though the shard was not full
     assert signal.getsignal(number) == before
-    monkeypatch.setattr(store.Work, "_write", real)
+    monkeypatch.setattr(store.Encoding, "_write", real)
     assert run().code == 0
     assert Counter(row["id"] for row in rows_of(tmp_path / "out")) == Counter(f"{name}.mp4" for name in "abcde")
 
@@ -348,7 +373,7 @@ def test_processes_end_when_torchrun_is_gone(folder: Path, tmp_path: Path, tiny_
     until = time.monotonic() + 60
     while True:
         try:
-            Lock(out, alone=True).close()
+            Lock(out).close()
             break
         except ValueError:  # processes that are left
             assert time.monotonic() < until, "they never end"

@@ -11,19 +11,9 @@ import pytest
 from PIL import Image
 
 from dollar.data import shapes
-from dollar.evaluation.report.page import (
-    DASH,
-    Figure,
-    SampleRow,
-    System,
-    cell,
-    curve,
-    format_number,
-    format_table,
-    thin,
-    ticks,
-    write_report,
-)
+from dollar.evaluation.report.curves import curve, thin, ticks
+from dollar.evaluation.report.page import SampleRow, write_report
+from dollar.evaluation.report.table import DASH, Figure, System, cell, format_number, format_table
 
 SINGLE = {"meta", "link", "img", "br", "path", "polyline"}
 

@@ -16,31 +16,15 @@ import torch
 from conftest import ROOT
 from torch import Tensor
 
-from dollar.data.shards import (
-    EMBEDDING,
-    LATENT,
-    MASK,
-    NO_CAPTION,
-    NO_TENSOR,
-    POOLED,
-    SCHEMA,
-    SOUND,
-    UNKNOWN_TYPE,
-    Row,
-    Shards,
-    ShardWriter,
-    done_ids,
-    known_dtype,
-    listed,
-    read_nulls,
-    tensor_columns,
-    write_nulls,
-)
+from dollar.data.nulls import read_nulls, write_nulls
+from dollar.data.shard_format import EMBEDDING, LATENT, MASK, POOLED, SCHEMA, StoredClip, known_dtype, tensor_columns
+from dollar.data.shard_writer import ShardWriter
+from dollar.data.shards import NO_CAPTION, NO_TENSOR, SOUND, UNKNOWN_TYPE, Shards, done_ids, listed
 
 COLUMNS = [column for name in (LATENT, EMBEDDING, MASK, POOLED) for column in tensor_columns(name)]
 
 
-def row(number: int, shape: tuple[int, ...] = (4, 3, 5, 6), pooled: bool = True, tokens: int = 7) -> Row:
+def row(number: int, shape: tuple[int, ...] = (4, 3, 5, 6), pooled: bool = True, tokens: int = 7) -> StoredClip:
     generator = torch.Generator().manual_seed(number)
 
     def normal(*size: int) -> Tensor:
@@ -48,7 +32,7 @@ def row(number: int, shape: tuple[int, ...] = (4, 3, 5, 6), pooled: bool = True,
 
     embeddings = normal(12, 8)
     embeddings[tokens:] = 0
-    return Row(
+    return StoredClip(
         id=f"clip-{number}",
         file_name=f"{number}.mp4",
         caption=f"clip {number}",

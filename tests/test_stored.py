@@ -19,8 +19,11 @@ from conftest import TinyClips
 from test_shards import row, write
 
 from dollar.data.latents import Batch, check_identity
-from dollar.data.shards import EMBEDDING, SCHEMA, Row, ShardWriter, tensor_columns, write_nulls
-from dollar.data.stored import LatentShards, StoredText, Walk
+from dollar.data.nulls import write_nulls
+from dollar.data.shard_format import EMBEDDING, SCHEMA, StoredClip, tensor_columns
+from dollar.data.shard_writer import ShardWriter
+from dollar.data.stored import LatentShards, StoredText
+from dollar.data.walk import Walk
 from dollar.models.denoiser import Condition
 from dollar.models.teacher import Teacher
 from dollar.parallel import checkpoint
@@ -351,7 +354,7 @@ def test_more_tokens_than_the_teacher_reads_are_told(folder: Path) -> None:
         text_of(folder, 6)(["clip 1"])
 
 
-def foreign(given: Row) -> dict:
+def foreign(given: StoredClip) -> dict:
     """A row as others write it: no mask, no pooled embedding, a leading 1 before the embeddings."""
     words = given.embeddings[None].numpy()
     columns = (words.tobytes(), list(words.shape), str(words.dtype))
@@ -389,7 +392,7 @@ def stored(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> Path:
             video = torch.from_numpy(clip).permute(0, 3, 1, 2)[None] / 255
             embeddings, mask, _ = teacher.text.encode([caption])
             latents = teacher.codec.moments(video)[0]
-            writer.add(Row(str(i), f"{i}", caption, latents, embeddings[0], mask[0], None, 32, 32, 9, 8.0))
+            writer.add(StoredClip(str(i), f"{i}", caption, latents, embeddings[0], mask[0], None, 32, 32, 9, 8.0))
     embeddings, mask, _ = teacher.text.encode([""])
     write_nulls(out, {"": (embeddings[0], mask[0], None)})
     (out / "fingerprint.json").write_text(json.dumps(teacher.fingerprint() | {"preprocess": {"windows": 1}}))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,6 +17,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dollar.cli.entry import CONF, check_given, check_overrides
+
+if TYPE_CHECKING:
+    from dollar.models.teacher import Teacher
 
 PLAIN = re.compile(r"[A-Za-z_./~][\w./~+-]*")  # text that hydra reads as it is
 WORDS = ("null", "true", "false", "yes", "no", "on", "off", "inf", "nan")  # ... but these, in any case
@@ -102,7 +105,7 @@ def train(settings: Mapping[str, Any]) -> Path:
     return folder / "student"
 
 
-def teacher(name_or_folder: str | Path, device: str, dtype: Any, settings: Mapping[str, Any]) -> Any:
+def teacher(name_or_folder: str | Path, device: str, dtype: Any, settings: Mapping[str, Any]) -> Teacher:
     """A teacher by its name in conf/teacher, or by its folder; ValueError for neither."""
     names = sorted(path.stem for path in (CONF / "teacher").glob("*.yaml"))
     if str(name_or_folder) not in names:
@@ -111,7 +114,7 @@ def teacher(name_or_folder: str | Path, device: str, dtype: Any, settings: Mappi
         return instantiate(c.teacher, device=device, compute_dtype=dtype)
 
 
-def _teacher_at(folder: Path, names: list[str], device: str, dtype: Any, settings: Mapping[str, Any]) -> Any:
+def _teacher_at(folder: Path, names: list[str], device: str, dtype: Any, settings: Mapping[str, Any]) -> Teacher:
     if not (folder / "model_index.json").is_file():
         raise ValueError(
             f"there is no teacher {str(folder)!r}; name one of {', '.join(names)}, or a diffusers folder, which has a "
@@ -133,7 +136,7 @@ def _teacher_at(folder: Path, names: list[str], device: str, dtype: Any, setting
     raise ValueError(f"{folder} holds a {kind}, for which there is no adapter; there are {', '.join(targets)}")
 
 
-def teacher_of_student(card: Mapping[str, Any], device: str) -> Any:
+def teacher_of_student(card: Mapping[str, Any], device: str) -> Teacher:
     """The teacher that a student's card names, without its transformer's weights."""
     if "teacher" not in card:
         raise ValueError("the student doesn't say which teacher made it; load that one and give it as teacher=")

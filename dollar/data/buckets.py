@@ -114,7 +114,7 @@ def spread(starts: int, windows: int) -> list[int]:
 
 
 def row_ids(id: str, count: int, windows: int) -> list[str]:
-    """The ids of a clip's `count` rows: the clip's own where one window was asked for, else with `#1of3` after it."""
+    """The ids of a clip's `count` rows: the clip's own where one window is taken, else with `#1of3` after it."""
     return [id] if windows == 1 else [f"{id}#{k}of{count}" for k in range(1, count + 1)]
 
 
@@ -128,7 +128,7 @@ def finished(rows: AbstractSet[str], windows: int) -> AbstractSet[str]:
 
 
 def read_ahead(jobs: Iterable[Job], do: Callable[[Job], Result], threads: int, ahead: int) -> Iterator[Result]:
-    """do(job) of each job, in order, done by threads; at most `ahead` results exist before they are asked for."""
+    """do(job) of each job, in order, done by threads; at most `ahead` results exist before they are used."""
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

@@ -48,7 +48,7 @@ class Item(NamedTuple):
 
 
 class Examined(NamedTuple):
-    """A clip that can be decoded: `frames` at the asked fps, of height x width pixels as they are shown."""
+    """A clip that can be decoded: `frames` at the given fps, of height x width pixels as they are shown."""
 
     file: File
     caption: str

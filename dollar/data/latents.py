@@ -28,7 +28,7 @@ class Clips(Protocol):
 
 
 class Batch(NamedTuple):
-    """Prompts, latents [B, C, F, h, w] where they were asked for, and a key for each clip, the same on every visit."""
+    """Prompts, latents [B, C, F, h, w] where they were requested, and a key for each clip, the same on every visit."""
 
     prompts: list[str]
     latents: Tensor | None
@@ -53,7 +53,7 @@ class Samples(Protocol):
         ...
 
     def ahead(self, samples: Sequence[int]) -> None:
-        """The latents of these will be asked for soon, in this order; for a source that can use the time."""
+        """The latents of these will be requested soon, in this order; for a source that can use the time."""
         ...
 
     def identity(self) -> dict[str, Any]:

@@ -62,8 +62,8 @@ class Mixture:
     @property
     def report(self) -> str:
         """Each source's share and what it reports."""
-        told = [str(getattr(source, "report", None) or f"{len(source)} samples") for source in self.sources]
-        return "\n".join(f"{count / BLOCK:.1%}: {text}" for count, text in zip(self.counts, told, strict=True))
+        reports = [str(getattr(source, "report", None) or f"{len(source)} samples") for source in self.sources]
+        return "\n".join(f"{count / BLOCK:.1%}: {text}" for count, text in zip(self.counts, reports, strict=True))
 
     def batch(self, samples: Sequence[int], latents: bool = True) -> Batch:
         """The batch of these global sample indices, in their order."""

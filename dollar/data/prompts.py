@@ -14,7 +14,7 @@ from dollar.data.latents import Batch, Fit, epoch_order, hash_of
 
 
 class PromptData:
-    """Prompts without clips, of a file or a list, by the door of LatentBatches: a new order each epoch."""
+    """Prompts without clips, of a file or a list, with the interface of LatentBatches: a new order each epoch."""
 
     has_latents = False
 
@@ -39,7 +39,7 @@ class PromptData:
         return f"{len(self)} prompts, no clips"
 
     def batch(self, samples: Sequence[int], latents: bool = True) -> Batch:
-        """The prompts of these global sample indices; raises ValueError where latents are asked for."""
+        """The prompts of these global sample indices; raises ValueError where latents are requested."""
         if latents:
             raise ValueError(
                 "this data has prompts alone, and latents of clips were asked for; set beta_cd=0 and "

@@ -1,176 +1,21 @@
-"""Shards: parquet files of latents and text embeddings, one captioned clip a row, in FastVideo's columns.
-
-A tensor is three columns, `<name>_bytes`, `_shape` and `_dtype`. `vae_latent` is what the autoencoder gave, not yet
-normalised. FastVideo reads every tensor as float32; the columns of MASK and POOLED are ours and it passes them over.
-"""
+"""Reading shards: all rows of folders of parquet files by number, their captions and shapes without their tensors."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from dollar.media import atomically
+from dollar.data.shard_format import LATENT, known_dtype, open_shard, sentences_about, tensor_columns
 
-LATENT, EMBEDDING, MASK, POOLED = "vae_latent", "text_embedding", "text_attention_mask", "text_pooled"
-DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float16, torch.bfloat16, torch.uint8)}
-FLOATS = [name for name, dtype in DTYPES.items() if dtype.is_floating_point]
-SOUND, NO_CAPTION, NO_TENSOR, UNKNOWN_TYPE = range(4)  # what an index tells of a row
-GROUP_BYTES = 4 * 2**20  # a row group is written once it holds this much, so that a row is read without many others
-NULLS = "nulls.safetensors"
-
-
-def tensor_columns(name: str) -> list[str]:
-    """The three columns that hold a tensor."""
-    return [f"{name}_bytes", f"{name}_shape", f"{name}_dtype"]
-
-
-def _fields(name: str) -> list[tuple[str, pa.DataType]]:
-    return list(zip(tensor_columns(name), (pa.binary(), pa.list_(pa.int64()), pa.string()), strict=True))
-
-
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        *_fields(LATENT),
-        *_fields(EMBEDDING),
-        *_fields(MASK),
-        *_fields(POOLED),
-        *((name, pa.string()) for name in ("file_name", "caption", "media_type")),
-        *((name, pa.int64()) for name in ("width", "height", "num_frames")),
-        *((name, pa.float64()) for name in ("duration_sec", "fps")),
-    ]
-)
-
-
-class Row(NamedTuple):
-    """A captioned clip: latents [C, F, h, w] un-normalised, embeddings [L, D], mask [L], pooled [P] or None.
-
-    width, height, num_frames: of the clip that was encoded, in pixels and frames; fps: frames a second.
-    """
-
-    id: str
-    file_name: str
-    caption: str
-    latents: Tensor
-    embeddings: Tensor
-    mask: Tensor
-    pooled: Tensor | None
-    width: int
-    height: int
-    num_frames: int
-    fps: float
-
-
-class Text(NamedTuple):
-    """A stored prompt: embeddings [L, D], mask [L] and pooled [P] or None."""
-
-    embeddings: Tensor
-    mask: Tensor
-    pooled: Tensor | None
-
-
-class ShardWriter:
-    """Writes rows into folder/<part>-00000.parquet and on; numbers go on after those that are there.
-
-    A shard appears whole, once it has `rows_per_shard` rows or the writer is closed. As a context manager it closes
-    at the end, and after an exception leaves nothing half-written. Only one writer at a time may have a part's name.
-    latents_dtype, text_dtype: float32, float16 or bfloat16. Trailing rows of zeros of the embeddings are not stored.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        part: str,
-        rows_per_shard: int = 64,
-        latents_dtype: str = "float32",
-        text_dtype: str = "float32",
-    ) -> None:
-        for key, name in (("latents_dtype", latents_dtype), ("text_dtype", text_dtype)):
-            if name not in FLOATS:
-                raise ValueError(f"{key} is {name!r}; shards hold {', '.join(FLOATS)}")
-        if rows_per_shard < 1:
-            raise ValueError(f"rows_per_shard is {rows_per_shard}; a shard has at least 1 row")
-        self.folder, self.part, self.rows_per_shard = Path(folder), part, rows_per_shard
-        self.latents_dtype, self.text_dtype = DTYPES[latents_dtype], DTYPES[text_dtype]
-        self.number = 1 + max((_number(path) for path in self.folder.glob(f"{part}-*.parquet")), default=-1)
-        for left in self.folder.glob(f".{part}-{'[0-9]' * 5}.parquet.*.tmp"):  # of a process that was killed
-            left.unlink(missing_ok=True)
-        self._shard: pq.ParquetWriter | None = None
-        self._open = contextlib.ExitStack()
-        self._waiting: list[dict[str, Any]] = []
-        self._rows = self._bytes = 0
-
-    def add(self, row: Row) -> None:
-        """Take a row; tensors may be on any device."""
-        stored = self._columns(row)
-        if self._shard is None:
-            path = self._open.enter_context(atomically(self.folder / f"{self.part}-{self.number:05d}.parquet"))
-            # Latents are noise to a compressor, and statistics would repeat whole tensors. Checksums tell of a damaged
-            # page when it is read.
-            settings = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-            self._shard = self._open.enter_context(pq.ParquetWriter(path, SCHEMA, write_page_checksum=True, **settings))
-        self._waiting.append(stored)
-        self._rows += 1
-        self._bytes += sum(len(value) for value in stored.values() if isinstance(value, bytes))
-        if self._bytes >= GROUP_BYTES:
-            self._flush()
-        if self._rows == self.rows_per_shard:
-            self.close()
-
-    def close(self) -> None:
-        """Move the rows that are waiting into place, if there are any; the writer can be used on."""
-        if self._shard is not None:
-            with self._open:
-                self._flush()
-            self._shard, self._rows, self.number = None, 0, self.number + 1
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self._open.__exit__(kind, error, trace)
-
-    def _flush(self) -> None:
-        assert self._shard is not None
-        if self._waiting:
-            self._shard.write_table(pa.Table.from_pylist(self._waiting, schema=SCHEMA))
-        self._waiting, self._bytes = [], 0
-
-    def _columns(self, row: Row) -> dict[str, Any]:
-        if row.latents.ndim != 4 or row.embeddings.ndim != 2 or row.mask.shape != row.embeddings.shape[:1]:
-            raise ValueError(
-                f"the row {row.id} has latents {list(row.latents.shape)}, embeddings {list(row.embeddings.shape)} and "
-                f"mask {list(row.mask.shape)}; they must be [C, F, h, w], [L, D] and [L]"
-            )
-        used = (row.embeddings != 0).any(1).nonzero()
-        embeddings = row.embeddings[: int(used.max()) + 1 if len(used) else 1]
-        return {
-            "id": row.id,
-            **_store(LATENT, row.latents, self.latents_dtype),
-            **_store(EMBEDDING, embeddings, self.text_dtype),
-            **_store(MASK, row.mask, torch.uint8),
-            **({} if row.pooled is None else _store(POOLED, row.pooled, self.text_dtype)),
-            "file_name": row.file_name,
-            "caption": row.caption,
-            "media_type": "video",
-            **{name: getattr(row, name) for name in ("width", "height", "num_frames", "fps")},
-            "duration_sec": row.num_frames / row.fps,
-        }
+SOUND, NO_CAPTION, NO_TENSOR, UNKNOWN_TYPE = range(4)  # what an index says of a row
 
 
 class Group(NamedTuple):
@@ -215,7 +60,7 @@ class Shards:
 
     columns: those that every file must have. captions: an Arrow array of every row's caption; shapes: the different
     latent shapes that there are, and shape_of [N]: which of them a row has. state_of [N]: SOUND, or what a row lacks as
-    far as it can be told without reading its tensors. Raises ValueError for a missing, empty or damaged place.
+    far as it is known without reading its tensors. Raises ValueError for a missing, empty or damaged place.
     """
 
     def __init__(self, paths: Sequence[str | Path], columns: Sequence[str]) -> None:
@@ -254,7 +99,7 @@ class Shards:
     def read(self, group: int, columns: Sequence[str]) -> Group:
         """A row group from its file, those of these columns that it has."""
         file = int(self._file_of[group])
-        with told(self.files[file]), _open(self.files[file]) as shard:
+        with sentences_about(self.files[file]), open_shard(self.files[file]) as shard:
             there = [column for column in columns if column in shard.schema_arrow.names]
             table = shard.read_row_group(group - int(self._first_group[file]), columns=there).combine_chunks()
         first = int(self.group_first[group])
@@ -269,7 +114,7 @@ class _Index(NamedTuple):
 
 
 def _read_index(path: Path, needed: Sequence[str]) -> _Index:
-    with told(path), _open(path) as shard:
+    with sentences_about(path), open_shard(path) as shard:
         names = shard.schema_arrow.names
         if missing := [name for name in ("caption", *needed) if name not in names]:
             raise ValueError(
@@ -308,19 +153,6 @@ def _valid_bytes(shard: pq.ParquetFile, name: str) -> np.ndarray:
     return np.concatenate([np.ones(0, dtype=bool), *found])
 
 
-@lru_cache
-def known_dtype(name: str | None) -> torch.dtype | None:
-    """The type that torch or numpy calls so, None where shards don't hold it."""
-    short = str(name).removeprefix("torch.")
-    if name is None or short in DTYPES:
-        return DTYPES.get(short)
-    try:
-        kind = np.dtype(short)
-    except (TypeError, ValueError, SyntaxError):
-        return None
-    return DTYPES.get(kind.name) if kind.isnative else None
-
-
 def listed(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     """One place or several as paths; a name that was read as a number is taken for the name."""
     several = [paths] if isinstance(paths, (str, int, float, Path)) else paths
@@ -347,63 +179,6 @@ def done_ids(folder: str | Path) -> set[str]:
     """The ids of all rows of the shards below a folder, none where there is no folder yet."""
     ids: set[str] = set()
     for path in sorted(Path(folder).rglob("*.parquet")):
-        with told(path), _open(path) as shard:
+        with sentences_about(path), open_shard(path) as shard:
             ids.update(shard.read(columns=["id"])["id"].to_pylist())
     return ids
-
-
-def write_nulls(folder: str | Path, prompts: Mapping[str, tuple[Tensor, Tensor, Tensor | None]]) -> None:
-    """nulls.safetensors: prompt -> embeddings [L, D], mask [L] and pooled [P] or None, of prompts without a clip."""
-    tensors, names = {}, {}
-    for i, (prompt, text) in enumerate(prompts.items()):
-        names[str(i)] = prompt
-        for field, tensor in zip(Text._fields, text, strict=True):
-            if tensor is not None:
-                tensors[f"{i}/{field}"] = tensor.detach().cpu().contiguous().clone()
-    with atomically(Path(folder) / NULLS) as temporary:
-        save_file(tensors, temporary, metadata=names)
-
-
-def read_nulls(path: Path) -> dict[str, Text]:
-    """What `write_nulls` wrote into this file, none where there is no file."""
-    if not path.is_file():
-        return {}
-    try:
-        with safe_open(path, "pt") as file:
-            there, names = file.keys(), file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in there}
-        return {
-            prompt: Text(*(tensors.get(f"{i}/{field}") for field in Text._fields))  # type: ignore[arg-type]
-            for i, prompt in names.items()
-        }
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it and run launch/preprocess.py again") from error
-
-
-def _store(name: str, tensor: Tensor, dtype: torch.dtype) -> dict[str, Any]:
-    """The three columns of a tensor."""
-    plain = tensor.detach().to("cpu", dtype).contiguous()
-    values = (plain.flatten().view(torch.uint8).numpy().tobytes(), list(plain.shape), str(dtype).removeprefix("torch."))
-    return dict(zip(tensor_columns(name), values, strict=True))
-
-
-def _number(path: Path) -> int:
-    number = path.stem.rsplit("-", 1)[1]
-    return int(number) if number.isdigit() else -1
-
-
-def _open(path: Path) -> pq.ParquetFile:
-    return pq.ParquetFile(path, page_checksum_verification=True)
-
-
-@contextlib.contextmanager
-def told(path: Path) -> Iterator[None]:
-    """Turns Arrow's errors about a file into a sentence."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        short = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(
-            f"the shard {path} can't be read ({short}); it is torn or no parquet file. Remove it and run the command "
-            "that wrote it again"
-        ) from error

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,25 +17,15 @@ import torch
 from cachetools import LRUCache
 from torch import Tensor
 
+from dollar.data.fingerprint import check_fingerprint, companion, nulls_of
 from dollar.data.latents import Batch, Fit, hash_of
 from dollar.data.mixture import Mixture, shares
-from dollar.data.shards import (
-    EMBEDDING,
-    LATENT,
-    MASK,
-    NULLS,
-    POOLED,
-    SOUND,
-    Group,
-    Shards,
-    Text,
-    listed,
-    read_nulls,
-    tensor_columns,
-)
+from dollar.data.nulls import NULLS, read_nulls
+from dollar.data.shard_format import EMBEDDING, LATENT, MASK, POOLED, Text, tensor_columns
+from dollar.data.shards import SOUND, Group, Shards, listed
+from dollar.data.walk import Walk
 
 C = TypeVar("C")
-FINGERPRINT = "fingerprint.json"
 READERS = 2  # threads that read ahead: one waits for the disk while the other copies
 
 
@@ -54,49 +42,6 @@ class Captions(Sequence[str]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         return self._array[int(self._rows[index])].as_py()
-
-
-class Walk:
-    """The place of every sample: each epoch visits all rows once, files in a new order, rows shuffled within blocks.
-
-    rows_per_file: how many rows each file has; they are numbered file by file. A block is as many files as have
-    `block_rows` rows together. Where a sample is follows from its number and the seed alone.
-    """
-
-    def __init__(self, rows_per_file: np.ndarray, seed: int, block_rows: int) -> None:
-        self.rows_per_file, self.seed, self.block_rows = rows_per_file, seed, block_rows
-        self.first = np.concatenate([[0], np.cumsum(rows_per_file)])
-        self._epoch, self._block = lru_cache(2)(self._new_epoch), lru_cache(4)(self._new_block)
-
-    def __call__(self, sample: int) -> int:
-        """The row of a global sample index."""
-        epoch, place = divmod(sample, int(self.first[-1]))
-        starts = self._epoch(epoch).starts
-        block = int(np.searchsorted(starts, place, "right")) - 1
-        return int(self._block(epoch, block)[place - starts[block]])
-
-    def _new_epoch(self, epoch: int) -> _Epoch:
-        files = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(len(self.rows_per_file))
-        blocks: list[list[int]] = []
-        room = 0
-        for file in files.tolist():
-            if room <= 0:
-                blocks.append([])
-                room = self.block_rows
-            blocks[-1].append(file)
-            room -= int(self.rows_per_file[file])
-        counts = [int(self.rows_per_file[block].sum()) for block in blocks]
-        return _Epoch(blocks, np.concatenate([[0], np.cumsum(counts[:-1], dtype=np.int64)]))
-
-    def _new_block(self, epoch: int, block: int) -> np.ndarray:
-        files = self._epoch(epoch).blocks[block]
-        rows = np.concatenate([np.arange(self.first[file], self.first[file + 1]) for file in files])
-        return np.random.Generator(np.random.PCG64([self.seed, epoch, block])).permutation(rows)
-
-
-class _Epoch(NamedTuple):
-    blocks: list[list[int]]  # files of each
-    starts: np.ndarray  # the first place of each block
 
 
 class Cache:
@@ -125,7 +70,7 @@ class Cache:
 
 
 class LatentShards:
-    """Samples of shards by the door of LatentBatches: each epoch in a new order, the same on any number of processes.
+    """Samples of shards, as LatentBatches gives them: each epoch in a new order, the same on any number of processes.
 
     path: a folder of launch/preprocess.py (all of it or one bucket), or any folder of FastVideo's parquet files.
     shape: (C, F, h, w) of the teacher's latents; rows of other sizes, or that lack caption or latents, are left out,
@@ -133,7 +78,7 @@ class LatentShards:
     normalise: stored latents [B, C, F', h, w], float32, to the teacher's on its device.
     fingerprint: what must be the same where the folder has its own. cache_bytes: what row groups in memory may take;
     block_bytes: rows that are shuffled together, about this much.
-    Threads read ahead what `ahead` is told. Latents that are not finite raise ValueError when they are read.
+    Threads read ahead what `ahead` names. Latents that are not finite raise ValueError when they are read.
     """
 
     has_latents = True
@@ -184,8 +129,8 @@ class LatentShards:
         """How much there is, and how much of it fits."""
         others = int((self._shards.state_of == SOUND).sum()) - len(self)
         left = [f"{others} of other latent shapes"] * bool(others) + self._shards.faults("latents")
-        told = f"; rows that are left out: {', '.join(left)}" if left else ""
-        return f"{len(self)} stored clips in {len(self._shards.files)} shards of {self.path}{told}"
+        left_out = f"; rows that are left out: {', '.join(left)}" if left else ""
+        return f"{len(self)} stored clips in {len(self._shards.files)} shards of {self.path}{left_out}"
 
     def identity(self) -> dict[str, Any]:
         """How many clips and files there are, and a hash of the files' names and of which rows are used."""
@@ -204,7 +149,7 @@ class LatentShards:
         return Batch([self.captions[place] for place in places], found, [(place, 0) for place in places])
 
     def ahead(self, samples: Sequence[int]) -> None:
-        """Read what will be asked for soon in the background, in this order, as much as half the cache holds."""
+        """Read what will be requested soon in the background, in this order, as much as half the cache holds."""
         if self._pool is None:
             return
         for number in [number for number, future in self._coming.items() if future.done()]:
@@ -261,12 +206,12 @@ def mixture_of(
     """Several folders of shards for a teacher and a run, mixed."""
     places = listed(paths)
     if weights is not None:
-        shares(weights, len(places))  # a mistake in them is told before anything is read
+        shares(weights, len(places))  # a mistake in them is reported before anything is read
     return Mixture([LatentShards.fitted(fit, path, **settings) for path in places], weights, fit.seed)
 
 
 class StoredText(Generic[C]):
-    """Prompts encoded beforehand, by the door of a text encoder: those of the shards, and the empty and negative one.
+    """Prompts encoded beforehand, called as a text encoder is: those of the shards, and the empty and negative one.
 
     paths: folders of shards; length: tokens a prompt is padded to with zeros. condition: makes what is returned of
     embeddings [B, L, D] float32, mask [B, L] and pooled [B, P] or None on the device. cache_bytes: row groups kept.
@@ -288,7 +233,7 @@ class StoredText(Generic[C]):
         self._nulls: dict[str, Text] = {}
         for path in self.paths:
             check_fingerprint(path, fingerprint or {})
-            self._nulls |= read_nulls(beside(path, NULLS))
+            self._nulls |= read_nulls(companion(path, NULLS))
         if nulls is not None:
             self._nulls |= nulls_of(Path(str(nulls)), fingerprint or {})
         self._shards = Shards(self.paths, tensor_columns(EMBEDDING))
@@ -386,54 +331,4 @@ class StoredText(Generic[C]):
             torch.nn.functional.pad(embeddings, (0, 0, 0, self.length - len(embeddings))),
             torch.nn.functional.pad(mask, (0, self.length - len(mask))),
             None if text.pooled is None else text.pooled.float(),
-        )
-
-
-def beside(path: Path, name: str) -> Path:
-    """A file of launch/preprocess.py's folder, which `path` is or is a bucket of."""
-    return path / name if (path / name).is_file() else path.parent / name
-
-
-def nulls_of(place: Path, expected: Mapping[str, Any]) -> dict[str, Text]:
-    """The prompts of a nulls.safetensors or of the folder that it is in; ValueError where another encoder made them."""
-    file = place if place.is_file() else place / NULLS
-    if not file.is_file():
-        raise ValueError(
-            f"data.nulls={place}: there is no {file}; any run of launch/preprocess.py with this teacher makes one"
-        )
-    text = {key: value for key, value in expected.items() if key.startswith(("text", "tokenizer"))}
-    check_fingerprint(file.parent, text)
-    return read_nulls(file)
-
-
-def check_fingerprint(path: Path, expected: Mapping[str, Any]) -> None:
-    """Raise ValueError where the folder says that it was made with something else than this teacher.
-
-    expected: as the folder's own file has them; `fps` is the clips' speed there.
-    """
-    file = beside(path, FINGERPRINT)
-    if not file.is_file():
-        return
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        fps = dict(stored.get("preprocess", {})).get("fps")
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"{file} is damaged ({error}); put the one back that launch/preprocess.py wrote, or run it again into "
-            "another folder"
-        ) from error
-    mine = json.loads(json.dumps(dict(expected)))  # tuples are lists there
-    speed = mine.pop("fps", fps)
-    differing = [
-        f"{key} {stored[key]} there, {mine[key]} here" for key in mine if stored.get(key, mine[key]) != mine[key]
-    ]
-    if differing:
-        raise ValueError(
-            f"{path} was made with another teacher: {'; '.join(differing)}. Train with the teacher that it was made "
-            "with, or run launch/preprocess.py with this one and another out=FOLDER"
-        )
-    if fps is not None and fps != speed:
-        raise ValueError(
-            f"{path} holds clips of {fps} frames a second, and this teacher's have {speed}. Set teacher.fps={fps} if "
-            f"that is its speed, or run launch/preprocess.py with teacher.fps={speed} and another out=FOLDER"
         )

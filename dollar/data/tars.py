@@ -1,4 +1,4 @@
-"""WebDataset tars: `key.mp4` beside `key.txt` or `key.json`, read where they lie."""
+"""WebDataset tars: `key.mp4` next to `key.txt` or `key.json`, read where they lie."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def pairs(prompts: Sequence[str], count: int) -> Pairs:
 def spread_out(prompts: Sequence[str], count: int) -> list[str]:
     """`count` of the prompts, in an order whose every beginning has the words about as often as all prompts have them.
 
-    So a system measured on few clips is asked for the same sizes, colours, shapes and motions as on many.
+    So a system measured on few clips makes the same sizes, colours, shapes and motions as on many.
     """
     left, seen = list(dict.fromkeys(prompts)), Counter[str]()
     chosen: list[str] = []
@@ -210,13 +210,13 @@ def scored(pixel: PixelReward, videos: Tensor, prompts: Sequence[str]) -> dict[s
     """
     several: Any = getattr(pixel.reward, "scores", None)
     whole: Any = getattr(pixel.reward, "whole", None)
-    each, told = [], []
+    each, parts = [], []
     for first in range(0, len(videos), 16):
         part = videos[first : first + 16].float() / 255
-        asked = list(prompts[first : first + len(part)])
-        fresh = [] if several is None else _parts(pixel, part, asked)
-        told += fresh
-        each += [pixel.judge(part, asked)] if whole is None else [whole(found) for found in fresh]
+        captions = list(prompts[first : first + len(part)])
+        fresh = [] if several is None else _parts(pixel, part, captions)
+        parts += fresh
+        each += [pixel.judge(part, captions)] if whole is None else [whole(found) for found in fresh]
     known = _finite(each)
     found: dict[str, Any] = {
         "name": pixel.name,
@@ -224,8 +224,8 @@ def scored(pixel: PixelReward, videos: Tensor, prompts: Sequence[str]) -> dict[s
         "sd": float(known.std(correction=0)) if len(known) else float("nan"),
         "clips": len(known),
     }
-    if told:
-        values = {name: _finite([t[name] for t in told]) for name in told[0]}
+    if parts:
+        values = {name: _finite([p[name] for p in parts]) for name in parts[0]}
         found["scores"] = {name: float(known.mean()) for name, known in values.items()}
         found["errors"] = {n: float(known.std(correction=0)) / math.sqrt(len(known)) for n, known in values.items()}
     return found
@@ -255,7 +255,7 @@ def latent_reward_figures(
 ) -> dict[str, float]:
     """How well the latent reward model follows the pixel reward on generated clips of mixed quality.
 
-    correlation: Pearson's; rank_correlation: Spearman's; pairwise: how often the better of two clips is told, where
+    correlation: Pearson's; rank_correlation: Spearman's; pairwise: how often the better of two clips is found, where
     rewards differ by more than 0.1; mse: in the reward's unit. climb_predicted, climb_true, climb_true_se: how far a
     step up its gradient raises what it predicts and the true reward of the last sampler's clips, and the standard
     error of the latter (`LatentReward.climb`).

@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from hydra.utils import get_class
-from omegaconf import OmegaConf
+import yaml
 
-from dollar.cli.entry import CONF
+from dollar.export.recipe import pursued, training
 
 LIBRARIES = ("diffusers", "transformers", "torch", "dollar")
-# What a reader looks at first of a training command; the rest is in the configuration below it.
-KEYS_ALONE = "The keys that say most; all of them are below.\n\n"
-TELLING = (
-    *("run", "seed", "cycles", "batch", "beta_vsd", "beta_cd", "beta_ft", "vsd.guidance_scale", "cd.guidance_scale"),
-    *("beta_pull", "beta_ddpo", "beta_rg", "lrm.mode", "lrm.path", "student.input", "student.guided"),
-    *("student.timesteps", "student.steps", "student.between", "student.parameterization", "init"),
-)
 
 
 @dataclass
 class Facts:
-    """What the card tells of one export.
+    """What the card says of one export.
 
-    card: the student's; calls: what the pipeline is told, by step count; times: [K] as the network sees them; run: the
+    card: the student's; calls: the pipeline's arguments by step count; times: [K] as the network sees them; run: the
     folder of its run, None where there is none; lora: a sentence about it, None for none; averaged: which weights;
-    tuned: whether it is its teacher tuned by a reward, which is sampled with guidance as its teacher is.
+    tuned: whether it is its teacher tuned by a reward, which is sampled with guidance as its teacher is; configuration:
+    the training's, as yaml, "" where it is not known; choices: the names that conf/ offers for `teacher` and `loss`.
     """
 
     card: Mapping[str, Any]
@@ -51,12 +43,14 @@ class Facts:
     licence: str | None
     prompt: str
     seed: int
+    configuration: str
+    choices: Mapping[str, Collection[str]]
 
 
 def model_card(facts: Facts) -> str:
     """README.md's text."""
     card, config = facts.card, facts.card.get("config") or {}
-    head = OmegaConf.to_yaml(OmegaConf.create(front_matter(facts))).rstrip()
+    head = yaml.safe_dump(front_matter(facts), sort_keys=False, allow_unicode=True).rstrip()
     times = ", ".join(f"{t:g}" for t in facts.times)
     counts = sorted(facts.calls, reverse=True)
     lines = [
@@ -75,11 +69,11 @@ def model_card(facts: Facts) -> str:
         f"- output: {card.get('parameterization', 'homogeneous')} parameterization",
         f"- weights: {'averaged over the training' if facts.averaged else 'the last ones'}, in {facts.dtype}",
         *([f"- LoRA: {facts.lora}"] if facts.lora else []),
-        *training(config, card, facts.run),
+        *training(config, card, facts.run, facts.choices),
         *figures(facts.run, counts),
         "\n## Versions\n",
         ", ".join(f"{name} {version(name)}" for name in LIBRARIES) + "\n",
-        *stored(config),
+        *stored(facts.configuration),
     ]
     return "\n".join(lines)
 
@@ -138,7 +132,7 @@ def read_front_matter(path: Path) -> dict[str, Any]:
     if not text.startswith("---\n") or "\n---" not in text[3:]:
         return {}
     try:
-        found = OmegaConf.to_container(OmegaConf.create(text[4 : text.index("\n---", 3)]), resolve=False)
+        found = yaml.safe_load(text[4 : text.index("\n---", 3)])
     except Exception:  # a card of others' making; whatever is wrong with it, it says nothing
         return {}
     return {str(k): v for k, v in found.items()} if isinstance(found, dict) else {}
@@ -147,7 +141,7 @@ def read_front_matter(path: Path) -> dict[str, Any]:
 def python(facts: Facts) -> str:
     """The lines that make a clip."""
     steps = max(facts.calls)
-    told = "".join(f", {key}={value!r}" for key, value in facts.calls[steps].items())
+    arguments = "".join(f", {key}={value!r}" for key, value in facts.calls[steps].items())
     wanted = "" if facts.dtype == "float32" else f", dtype=torch.{facts.dtype}"
     if facts.full:
         load = [f'pipe = DiffusionPipeline.from_pretrained("FOLDER"{wanted})']
@@ -166,7 +160,7 @@ def python(facts: Facts) -> str:
         *load,
         *(f"pipe.vae.{switch}()" for switch in facts.switches),
         f"torch.manual_seed({facts.seed})",
-        f"frames = pipe({facts.prompt!r}{told}).frames[0]",
+        f"frames = pipe({facts.prompt!r}{arguments}).frames[0]",
     ]
     return "```python\n" + "\n".join(lines) + "\n```\n"
 
@@ -174,9 +168,9 @@ def python(facts: Facts) -> str:
 def notes(facts: Facts) -> list[str]:
     """What isn't plain from the call."""
     counts = sorted(facts.calls, reverse=True)
-    told = "Give no other number of steps: the network was not trained for it." if len(counts) == 1 else ""
+    counted = "Give no other number of steps: the network was not trained for it." if len(counts) == 1 else ""
     if len(counts) > 1:
-        told = f"`num_inference_steps` may be {' or '.join(map(str, counts))}; it was trained for no other."
+        counted = f"`num_inference_steps` may be {' or '.join(map(str, counts))}; it was trained for no other."
     if facts.embeds_guidance:
         scale = facts.calls[counts[0]]["guidance_scale"]
         guidance = (
@@ -190,100 +184,12 @@ def notes(facts: Facts) -> list[str]:
     seeds = "The seed is torch's own, for noise is drawn from it between steps; a GPU draws other noise than a CPU."
     lacking = "license" not in read_front_matter(facts.teacher_folder / "README.md") and facts.licence is None
     unknown = ["The license is given as `other`, for the teacher's folder names none; its teacher's terms hold.\n"]
-    return [f"{told} {guidance} {seeds}\n", *(unknown if lacking else [])]
-
-
-def training(config: Mapping[str, Any], card: Mapping[str, Any], run: Path | None) -> list[str]:
-    """How it was trained."""
-    if not config:
-        return []
-    betas = [f"{key} {config.get(key)}" for key in ("beta_vsd", "beta_cd", "beta_ft")]
-    betas += [f"{name} {told_of(term)}" for name, term in further(config).items()]
-    return [
-        f"- losses: {', '.join(betas)}",
-        f"- reward: {followed(config, run)}",
-        f"- cycles: {card.get('cycle')} of {config.get('cycles')}, {config.get('batch')} clips each",
-        f"\n## Training\n\n{'' if 'command' in card else KEYS_ALONE}```sh\n{command(config, card)}\n```",
-    ]
-
-
-def further(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The loss's further terms that have a weight, by name."""
-    return {name: term for name, term in (config.get("terms") or {}).items() if term and term.get("beta", 1) > 0}
-
-
-def told_of(term: Mapping[str, Any]) -> str:
-    """A term's weight and its other settings."""
-    rest = ", ".join(f"{key} {value}" for key, value in term.items() if key not in ("_target_", "beta"))
-    return f"{term.get('beta', 1.0)}{f' ({rest})' if rest else ''}"
-
-
-class Pursued(NamedTuple):
-    """The reward that a run followed, "" for none, and by which ways."""
-
-    reward: str
-    ways: list[str]
-
-
-def pursued(config: Mapping[str, Any], run: Path | None) -> Pursued:
-    """What a run's terms led to; run: its folder, which knows what a latent reward model that was only read follows."""
-    reward, lrm = reward_of(config.get("reward") or {}), config.get("lrm") or {}
-    ways = [name for name, term in further(config).items() if asks_reward(term)]
-    if config.get("beta_ft", 0) > 0:
-        mode, path = lrm.get("mode", "online"), lrm.get("path")
-        ways.insert(0, "a latent reward model" if mode == "online" else f"the {mode} latent reward model {path}")
-        own = [folder / "lrm.json" for folder in (run and run / "lrm", path and Path(path)) if folder]
-        if not reward and (card := next((place for place in own if place.is_file()), None)):
-            reward = json.loads(card.read_text(encoding="utf-8")).get("reward") or ""
-    return Pursued(reward if ways else "", ways)
-
-
-def reward_of(node: Mapping[str, Any]) -> str:
-    """A reward by its class, with the parts of a mixture or the place of its weights; "" for none."""
-    name = str(node.get("_target_") or "").rsplit(".", 1)[-1]
-    parts = [f"{part} {weight}" for part, weight in (node.get("weights") or {}).items() if weight]
-    told = ", ".join(parts) or node.get("path")
-    return f"{name} ({told})" if told else name
-
-
-def asks_reward(term: Mapping[str, Any]) -> bool:
-    """Whether a term leads towards the reward; one whose class isn't there any more is taken to."""
-    try:
-        kind: Any = get_class(term["_target_"])
-        return bool(kind.needs)
-    except Exception:  # whatever the class of another's making does
-        return True
-
-
-def followed(config: Mapping[str, Any], run: Path | None) -> str:
-    """The reward that was followed and by which ways, in words."""
-    reward, ways = pursued(config, run)
-    if ways:
-        return f"{reward or 'unknown'}, by way of {' and '.join(ways)}"
-    measured = reward_of(config.get("reward") or {})
-    return f"none ({measured} was only measured)" if measured else "none"
-
-
-def command(config: Mapping[str, Any], card: Mapping[str, Any]) -> str:
-    """The training's command; with the keys that matter most where the run didn't keep it."""
-    if "command" in card:
-        return " ".join(map(shlex.quote, ["torchrun", "launch/train.py", *card["command"]]))
-    teacher = config.get("teacher") or {}
-    named = (CONF / "teacher" / f"{teacher.get('name')}.yaml").is_file()
-    words = [f"teacher={teacher['name']}" if named else f"teacher.folder={teacher.get('folder')}"]
-    words += [f"loss={name}" for name in further(config) if (CONF / "loss" / f"{name}.yaml").is_file()]
-    for key in TELLING:
-        value: Any = config
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if value is not None:
-            words.append(f"{key}={json.dumps(value, separators=(',', ':')) if isinstance(value, list) else value}")
-    return "torchrun launch/train.py " + " ".join(map(shlex.quote, words))
+    return [f"{counted} {guidance} {seeds}\n", *(unknown if lacking else [])]
 
 
 def figures(run: Path | None, counts: Sequence[int]) -> list[str]:
     """What evaluation and the last validation have measured."""
-    from dollar.evaluation.report.page import format_table
+    from dollar.evaluation.report.table import format_table
     from dollar.training.log import read_scalars
 
     if run is None:
@@ -301,9 +207,9 @@ def figures(run: Path | None, counts: Sequence[int]) -> list[str]:
     return parts
 
 
-def stored(config: Mapping[str, Any]) -> list[str]:
+def stored(configuration: str) -> list[str]:
     """The whole configuration, folded away."""
-    if not config:
+    if not configuration:
         return []
-    text = OmegaConf.to_yaml(OmegaConf.create(dict(config)), resolve=False)
-    return [f"<details><summary>The training's whole configuration</summary>\n\n```yaml\n{text}```\n\n</details>\n"]
+    title = "<details><summary>The training's whole configuration</summary>"
+    return [f"{title}\n\n```yaml\n{configuration}```\n\n</details>\n"]

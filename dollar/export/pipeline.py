@@ -8,7 +8,6 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,15 +89,19 @@ def files_of(place: Path) -> list[Path]:
     return found
 
 
-def call_of(teacher: Teacher, steps: int) -> dict[str, Any]:
-    """What the exported pipeline is told beside the prompt; no sizes that are its own defaults."""
+def call_of(teacher: Teacher, steps: int, guided: bool = False) -> dict[str, Any]:
+    """The exported pipeline's arguments besides the prompt; no sizes that are its own defaults.
+
+    guided: sampled with guidance, as its teacher is.
+    """
     frames, height, width = teacher.clip_shape
     sizes = {"num_frames": frames, "height": height, "width": width, "frame_rate": teacher.fps}
     sizes["max_sequence_length"] = teacher.text_length
     known = inspect.signature(diffusers_class(teacher.family.pipeline_class).__call__).parameters
     differing = {key: value for key, value in sizes.items() if key in known and known[key].default != value}
-    told = teacher.guidance_scale if teacher.family.embeds_guidance else 1.0
-    return {"num_inference_steps": steps, "guidance_scale": told, **differing}
+    scale = teacher.guidance_scale if guided or teacher.family.embeds_guidance else 1.0
+    negative = {"negative_prompt": teacher.negative_prompt} if guided and teacher.negative_prompt else {}
+    return {"num_inference_steps": steps, "guidance_scale": scale, **differing, **negative}
 
 
 # Writing it
@@ -135,21 +138,6 @@ def round_to(network: nn.Module, dtype: torch.dtype) -> None:
     kept = stored_dtypes(network.transformer, dtype)  # type: ignore[arg-type]
     for name, parameter in network.transformer.named_parameters():  # type: ignore[union-attr]
         parameter.data = parameter.data.to(kept[name]).float()
-
-
-@contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when the block ends well, and is removed when it doesn't."""
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(aside, out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_pipeline(
@@ -201,7 +189,7 @@ def _without_path(config: Path) -> None:
 # Whether diffusers makes the same clips
 
 
-class Made(NamedTuple):
+class Rendered(NamedTuple):
     """One clip: what the autoencoder was given [1, C, F, h, w] and the frames uint8 [1, T, C, H, W], on the CPU."""
 
     latents: Tensor
@@ -216,15 +204,17 @@ def settle(*modules: Any) -> None:
 
 
 @torch.no_grad()
-def by_us(teacher: Teacher, student: Denoiser, few_step: FewStep, prompt: str, seed: int, guided: bool = False) -> Made:
+def by_us(
+    teacher: Teacher, student: Denoiser, few_step: FewStep, prompt: str, seed: int, guided: bool = False
+) -> Rendered:
     """A clip by this package's sampler, with noise drawn where the pipeline draws it, on the teacher's device."""
     generator = torch.Generator(teacher.device).manual_seed(seed)
     sampler = student_sampler(teacher, student, few_step, guided=guided)
     latents = sampler.diffusion([generator], teacher.text([prompt]))
-    return Made(teacher.codec.normalisation.denormalise(latents).cpu(), decode(teacher, latents, show=False))
+    return Rendered(teacher.codec.normalisation.denormalise(latents).cpu(), decode(teacher, latents, show=False))
 
 
-def by_pipeline(pipe: Any, call: Mapping[str, Any], prompt: str, seed: int) -> Made:
+def by_pipeline(pipe: Any, call: Mapping[str, Any], prompt: str, seed: int) -> Rendered:
     """The clip that a pipeline makes by itself, all of its noise from torch's global generators.
 
     FloatingPointError where it is not finite.
@@ -249,7 +239,7 @@ def by_pipeline(pipe: Any, call: Mapping[str, Any], prompt: str, seed: int) -> M
             f"the exported pipeline's clip is not finite in {kind}; export with dtype=float32"
             + (" or bfloat16, which has its range" if kind == "float16" else "")
         )
-    return Made(torch.cat(given), (video * 255).round().byte().cpu())
+    return Rendered(torch.cat(given), (video * 255).round().byte().cpu())
 
 
 class Difference(NamedTuple):
@@ -260,7 +250,7 @@ class Difference(NamedTuple):
     share: float
 
     @staticmethod
-    def between(ours: Made, theirs: Made) -> Difference:
+    def between(ours: Rendered, theirs: Rendered) -> Difference:
         """ValueError where the clips have different sizes."""
         if ours.latents.shape != theirs.latents.shape or ours.video.shape != theirs.video.shape:
             raise ValueError(
@@ -280,39 +270,44 @@ def allowed(prediction: Prediction, between: str, device: torch.device) -> float
     return ALONG_VELOCITY if prediction.name == "flow" and between == "ddim" else 0.0
 
 
+class Expected(NamedTuple):
+    """Our own clips by step count, and what is given to a pipeline that must make them from the prompt and the seed.
+
+    calls: the pipeline's arguments for each step count; most: the share of their size by which latents may differ.
+    """
+
+    clips: Mapping[int, Rendered]
+    calls: Mapping[int, Mapping[str, Any]]
+    prompt: str
+    seed: int
+    most: float
+
+
 def verify(
-    folder: Path,
-    expected: Mapping[int, Made],
-    calls: Mapping[int, Mapping[str, Any]],
-    prompt: str,
-    seed: int,
-    most: float,
-    dtype: torch.dtype,
-    device: torch.device,
-    switches: Sequence[str] = (),
+    folder: Path, expected: Expected, dtype: torch.dtype, device: torch.device, switches: Sequence[str] = ()
 ) -> Iterator[str]:
     """Load the folder as anyone does, compare its clips with ours by step count, and say in a line what was found.
 
-    calls: what the pipeline is told for each step count; switches: methods of its autoencoder to call first. The
-    comparison is in float32, for in half precision a pipeline draws other noise; a folder of half precision is then run
-    in that, too. ValueError names a clip that differs.
+    switches: methods of its autoencoder to call first. The comparison is in float32, for in half precision a pipeline
+    draws other noise; a folder of half precision is then run in that, too. ValueError names a clip that differs.
     """
+    clips, calls, prompt, seed, most = expected
     pipe = _load(folder, torch.float32, device, switches)
     settle(*(part for part in pipe.components.values() if isinstance(part, nn.Module)))
-    for steps, ours in expected.items():
+    for steps, ours in clips.items():
         found = Difference.between(ours, by_pipeline(pipe, calls[steps], prompt, seed))
-        told = f"latents differ by {found.latent:.2g} at most, {found.share:.2g} of their size, pixels by {found.pixel}"
+        gap = f"latents differ by {found.latent:.2g} at most, {found.share:.2g} of their size, pixels by {found.pixel}"
         if not found.share <= most or (most == 0 and found.pixel > 0):
             wanted = "they should be equal" if most == 0 else f"{most:g} of their size is allowed"
             raise ValueError(
-                f"the exported pipeline makes another clip in {steps} steps: {told}, and {wanted}. Nothing was "
+                f"the exported pipeline makes another clip in {steps} steps: {gap}, and {wanted}. Nothing was "
                 "written; verify=false writes it all the same"
             )
         equal = found.latent == 0 and found.pixel == 0
-        yield f"{steps} steps by diffusers alone: " + ("latents and frames are equal to the bit" if equal else told)
+        yield f"{steps} steps by diffusers alone: " + ("latents and frames are equal to the bit" if equal else gap)
     if dtype != torch.float32:
         del pipe
-        steps = max(expected)
+        steps = max(clips)
         by_pipeline(_load(folder, dtype, device, switches), calls[steps], prompt, seed)
         yield f"{steps} steps in {str(dtype).removeprefix('torch.')}: the clip is finite"
 

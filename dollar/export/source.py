@@ -30,6 +30,12 @@ class Source:
         """Whether this is a checkpoint, which of a LoRA has the factors alone."""
         return self.prefix != ""
 
+    @property
+    def tuned(self) -> bool:
+        """Whether the student is its teacher tuned by a reward, which keeps the teacher's guidance."""
+        configured = ((self.card.get("config") or {}).get("student") or {}).get("guided", False)
+        return bool(self.card.get("guided", configured))
+
     def own_lora(self) -> dict[str, Tensor]:
         """The factors that the student was trained as, by diffusers' names; none where all its weights were trained."""
         from safetensors.torch import load_file
@@ -94,3 +100,29 @@ def _of_checkpoint(step: Path, weights: str) -> Source:
         **{key: config["student"][key] for key in ("timesteps", "steps", "between")},
     }
     return Source(step, card, Weights.of([step / checkpoint.TENSORS]), KINDS[weights], step.resolve().parents[1])
+
+
+def check_source(source: Source, is_lora: bool, steps: int | None, rank: int | None, full: bool) -> None:
+    """Raise ValueError for a step count that the student was not trained for, or a LoRA that it doesn't have.
+
+    is_lora: whether the student was trained as one; rank: of one to extract.
+    """
+    trained = source.card["steps"]
+    if is_lora and rank is not None:
+        raise ValueError(
+            f"lora is {rank}, but the student in {source.place} is a LoRA, which is exported; set lora=null"
+        )
+    if not is_lora and rank is None and not full:
+        raise ValueError("full=false writes the LoRA alone, but lora is null; give its rank, as lora=64")
+    if not full and source.card.get("teacher", {}).get("lora") is not None:
+        raise ValueError(
+            f"full=false writes a LoRA of the plain teacher, but this one had {source.card['teacher']['lora']} merged; "
+            "export the whole pipeline"
+        )
+    if steps is not None and steps not in trained:
+        raise ValueError(
+            f"steps is {steps}, but the student in {source.place} was trained for "
+            f"{' or '.join(map(str, sorted(trained, reverse=True)))}; use one of these"
+        )
+    if not isinstance(source.card.get("teacher"), dict):
+        raise ValueError(f"the student in {source.place} doesn't say which teacher made it; train it again")

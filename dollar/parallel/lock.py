@@ -1,101 +1,61 @@
-"""One command at a time in a folder, that ends in order when it is told to, or when what started it is gone."""
+"""One command at a time in a folder, however many processes it has."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import signal
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+
+from filelock import FileLock, Timeout
 
 from dollar.log import logger
 
-LOCK = ".lock"
-STOPPED = 3  # exit code of a command that was asked to stop and kept what it had, as launch/train.py's
-SECONDS = 1.0  # between two looks for the process that started this one
+LOCK = ".lock"  # of a command's first process; the others' end in their ranks, as .lock-1
 
 
 class Lock:
-    """A folder's lock: one process has it alone while a command begins, and then all of its processes share it.
+    """A command's hold on a folder: each of its processes keeps a lock file of its own, and the first looks at all.
 
-    So a second command is refused as long as any process of the first lives. It is let go with the process. ValueError
-    when others have it.
+    The first process (rank 0) has the folder once this is made; the others join when it says so. A second command is
+    therefore refused as long as any process of the first lives, for a lock is let go with its process at the latest.
+    ValueError when another command, or a process that it left, has the folder.
     """
 
-    def __init__(self, folder: Path, alone: bool) -> None:
+    def __init__(self, folder: Path, rank: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._file: IO[bytes] = (folder / LOCK).open("ab+")
-        if alone:
-            self._take(fcntl.LOCK_EX)
+        self._own = _lock(folder / (LOCK if rank == 0 else f"{LOCK}-{rank}"))
+        if rank == 0 and self._take(self._own):
+            for path in folder.glob(f"{LOCK}-*"):
+                left = _lock(path)
+                self._take(left)
+                left.release()
 
-    def share(self) -> None:
-        """Let the other processes of this command in."""
-        self._take(fcntl.LOCK_SH)
+    def join(self) -> None:
+        """Hold the folder as one of its command's further processes; the first one holds it already."""
+        if not self._own.is_locked:
+            self._take(self._own)
 
     def close(self) -> None:
         """Let the folder go."""
-        self._file.close()
+        self._own.release()
 
-    def _take(self, how: int) -> None:
+    def _take(self, lock: FileLock) -> bool:
+        """Take a lock file; False with a note where its file system has no locks."""
         try:
-            fcntl.flock(self._file, how | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
+            lock.acquire(timeout=0)
+        except Timeout:
+            self.close()
             raise ValueError(
                 f"another command writes to out={self.folder}, or processes that it left still run; wait for it, end "
                 "it, or name another folder with out=FOLDER"
             ) from None
+        except PermissionError:  # the file can't be opened
+            raise
         except OSError as error:  # some network file systems know no locks
             logger.warning(f"note: {self.folder} can't be locked ({error.strerror}); run one command at a time in it")
+            return False
+        return True
 
 
-class Stop:
-    """Whether the command was asked to stop, and whether it has come to an end that loses nothing."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._idle = threading.Event()
-        self._idle.set()
-
-    @contextlib.contextmanager
-    def in_order(self) -> Iterator[None]:
-        """Within this, SIGTERM, SIGINT and SIGUSR1 only ask."""
-
-        def ask(*_: Any) -> None:
-            self.asked = True
-
-        before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    @contextlib.contextmanager
-    def busy(self) -> Iterator[None]:
-        """Within this, `watch` asks and waits for the end of it."""
-        self._idle.clear()
-        try:
-            yield
-        finally:
-            self._idle.set()
-
-    def watch(self) -> None:
-        """Under torchrun: end this process, in order, once torchrun is gone; nobody would end it otherwise."""
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
-            return
-        parent = os.getppid()
-
-        def wait() -> None:
-            while os.getppid() == parent:
-                time.sleep(SECONDS)
-            self.asked = True
-            self._idle.wait()
-            os._exit(STOPPED)  # the others are leaving too, so what waits for them would wait for ever
-
-        threading.Thread(target=wait, daemon=True).start()
+def _lock(path: Path) -> FileLock:
+    """The operating system's lock on a file that stays; no substitute for it, which a killed process would leave."""
+    return FileLock(path, thread_local=False, fallback_to_soft=False, preserve_lock_file=True)

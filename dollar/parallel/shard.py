@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from dollar.models.adapter import add_lora, is_lora, plain, start
 from dollar.models.pipeline import Weights
 from dollar.models.teacher import Teacher, is_empty
-from dollar.parallel.world import World, device_memory
+from dollar.parallel.world import World
 
 
 class Blocks(Protocol):
@@ -33,9 +33,9 @@ TRAINED_BYTES = 20  # of a trained number: weight, gradient, two moments and, at
 MOST = 0.5  # the share of a device's memory that whole networks may take; activations and frozen models need the rest
 
 
-def fits_whole(trained: int, frozen: int, world: World) -> bool:
-    """Whether a process can hold so many trained and frozen float32 numbers whole."""
-    return TRAINED_BYTES * trained + 4 * frozen <= MOST * device_memory(world.device)
+def fits_whole(trained: int, frozen: int, available: int) -> bool:
+    """Whether a process with so many bytes can hold so many trained and frozen float32 numbers whole."""
+    return TRAINED_BYTES * trained + 4 * frozen <= MOST * available
 
 
 def parallelize(

@@ -33,7 +33,8 @@ class Setup:
 
     shapes: of the teacher's parameters, which the student and the fake score share; blocks: those of each repeated
     block; lrm: of the latent reward model's, empty without one; frozen: parameters of each other frozen model.
-    clips: that a process takes at once; dtype and frozen_dtype: bytes of a number. outside, inputs, inside, largest:
+    shard: whether student and fake score are spread over the processes; clips: that a process takes at once; dtype and
+    frozen_dtype: bytes of a number. outside, inputs, inside, largest:
     bytes that one clip's forward keeps outside the blocks, as their inputs, inside all and inside one. terms: of the
     student's update; kept: the most forwards that one branch of it holds for its backward; compares: whether the terms'
     gradients are compared now and then; gathers: whether gradients are kept over cycles (ft.update=separate).
@@ -52,6 +53,7 @@ class Setup:
     largest: int
     terms: int
     fake: bool = True
+    shard: bool = True
     shard_teacher: bool = False
     checkpointing: bool = False
     kept: float = 1.0
@@ -60,6 +62,11 @@ class Setup:
     dtype: int = FLOAT
     frozen_dtype: int = FLOAT
     remembered: int = 0
+
+    @property
+    def cut(self) -> int:
+        """Over how many processes student and fake score are spread."""
+        return self.processes if self.shard else 1
 
 
 class Memory(NamedTuple):
@@ -102,12 +109,12 @@ def trained(name: str, shapes: Shapes, processes: int = 1, gathers: bool = False
 
 def roles(setup: Setup) -> list[Role]:
     """Everything that is held from the first cycle to the last."""
-    whole, cut = elements(setup.shapes), setup.processes
+    whole, cut = elements(setup.shapes), setup.cut
     found = [trained("student", setup.shapes, cut, setup.gathers)]
     if setup.fake:
         found.append(trained("fake score", setup.shapes, cut))
     found.append(Role("averaged weights", whole, FLOAT * elements(setup.shapes, cut)))
-    found.append(Role("teacher", whole, FLOAT * elements(setup.shapes, cut if setup.shard_teacher else 1)))
+    found.append(Role("teacher", whole, FLOAT * elements(setup.shapes, setup.processes if setup.shard_teacher else 1)))
     if setup.lrm:
         found.append(trained("latent reward model", setup.lrm))
     return found + [Role(name, n, n * setup.frozen_dtype) for name, n in setup.frozen.items()]
@@ -131,7 +138,8 @@ def gathered(setup: Setup) -> int:
     """
     whole, blocks = elements(setup.shapes), [elements(block) for block in setup.blocks]
     cast = setup.dtype * whole if setup.dtype < FLOAT else 0
-    return cast + (FLOAT * (whole - sum(blocks) + 3 * max(blocks)) if setup.processes > 1 else 0)
+    sharded = setup.processes > 1 and (setup.shard or setup.shard_teacher)
+    return cast + (FLOAT * (whole - sum(blocks) + 3 * max(blocks)) if sharded else 0)
 
 
 def memory(setup: Setup) -> Memory:
@@ -139,7 +147,7 @@ def memory(setup: Setup) -> Memory:
     held, kept, work = roles(setup), activations(setup), gathered(setup)
     # To compare, a process holds its share of the gradients of each earlier term and of those before the term while it
     # is carried back; in the end each term's, with those before and after the last.
-    share = FLOAT * elements(setup.shapes, setup.processes) if setup.compares else 0
+    share = FLOAT * elements(setup.shapes, setup.cut) if setup.compares else 0
     during, after = setup.terms * share, (setup.terms + 2) * share
     rest = max(work + kept + during, after)
     return Memory(held, work, kept, after, sum(role.held for role in held) + rest)
@@ -157,12 +165,13 @@ def remedies(setup: Setup) -> list[Remedy]:
     twice, halved = 2 * setup.processes, {n: getattr(setup, n) // 2 for n in ("outside", "inputs", "inside", "largest")}
     changes: dict[str, dict[str, Any]] = {
         "parallel.activation_checkpointing=true": {"checkpointing": True},
+        "parallel.shard=true": {"shard": True},
         "parallel.shard_teacher=true": {"shard_teacher": True},
         f"processes={twice} lrm.clips={twice}" + (f" batch={twice}" if setup.clips == 1 else ""): {
             "processes": twice,
             "clips": -(-setup.clips // 2),
         },
-        f"batch={setup.processes}": {"clips": 1},
+        "parallel.micro_batch=1": {"clips": 1},
         "parallel.dtype=bfloat16": {"dtype": 2, **halved} if setup.dtype == FLOAT else {},
         "teacher.frozen_dtype=bfloat16": {"frozen_dtype": min(2, setup.frozen_dtype)},
         "teacher.text=stored": {"frozen": {n: count for n, count in setup.frozen.items() if "text" not in n}},

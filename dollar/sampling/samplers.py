@@ -35,7 +35,8 @@ def teacher_sampler(teacher: Teacher, steps: int = 50, guidance_scale: float | N
             f"guidance_scale is {guidance_scale}, but {teacher.name} is told its scale and has no second half; give "
             f"teacher.guidance_scale={guidance_scale:g}"
         )
-    own = 1.0 if teacher.family.embeds_guidance else teacher.guidance_scale  # a network that is told it needs no more
+    # A network that takes its scale as an input needs no further guidance.
+    own = 1.0 if teacher.family.embeds_guidance else teacher.guidance_scale
     scale = own if guidance_scale is None else guidance_scale
 
     def diffusion(generators: list[torch.Generator], condition: Condition) -> Tensor:

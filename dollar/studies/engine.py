@@ -44,14 +44,14 @@ def lock(name: str, key: str, folder: Path) -> Any:
     from dollar.parallel.lock import Lock
 
     try:
-        return Lock(folder, alone=True)
+        return Lock(folder)
     except ValueError:
         raise ValueError(f"another {name} runs in {key}={folder}; wait for it, or name another folder") from None
 
 
 def run(runs: Runs, results: Results, check: Check) -> Outcome:
     """Run what the rows and seeds of the settings lack."""
-    from dollar.parallel.lock import Stop
+    from dollar.parallel.signals import Stop
 
     if runs.settings.again:
         forget(runs, results)
@@ -85,7 +85,7 @@ def is_fresh(runs: Runs, results: Results, key: str) -> bool:
     """Whether results.json has a job's result with the settings of now."""
     name, seed = place_of(key)
     known = results.stored["teacher"] if seed is None else results.stored["rows"].get(key, {})
-    return known.get("hash") == runs.identity(name, seed)
+    return bool(known.get("hash") == runs.identity(name, seed))
 
 
 def jobs_of(runs: Runs, results: Results) -> list[Job]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from dollar.parallel.lock import STOPPED, Stop
+from dollar.parallel.signals import STOPPED, Stop
 
 # One thread that sleeps when idle, and freed memory kept instead of returned, as the Makefile sets it for speed.
 ENVIRONMENT = {

@@ -1,0 +1,6 @@
+"""The latent reward: the pixel reward behind the decoder, its surrogate on latents, and what was scored."""
+
+from dollar.surrogate.latent_reward import LatentReward, Observation
+from dollar.surrogate.pixel_reward import PixelReward, Reward
+
+__all__ = ["LatentReward", "Observation", "PixelReward", "Reward"]

@@ -14,7 +14,7 @@ from dollar.data.latents import Samples, check_identity
 from dollar.log import logger, progress
 from dollar.parallel import checkpoint
 from dollar.parallel.checkpoint import State
-from dollar.parallel.lock import Stop
+from dollar.parallel.signals import Stop
 from dollar.parallel.world import World
 from dollar.training import old_checkpoint
 from dollar.training.average import Average

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from PIL import Image
@@ -105,12 +105,13 @@ def start_tracker(name: str, folder: Path, resume_step: int | None = None) -> Tr
     # torchrun's variables. Only the first process has a tracker, so as far as accelerate is concerned it is alone.
     with clear_environment():
         PartialState(cpu=True)
+    tracker: Any
     if name in RUN_NAMED_BY:
         tracker = kind(PROJECT, **{RUN_NAMED_BY[name]: folder.name})
     else:
         tracker = kind(folder.name, *[str(folder)] * bool(kind.requires_logging_directory))
     tracker.start()
-    return tracker
+    return cast(Tracker, tracker)
 
 
 def class_of(name: str) -> Any:

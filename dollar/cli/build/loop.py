@@ -25,7 +25,7 @@ from dollar.methods.ingredients import Ingredients
 from dollar.models.roles import Role, separate, trainable
 from dollar.models.teacher import Teacher
 from dollar.parallel.shard import fill_from, fits_whole, trainable_copy
-from dollar.parallel.world import World
+from dollar.parallel.world import World, device_memory
 from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.pixel_reward import PixelReward
 from dollar.training.average import Average
@@ -236,7 +236,7 @@ def shards(config: DictConfig, teacher: Teacher, world: World, objective: Object
     if config.parallel.shard != "auto":
         return bool(config.parallel.shard)
     size = sum(p.numel() for p in teacher.denoiser.network.parameters())
-    return not fits_whole((1 + objective.needs.fake) * size, size, world)
+    return not fits_whole((1 + objective.needs.fake) * size, size, device_memory(world.device))
 
 
 def term_networks(config: DictConfig, objective: Objective, teacher: Teacher, world: World) -> dict[str, nn.Module]:

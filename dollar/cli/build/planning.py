@@ -7,14 +7,14 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from dollar.cli.build.loop import check_batch
+from dollar.cli.build.loop import check
 from dollar.cli.build.objective import objective_of
 from dollar.cli.build.teacher import check_guidance, dtype_of, quiet
-from dollar.export.student import check_steps
 from dollar.losses.objective import Objective
 from dollar.losses.term import SampleTerm
 from dollar.models.assemble import DTYPES
 from dollar.models.outline import Outline, Work, outline
+from dollar.parallel.shard import fits_whole
 from dollar.planning.memory import FLOAT, Setup
 from dollar.planning.work import Cycle, TermWork, most_kept
 
@@ -26,9 +26,7 @@ def outline_of(config: DictConfig) -> Outline:
     for key in ("processes", "memory"):
         if config[key] <= 0:
             raise ValueError(f"{key} is {config[key]}; it must be positive")
-    objective = objective_of(config)
-    check_batch(config, objective, config.processes)
-    check_steps(config.student.timesteps, config.student.steps)
+    objective = check(config, config.processes)
     if config.teacher.frozen_dtype not in DTYPES:
         raise ValueError(f"teacher.frozen_dtype is {config.teacher.frozen_dtype!r}; use {' or '.join(DTYPES)}")
     quiet()
@@ -39,8 +37,8 @@ def outline_of(config: DictConfig) -> Outline:
 
 def setup_of(config: DictConfig, outline: Outline, work: Work) -> Setup:
     """What the memory of a process depends on."""
-    cycle = cycle_of(config)
-    fitted = objective_of(config).needs.surrogate
+    cycle, fitted = cycle_of(config), config.beta_ft > 0
+    clips = config.batch // config.processes
     has_latents = config.data.get("latents", True)
     pairs = config.lrm.clips * (1 + has_latents * (1 + config.lrm.mismatched))
     clip = math.prod(outline.latent_shape) * FLOAT + FLOAT + 1  # with its reward and whether that is a number
@@ -50,7 +48,8 @@ def setup_of(config: DictConfig, outline: Outline, work: Work) -> Setup:
         lrm=lrm_shapes(config, outline) if fitted else [],
         frozen={FROZEN.get(name, name.replace("_", " ")): count for name, count in outline.frozen.items()},
         processes=config.processes,
-        clips=config.batch // config.processes,
+        clips=min(clips, config.parallel.micro_batch or clips),
+        shard=shards(config, outline, any(term.fake for term in cycle.terms)),
         outside=work.outside,
         inputs=work.inputs,
         inside=work.inside,
@@ -66,6 +65,14 @@ def setup_of(config: DictConfig, outline: Outline, work: Work) -> Setup:
         frozen_dtype=DTYPES[config.teacher.frozen_dtype].itemsize,
         remembered=config.lrm.memory * pairs * clip if fitted else 0,
     )
+
+
+def shards(config: DictConfig, outline: Outline, fake: bool) -> bool:
+    """Whether the trained networks would be spread over the processes, each on a GPU of `memory` GiB."""
+    if config.parallel.shard != "auto":
+        return bool(config.parallel.shard)
+    size = sum(math.prod(shape) for shape in outline.shapes)
+    return not fits_whole((1 + fake) * size, size, int(config.memory * 2**30))
 
 
 def lrm_shapes(config: DictConfig, outline: Outline) -> list[tuple[int, ...]]:
@@ -98,14 +105,17 @@ def cycle_of(config: DictConfig) -> Cycle:
 
 
 def terms_of(objective: Objective) -> list[TermWork]:
-    """What each term of the objective needs and costs."""
-    apart = objective.apart
-    return [
-        TermWork(name, term.cost, isinstance(term, SampleTerm), term.needs.fake, name in apart)
-        for name, term in objective.terms.items()
-    ]
+    """What each term needs and costs."""
+    found = []
+    for name, term in objective.terms.items():
+        apart = name in objective.apart
+        found.append(TermWork(name, term.cost, isinstance(term, SampleTerm), term.needs.fake, apart))
+    return found
 
 
 def not_counted_of(config: DictConfig) -> list[str]:
-    """The parts of this run's loss whose forwards and activations are not counted."""
-    return ["the teacher's blocks in the latent reward model"] if config.lrm.backbone == "teacher" else []
+    """The parts of this run's loss whose forwards and activations are not counted: rewards' and decoders' gradients."""
+    blocks = ["the teacher's blocks in the latent reward model"]
+    through = [name for name, term in objective_of(config).terms.items() if term.needs.reward == "gradient"]
+    decoders = [f"decoder and reward under {name}" for name in through]
+    return [*decoders, *(blocks if config.lrm.backbone == "teacher" else [])]

@@ -1,0 +1,90 @@
+"""From conf/export.yaml to an export: its settings and the student's teacher."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from dollar.cli.entry import CONF
+from dollar.export.source import KINDS, Source
+
+if TYPE_CHECKING:
+    from dollar.export.exporter import ExportSettings
+    from dollar.models.teacher import Teacher
+
+PLAIN_PROMPT = "a dog runs along a beach at sunset"
+# Of the teacher's keys, those that change how it computes: it must compute as the plain pipeline does.
+AS_PLAIN = {"text": "online", "frozen_dtype": "float32", "decode_chunk": 1, "chunk_frames": None}
+
+
+def check_keys(config: DictConfig) -> None:
+    """Raise ValueError for a value that can't be."""
+    from dollar.models.assemble import DTYPES
+
+    for key in ("checkpoint", "out"):
+        if config[key] is None or not str(config[key]).strip():
+            raise ValueError(f"{key} is not given; checkpoint=PATH names the student, and out=FOLDER where it goes")
+    for key, known in (("weights", tuple(KINDS)), ("dtype", tuple(DTYPES))):
+        if config[key] not in known:
+            raise ValueError(f"{key} is {config[key]!r}; use {' or '.join(known)}")
+    for key in ("steps", "lora"):
+        if config[key] is not None and (type(config[key]) is not int or config[key] < 1):
+            raise ValueError(f"{key} is {config[key]}; it is a whole number from 1 on, or null")
+    if not re.fullmatch(r"\d+(\.\d+)?[KMGT]i?B", str(config.max_shard_size)):
+        raise ValueError(f"max_shard_size is {config.max_shard_size}; it is a size such as 10GB or 500MB")
+    if config.seed < 0:
+        raise ValueError(f"seed is {config.seed}; it must be at least 0")
+
+
+def teacher_of(config: DictConfig, source: Source, device: Any, weights: bool) -> Teacher:
+    """The student's teacher; keys of the command line stay. weights: whether its transformer is read, LoRA and all."""
+    overrides = HydraConfig.get().overrides.task
+    if any(o.startswith("teacher=") for o in overrides) and config.teacher.name != source.card["teacher_name"]:
+        raise ValueError(
+            f"teacher is {config.teacher.name}, but the student in {source.place} came from the teacher "
+            f"{source.card['teacher_name']}; leave teacher= out"
+        )
+    given = [o.removeprefix("teacher.") for o in overrides if o.startswith("teacher.")]
+    shift = {} if source.card.get("shift") is None else {"shift": source.card["shift"]}
+    config.teacher = OmegaConf.merge(source.card["teacher"], shift, OmegaConf.from_dotlist(given))
+    try:
+        plain = AS_PLAIN if weights else {**AS_PLAIN, "lora": None}
+        return instantiate(config.teacher, device=device, weights=weights, **plain)
+    except Exception as error:
+        if not str(cause := error.__cause__).startswith("no teacher at"):
+            raise
+        raise ValueError(f"{cause}. If it was moved, give teacher.folder=FOLDER") from None
+
+
+def settings_of(config: DictConfig, source: Source) -> ExportSettings:
+    """How the student is exported, once the configuration holds its teacher."""
+    from dollar.export.exporter import ExportSettings
+
+    stored = source.card.get("config") or {}
+    return ExportSettings(
+        **{key: config[key] for key in ("weights", "steps", "dtype", "max_shard_size", "link", "lora", "full")},
+        **{key: config[key] for key in ("license", "verify", "seed")},
+        prompt=prompt_of(config, source),
+        switches=[f"enable_{key}" for key in ("tiling", "slicing") if config.teacher.get(key)],
+        configuration=OmegaConf.to_yaml(OmegaConf.create(dict(stored)), resolve=False) if stored else "",
+        choices=choices(),
+    )
+
+
+def choices() -> dict[str, list[str]]:
+    """The names that conf/ offers for the teacher and the loss."""
+    return {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in ("teacher", "loss")}
+
+
+def prompt_of(config: DictConfig, source: Source) -> str:
+    """The caption to compare by: the given one, the data's first held-out one, or a plain one."""
+    if config.prompt is not None:
+        return str(config.prompt)
+    data = (source.card.get("config") or {}).get("data") or {}
+    held_out = data.get("held_out")
+    captions = instantiate(held_out) if isinstance(held_out, dict) and "_target_" in held_out else []
+    return str(captions[0]) if captions else PLAIN_PROMPT

@@ -1,0 +1,129 @@
+"""One student on its way into a folder of its own: the network, what diffusers must make of it, and the files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from dollar.export import pipeline
+from dollar.export.folder import check_space
+from dollar.export.lora import write_lora
+from dollar.export.model_card import Facts, model_card
+from dollar.export.source import Source
+from dollar.export.student import CARD, denoiser_of, few_steps, prediction_of
+from dollar.models.assemble import DTYPES
+from dollar.models.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """How a student is exported: the keys of conf/export.yaml, and what else a folder must say.
+
+    switches: methods of the autoencoder to call before sampling; configuration: the training's, as yaml, for the model
+    card; choices: the names that conf/ offers for `teacher` and `loss`.
+    """
+
+    weights: str
+    steps: int | None
+    dtype: str
+    max_shard_size: str
+    link: bool
+    lora: int | None
+    full: bool
+    license: str | None
+    verify: bool
+    prompt: str
+    seed: int
+    switches: list[str]
+    configuration: str
+    choices: Mapping[str, Collection[str]]
+
+
+class Exporter:
+    """A student with the values that will be stored, read once the teacher suits it and the disk has room.
+
+    lora: the factors that the student was trained as, if any. ValueError for a student that the teacher doesn't suit.
+    """
+
+    def __init__(
+        self, source: Source, lora: Mapping[str, Tensor], teacher: Teacher, settings: ExportSettings, out: Path
+    ) -> None:
+        card = source.card
+        self.source, self.lora, self.teacher, self.settings = source, lora, teacher, settings
+        self.dtype, self.steps = DTYPES[settings.dtype], settings.steps or max(card["steps"])
+        self.parameterization = card.get("parameterization", "homogeneous")
+        samplers = few_steps(teacher, card["timesteps"], card["steps"], card["between"])
+        self.samplers = pipeline.served(teacher, samplers, self.steps)
+        self.prediction = prediction_of(teacher, self.parameterization)
+        teacher.check_prediction(self.prediction)
+        if settings.full:
+            check_space(out, pipeline.needed_bytes(teacher, self.dtype, settings.link), settings.link)
+        if lora and source.in_checkpoint:
+            self.network = pipeline.merge_lora(teacher, lora)
+        else:
+            self.network = pipeline.read_network(teacher, source.weights, source.prefix)
+        pipeline.round_to(self.network, self.dtype)  # what is stored is what is compared
+        self.calls = {count: pipeline.call_of(teacher, count, source.tuned) for count in self.samplers}
+
+    def expected(self) -> pipeline.Expected:
+        """The clips of our own sampler, by step count, and how far diffusers' may lie from them."""
+        teacher, how, tuned = self.teacher, self.settings, self.source.tuned
+        longest = self.samplers[self.steps]
+        student = denoiser_of(teacher, self.network, longest, self.parameterization, DTYPES["float32"])
+        pipeline.settle(self.network, teacher.codec.vae, *teacher.text.models)
+        ours = {
+            count: pipeline.by_us(teacher, student, few_step, how.prompt, how.seed, tuned)
+            for count, few_step in self.samplers.items()
+        }
+        most = pipeline.allowed(self.prediction, longest.between, teacher.device)
+        if tuned:  # a pipeline may run guidance's two evaluations one by one, which rounds otherwise
+            most = max(most, pipeline.ALONG_VELOCITY)
+        return pipeline.Expected(ours, self.calls, how.prompt, how.seed, most)
+
+    def write(self, folder: Path) -> None:
+        """Write the scheduler, the LoRA if any, the model card and the pipeline; the network is left in its dtype."""
+        how, teacher = self.settings, self.teacher
+        teacher.save_scheduler(folder, self.samplers[self.steps], self.prediction)
+        lora = write_lora(folder, self.lora, teacher, self.network, how.lora, self.dtype)
+        (folder / "README.md").write_text(model_card(self._facts(folder, lora)), encoding="utf-8")
+        if how.full:
+            (folder / CARD).write_text(json.dumps(self._student_card(), indent=1))
+            pipeline.write_pipeline(folder, teacher, self.network, self.dtype, how.max_shard_size, how.link)
+
+    def _student_card(self) -> dict[str, object]:
+        """student.json, by which launch/sample.py samples the export with the step counts of its scheduler."""
+        longest = self.samplers[max(self.samplers)]
+        own = {"timesteps": list(longest.asked), "steps": list(self.samplers), "guided": self.source.tuned}
+        return {**self.source.card, **own}
+
+    def _facts(self, folder: Path, lora: str | None) -> Facts:
+        """What the model card says."""
+        how, teacher, source = self.settings, self.teacher, self.source
+        longest = self.samplers[max(self.samplers)]
+        frames, height, width = teacher.clip_shape
+        scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
+        return Facts(
+            card={**source.card, "timesteps": list(longest.asked), "scheduler": scheduler},
+            teacher_folder=teacher.folder,
+            pipeline_class=teacher.family.pipeline_class,
+            calls=self.calls,
+            times=longest.schedule.thousandths(longest.times).tolist(),
+            clip=f"{frames} frames of {height}x{width} pixels, {teacher.fps:g} a second",
+            switches=how.switches,
+            embeds_guidance=teacher.family.embeds_guidance,
+            tuned=source.tuned,
+            dtype=how.dtype,
+            averaged=how.weights == "ema",
+            run=source.run,
+            lora=lora,
+            full=how.full,
+            licence=how.license,
+            prompt=how.prompt,
+            seed=how.seed,
+            configuration=how.configuration,
+            choices=how.choices,
+        )

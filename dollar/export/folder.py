@@ -1,0 +1,48 @@
+"""The folder of an export: whether it may be written, and how it appears whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def check_out(out: Path, what: str, place: Path, overwrite: bool) -> None:
+    """Raise ValueError unless `out` may be written and neither it nor the needed `place` lies in the other."""
+    here, there = out.resolve(), place.resolve()
+    if here.is_relative_to(there) or there.is_relative_to(here):
+        raise ValueError(f"out={out} and the {what} {place} lie in one another; name a folder beside it")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise ValueError(f"out={out} is not empty; name another folder, or give overwrite=true")
+    if not (out / "README.md").is_file() or not (out / "scheduler").is_dir():
+        raise ValueError(f"overwrite=true replaces an earlier export, and out={out} holds something else")
+
+
+def check_space(out: Path, needed: int, link: bool) -> None:
+    """Raise ValueError unless the folder's disk has room for so many bytes."""
+    there = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    if needed > free:
+        raise ValueError(
+            f"the export needs {needed:,} bytes and {free:,} are free at {there}; name a folder elsewhere"
+            + ("" if link else ", or share the teacher's files with link=true")
+        )
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder next to `out` that takes its place when the block ends well, and is removed when it doesn't."""
+    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(aside, out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
