@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import compose
-from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from dollar.data import shapes
+from dollar.parallel import checkpoint
 from dollar.parallel.world import World
 from dollar.pretraining import clip
 from dollar.pretraining.autoencoder import new_autoencoder
@@ -204,9 +204,9 @@ def test_training_resumes_exactly(tmp_path: Path) -> None:
     resumed = trained(tmp_path / "broken", 4)
     for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b), name
-    begun = load_file(tmp_path / "whole" / "clip" / "state.safetensors")
+    begun = checkpoint.load(checkpoint.newest(tmp_path / "whole" / "clip" / "checkpoints")).tensors
     fresh = tiny(new_tokenizer())
-    assert begun.keys() >= {f"network/{name}" for name, _ in fresh.named_parameters()}
+    assert begun.keys() >= {f"{part}/{name}" for part in ("clip", "ema") for name, _ in fresh.named_parameters()}
 
 
 def test_what_is_written_is_read_in_both_formats(tmp_path: Path) -> None:
@@ -319,7 +319,8 @@ def test_the_command_makes_a_folder_and_goes_on_with_the_same_settings_only(
     assert said.code == 0 and "the CLIP is in" in said.out, said.err
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == {"frames": 3}
     own, _, tokenizer = read(tmp_path / "out")
-    saved = load_file(tmp_path / "work" / "clip" / "state.safetensors")["network/text_projection.weight"]
+    state = checkpoint.load(checkpoint.newest(tmp_path / "work" / "clip" / "checkpoints"))
+    saved = state.tensors["clip/text_projection.weight"]
     torch.testing.assert_close(own.text_projection.weight, saved, rtol=0, atol=0.05)
     assert len(tokenizer) == own.config.text_config.vocab_size
     again = command("pretrain", *keys, "clip.steps=2")

@@ -13,7 +13,7 @@ from conftest import ROOT
 
 from dollar import media
 from dollar.parallel import checkpoint
-from dollar.training.trainer import Trainer
+from dollar.training.loop import Loop
 
 SHARED = ROOT.parent / "shared" / "clips"
 
@@ -54,25 +54,25 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_of_clips_trains(
-    build: Callable[..., Trainer], folder: Path, capsys: pytest.CaptureFixture, recwarn: pytest.WarningsRecorder
+    build: Callable[..., Loop], folder: Path, capsys: pytest.CaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
     settings = ("student.input=noised_data", "data.clips.max_bad_fraction=0.6", "validation.every=3")
     data = ("data=clips", f"data.path={folder}")
-    trainer = build(*settings, data=data)
+    loop = build(*settings, data=data)
     printed = capsys.readouterr().out
     assert printed.startswith("4 usable, ")
     for cause, name in (("too short", "short"), ("corrupt", "corrupt"), ("empty", "empty"), ("no video", "sound")):
         assert f"1 {cause}" in printed and f"{name}.mp4" in printed
-    assert sorted(trainer.data.clips.captions) == [f"a {n} clip" for n in ("blue", "green", "red", "still")]
-    assert trainer.train()
-    state = checkpoint.load(checkpoint.newest(trainer.folder / "checkpoints"))
+    assert sorted(loop.data.clips.captions) == [f"a {n} clip" for n in ("blue", "green", "red", "still")]
+    assert loop.train()
+    state = checkpoint.load(checkpoint.newest(loop.folder / "checkpoints"))
     again = build(*settings, data=data)
     again.load(state)  # what was skipped doesn't shift what comes next
-    trainer.plan.cycles = again.plan.cycles = 4
-    assert trainer.train() and again.train()
-    for name, value in trainer.state()[0].items():
+    loop.plan.cycles = again.plan.cycles = 4
+    assert loop.train() and again.train()
+    for name, value in loop.state()[0].items():
         assert value.equal(again.state()[0][name]), name
-    lines = [json.loads(line) for line in (trainer.folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (loop.folder / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(line["loss/cd"]) for line in lines if "loss/cd" in line)
     assert any("validation/reward_4" in line for line in lines)
 
@@ -97,18 +97,18 @@ def test_a_clip_that_breaks_later_is_replaced_with_its_stand_ins_caption(folder:
     assert data.batch(range(3), latents=False).prompts == batch.prompts
 
 
-def test_too_many_bad_clips_stop_the_run_at_once(build: Callable[..., Trainer], folder: Path) -> None:
+def test_too_many_bad_clips_stop_the_run_at_once(build: Callable[..., Loop], folder: Path) -> None:
     with pytest.raises(Exception, match=r"50% of its 8 clips are bad; at most 40%"):
         build("data.clips.max_bad_fraction=0.4", data=("data=clips", f"data.path={folder}"))
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the ten real clips are not in this copy")
-def test_real_clips_train(build: Callable[..., Trainer], recwarn: pytest.WarningsRecorder) -> None:
+def test_real_clips_train(build: Callable[..., Loop], recwarn: pytest.WarningsRecorder) -> None:
     """Their captions are not the shapes world's, so its verifier can't judge them: no reward."""
     settings = ("cycles=2", "beta_ft=0", "reward._target_=null", "validation.every=2")
-    trainer = build(*settings, data=("data=clips", f"data.path={SHARED}"))
-    assert len(trainer.data.clips) == 10
-    assert trainer.train()
-    keys = trainer.data.batch(range(30), latents=False).keys
+    loop = build(*settings, data=("data=clips", f"data.path={SHARED}"))
+    assert len(loop.data.clips) == 10
+    assert loop.train()
+    keys = loop.data.batch(range(30), latents=False).keys
     assert {clip for clip, _ in keys} == set(range(10))
     assert len(set(keys)) > 20  # an epoch later most clips begin elsewhere

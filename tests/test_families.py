@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_RUN, clear, compose, fingerprint, gradients, new_network, tiny_trainer
+from conftest import TINY_RUN, clear, compose, fingerprint, gradients, network_of, new_network, tiny_run
 from families import FAMILIES, PROMPT, build
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,7 +23,7 @@ from dollar.parallel import checkpoint
 from dollar.parallel.shard import parallelize
 from dollar.parallel.world import World
 from dollar.sampling.samplers import make_latents, teacher_sampler
-from dollar.training.trainer import Trainer
+from dollar.training.loop import Loop
 
 FLOW = [name for name in FAMILIES if not name.startswith("cogvideox")]
 TIMES = {name: [1000, 750, 500, 250] if name in FLOW else [999, 749, 499, 249] for name in FAMILIES}
@@ -244,59 +244,60 @@ def test_a_cycle_of_algorithm_1_and_the_one_after_resuming(family: str, teacher:
     unguided = ("vsd.guidance_scale=1", "cd.guidance_scale=1") if teacher.family.embeds_guidance else ()
     settings = (*unguided, "data.cache=8", "parallel.activation_checkpointing=true", "lrm.warmup=0", "save_every=1")
 
-    def trainer_of(name: str) -> Trainer:
-        return tiny_trainer(teacher, tmp_path / name, *settings, "cycles=2", data=data)
+    def loop_of(name: str) -> Loop:
+        return tiny_run(teacher, tmp_path / name, *settings, "cycles=2", data=data)
 
-    trainer = trainer_of("whole")
-    before = {name: fingerprint(learner.network) for name, learner in trainer.learners.items()}
-    logged = trainer.run_cycle(0)
-    trainer.cycle = 1
-    trainer.save()
+    loop = loop_of("whole")
+    before = {name: fingerprint(network_of(loop, name)) for name in loop.learners}
+    logged = loop.run_cycle(0)
+    loop.cycle = 1
+    loop.save()
     for name in ("loss/vsd", "loss/cd", "loss/fake", "loss/lrm", "loss/ft"):
         # Unguided, the teacher and the fake score that starts from it say the same at first.
         alike = name == "loss/vsd" and teacher.family.embeds_guidance
         assert math.isfinite(logged[name]) and (logged[name] == 0) == alike, name
-    for name, learner in trainer.learners.items():
-        assert not torch.equal(before[name], fingerprint(learner.network)), name
-    again = trainer_of("again")
+    for name in loop.learners:
+        assert not torch.equal(before[name], fingerprint(network_of(loop, name))), name
+    again = loop_of("again")
     again.load(checkpoint.load(checkpoint.newest(tmp_path / "whole" / "checkpoints")))
-    one, other = trainer.run_cycle(1), again.run_cycle(1)
+    one, other = loop.run_cycle(1), again.run_cycle(1)
     assert one["loss/vsd"] == other["loss/vsd"] and one["loss/cd"] == other["loss/cd"]
-    for name, learner in trainer.learners.items():
-        assert torch.equal(fingerprint(learner.network), fingerprint(again.learners[name].network)), name
-    trainer.log.close(), again.log.close()
+    for name in loop.learners:
+        assert torch.equal(fingerprint(network_of(loop, name)), fingerprint(network_of(again, name))), name
+    loop.log.close(), again.log.close()
 
 
 def test_a_student_that_is_a_lora(family: str, teacher: Teacher, folder: Path, tmp_path: Path) -> None:
     """It starts as the teacher, only its factors are trained and kept, and its file in diffusers gives its clips."""
-    from dollar.cli.commands.train import write_student
+    from dollar.cli.build.loop import Run
+    from dollar.cli.build.student import write_student
 
     size = [f"data.clips.{key}={value}" for key, value in FAMILIES[family].clip.items()]
     data = ("data.clips._target_=test_families.NoiseClips", "data.clips.size=8", *(f"+{s}" for s in size))
     unguided = ("vsd.guidance_scale=1", "cd.guidance_scale=1") if teacher.family.embeds_guidance else ()
     settings = (*unguided, "data.cache=8", "student.lora=2", "beta_ft=0", "cycles=2", "optim.student.lr=0.01")
 
-    def trainer_of(name: str) -> Trainer:
-        return tiny_trainer(teacher, tmp_path / name, *settings, data=data)
+    def loop_of(name: str) -> Loop:
+        return tiny_run(teacher, tmp_path / name, *settings, data=data)
 
-    trainer = trainer_of("run")
-    student = trainer.learners["student"]
-    assert torch.equal(loss_of(teacher, student.network), loss_of(teacher, teacher.denoiser.network))
-    frozen = {n: p.clone() for n, p in student.network.named_parameters() if not p.requires_grad}
-    assert trainer.train()
-    assert all(torch.equal(student.network.get_parameter(name), value) for name, value in frozen.items())
-    assert student.named() and all("lora" in name for name in student.named())
+    loop = loop_of("run")
+    student, trained = network_of(loop, "student"), loop.learners["student"].parameters
+    assert torch.equal(loss_of(teacher, student), loss_of(teacher, teacher.denoiser.network))
+    frozen = {n: p.clone() for n, p in student.named_parameters() if not p.requires_grad}
+    assert loop.train()
+    assert all(torch.equal(student.get_parameter(name), value) for name, value in frozen.items())
+    assert trained and all("lora" in name for name in trained)
     state = checkpoint.load(checkpoint.newest(tmp_path / "run" / "checkpoints")).tensors
-    assert {n for n in state if n.startswith(("student/", "ema/"))} == {
-        f"{who}/{name}" for who in ("student", "ema") for name in student.named()
+    assert {n for n in state if n.startswith(("student/", "ema/")) and "/optim/" not in n} == {
+        f"{who}/{name}" for who in ("student", "ema") for name in trained
     }
-    again = trainer_of("again")
+    again = loop_of("again")
     again.load(checkpoint.load(checkpoint.newest(tmp_path / "run" / "checkpoints")))
-    assert torch.equal(fingerprint(again.learners["student"].network), fingerprint(student.network))
+    assert torch.equal(fingerprint(network_of(again, "student")), fingerprint(student))
     config = compose("train", *TINY_RUN, *data, f"teacher.folder={folder}", *settings)
-    write_student(trainer, teacher, config)
-    with trainer.ema.swapped():
-        expected = loss_of(teacher, student.network)
+    write_student(Run(loop, loop.method.run), teacher, config)
+    with loop.average.swapped():
+        expected = loss_of(teacher, student)
     made = load_student(tmp_path / "run" / "student", teacher)
     torch.testing.assert_close(loss_of(teacher, made.denoiser.network), expected, rtol=1e-4, atol=1e-6)
     pipe = diffusers_pipeline(folder)
@@ -305,14 +306,16 @@ def test_a_student_that_is_a_lora(family: str, teacher: Teacher, folder: Path, t
     by_file = teacher.family.network(pipe.transformer)
     torch.testing.assert_close(loss_of(teacher, by_file), expected, rtol=1e-4, atol=1e-6)
     assert not torch.allclose(expected, loss_of(teacher, teacher.denoiser.network), rtol=1e-4)
-    trainer.log.close(), again.log.close()
+    loop.log.close(), again.log.close()
 
 
 def test_a_teacher_with_its_guidance_inside_is_not_guided_again(tmp_path: Path) -> None:
     folder = build("hunyuanvideo", tmp_path / "teacher")
     inside = FAMILIES["hunyuanvideo"].load(folder)
-    with pytest.raises(ValueError, match=r"vsd.guidance_scale=1.25 and cd.guidance_scale=2.0, but tiny is told"):
-        tiny_trainer(inside, tmp_path / "run")
+    with pytest.raises(
+        ValueError, match=r"vsd.guidance_scale=1.25 and cd.guidance_scale=2.0, but tiny takes its guidance scale"
+    ):
+        tiny_run(inside, tmp_path / "run")
 
 
 def with_lora(folder: Path, to: Path, alpha: int) -> dict[str, tuple[Tensor, Tensor]]:

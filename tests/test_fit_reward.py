@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -12,11 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PROMPT, ROOT, TINY, TINY_DATA, compose
+from conftest import PROMPT, ROOT, TINY, TINY_DATA
 from safetensors import safe_open
 from torch import Tensor
 
+from dollar.diffusion.draws import Draws
 from dollar.models.teacher import Teacher
+from dollar.surrogate.fit import climb_text, figures_of, split, table
 from dollar.surrogate.latent_reward import Climb, LatentReward
 from dollar.surrogate.observations import Observations, Row
 
@@ -149,17 +152,15 @@ def test_a_step_up_its_gradient_is_tried_and_told(fit: Callable, tmp_path: Path)
 
 
 def test_advice_where_little_of_a_step_is_true() -> None:
-    from dollar.cli.commands.fit_reward import told
-
-    clean, noised, teacher = (
-        compose("fit_reward", *given).lrm for given in ((), ("lrm.noised=true",), ("lrm.backbone=teacher",))
-    )
+    clean, noised, teacher = ((False, "cnn"), (True, "cnn"), (True, "teacher"))
     little = "little of what it promises is true"
-    assert little not in told(Climb(0.5, 0.2, 0.01, 8), clean)
-    assert told(Climb(0.5, 0.01, 0.01, 8), clean).endswith(f"{little}, try lrm.noised=true or lrm.backbone=teacher")
-    assert told(Climb(0.5, -0.3, 0.01, 8), noised).endswith(f"{little}, try lrm.backbone=teacher")
-    assert told(Climb(-0.1, -0.3, 0.01, 8), teacher).endswith(little)
-    assert "isn't known" in told(Climb(math.nan, math.nan, math.nan, 0), clean)
+    assert little not in climb_text(Climb(0.5, 0.2, 0.01, 8), *clean)
+    assert climb_text(Climb(0.5, 0.01, 0.01, 8), *clean).endswith(
+        f"{little}, try lrm.noised=true or lrm.backbone=teacher"
+    )
+    assert climb_text(Climb(0.5, -0.3, 0.01, 8), *noised).endswith(f"{little}, try lrm.backbone=teacher")
+    assert climb_text(Climb(-0.1, -0.3, 0.01, 8), *teacher).endswith(little)
+    assert "isn't known" in climb_text(Climb(math.nan, math.nan, math.nan, 0), *clean)
 
 
 def test_the_same_command_and_another_fit_score_nothing_again(fit: Callable, tmp_path: Path) -> None:
@@ -203,7 +204,7 @@ def test_what_got_no_number_is_asked_about_again(
     settings = ("reward._target_=test_fit_reward.Broken", "made=[1]", "clips=0", "made_clips=24", "steps=20")
     said = fit(*settings)
     assert said.code == 2 and "0 clips have a reward that is a number" in said.err, said.err
-    assert f"{tmp_path / 'lrm' / 'observations.safetensors'} keeps what it said" in said.err
+    assert f"{tmp_path / 'lrm' / 'observations.safetensors'} keeps what it gave" in said.err
     monkeypatch.setattr(Broken, "mended", True)
     said = fit(*settings)
     assert said.code == 0, said.err
@@ -238,6 +239,88 @@ def test_a_fit_that_gets_no_better_ends_with_the_model_that_was_best(fit: Callab
     assert weights[0] == weights[1]
 
 
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """seen(act) -> the list of steps that fits take from now on; `act` is called with each before it is taken."""
+
+    def watch(act: Callable[[int], object] = lambda step: None) -> list[int]:
+        taken: list[int] = []
+
+        def loss(self: LatentReward, draws: Draws, *given: object, **how: object) -> Tensor:
+            act(draws.turn)
+            taken.append(draws.turn)
+            return whole(self, draws, *given, **how)
+
+        monkeypatch.setattr(LatentReward, "loss", loss)
+        return taken
+
+    whole = LatentReward.loss
+    return watch
+
+
+def asked_to_stop(step: int) -> Callable[[int], None]:
+    return lambda now: os.kill(os.getpid(), signal.SIGTERM) if now == step else None
+
+
+RESUMED = ("lrm.fit=pairwise", "lrm.noised=true", "steps=40", "every=10", "save_every=15", "climb=2")
+
+
+def weights_of(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_a_fit_that_is_stopped_or_killed_goes_on_to_the_same_model(
+    fit: Callable, seen: Callable, tmp_path: Path
+) -> None:
+    """After a signal from the very step, after a kill from what was saved last; finished, it takes no step."""
+    steps = seen()
+    assert fit(*RESUMED).code == 0 and steps == list(range(40))
+    whole, card = weights_of(tmp_path / "lrm"), card_of(tmp_path / "lrm")
+    again = (f"observations={tmp_path / 'lrm'}", *RESUMED)
+
+    steps = seen(asked_to_stop(22))
+    said = fit(f"out={tmp_path / 'stopped'}", *again)
+    assert said.code == 3 and said.out.endswith("stopped and saved; the same command goes on from there\n"), said.err
+    assert steps == list(range(23)) and not (tmp_path / "stopped" / "model.safetensors").exists()
+    steps = seen()
+    assert fit(f"out={tmp_path / 'stopped'}", *again).code == 0 and steps == list(range(23, 40))
+    assert weights_of(tmp_path / "stopped") == whole
+
+    def die(step: int) -> None:
+        if step == 22:
+            raise SystemExit("killed")
+
+    seen(die)
+    assert fit(f"out={tmp_path / 'killed'}", *again).code == 1
+    steps = seen()
+    assert fit(f"out={tmp_path / 'killed'}", *again).code == 0 and steps == list(range(15, 40))
+    assert weights_of(tmp_path / "killed") == whole
+
+    steps = seen()
+    said = fit(*RESUMED)
+    assert said.code == 0 and steps == [] and weights_of(tmp_path / "lrm") == whole
+    for key in ("step", "steps", "held_out", "climb"):
+        assert all(card_of(tmp_path / n)["figures"][key] == card["figures"][key] for n in ("lrm", "stopped", "killed"))
+
+
+def test_another_configuration_begins_anew_on_the_same_scored_clips(
+    fit: Callable, seen: Callable, tmp_path: Path
+) -> None:
+    settings = ("steps=20", "every=10", "save_every=5")
+    assert fit(*settings).code == 0
+    other = (*settings, "optim.lrm.lr=3e-3")
+    seen(asked_to_stop(12))
+    assert fit(*other).code == 3 and ASKED == []
+    steps = seen()
+    assert fit(*settings).code == 0 and ASKED == [] and steps == list(range(20))  # the stopped one's state is put aside
+    first = weights_of(tmp_path / "lrm")
+    steps = seen()
+    assert fit(*other).code == 0 and ASKED == [] and steps == list(range(20))
+    assert weights_of(tmp_path / "lrm") != first
+    assert fit(*other, f"observations={tmp_path / 'lrm'}", f"out={tmp_path / 'fresh'}").code == 0
+    assert weights_of(tmp_path / "fresh") == weights_of(tmp_path / "lrm")
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -266,20 +349,17 @@ def test_a_mistake_is_a_sentence_before_anything_is_scored(
 
 
 def test_a_clip_is_held_out_under_all_of_its_captions() -> None:
-    from dollar.cli.commands.fit_reward import split
-
     rows = [(kind, Row(0, clip, PROMPT, 0.5)) for kind in ("real", "mismatched", "made in 1") for clip in range(10)]
     fitted_on, held_out = split(rows, 0.3, 0, Path("kept"))
     clips = [{row.clip for _, row in part} for part in (fitted_on, held_out)]
     assert not clips[0] & clips[1] and len(clips[1]) == 3 and len(held_out) == 9
     assert split(rows, 0.3, 1, Path("kept"))[1] != held_out and split(rows, 0.3, 0, Path("kept"))[1] == held_out
-    with pytest.raises(ValueError, match="at least 2.*kept keeps what it said"):
+    with pytest.raises(ValueError, match="at least 2.*kept keeps what it gave"):
         split(rows[:2], 0.3, 0, Path("kept"))
 
 
 def test_figures_by_hand(teacher: Teacher) -> None:
     """Rewards 1, 2, 3, 4 of which 1, 2, 4, 3 is predicted: R^2 = 1 - 2/5, and the pairs two apart are all told."""
-    from dollar.cli.commands.fit_reward import figures_of, table
 
     class Says(torch.nn.Module):
         card: dict = {}

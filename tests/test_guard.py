@@ -8,7 +8,7 @@ from dollar.training.monitors.guard import Guard
 
 
 def told(guard: Guard, *checks: tuple[float, float]) -> list[str]:
-    return [guard.check(pursued, {"guard": held}) for pursued, held in checks]
+    return [guard.compare(pursued, {"guard": held}) for pursued, held in checks]
 
 
 def test_it_acts_after_so_many_troubled_checks_in_a_row() -> None:
@@ -29,14 +29,14 @@ def test_a_fall_within_the_tolerance_or_of_both_is_no_over_optimisation() -> Non
 def test_the_tolerance_is_a_share_of_scores_below_zero_too() -> None:
     guard = Guard("stop", patience=1, tolerance=0.1)
     assert told(guard, (1.0, -10.0), (2.0, -10.9)) == ["", ""]
-    assert "over-optimisation" in guard.check(2.0, {"guard": -11.2})
+    assert "over-optimisation" in guard.compare(2.0, {"guard": -11.2})
 
 
 def test_lowering_halves_the_weight_and_looks_again_from_there() -> None:
     guard = Guard("lower", patience=1, tolerance=0.0, factor=0.5)
     assert "weight is now 0.5" in told(guard, (1.0, 1.0), (1.5, 0.5))[1]
     assert told(guard, (1.6, 0.5)) == [""]  # held since
-    assert "weight is now 0.25" in guard.check(1.8, {"guard": 0.4})
+    assert "weight is now 0.25" in guard.compare(1.8, {"guard": 0.4})
     assert guard.scale == 0.25 and not guard.stops
 
 
@@ -75,7 +75,7 @@ def test_what_was_not_measured_says_nothing_and_spoils_nothing() -> None:
     nan = float("nan")
     guard = Guard("stop", patience=1)
     assert told(guard, (nan, nan), (1.0, nan), (1.0, 1.0), (nan, 0.1)) == [""] * 4
-    assert "fell from 1 to 0.5" in guard.check(2.0, {"guard": 0.5})
+    assert "fell from 1 to 0.5" in guard.compare(2.0, {"guard": 0.5})
 
 
 def test_a_best_at_which_nothing_was_predicted_yet_is_held_to() -> None:
@@ -92,12 +92,12 @@ def test_a_best_at_which_nothing_was_predicted_yet_is_held_to() -> None:
 def test_a_look_at_which_the_pursued_reward_failed_is_none_to_compare_with() -> None:
     guard = Guard("stop", patience=1)
     assert told(guard, (1.0, 0.90), (float("nan"), 0.99), (0.9, 0.80)) == [""] * 3
-    assert "fell from 0.9 to 0.8" in guard.check(1.1, {"guard": 0.80})
+    assert "fell from 0.9 to 0.8" in guard.compare(1.1, {"guard": 0.80})
 
 
 def test_each_score_that_should_hold_is_watched_by_itself() -> None:
     """What is predicted rises while the true reward falls, though a second one is as good as ever."""
     guard = Guard("stop", patience=2)
-    assert guard.check(1.0, {"reward": 0.5, "guard": 0.9}) == ""
-    assert guard.check(1.2, {"reward": 0.4, "guard": 0.9}) == ""
-    assert "reward, which should hold, fell from 0.5 to 0.3 while" in guard.check(1.3, {"reward": 0.3, "guard": 0.95})
+    assert guard.compare(1.0, {"reward": 0.5, "guard": 0.9}) == ""
+    assert guard.compare(1.2, {"reward": 0.4, "guard": 0.9}) == ""
+    assert "reward, which should hold, fell from 0.5 to 0.3 while" in guard.compare(1.3, {"reward": 0.3, "guard": 0.95})

@@ -369,7 +369,7 @@ def test_pairs_are_of_one_sample_never_with_itself_and_each_other_one_comes() ->
     partners: dict[int, set[tuple[int, int]]] = {0: set(), 3: set()}
     chosen = [(2, place) for place in range(6)]
     for turn in range(300):
-        found = surrogate._partners(Draws(0, turn, range(2)), "fit", chosen)
+        found = surrogate._partners(Draws(0, turn, range(2)), "fit", chosen, 0, 2)
         assert all(place % 2 == i % 2 for i, (_, place) in enumerate(found))
         assert not set(zip(chosen, found, strict=True)) & {(one, one) for one in chosen}
         for i in partners:
@@ -394,6 +394,21 @@ def test_two_processes_fit_what_one_does(kind: str) -> None:
     assert together.std() > 0
 
 
+@pytest.mark.parametrize("noised", [None, (0.1, 0.6)])
+@pytest.mark.parametrize("kind", ["mse", "pairwise"])
+def test_micro_batches_fit_what_the_whole_batch_does(kind: str, noised: tuple[float, float] | None) -> None:
+    """One or two of three samples at a time, in three groups each, give the losses of the whole batch."""
+    generator = torch.Generator().manual_seed(0)
+    surrogate = remembered(torch.randn(3, 9, generator=generator).tolist())
+    surrogate.fit, surrogate.noised, surrogate.schedule = kind, noised, RectifiedFlow()
+    draws = Draws(0, 5, range(40, 43))
+    whole = surrogate.loss(draws, "fit").view(3, 3)
+    for size in (1, 2):
+        starts = range(0, 3, size)
+        parts = [surrogate.loss(p, "fit", f, 3).view(3, -1) for p, f in zip(draws.split(size), starts, strict=True)]
+        torch.testing.assert_close(torch.cat(parts, 1), whole)
+
+
 def test_a_pair_with_an_unusable_reward_is_not_fitted() -> None:
     values = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).tolist()
     usable = [[True] * 4, [False, False, False, True], [True] * 4]
@@ -405,7 +420,7 @@ def test_a_pair_with_an_unusable_reward_is_not_fitted() -> None:
         chosen = [(age, i) for i, age in enumerate(draws.integers("fit", 3).tolist())]
         found = surrogate.loss(draws, "fit")
         for loss, (age, place), (other, _) in zip(
-            found, chosen, surrogate._partners(draws, "fit", chosen), strict=True
+            found, chosen, surrogate._partners(draws, "fit", chosen, 0, 4), strict=True
         ):
             assert (loss.item() == 0) == (place < 3 and 1 in (age, other))
             spared += place < 3 and other == 1 != age

@@ -52,9 +52,9 @@ def test_every_choice_composes(group: str, choice: str) -> None:
     config = compose("train", f"{group}={choice}", *extra)
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert plain["cycles"] > 0
-    from dollar.cli.build import run as build
+    from dollar.cli.build.loop import check
 
-    build.objective_of(config), build.plan_of(config)
+    check(config, processes=1)
 
 
 def test_every_target_exists() -> None:
@@ -62,7 +62,7 @@ def test_every_target_exists() -> None:
 
     found = set()
     for path in CONF.rglob("*.yaml"):
-        found |= set(re.findall(r"_target_: *([\w.]+)", path.read_text())) - {"null"}
+        found |= set(re.findall(r"^[^#\n]*_target_: *([\w.]+)", path.read_text(), flags=re.MULTILINE)) - {"null"}
     assert len(found) >= 5
     for target in found:
         assert callable(get_object(target)), target
@@ -73,7 +73,8 @@ def test_every_key_has_a_comment() -> None:
     for path in (CONF / "train.yaml", CONF / "loss" / "dollar.yaml"):
         for line in path.read_text().split("\nhydra:")[0].splitlines():
             is_value = ":" in line and not line.strip().startswith(("#", "-")) and line.split(":", 1)[1].strip()
-            assert not is_value or "#" in line, f"{path.name}: {line}"
+            follows = "_target_:" in line or re.fullmatch(r"\s*\w+: \$\{\w+\}", line)  # from a key that has its own
+            assert not is_value or follows or "#" in line, f"{path.name}: {line}"
 
 
 def test_the_papers_setting() -> None:
@@ -167,7 +168,7 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
         (["vsd.lower_half=half"], ["vsd.lower_half=half", "a number"]),
         (["cycles=[1,2]"], ["cycles=[1,2]", "a whole number"]),
         (["vsd.lower_half=[0.5,0.9]"], ["vsd.lower_half=[0.5,0.9]", "a number"]),
-        (["vsd=3"], ["vsd=3", "keys of its own", "vsd.guidance_scale=VALUE"]),
+        (["vsd=3"], ["vsd=3", "keys of its own", "vsd.beta=VALUE"]),
         (["optim.student=null"], ["optim.student=null", "keys of its own"]),
         (["validation={every: abc}"], ["validation.every=abc", "a whole number"]),
         (["vsd={lower_half:2}"], ["vsd.lower_half is 2"]),  # read as hydra reads it
@@ -362,17 +363,49 @@ def test_another_configuration_does_not_touch_it(train: Callable, runs: Path, fi
 
 
 def test_a_run_from_before_a_key_came_is_the_same_run(train: Callable, runs: Path, finished: list[str]) -> None:
-    from dollar.cli.commands.train import LATER
-
     train(*finished)
     stored = runs / "first" / "config.yaml"
+    kept = stored.read_text()
     before = OmegaConf.load(stored)
-    for key in LATER:
-        group, _, name = key.rpartition(".")
-        del OmegaConf.select(before, group)[name]
+    for group, name in (("vsd", "lower_half"), ("lrm", "mode"), ("", "patience"), ("guard", "action"), ("", "terms")):
+        del (OmegaConf.select(before, group) if group else before)[name]
     OmegaConf.save(before, stored)
     assert train(*finished).code == 0
-    sentence(train(*finished, "vsd.lower_half=0.9"), "vsd.lower_half was None, now 0.9")
+    sentence(train(*finished, "vsd.lower_half=0.9"), "(vsd.lower_half was None, now 0.9)")
+    sentence(train(*finished, "pull.steps=9"), "(pull.steps was 4, now 9)")  # not of what repeats it, too
+    before.old = {"seed": 0}  # a repeat that is gone
+    OmegaConf.save(before, stored)
+    assert train(*finished).code == 0
+    before.old = {"unknown": 3}
+    OmegaConf.save(before, stored)
+    sentence(train(*finished), "(old.unknown was 3, now None)")
+    stored.write_text(kept)
+
+
+def test_a_node_that_repeats_another_is_not_missed(tmp_path: Path) -> None:
+    from dollar.cli.same import check_same
+
+    config = OmegaConf.create({"vsd": {"m": 5, "g": 1.0}, "terms": {"vsd": "${vsd}"}, "path": "a"})
+    path = tmp_path / "config.yaml"
+    for stored in ({"vsd": {"m": 5, "g": 1.0}}, OmegaConf.to_container(config, resolve=True)):
+        OmegaConf.save({"path": "a", **stored}, path)
+        check_same(path, OmegaConf.to_container(config, resolve=True), "", config=config)
+        config.vsd.m = 7
+        with pytest.raises(ValueError, match=r"\(vsd.m was 5, now 7\)"):
+            check_same(path, OmegaConf.to_container(config, resolve=True), "", config=config)
+        check_same(path, OmegaConf.to_container(config, resolve=True), "", ["vsd"], config)
+        config.vsd.m = 5
+    with pytest.raises(ValueError, match=r"terms.vsd.m was 5, now None"):  # nothing says it was a repeat
+        check_same(path, {"path": "a", "vsd": {"k": 5, "g": 1.0}}, "", ["vsd"])
+
+
+def test_places_of_one_are_the_same_listed_or_not(tmp_path: Path) -> None:
+    from dollar.cli.same import check_same
+
+    OmegaConf.save({"paths": ["a"], "steps": [1]}, tmp_path / "config.yaml")
+    check_same(tmp_path / "config.yaml", {"paths": "a", "steps": [1]}, "")
+    with pytest.raises(ValueError, match=r"steps was \[1\], now 1"):
+        check_same(tmp_path / "config.yaml", {"paths": "a", "steps": 1}, "")
 
 
 def test_more_cycles_go_on_from_there(train: Callable, runs: Path, finished: list[str]) -> None:
@@ -502,7 +535,7 @@ def test_a_bad_job_ends_alone_and_the_table_says_so(train: Callable, runs: Path)
 def test_a_prompt_may_hold_anything(text: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from dollar.cli.entry import quote_prompt
+    from dollar.cli.overrides import quote_prompt
 
     quoted = OverridesParser.create().parse_override(quote_prompt(f"prompt={text}")).value()
     assert OmegaConf.create({"prompt": quoted}).prompt == text

@@ -244,7 +244,7 @@ def test_a_mixture_from_the_command_line() -> None:
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
-    from dollar.cli.entry import check_overrides
+    from dollar.cli.overrides import check_overrides
 
     given = ["reward.weights.colourfulness=0.2", "reward.weights.flicker=2", "reward.parts.colourfulness.frames=4"]
     check_overrides("train", ["reward=mixture", *given])

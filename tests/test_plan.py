@@ -365,6 +365,7 @@ def test_comparing_gradients_holds_what_the_plan_says(
         return scalars(self, world)
 
     monkeypatch.setattr(Comparison, "scalars", spied)
+    gc.collect()  # what earlier tests left
     trainer.run_cycle(1)
     # While the last term was taken down, the gradients before it were there as well.
     assert (alive[0] + 1) * 4 * count == memory(setup).comparing

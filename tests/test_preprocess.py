@@ -571,12 +571,12 @@ def test_tars_and_names_that_are_no_text(run: Callable[..., Said], folder: Path,
 
 def test_training_commands_keep_their_data(command: Callable[..., Said]) -> None:
     """data=PATH is preprocess's; where data is a group it stays one."""
-    from dollar.cli import entry as door
+    from dollar.cli import overrides
 
-    assert door.whole_data("train", "data=clips") == "data=clips"
-    assert door.whole_data("preprocess", "data=a b") == 'data.path="a b"'
-    assert door.whole_data("preprocess", "data=[a,b]") == "data.path=[a,b]"
-    assert door.whole_data("preprocess", "database=a") == "database=a"
+    assert overrides.whole_data("train", "data=clips") == "data=clips"
+    assert overrides.whole_data("preprocess", "data=a b") == 'data.path="a b"'
+    assert overrides.whole_data("preprocess", "data=[a,b]") == "data.path=[a,b]"
+    assert overrides.whole_data("preprocess", "database=a") == "database=a"
 
 
 @pytest.mark.skipif(not (ROOT.parent / "shared" / "clips").is_dir(), reason="the ten real clips are not here")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -11,9 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from dollar.data import shapes
+from dollar.parallel import checkpoint
 from dollar.parallel.world import World
 from dollar.pretraining import stages
 from dollar.pretraining.autoencoder import (
@@ -46,7 +49,7 @@ from dollar.pretraining.teacher import (
     save_pipeline,
     train_teacher,
 )
-from dollar.training.average import Ema
+from dollar.training.average import Average
 
 
 @pytest.fixture(scope="module")
@@ -225,39 +228,68 @@ def test_the_rate_rises_holds_and_falls() -> None:
     assert all(later <= earlier for earlier, later in pairwise(rates[60:])) and min(rates) > 0
 
 
-def line(folder: Path, steps: int, until: int | None = None, muon: bool = False) -> tuple[torch.nn.Module, Ema]:
-    """A stage that fits a line; `until` stops it as a killed process would be stopped."""
+def line(
+    folder: Path, steps: int, until: int | None = None, stop: int | None = None, muon: bool = False
+) -> tuple[torch.nn.Module, Average]:
+    """A stage that fits a line; `until` ends it as a killed process ends, `stop` sends SIGTERM during that step."""
     torch.manual_seed(0)
     network = torch.nn.Conv3d(3, 2, 1)
     adam = torch.optim.AdamW(network.parameters(), lr=0.1)
     optimizers = optimizers_of(network, 0.1, 0.02, outer=()) if muon else [adam]
-    ema = Ema(network, 0.9)
+    average = Average(dict(network.named_parameters()), 0.9)
 
     def loss(step: int) -> dict[str, torch.Tensor]:
         if step == until:
             raise KeyboardInterrupt
+        if step == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
         torch.manual_seed(100 + step)
         x = torch.randn(8, 3, 1, 2, 2)
         return {"total": (network(x) - x[:, :2]).square().mean()}
 
     with contextlib.suppress(KeyboardInterrupt):
-        run_stage(folder, stage_of(steps), network, optimizers, loss, World(), ema)
-    return network, ema
+        run_stage(folder, stage_of(steps), network, optimizers, loss, World(), average)
+    return network, average
+
+
+def saved(folder: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(checkpoint.newest(folder / "checkpoints")).tensors
+
+
+def assert_alike(folders: Sequence[Path], lines: Sequence[tuple[torch.nn.Module, Average]]) -> None:
+    """Two stages are at the same step with bitwise the same weights, averages and moments."""
+    (network, average), (other, other_average) = lines
+    for a, b in zip(network.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert all(torch.equal(average.average[name], a) for name, a in other_average.average.items())
+    assert average.updates == other_average.updates
+    one, two = map(saved, folders)
+    assert one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
 
 
 @pytest.mark.parametrize("muon", [False, True])
 def test_a_stage_resumes_exactly(tmp_path: Path, muon: bool) -> None:
-    whole, average = line(tmp_path / "whole", 9, muon=muon)
-    line(tmp_path / "broken", 9, until=5, muon=muon)  # saved after 4
-    resumed, resumed_average = line(tmp_path / "broken", 9, muon=muon)
-    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(a, b)
-    assert all(torch.equal(a, b) for a, b in zip(average.average, resumed_average.average, strict=True))
-    assert average.updates == resumed_average.updates == 9
-    files = [load_file(tmp_path / f / "state.safetensors") for f in ("whole", "broken")]
-    assert files[0].keys() == files[1].keys() and all(torch.equal(files[0][k], files[1][k]) for k in files[0])
+    """Killed, it goes on from what it saved last; stopped by a signal, it saves where it is and exits with code 3."""
+    whole = line(tmp_path / "whole", 9, muon=muon)
+    assert whole[1].updates == 9
+    kept = saved(tmp_path / "whole")
+    moments = {"momentum_buffer"} if muon else {"exp_avg", "exp_avg_sq", "step"}
+    assert moments == {name.rpartition("/")[2] for name in kept if name.startswith("whole/optim/weight/")}
+    line(tmp_path / "a" / "whole", 9, until=5, muon=muon)  # saved after 4
+    assert_alike([tmp_path / "whole", tmp_path / "a" / "whole"], [whole, line(tmp_path / "a" / "whole", 9, muon=muon)])
+    with pytest.raises(SystemExit) as end:
+        line(tmp_path / "b" / "whole", 9, stop=4, muon=muon)
+    assert end.value.code == 3
+    assert checkpoint.newest(tmp_path / "b" / "whole" / "checkpoints").name == "step-00000005"
+    assert_alike([tmp_path / "whole", tmp_path / "b" / "whole"], [whole, line(tmp_path / "b" / "whole", 9, muon=muon)])
     unfinished = line(tmp_path / "short", 9, until=5, muon=muon)[0]
-    assert not torch.equal(next(unfinished.parameters()), next(whole.parameters()))
+    assert not torch.equal(next(unfinished.parameters()), next(whole[0].parameters()))
+
+
+def test_a_signal_in_the_last_step_finds_the_stage_finished(tmp_path: Path) -> None:
+    expected, _ = line(tmp_path / "whole", 4)
+    found, _ = line(tmp_path / "asked", 4, stop=3)
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
 
 
 def test_another_network_is_not_continued(tmp_path: Path) -> None:
@@ -265,6 +297,12 @@ def test_another_network_is_not_continued(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"another network: its weight is \[2, 3, 1, 1, 1\] and \[3, 3, 1, 1, 1\]"):
         network = torch.nn.Conv3d(3, 3, 1)
         run_stage(tmp_path, stage_of(4), network, [torch.optim.AdamW(network.parameters())], lambda step: {}, World())
+
+
+def test_a_stage_of_an_earlier_version_is_not_begun_anew_over_it(tmp_path: Path) -> None:
+    (tmp_path / "state.safetensors").touch()
+    with pytest.raises(ValueError, match=r"state of an earlier version's stage.*another folder with work=FOLDER"):
+        line(tmp_path, 2)
 
 
 def test_a_finished_stage_does_nothing(tmp_path: Path) -> None:
@@ -281,9 +319,10 @@ def test_a_crash_while_saving_leaves_the_older_state(tmp_path: Path, monkeypatch
 
     line(tmp_path / "broken", 6, until=3)
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "os", SimpleNamespace(replace=die))
+        patch.setattr(checkpoint, "os", SimpleNamespace(**{**vars(os), "replace": die}))
         line(tmp_path / "broken", 6)
-    assert (tmp_path / "broken" / "state.tmp").exists()
+    assert (tmp_path / "broken" / "checkpoints" / "step-00000004.tmp").exists()
+    assert checkpoint.newest(tmp_path / "broken" / "checkpoints").name == "step-00000002"
     found, _ = line(tmp_path / "broken", 6)
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), expected.parameters(), strict=True))
 

@@ -32,21 +32,21 @@ MADE = sorted(
 
 @pytest.mark.parametrize(("document", "line"), LAUNCHED)
 def test_a_command_of_the_documents_composes(document: str, line: str) -> None:
-    from dollar.cli import entry as door
+    from dollar.cli import overrides
 
     words = shlex.split(line.replace("FOLDER", "somewhere"))
     command = next(i for i, word in enumerate(words) if word.startswith("launch/"))
     assert words[0] in ("python", "torchrun") and (ROOT / words[command]).is_file()
     name = words[command].removeprefix("launch/").removesuffix(".py")
-    given = [door.whole_data(name, word) for word in words[command + 1 :]]
-    door.check_overrides(name, given)
-    parsed = get_args_parser().parse_args(door.options_first(given))
+    given = [overrides.whole_data(name, word) for word in words[command + 1 :]]
+    overrides.check_overrides(name, given)
+    parsed = get_args_parser().parse_args(overrides.options_first(given))
     assert sorted(parsed.overrides) == sorted(word for word in given if "=" in word)
     assert parsed.multirun == ("-m" in given) and parsed.cfg == ("job" if "--cfg" in given else None)
-    overrides = [word for word in given if "=" in word]
+    words = [word for word in given if "=" in word]
     if "-m" in given:  # of a sweep, its first job
-        overrides = [word.split(",")[0] for word in overrides]
-    compose(name, *(door.quote_prompt(word) for word in overrides))
+        words = [word.split(",")[0] for word in words]
+    compose(name, *(overrides.quote_prompt(word) for word in words))
 
 
 @pytest.mark.parametrize(("document", "line"), MADE)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, compose, fingerprint, gradients
+from conftest import ROOT, compose, fingerprint, gradients, network_of
 from torch import Tensor
 
-from dollar.cli.build.run import plan_of
+from dollar.cli.build.loop import check
 from dollar.losses.pull import Pull
+from dollar.losses.term import Context
 from dollar.models.teacher import Teacher
 from dollar.parallel import checkpoint
 from dollar.surrogate.pixel_reward import PixelReward
-from dollar.training.trainer import Trainer
+from dollar.training.loop import Loop
+from dollar.training.turn import Pullback
 from dollar.training.validation import Scores
 
-Build = Callable[..., Trainer]
+Build = Callable[..., Loop]
 CLIP = f"reward.path={ROOT / 'dollar' / 'assets' / 'clip'}"
 SMOOTH = "reward._target_=test_steering.Smooth"
 WAYS = {
@@ -84,12 +86,17 @@ class Never:
         raise RuntimeError("not today")
 
 
-def run(trainer: Trainer, cycles: int) -> checkpoint.State:
-    for cycle in range(trainer.cycle, cycles):
-        trainer.run_cycle(cycle)
-        trainer.cycle = cycle + 1
-    tensors, plain = trainer.state()
+def run(loop: Loop, cycles: int) -> checkpoint.State:
+    for cycle in range(loop.cycle, cycles):
+        loop.run_cycle(cycle)
+        loop.cycle = cycle + 1
+    tensors, plain = loop.state()
     return checkpoint.State({name: value.detach().clone() for name, value in tensors.items()}, plain)
+
+
+def parts_of(loop: Loop) -> list[Pullback]:
+    """The branches of the student's first update, the terms at the sample one by one."""
+    return list(loop.method.student.losses(loop.method.draws(0), apart=True))
 
 
 @pytest.mark.parametrize("settings", WAYS.values(), ids=WAYS)
@@ -117,8 +124,8 @@ def test_terms_show_their_size_at_the_sample_and_at_the_weights(build: Build) ->
 
 def test_refl_adds_its_gradient_to_the_samples(build: Build) -> None:
     """With one frame of a tiny decoder the gradient at x_hat is that of finite differences."""
-    trainer = build("loss=refl", SMOOTH, "beta_vsd=0", "beta_cd=0", "rg.frames=1", "beta_rg=2", "student.steps=[1]")
-    pixel, x = trainer.distiller.pixel, torch.randn(2, 8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    loop = build("loss=refl", SMOOTH, "beta_vsd=0", "beta_cd=0", "rg.frames=1", "beta_rg=2", "student.steps=[1]")
+    pixel, x = loop.method.run.pixel, torch.randn(2, 8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     prompts = ["a white one", "a red one"]
     x = x.requires_grad_()
     (gradient,) = torch.autograd.grad(pixel.with_gradient(x, prompts, 1).sum(), x)
@@ -126,82 +133,77 @@ def test_refl_adds_its_gradient_to_the_samples(build: Build) -> None:
     with torch.no_grad():
         ahead, behind = (pixel.with_gradient(x + step * direction, prompts, 1).sum() for step in (1e-2, -1e-2))
     torch.testing.assert_close((gradient * direction).sum(), (ahead - behind) / 2e-2, rtol=2e-2, atol=1e-4)
-    batch, condition = trainer._batch(trainer._draws(0), False)
-    (term,) = trainer.distiller.student_terms(trainer._draws(0), batch.prompts, condition, None, False)
-    made = trainer.distiller.last.x_hat.clone().requires_grad_()
-    (expected,) = torch.autograd.grad(-2 * pixel.with_gradient(made, batch.prompts, 1).mean(), made)
-    torch.testing.assert_close(term.gradient, expected)
+    (part,) = parts_of(loop)
+    (drawn,) = loop.method.student.drawn
+    made = drawn.sample.x_hat.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(-2 * pixel.with_gradient(made, drawn.context.prompts, 1).mean(), made)
+    torch.testing.assert_close(part.gradient, expected)
 
 
 def test_the_guards_weight_scales_what_leads_to_the_reward_alone(build: Build) -> None:
-    trainer = build("loss=refl", SMOOTH, "beta_cd=0", "beta_pull=0.3", "beta_rg=0.7")
-    assert isinstance(trainer.distiller.objective.terms["pull"], Pull)
-
-    def terms(scale: float) -> dict[str, Tensor]:
-        trainer.distiller.reward_scale = scale
-        draws = trainer._draws(0)
-        batch, condition = trainer._batch(draws, False)
-        turns = trainer.distiller.student_terms(draws, batch.prompts, condition, None, False, apart=True)
-        return {term.name: term.gradient for term in turns}
-
-    whole, half = terms(1.0), terms(0.5)
+    free = build("loss=refl", SMOOTH, "beta_cd=0", "beta_pull=0.3", "beta_rg=0.7")
+    assert isinstance(free.method.run.objective.terms["pull"], Pull)
     bound = build("loss=refl", SMOOTH, "beta_cd=0", "beta_rg=500", "balance=0.5", "beta_ft=0")
-    bound.distiller.fake.network.load_state_dict(
-        {n: v + 0.01 for n, v in bound.distiller.fake.network.state_dict().items()}
-    )
-    sizes = []
-    for scale in (1.0, 0.5):  # also where the share is capped
-        bound.distiller.reward_scale = scale
-        draws = bound._draws(0)
-        batch, condition = bound._batch(draws, False)
-        turns = bound.distiller.student_terms(draws, batch.prompts, condition, None, False, apart=True)
-        sizes.append({term.name: float(term.gradient.norm()) for term in turns}["refl"])
-    assert sizes[0] > 0 and sizes[1] == pytest.approx(0.5 * sizes[0])
+    fake = network_of(bound, "fake")
+    fake.load_state_dict({n: v + 0.01 for n, v in fake.state_dict().items()})
+
+    def terms(loop: Loop, scale: float) -> dict[str, Tensor]:
+        loop.method.run.reward_scale = lambda: scale
+        return {part.name: part.gradient for part in parts_of(loop)}
+
+    whole, half = terms(free, 1.0), terms(free, 0.5)
     assert set(whole) == {"vsd", "pull", "refl"}
     torch.testing.assert_close(half["refl"], 0.5 * whole["refl"])
     assert torch.equal(half["vsd"], whole["vsd"]) and torch.equal(half["pull"], whole["pull"])
+    sizes = [float(terms(bound, scale)["refl"].norm()) for scale in (1.0, 0.5)]  # also where the share is capped
+    assert sizes[0] > 0 and sizes[1] == pytest.approx(0.5 * sizes[0])
 
 
-@pytest.mark.parametrize("update", ["joint", "separate"])
-def test_the_guards_weight_scales_the_latent_reward(build: Build, update: str) -> None:
-    trainer = build("beta_cd=0", "beta_vsd=0", f"ft.update={update}", "lrm.warmup=0", SMOOTH)
-    draws = trainer._draws(0)
-    batch, condition = trainer._batch(draws, False)
-    found = []
+@pytest.mark.parametrize(
+    ("term", "settings"),
+    [
+        ("ft", ("beta_vsd=0", "ft.update=joint", "lrm.warmup=0")),
+        ("ft", ("beta_vsd=0", "ft.update=separate", "lrm.warmup=0")),
+        ("draft", ("loss=draft", "rg.frames=2")),
+    ],
+    ids=["joint", "separate", "rollout"],
+)
+def test_the_guards_weight_scales_every_reward(build: Build, term: str, settings: tuple[str, ...]) -> None:
+    loop = build("beta_cd=0", *settings, SMOOTH)
+    method, found = loop.method, []
     for scale in (1.0, 0.25):
-        trainer.distiller.reward_scale = scale
-        if update == "joint":
-            (term,) = trainer.distiller.student_terms(draws, batch.prompts, condition, None, True)
-        else:
-            (term,) = trainer.distiller.fine_tune_terms(draws, condition, None)
-        found.append(term.gradient)
+        method.run.reward_scale = lambda scale=scale: scale
+        parts = parts_of(loop)
+        for name, apart in method.run.objective.apart.items():
+            parts += method.student.losses_apart(name, apart, method.draws(0))
+        found.append(next(part.gradient for part in parts if part.name == term))
     assert float(found[0].abs().max()) > 0
     torch.testing.assert_close(found[1], 0.25 * found[0])
 
 
 def test_policy_gradient_without_any_reward_stops_with_its_trouble(build: Build) -> None:
-    trainer = build("loss=ddpo", "student.steps=[4]", "beta_cd=0", "cycles=9")
-    trainer.distiller.pixel.reward = Failing()
-    trainer.plan.max_skipped = 2
-    trainer.data.clips.captions = tuple("a small blue circle standing still on a black background" for _ in range(12))
-    trainer.run_cycle(0)
+    loop = build("loss=ddpo", "student.steps=[4]", "beta_cd=0", "cycles=9")
+    loop.method.run.pixel.reward = Failing()
+    loop.method.max_silent = 2
+    loop.data.clips.captions = tuple("a small blue circle standing still on a black background" for _ in range(12))
+    loop.run_cycle(0)
     with pytest.raises(FloatingPointError, match=r"2 cycles in a row.*Failing raised RuntimeError: blue is not for me"):
-        trainer.run_cycle(1)
+        loop.run_cycle(1)
 
 
 def test_a_clip_on_which_the_reward_fails_is_left_out_and_counted(build: Build) -> None:
-    trainer = build("beta_cd=0", "lrm.clips=4", "lrm.warmup=0")
-    trainer.distiller.pixel.reward = Failing()
-    measured = trainer.run_cycle(0)
-    (observed,) = trainer.distiller.latent_reward.past
+    loop = build("beta_cd=0", "lrm.clips=4", "lrm.warmup=0")
+    loop.method.run.pixel.reward = Failing()
+    measured = loop.run_cycle(0)
+    (observed,) = loop.method.run.surrogate.past
     expected = [not ("blue" in p or "green" in p) for p in observed.prompts]
     assert observed.usable.tolist() == expected and 0 < sum(expected) < len(expected)
     assert measured["reward/unusable"] == len(expected) - sum(expected)
 
 
 def test_a_clip_on_which_the_reward_fails_gives_no_gradient_and_spoils_no_other(build: Build) -> None:
-    trainer = build("loss=refl", SMOOTH, "beta_ft=0")
-    pixel, x = trainer.distiller.pixel, torch.randn(4, 8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    loop = build("loss=refl", SMOOTH, "beta_ft=0")
+    pixel, x = loop.method.run.pixel, torch.randn(4, 8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     prompts = ["white", "blue", "green", "red"]
 
     def gradient(which: list[int]) -> Tensor:
@@ -214,7 +216,7 @@ def test_a_clip_on_which_the_reward_fails_gives_no_gradient_and_spoils_no_other(
     pixel.reward = Picky()
     torch.testing.assert_close(gradient([0, 1, 2, 3]), expected)
     assert "blue is not for me" in pixel.trouble or "nan" in pixel.trouble
-    measured = trainer.run_cycle(0)
+    measured = loop.run_cycle(0)
     assert measured["reward/unusable"] > 0 and measured["skipped/student"] == 0
 
 
@@ -222,14 +224,14 @@ def test_a_clip_on_which_the_reward_fails_gives_no_gradient_and_spoils_no_other(
 def test_a_gradient_reward_that_fails_on_every_clip_costs_the_turn_and_is_told(
     build: Build, settings: tuple[str, ...]
 ) -> None:
-    trainer = build(*settings, SMOOTH, "beta_ft=0")
-    trainer.plan.max_skipped = 2
-    trainer.distiller.pixel.reward = Never()
-    measured = trainer.run_cycle(0)
-    assert measured["reward/unusable"] == trainer.plan.batch and measured["skipped/student"] == 0
+    loop = build(*settings, SMOOTH, "beta_ft=0")
+    loop.method.max_silent = 2
+    loop.method.run.pixel.reward = Never()
+    measured = loop.run_cycle(0)
+    assert measured["reward/unusable"] == loop.method.run.batch and measured["skipped/student"] == 0
     assert measured["grad_norm/student"] > 0  # of the other terms
     with pytest.raises(FloatingPointError, match=r"2 cycles in a row.*Never raised RuntimeError: not today"):
-        trainer.run_cycle(1)
+        loop.run_cycle(1)
 
 
 def test_a_gradient_is_tried_on_the_frames_that_are_decoded(build: Build, capsys: pytest.CaptureFixture) -> None:
@@ -243,12 +245,12 @@ def test_a_gradient_is_tried_on_the_frames_that_are_decoded(build: Build, capsys
 
 
 def test_what_is_no_number_in_a_sample_spoils_no_other_pair(build: Build) -> None:
-    trainer = build("beta_cd=0", "lrm.memory=3", "lrm.warmup=0")
-    run(trainer, 1)
-    past = trainer.distiller.latent_reward.past
+    loop = build("beta_cd=0", "lrm.memory=3", "lrm.warmup=0")
+    run(loop, 1)
+    past = loop.method.run.surrogate.past
     past[0].latents[-1, 0, 0, 0, 0], past[0].usable[-1] = float("nan"), False
     for cycle in (1, 2):
-        assert trainer.run_cycle(cycle)["skipped/lrm"] == 0
+        assert loop.run_cycle(cycle)["skipped/lrm"] == 0
 
 
 def test_a_guard_that_can_say_nothing_is_told_once(capsys: pytest.CaptureFixture) -> None:
@@ -270,22 +272,22 @@ def test_clips_for_a_latent_reward_model_count_only_where_there_is_one(build: Bu
     with pytest.raises(ValueError, match="lrm.clips is 4, more than the batch=2"):
         build("batch=2", "lrm.clips=4")
     with pytest.raises(ValueError, match="lrm.clips=3 must be a multiple of the 2 processes"):
-        plan_of(compose("train", "lrm.clips=3"), 2)
-    assert plan_of(compose("train", "lrm.clips=3", "beta_ft=0"), 2).batch == 8
+        check(compose("train", "lrm.clips=3"), 2)
+    check(compose("train", "lrm.clips=3", "beta_ft=0"), 2)
 
 
 def test_what_is_logged_of_a_policy_gradient_is_all_its_kernels(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = build("loss=ddpo", "student.steps=[4]", "beta_ft=0")
-    term = trainer.distiller.objective.terms["ddpo"]
+    loop = build("loss=ddpo", "student.steps=[4]", "beta_ft=0")
+    term = loop.method.run.objective.terms["ddpo"]
     real, seen = term.losses, []
 
-    def watched(turn):
-        for loss in real(turn):
+    def watched(contexts: Sequence[Context]) -> Iterator[Tensor]:
+        for loss in real(contexts):
             seen.append(float(loss.detach().mean()))
             yield loss
 
     monkeypatch.setattr(term, "losses", watched)
-    measured = trainer.run_cycle(0)
+    measured = loop.run_cycle(0)
     assert len(seen) > 1 and measured["loss/ddpo"] == pytest.approx(sum(seen))
 
 
@@ -295,41 +297,41 @@ def test_what_is_logged_of_a_policy_gradient_is_all_its_kernels(build: Build, mo
 def test_a_stored_model_is_read_and_only_where_asked_fitted_on(build: Build, teacher: Teacher, tmp_path: Path) -> None:
     first = build("lrm.warmup=0")
     run(first, 2)
-    surrogate = first.distiller.latent_reward
+    surrogate = first.method.run.surrogate
     surrogate.save(tmp_path / "lrm", teacher)
     stored = fingerprint(surrogate.model)
     frozen = build("lrm.mode=frozen", f"lrm.path={tmp_path / 'lrm'}", "reward._target_=null", "beta_vsd=0", "beta_cd=0")
-    assert "lrm" not in frozen.learners and frozen.distiller.pixel is None
-    before = fingerprint(frozen.learners["student"].network)
+    assert "lrm" not in frozen.learners and frozen.method.run.pixel is None
+    before = fingerprint(network_of(frozen, "student"))
     measured = frozen.run_cycle(0)
-    assert measured["loss/ft"] != 0 and not torch.equal(before, fingerprint(frozen.learners["student"].network))
-    assert torch.equal(stored, fingerprint(frozen.distiller.latent_reward.model))
-    assert frozen.distiller.latent_reward.statistics == surrogate.statistics
+    assert measured["loss/ft"] != 0 and not torch.equal(before, fingerprint(network_of(frozen, "student")))
+    assert torch.equal(stored, fingerprint(frozen.method.run.surrogate.model))
+    assert frozen.method.run.surrogate.statistics == surrogate.statistics
     state = run(frozen, 1)
     other = build("lrm.mode=frozen", f"lrm.path={tmp_path / 'lrm'}", "reward._target_=null", "beta_vsd=0", "beta_cd=0")
-    for p in other.distiller.latent_reward.model.parameters():
+    for p in other.method.run.surrogate.model.parameters():
         p += 1.0  # the folder was written anew since
     other.load(state)
-    assert torch.equal(stored, fingerprint(other.distiller.latent_reward.model))
+    assert torch.equal(stored, fingerprint(other.method.run.surrogate.model))
     with pytest.raises(ValueError, match="follows Redness, and reward is Smooth"):
         build("lrm.mode=pretrained", f"lrm.path={tmp_path / 'lrm'}", SMOOTH)
     sign = ("reward=jpeg_compressibility", "reward._target_=dollar.rewards.jpeg.JpegSize")
-    build(*sign, "reward.sign=-1").distiller.latent_reward.save(tmp_path / "jpeg", teacher)
+    build(*sign, "reward.sign=-1").method.run.surrogate.save(tmp_path / "jpeg", teacher)
     with pytest.raises(ValueError, match="follows jpeg_compressibility, and reward is jpeg_incompressibility"):
         build("lrm.mode=pretrained", f"lrm.path={tmp_path / 'jpeg'}", *sign, "reward.sign=1")
     going_on = build("lrm.mode=pretrained", f"lrm.path={tmp_path / 'lrm'}", "lrm.warmup=50")
-    assert torch.equal(stored, fingerprint(going_on.distiller.latent_reward.model))
+    assert torch.equal(stored, fingerprint(going_on.method.run.surrogate.model))
     assert "loss/ft" in going_on.run_cycle(0)  # it is warm from the start
-    assert not torch.equal(stored, fingerprint(going_on.distiller.latent_reward.model))
+    assert not torch.equal(stored, fingerprint(going_on.method.run.surrogate.model))
 
 
 def test_a_stored_model_sees_latents_as_noised_as_in_its_fit(build: Build, teacher: Teacher, tmp_path: Path) -> None:
     noised, where = ("lrm.noised=true", "lrm.noise=[0.2,0.8]"), f"lrm.path={tmp_path / 'noised'}"
     for name, how in (("noised", noised), ("clean", ())):
-        build(*how).distiller.latent_reward.save(tmp_path / name, teacher)
+        build(*how).method.run.surrogate.save(tmp_path / name, teacher)
     for mode in ("pretrained", "frozen"):
         again = build(f"lrm.mode={mode}", where, *noised)
-        assert again.distiller.latent_reward.noised == (0.2, 0.8)
+        assert again.method.run.surrogate.noised == (0.2, 0.8)
         with pytest.raises(
             ValueError, match=r"noise \[0.2, 0.8\].* see clean ones; set lrm.noised=true and lrm.noise="
         ):
@@ -379,16 +381,16 @@ def test_what_does_not_go_together_is_told(build: Build, settings: tuple[str, ..
 # The guard and early stopping
 
 
-def watched(trainer: Trainer, *checks: tuple[float, float]) -> list[Tensor]:
+def watched(loop: Loop, *checks: tuple[float, float]) -> list[Tensor]:
     """Let validation give these predicted and true rewards; the student's averages at each."""
     given, seen = iter(checks), []
 
     def validate(cycle: int) -> dict[str, float]:
-        seen.append(fingerprint(trainer.learners["student"].network))
+        seen.append(fingerprint(network_of(loop, "student")))
         predicted, true = next(given)
         return {"predicted_4": predicted, "reward_4": true}
 
-    trainer.validate = validate
+    loop.validate = validate
     return seen
 
 
@@ -396,57 +398,55 @@ STOPPING = ("validation.every=1", "cycles=6", "guard.action=stop", "guard.patien
 
 
 def test_the_guard_ends_the_run_with_the_last_student_before_it(build: Build) -> None:
-    trainer = build(*STOPPING)
-    seen = watched(trainer, (1.0, 0.5), (1.1, 0.6), (1.5, 0.4), (1.6, 0.3), (1.7, 0.2))
-    assert trainer.train() and trainer.cycle == 3  # the first look is before any training
-    assert "over-optimisation" in trainer.ended and trainer.uses_best
-    tensors, plain = checkpoint.load(checkpoint.newest(trainer.folder / "best"))
-    names = [name for name, _ in trainer.learners["student"].network.named_parameters()]
+    loop = build(*STOPPING)
+    seen = watched(loop, (1.0, 0.5), (1.1, 0.6), (1.5, 0.4), (1.6, 0.3), (1.7, 0.2))
+    assert loop.train() and loop.cycle == 3  # the first look is before any training
+    assert "over-optimisation" in loop.ended and loop.uses_best
+    tensors, plain = checkpoint.load(checkpoint.newest(loop.folder / "best"))
+    names = [name for name, _ in network_of(loop, "student").named_parameters()]
     assert plain["best"] == {"cycle": 1}
     assert torch.equal(torch.cat([tensors[f"ema/{n}"].flatten() for n in names]), seen[1])
     again = build(*STOPPING)
-    again.load(checkpoint.load(checkpoint.newest(trainer.folder / "checkpoints")))
+    again.load(checkpoint.load(checkpoint.newest(loop.folder / "checkpoints")))
     again.run_cycle = lambda cycle: pytest.fail("a run that ended has nothing to do")
-    assert again.train() and again.ended == trainer.ended
+    assert again.train() and again.ended == loop.ended
 
 
 def test_the_guard_lowers_the_rewards_weight(build: Build) -> None:
-    trainer = build(*STOPPING[:2], "guard.action=lower", "guard.patience=1", "guard.factor=0.25")
-    watched(trainer, (0.9, 0.5), (1.0, 0.5), (1.5, 0.3), (1.4, 0.3), (1.6, 0.1), (1.7, 0.1), (1.7, 0.1))
-    assert trainer.train() and trainer.cycle == 6 and not trainer.ended
-    assert trainer.guard.scale == trainer.distiller.reward_scale == 0.0625
+    loop = build(*STOPPING[:2], "guard.action=lower", "guard.patience=1", "guard.factor=0.25")
+    watched(loop, (0.9, 0.5), (1.0, 0.5), (1.5, 0.3), (1.4, 0.3), (1.6, 0.1), (1.7, 0.1), (1.7, 0.1))
+    assert loop.train() and loop.cycle == 6 and not loop.ended
+    assert loop.monitors["guard"].scale == loop.method.run.reward_scale() == 0.0625
 
 
 def test_a_run_ends_when_its_best_score_stays_behind(build: Build) -> None:
-    trainer = build("validation.every=1", "cycles=9", "keep_best=reward_4", "patience=2")
-    watched(trainer, *[(0.0, true) for true in (0.1, 0.5, 0.4, 0.5, 0.9)])
-    assert trainer.train() and trainer.cycle == 4
-    assert "no better reward_4 than 0.5 of cycle 2" in trainer.ended and trainer.uses_best
+    loop = build("validation.every=1", "cycles=9", "keep_best=reward_4", "patience=2")
+    watched(loop, *[(0.0, true) for true in (0.1, 0.5, 0.4, 0.5, 0.9)])
+    assert loop.train() and loop.cycle == 4
+    assert "no better reward_4 than 0.5 of cycle 2" in loop.ended and loop.uses_best
     silent = build("validation.every=1", "cycles=9", "keep_best=reward_4", "patience=2")
     watched(silent, *[(0.0, math.nan)] * 4)
     assert silent.train() and silent.cycle == 2 and silent.ended == "reward_4 was never a number"
 
 
 def test_a_guards_reward_is_measured_beside_the_runs_own(build: Build) -> None:
-    trainer = build("validation.every=1", "guard.action=warn", "guard.reward._target_=test_steering.Smooth", "cycles=1")
-    scores = trainer.validate(1)
+    loop = build("validation.every=1", "guard.action=warn", "guard.reward._target_=test_steering.Smooth", "cycles=1")
+    scores = loop.validate(1)
     assert {name.partition("_")[0] for name in scores} == {"reward", "guard", "predicted"}
     assert all(0 < scores[f"guard_{steps}"] < 2 for steps in (4, 2, 1))
     assert all(math.isnan(scores[f"predicted_{steps}"]) for steps in (4, 2, 1)), "never fitted, it predicts nothing"
-    run(trainer, 1)
-    assert all(math.isfinite(trainer.validate(1)[f"predicted_{steps}"]) for steps in (4, 2, 1))
+    run(loop, 1)
+    assert all(math.isfinite(loop.validate(1)[f"predicted_{steps}"]) for steps in (4, 2, 1))
 
 
 def test_tuning_the_teacher_follows_its_own_times_and_stays_near_it(build: Build) -> None:
     """With the pull alone, a network that is the teacher has nothing to learn; moved away, it is led back."""
-    trainer = build("experiment=tune_teacher", "student.steps=[10]", "beta_ft=0", "reward._target_=null")
-    student = trainer.learners["student"].network
-    draws = trainer._draws(0)
-    batch, condition = trainer._batch(draws, True)
+    loop = build("experiment=tune_teacher", "student.steps=[10]", "beta_ft=0", "reward._target_=null")
+    student = network_of(loop, "student")
 
     def pulled() -> Tensor:
-        (term,) = trainer.distiller.student_terms(draws, batch.prompts, condition, batch.latents, False)
-        torch.autograd.backward(term.tensor, term.gradient)
+        (part,) = parts_of(loop)
+        torch.autograd.backward(part.tensor, part.gradient)
         found = gradients(student).clone()
         student.zero_grad()
         return found

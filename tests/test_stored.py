@@ -27,7 +27,7 @@ from dollar.data.walk import Walk
 from dollar.models.denoiser import Condition
 from dollar.models.teacher import Teacher
 from dollar.parallel import checkpoint
-from dollar.training.trainer import Trainer
+from dollar.training.loop import Loop
 
 SHAPE = (4, 3, 5, 6)
 ROWS = 23
@@ -399,14 +399,14 @@ def stored(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def losses(trainer: Trainer) -> list[dict]:
-    assert trainer.train()
-    lines = [json.loads(line) for line in (trainer.folder / "metrics.jsonl").read_text().splitlines()]
+def losses(loop: Loop) -> list[dict]:
+    assert loop.train()
+    lines = [json.loads(line) for line in (loop.folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.startswith(("time/", "memory/"))} for line in lines]
 
 
 def test_stored_clips_and_prompts_train_as_encoded_ones(
-    build: Callable[..., Trainer], stored: Path, teacher: Teacher, capsys: pytest.CaptureFixture
+    build: Callable[..., Loop], stored: Path, teacher: Teacher, capsys: pytest.CaptureFixture
 ) -> None:
     """A sample's latents are what the codec makes of its clip; stored prompts give the same run as encoded ones."""
     data = ("data=latents", f"data.path={stored}")
@@ -419,13 +419,12 @@ def test_stored_clips_and_prompts_train_as_encoded_ones(
         pixels = torch.from_numpy(np.stack(videos)).permute(0, 1, 4, 2, 3).float() / 255
         assert any(torch.equal(latents, made) for made in teacher.codec.encode(pixels))
     offline = build("++teacher.text=stored", data=data)
-    offline_text = offline.text
-    assert isinstance(offline_text, StoredText)
+    assert isinstance(offline.method.run.text, StoredText)
     expected = losses(online)
     assert losses(offline) == expected and any("loss/cd" in line for line in expected)
 
 
-def test_a_run_on_shards_goes_on_exactly(build: Callable[..., Trainer], stored: Path) -> None:
+def test_a_run_on_shards_goes_on_exactly(build: Callable[..., Loop], stored: Path) -> None:
     data = ("data=mixture", f"data.paths=[{stored},{stored / '9x32x32'}]", "data.weights=[1,3]")
     unbroken, first, second = (build("lrm.mismatched=true", data=data) for _ in range(3))
     unbroken.plan.cycles = second.plan.cycles = 4
@@ -436,7 +435,7 @@ def test_a_run_on_shards_goes_on_exactly(build: Callable[..., Trainer], stored: 
         assert value.equal(second.state()[0][name]), name
 
 
-def test_a_run_does_not_go_on_with_other_shards(build: Callable[..., Trainer], stored: Path, tmp_path: Path) -> None:
+def test_a_run_does_not_go_on_with_other_shards(build: Callable[..., Loop], stored: Path, tmp_path: Path) -> None:
     place = Path(shutil.copytree(stored, tmp_path / "copy"))
     data = ("data=latents", f"data.path={place}")
     first = build("cycles=1", "beta_ft=0", data=data)
@@ -450,25 +449,25 @@ def test_a_run_does_not_go_on_with_other_shards(build: Callable[..., Trainer], s
 
 @pytest.mark.parametrize("settings", [(), ("student.input=noised_data", "fake_updates=3"), ("beta_cd=0",)])
 def test_all_latents_of_a_cycle_have_been_told_before(
-    build: Callable[..., Trainer], stored: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
+    build: Callable[..., Loop], stored: Path, monkeypatch: pytest.MonkeyPatch, settings: tuple[str, ...]
 ) -> None:
     """What a cycle asks for is what its start told of it, in order, and what the cycle before told."""
-    trainer = build(*settings, data=("data=latents", f"data.path={stored}"))
-    told, asked, plain = [], [], trainer.data.batch
-    monkeypatch.setattr(trainer.data, "ahead", lambda samples: told.append(list(samples)))
+    loop = build(*settings, data=("data=latents", f"data.path={stored}"))
+    told, asked, plain = [], [], loop.data.batch
+    monkeypatch.setattr(loop.data, "ahead", lambda samples: told.append(list(samples)))
 
     def watched(samples: Sequence[int], latents: bool = True) -> Batch:
         asked[-1] += list(samples) if latents else []
         return plain(samples, latents)
 
-    monkeypatch.setattr(trainer.data, "batch", watched)
+    monkeypatch.setattr(loop.data, "batch", watched)
     for cycle in range(3):
         asked.append([])
-        trainer.run_cycle(cycle)
+        loop.run_cycle(cycle)
     assert all(asked) and told == [asked[0] + asked[1], asked[1] + asked[2], asked[2]]
 
 
-def test_without_guidance_no_null_prompt_is_needed(build: Callable[..., Trainer], stored: Path, tmp_path: Path) -> None:
+def test_without_guidance_no_null_prompt_is_needed(build: Callable[..., Loop], stored: Path, tmp_path: Path) -> None:
     place = Path(shutil.copytree(stored, tmp_path / "bare"))
     (place / "nulls.safetensors").unlink()
     data, text = ("data=latents", f"data.path={place}"), "++teacher.text=stored"
@@ -480,14 +479,14 @@ def test_without_guidance_no_null_prompt_is_needed(build: Callable[..., Trainer]
     assert build(text, data=(*data, f"data.nulls={stored}")).train()
 
 
-def test_prompts_alone_train_with_a_reward_on_what_is_made(build: Callable[..., Trainer], tmp_path: Path) -> None:
+def test_prompts_alone_train_with_a_reward_on_what_is_made(build: Callable[..., Loop], tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("\n".join(TinyClips(size=9).captions))
     data = ("data=prompts", f"data.path={tmp_path / 'prompts.txt'}")
     unbroken, first, second = (build("beta_cd=0", data=data) for _ in range(3))
     unbroken.plan.cycles = second.plan.cycles = 4
     lines = losses(unbroken)
     assert all("loss/lrm" in line and "reward/data" not in line and np.isfinite(line["reward/true"]) for line in lines)
-    assert len(unbroken.distiller.latent_reward.past[-1].prompts) == 2  # lrm.clips, of x_hat alone
+    assert len(unbroken.method.run.surrogate.past[-1].prompts) == 2  # lrm.clips, of x_hat alone
     assert first.train()
     second.load(checkpoint.load(checkpoint.newest(first.folder / "checkpoints")))
     assert losses(second)[-1] == lines[-1]
@@ -498,7 +497,7 @@ def test_prompts_alone_train_with_a_reward_on_what_is_made(build: Callable[..., 
 
 
 def test_stored_text_needs_data_that_has_it_of_the_same_models(
-    build: Callable[..., Trainer], stored: Path, tmp_path: Path
+    build: Callable[..., Loop], stored: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=r"teacher\.text is stored, but this data stores none; use data=latents"):
         build("++teacher.text=stored")

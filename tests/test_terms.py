@@ -13,10 +13,14 @@ from torch import Tensor
 from dollar.diffusion.denoise import sample
 from dollar.diffusion.schedule import RectifiedFlow, VariancePreserving
 from dollar.diffusion.timesteps import FewStep
+from dollar.losses.consistency import Consistency
+from dollar.losses.latent_reward import LatentRewardTerm
+from dollar.losses.objective import Objective
 from dollar.losses.policy_gradient import PolicyGradient, advantages, log_probability
 from dollar.losses.pull import Pull, grid_from, pull
 from dollar.losses.reward_gradient import DRaFT, ReFL
-from dollar.losses.term import Made, RolloutTerm, SampleTerm, Turn
+from dollar.losses.term import Context, LearningTerm, Needs, RolloutTerm, Sample, SampleTerm
+from dollar.losses.vsd import VSD
 
 FLOW = RectifiedFlow()
 PRESERVING = VariancePreserving(torch.linspace(0.9999, 0.0, 1000, dtype=torch.float64))
@@ -28,10 +32,12 @@ def steps(*times: float, schedule=FLOW) -> FewStep:
     return FewStep(schedule, torch.tensor(times, dtype=kind))
 
 
-def turn_of(sampler: FewStep, student, count: int, seed: int = 0, reward=lambda x: K * x.flatten(1).sum(1)) -> Turn:
-    """A turn of one-number samples with a linear reward."""
+def context_of(
+    sampler: FewStep, student, count: int, seed: int = 0, reward=lambda x: K * x.flatten(1).sum(1)
+) -> Context:
+    """A micro-batch of one-number samples with a linear reward."""
     drawn = torch.randn(sampler.steps + 1, count, 1, generator=torch.Generator().manual_seed(seed))
-    return Turn(
+    return Context(
         prompts=["any"] * count,
         sampler=sampler,
         student=student,
@@ -40,11 +46,12 @@ def turn_of(sampler: FewStep, student, count: int, seed: int = 0, reward=lambda 
         reward=lambda x: reward(x.detach()),
         reward_gradient=lambda x, frames: reward(x),
         gather=lambda x: x,
+        schedule=sampler.schedule,
     )
 
 
 def gradient_of(losses, *parameters: Tensor) -> list[Tensor]:
-    """The mean loss's gradient, each part carried back before the next is asked for."""
+    """The mean loss's gradient, each part carried back before the next is made."""
     for loss in losses:
         loss.mean().backward()
     return [p.grad for p in parameters]
@@ -71,7 +78,7 @@ def test_the_score_functions_gradient_is_the_expected_rewards(schedule) -> None:
     def student(x: Tensor, t: Tensor) -> Tensor:
         return theta + 0 * x if bool((t == sampler.times[0]).all()) else x
 
-    gradient_of((loss * count for loss in PolicyGradient().losses(turn_of(sampler, student, count))), theta)
+    gradient_of((loss * count for loss in PolicyGradient().losses([context_of(sampler, student, count)])), theta)
     a, b = (float(c) for c in schedule.coefficients(sampler.times[1]))
     standard_error = float(theta.grad.std()) / math.sqrt(count)
     assert abs(float(theta.grad.mean()) + a / b) < 4.5 * standard_error
@@ -87,7 +94,7 @@ def test_truncation_counts_the_last_random_steps_alone() -> None:
 
     for truncate, reached in ((1, [2]), (2, [1, 2]), (9, [0, 1, 2])):
         scales.grad = None
-        losses = list(PolicyGradient(truncate=truncate).losses(turn_of(sampler, student, 64)))
+        losses = list(PolicyGradient(truncate=truncate).losses([context_of(sampler, student, 64)]))
         assert len(losses) == len(reached)
         gradient_of(losses, scales)
         assert scales.grad.nonzero().flatten().tolist() == reached  # never the last prediction, which has no variance
@@ -101,9 +108,9 @@ def test_the_posteriors_kernel_is_sampled_from() -> None:
         seen.append(x.detach())
         return torch.zeros_like(x).requires_grad_()
 
-    list(PolicyGradient(kernel="posterior").losses(turn_of(sampler, student, 4)))
+    list(PolicyGradient(kernel="posterior").losses([context_of(sampler, student, 4)]))
     a_t, b_t, a_s, b_s = 0.1, 0.9, 0.5, 0.5
-    noise = turn_of(sampler, student, 4).noise
+    noise = context_of(sampler, student, 4).noise
     mean = (a_t / a_s) * b_s**2 / b_t**2 * noise(0)
     sd = b_s / b_t * math.sqrt(b_t**2 - (a_t / a_s) ** 2 * b_s**2)
     torch.testing.assert_close(seen[1], mean + sd * noise(1))
@@ -128,7 +135,7 @@ def test_a_student_without_random_steps_is_refused() -> None:
     PolicyGradient(kernel="posterior", truncate=1).check([FewStep(FLOW, torch.tensor([1.0, 0.5]), "ddim")])
     with pytest.raises(ValueError, match="ddpo.truncate is 2, but the student has 1 random steps"):
         PolicyGradient().check([steps(1.0, 0.5), steps(1.0)])
-    assert list(PolicyGradient().losses(turn_of(steps(1.0), lambda x, t: x, 3))) == []
+    assert list(PolicyGradient().losses([context_of(steps(1.0), lambda x, t: x, 3)])) == []
     for wrong, told in (({"truncate": 0}, "ddpo.truncate is 0"), ({"kernel": "ddpm"}, "ddpo.kernel is 'ddpm'")):
         with pytest.raises(ValueError, match=told):
             PolicyGradient(**wrong)
@@ -139,8 +146,8 @@ def test_a_student_without_random_steps_is_refused() -> None:
 
 def test_refl_is_minus_the_rewards_gradient_at_the_sample() -> None:
     x_hat = torch.randn(3, 1).requires_grad_()
-    made = Made(torch.zeros(3, 1), 0, x_hat)
-    ReFL().loss(turn_of(steps(1.0), None, 3), made).mean().backward()
+    made = Sample(torch.zeros(3, 1), 0, x_hat)
+    ReFL().loss(context_of(steps(1.0), None, 3), made).mean().backward()
     torch.testing.assert_close(x_hat.grad, torch.full((3, 1), -K / 3))
 
 
@@ -149,9 +156,9 @@ def test_draft_goes_back_through_its_last_steps_alone() -> None:
     sampler = steps(1.0, 0.5)
     for last, expected in ((1, lambda x, n: 0.5 * 0.8 * x + 0.5 * n), (2, lambda x, n: 2 * 0.5 * 0.8 * x + 0.5 * n)):
         theta = torch.tensor(0.8, requires_grad=True)
-        turn = turn_of(sampler, lambda x, t, theta=theta: theta * x, 5)
-        gradient_of(DRaFT(last=last).losses(turn), theta)
-        torch.testing.assert_close(theta.grad, -K * expected(turn.noise(0), turn.noise(1)).mean())
+        context = context_of(sampler, lambda x, t, theta=theta: theta * x, 5)
+        gradient_of(DRaFT(last=last).losses([context]), theta)
+        torch.testing.assert_close(theta.grad, -K * expected(context.noise(0), context.noise(1)).mean())
     with pytest.raises(ValueError, match="rg.last is 3, more than the 2 steps"):
         DRaFT(last=3).check([sampler, steps(1.0)])
 
@@ -170,13 +177,13 @@ def test_grids_end_on_data_and_are_the_schedules_own_from_pure_noise() -> None:
 @pytest.mark.parametrize("count", [1, 4])
 def test_the_pull_rests_where_the_student_makes_the_teachers_clip(schedule, times, count) -> None:
     sampler = steps(*times, schedule=schedule)
-    turn = turn_of(sampler, None, 6)
-    x = turn.noise(0)
-    target = sample(turn.teacher(1.0), x, grid_from(sampler.times[1], count, schedule), schedule)
+    context = context_of(sampler, None, 6)
+    x = context.noise(0)
+    target = sample(context.teacher(1.0), x, grid_from(sampler.times[1], count, schedule), schedule)
     term = Pull(steps=count)
-    assert term.loss(turn, Made(x, 1, target.clone())).max() == 0
+    assert term.loss(context, Sample(x, 1, target.clone())).max() == 0
     away = (target + 0.25).requires_grad_()
-    loss = term.loss(turn, Made(x, 1, away))
+    loss = term.loss(context, Sample(x, 1, away))
     torch.testing.assert_close(loss, torch.full((6,), 0.0625, dtype=loss.dtype))
     loss.mean().backward()
     torch.testing.assert_close(away.grad, torch.full_like(away, 2 * 0.25 / 6))
@@ -193,20 +200,34 @@ def test_the_pull_and_a_linear_reward_balance_where_their_gradients_do() -> None
 
 
 def test_terms_know_what_they_look_at() -> None:
-    assert all(isinstance(term, SampleTerm) and not isinstance(term, RolloutTerm) for term in (ReFL(), Pull()))
-    assert all(
-        isinstance(term, RolloutTerm) and not isinstance(term, SampleTerm) for term in (DRaFT(), PolicyGradient())
-    )
-    assert [t.needs for t in (ReFL(), DRaFT(), PolicyGradient(), Pull())] == ["gradient", "gradient", "reward", ""]
+    at_sample, by_themselves = (VSD(), LatentRewardTerm(), ReFL(), Pull()), (Consistency(), DRaFT(), PolicyGradient())
+    assert all(isinstance(term, SampleTerm) and not isinstance(term, RolloutTerm) for term in at_sample)
+    assert all(isinstance(term, RolloutTerm) and not isinstance(term, SampleTerm) for term in by_themselves)
+    assert not any(isinstance(term, LearningTerm) for term in (*at_sample, *by_themselves))
+    assert [term.needs for term in (*at_sample, *by_themselves)] == [
+        *(Needs(fake=True), Needs(surrogate=True), Needs(reward="gradient"), Needs()),
+        *(Needs(clips=True), Needs(reward="gradient"), Needs(reward="numbers")),
+    ]
+    pursuing = [term for term in (*at_sample, *by_themselves) if term.needs.pursues]
+    assert [type(term) for term in pursuing] == [LatentRewardTerm, ReFL, DRaFT, PolicyGradient]
 
 
-def test_a_turn_can_be_told_apart_by_its_rewards() -> None:
-    """A better sample's steps become likelier: the gradient turns round with the reward."""
+def test_an_objective_needs_what_its_terms_need() -> None:
+    objective = Objective({"vsd": VSD(), "cd": Consistency(), "ddpo": PolicyGradient(), "refl": ReFL()})
+    assert objective.needs == Needs(clips=True, fake=True, reward="gradient")
+    assert set(objective.sample_terms) == {"vsd", "refl"} and set(objective.rollout_terms) == {"cd", "ddpo"}
+    assert objective.reference == "vsd" and objective.apart == {} and objective.guidance == {"vsd": 4.5, "cd": 8.5}
+    apart = Objective({"vsd": VSD(), "ft": LatentRewardTerm(update="separate", accumulate=3)})
+    assert set(apart.apart) == {"ft"} and set(apart.sample_terms) == {"vsd"} and apart.needs.surrogate
+
+
+def test_better_samples_become_likelier() -> None:
+    """The gradient turns round with the reward."""
     sampler, found = steps(1.0, 0.5), []
     for sign in (1, -1):
         theta = torch.tensor(0.5, requires_grad=True)
-        turn = turn_of(sampler, lambda x, t, theta=theta: theta * x, 64)
-        turn = replace(turn, reward=lambda x, sign=sign: sign * x.flatten(1).sum(1))
-        found += gradient_of(PolicyGradient().losses(turn), theta)
+        context = context_of(sampler, lambda x, t, theta=theta: theta * x, 64)
+        context = replace(context, reward=lambda x, sign=sign: sign * x.flatten(1).sum(1))
+        found += gradient_of(PolicyGradient().losses([context]), theta)
     torch.testing.assert_close(found[0], -found[1])
     assert found[0].abs() > 1e-3

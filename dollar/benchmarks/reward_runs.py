@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +27,7 @@ from dollar.benchmarks.reward_tables import (
     times_less,
     weights_table,
 )
-
-Report = Callable[[str], None]  # takes a line on what has just been counted or run
+from dollar.log import logger
 
 
 @dataclass(frozen=True)
@@ -59,15 +58,15 @@ class Conditions:
         )
 
 
-def tables(conditions: Conditions, report: Report) -> dict[str, str]:
-    """Every table by its title; what is counted and run is reported on the way."""
+def tables(conditions: Conditions) -> dict[str, str]:
+    """Every table by its title; what is counted and run is printed on the way."""
     frames = conditions.frames
-    counts = count_all(frames, report)
+    counts = count_all(frames)
     flops = operations_of(frames)
     parameters = {kind: new_workload(kind, 1, HALF).parameters for kind in (*LRMS, CLIP, DIRECT)}
     clip = new_clip(HALF)
     tower = sum(p.numel() for part in (clip.vision_model, clip.visual_projection) for p in part.parameters())
-    runs = run_all(conditions, report)
+    runs = run_all(conditions)
     found = {
         "Table 1: parameters and memory": table_1(counts, parameters, tower),
         "Weights": weights_table(counts, parameters),
@@ -80,7 +79,7 @@ def tables(conditions: Conditions, report: Report) -> dict[str, str]:
     return found
 
 
-def count_all(frames: Sequence[int], report: Report) -> dict[tuple[str, int, Variant], Count]:
+def count_all(frames: Sequence[int]) -> dict[tuple[str, int, Variant], Count]:
     """What every table needs, counted on the meta device."""
     wanted = [(kind, n, variant) for kind in LRMS for n, variant in ((1, AS_PAPER), (WHOLE, HALF))]
     wanted += [(row.kind, n, row.variant) for row in ROWS for n in frames]
@@ -90,7 +89,7 @@ def count_all(frames: Sequence[int], report: Report) -> dict[tuple[str, int, Var
         key = kind, n, variant
         found[key] = count(new_workload(kind, n, variant), variant.fused)
         words = in_words(variant)
-        report(f"counted: {kind}, {n} frames, {words}: {found[key].backward / 2**30:.3f} GiB")
+        logger.info(f"counted: {kind}, {n} frames, {words}: {found[key].backward / 2**30:.3f} GiB")
     return found
 
 
@@ -100,7 +99,7 @@ def operations_of(frames: Sequence[int]) -> dict[tuple[str, int], int]:
     return {(kind, n): operations(new_workload(kind, n, HALF)) for kind, n in wanted}
 
 
-def run_all(conditions: Conditions, report: Report) -> list[Run]:
+def run_all(conditions: Conditions) -> list[Run]:
     """Every workload that is to be really run, each in processes of its own."""
     c = conditions
     if not c.measured and not c.decoded:
@@ -116,7 +115,7 @@ def run_all(conditions: Conditions, report: Report) -> list[Run]:
             continue
         variant = Variant(dtype=c.dtype, device=str(c.device))
         runs.append(Run(kind, n, counted, measure(kind, n, variant, c.threads, c.repeats, c.patience)))
-        report(f"run: {kind}, {n} frames: {runs[-1].result}")
+        logger.info(f"run: {kind}, {n} frames: {runs[-1].result}")
     return runs
 
 

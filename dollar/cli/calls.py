@@ -16,7 +16,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from dollar.cli.entry import CONF, check_given, check_overrides
+from dollar.cli.entry import check_given
+from dollar.cli.overrides import CONF, check_overrides, quoted
 
 if TYPE_CHECKING:
     from dollar.models.teacher import Teacher
@@ -76,8 +77,7 @@ def _written(value: Any) -> str:
     text = str(value)
     if PLAIN.fullmatch(text) and text.lower() not in WORDS:
         return text
-    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), text)
-    return f'"{escaped}"'.replace("${", "\\${")
+    return quoted(text)
 
 
 def run(command: str, settings: Mapping[str, Any]) -> Any:

@@ -1,18 +1,53 @@
-"""`dollar VERB [key=value ...]`: the commands of launch/ under one name."""
+"""The console script: `dollar train key=value` does what `python launch/train.py key=value` does."""
 
 from __future__ import annotations
 
+import ast
+import difflib
+import importlib
 import sys
-from importlib import import_module
 from pathlib import Path
+
+COMMANDS = Path(__file__).parent / "commands"
 
 
 def main() -> None:
-    """Run the command that the first word names."""
-    from dollar.cli.entry import enter
+    """Run the verb that the first word names; exit code 2 and a sentence for a word that is none."""
+    verbs = {path.stem: path for path in sorted(COMMANDS.glob("*.py")) if path.stem != "__init__"}
+    verb, *rest = sys.argv[1:] or ["--help"]
+    if verb in ("--help", "-h"):
+        print(overview(verbs))
+    elif verb not in verbs:
+        near = difflib.get_close_matches(verb, verbs, 1, 0.5)
+        hint = f"the nearest is {near[0]!r}" if near else "--help lists all"
+        print(f"dollar: there is no {verb!r}; {hint} ({', '.join(verbs)})", file=sys.stderr)
+        sys.exit(2)
+    else:
+        from dollar.cli.entry import enter
 
-    verbs = sorted(p.stem for p in (Path(__file__).parent / "commands").glob("*.py") if p.stem != "__init__")
-    if len(sys.argv) < 2 or sys.argv[1] not in verbs:
-        sys.exit(f"dollar: name a command: {', '.join(verbs)}")
-    verb = sys.argv.pop(1)
-    enter(import_module(f"dollar.cli.commands.{verb}").main, verb)
+        sys.argv = [f"dollar {verb}", *rest]
+        if {"--help", "-h"} & set(rest):
+            print(f"{description(verbs[verb])}\n")
+        enter(importlib.import_module(f"dollar.cli.commands.{verb}").main, verb)
+
+
+def overview(verbs: dict[str, Path]) -> str:
+    """All verbs, each with a line."""
+    lines = [f"  {verb:14}{description(path)}" for verb, path in verbs.items()]
+    return "\n".join(
+        [
+            "Usage: dollar VERB [key=value ...]\n",
+            *lines,
+            "\ndollar VERB --cfg job shows all keys of a verb with their values, dollar VERB --help its choices.",
+        ]
+    )
+
+
+def description(path: Path) -> str:
+    """What a verb does, without the command that its docstring ends with."""
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return text.splitlines()[0].partition(": `")[0].rstrip(".") + "." if text else ""
+
+
+if __name__ == "__main__":
+    main()

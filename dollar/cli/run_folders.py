@@ -5,59 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dollar.cli.same import check_same
+from dollar.cli.settings import COMMANDS, free_keys
 from dollar.cli.sweeps import job_folder
 
 CONFIG = "config.yaml"
-# Keys, and what lies below them, that may change when a run goes on: how long and how often, not what is learned.
-FREE = (
-    *("cycles", "save_every", "keep", "validation", "log", "runs", "run", "keep_best"),
-    *("parallel.device", "parallel.timeout_minutes", "parallel.activation_checkpointing", "parallel.shard_teacher"),
-    "data.samples",  # repeats the other keys of data
-)
-
-# Keys that came later, with what every run before them had.
-LATER = {
-    "vsd.lower_half": None,
-    "vsd.lower_half_over": [0.3, 0.7],
-    "student.lora": None,
-    "student.guided": False,
-    "patience": None,
-    "beta_pull": 0.0,
-    "pull.steps": 4,
-    "pull.guidance_scale": 1.5,
-    "guard.reward._target_": None,
-    "terms.pull._target_": "dollar.losses.pull.Pull",
-    "terms.pull.beta": 0.0,
-    "terms.pull.steps": 4,
-    "terms.pull.guidance_scale": 1.5,
-    "guard.action": "none",
-    "guard.patience": 2,
-    "guard.tolerance": 0.02,
-    "guard.factor": 0.5,
-    "lrm.mode": "online",
-    "lrm.path": None,
-    "lrm.backbone": "cnn",
-    "lrm.blocks": 2,
-    "lrm.noise": [0.0, 0.5],
-    "lrm.noised": False,
-    "lrm.fit": "mse",
-}
 
 
 def run_folder(config: DictConfig) -> Path:
     """runs/<run>, or a folder below it for each job of a sweep, named by its overrides; ValueError for no name."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
     name = "" if config.run is None else str(config.run).strip()
     if name in ("", ".") or ".." in Path(name).parts or Path(name).is_absolute():
         raise ValueError(f"run={name} names no folder below runs={config.runs}; give run=NAME, a word of its own")
-    hydra = HydraConfig.get()
-    if hydra.mode == RunMode.MULTIRUN:
-        return job_folder(config, hydra.job.override_dirname)
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN:
+        return job_folder(config, hydra_config.job.override_dirname)
     return Path(config.runs) / str(config.run)
 
 
@@ -65,7 +31,7 @@ def check_run(config: DictConfig, folder: Path) -> None:
     """Raise ValueError if the folder holds a run of another configuration."""
     if any((folder / part).is_dir() for part in ("checkpoints", "student")):  # otherwise nothing could be lost
         way_out = "Give this run a name of its own with run=NAME, or remove the folder"
-        check_same(folder / CONFIG, to_store(config), FREE, LATER, way_out)
+        check_same(folder / CONFIG, to_store(config), way_out, free_keys(COMMANDS["train"]), config)
 
 
 def check_init(config: DictConfig) -> None:
@@ -111,8 +77,6 @@ def announce(config: DictConfig, run: Any, folder: Path, done: int) -> None:
 
 def command_line() -> list[str]:
     """What the command line gave, key=value."""
-    from hydra.core.hydra_config import HydraConfig
-
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 

@@ -1,44 +1,99 @@
-"""Whether a folder's stored configuration is the one that is asked for."""
+"""Whether the settings that are stored in a folder are the ones that are wanted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from dollar.cli.declared import flat, source_of
 
 
-def check_same(path: Path, now: Any, free: Sequence[str], later: dict[str, Any], way_out: str) -> None:
-    """Raise ValueError if the configuration stored at `path` differs from `now` in what decides the result.
+def check_same(
+    path: Path, now: Mapping[str, Any], way_out: str, free: Sequence[str] = (), config: DictConfig | None = None
+) -> None:
+    """Raise ValueError if the settings stored at `path` differ from `now` in what decides the result.
 
-    free: keys, and what lies below them, that may differ; later: keys that came later, with what runs before them had;
-    way_out: what the user can do, which ends the sentence.
+    now: plain and resolved; way_out: what the user can do, which ends the sentence; free: keys, and what lies below
+    them, that may differ; config: the composed configuration that `now` was made of. A key that came after the file was
+    written is taken to have had its default then, and one that only repeats another key is not missed.
     """
     try:
-        before = later | _flat(OmegaConf.load(path))
+        before = flat(_plain(OmegaConf.load(path)))
     except Exception as error:  # whatever is wrong with the file, what was trained there can't be told
         raise ValueError(
             f"{path.parent} holds a run, but its {path.name} can't be read ({type(error).__name__}), so it is not "
             f"known what was trained there. {way_out}"
         ) from None
-    asked = _flat(now)
-    differing = [k for k in sorted(before.keys() | asked.keys()) if before.get(k) != asked.get(k) and not _in(k, free)]
-    if differing:
-        shown = "; ".join(f"{k} was {before.get(k)}, now {asked.get(k)}" for k in differing[:5])
-        raise ValueError(f"{path.parent} holds a run of another configuration ({shown}). {way_out}")
+    after, sources = flat(now), {} if config is None else sources_of(config)
+    new = [key for key in after if key not in before]
+    missed = [key for key in new if _repeated(key, sources) is None]
+    if missed and config is not None:
+        before |= defaults_of(missed)
+    differing = [
+        key
+        for key in sorted((before.keys() | after.keys()) - ({*new} - {*missed}))
+        if not _in(key, free)
+        and _one(before.get(key)) != _one(after.get(key))
+        and not (key not in after and _is_elsewhere(key, before, after))
+    ]
+    # What only follows from another key that differs, or that may differ, goes without saying.
+    shown = [key for key in differing if not _in(_repeated(key, sources) or "", [*differing, *free])]
+    if shown:
+        changes = "; ".join(f"{k} was {before.get(k)}, now {after.get(k)}" for k in shown[:5])
+        raise ValueError(f"{path.parent} holds a run of another configuration ({changes}). {way_out}")
 
 
-def _in(key: str, free: Sequence[str]) -> bool:
-    return any(key == name or key.startswith(name + ".") for name in free)
+def sources_of(config: DictConfig) -> dict[str, str]:
+    """By each key whose value is nothing but another key, that other key."""
+    found = {key: source_of(value) for key, value in flat(_plain(config)).items()}
+    return {key: source for key, source in found.items() if source is not None}
 
 
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    entries: Any = OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config
-    found: dict[str, Any] = {}
-    for key, value in entries.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
+def defaults_of(keys: Sequence[str]) -> dict[str, Any]:
+    """What keys of this command are where the command line gives nothing but which choices are taken."""
+    if not HydraConfig.initialized():
+        return {}
+    now, found = HydraConfig.get(), {}
+    chosen = [word for word in now.overrides.task if word.lstrip("+").partition("=")[0] in now.runtime.choices]
+    defaults = hydra.compose(now.job.config_name, overrides=chosen)
+    for key in keys:
+        try:
+            found[key] = _plain(OmegaConf.select(defaults, key))
+        except OmegaConfBaseException:  # it follows from a key that has no default
+            found[key] = None
     return found
+
+
+def _repeated(key: str, sources: Mapping[str, str]) -> str | None:
+    """The key that this one repeats, by itself or because the node that it lies in repeats another."""
+    names = key.split(".")
+    for count in range(len(names), 0, -1):
+        if (node := ".".join(names[:count])) in sources:
+            return ".".join([sources[node], *names[count:]])
+    return None
+
+
+def _is_elsewhere(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether a key that is gone only repeated another one, which is still there under the same last name."""
+    node, _, last = key.rpartition(".")
+    others = [other for other in before.keys() & after.keys() if other.rpartition(".")[2] == last]
+    return bool(node) and any(before[other] == before[key] for other in others)
+
+
+def _one(value: Any) -> Any:
+    """A place by itself for a list of one."""
+    return value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) else value
+
+
+def _in(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(name + ".") for name in names)
+
+
+def _plain(config: Any) -> Any:
+    return OmegaConf.to_container(config, resolve=False) if OmegaConf.is_config(config) else config

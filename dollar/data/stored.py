@@ -117,9 +117,9 @@ class LatentShards:
         self._coming: dict[int, Future[None]] = {}
 
     @classmethod
-    def fitted(cls, fit: Fit, path: str | Path, **settings: Any) -> LatentShards:
+    def fitted(cls, fit: Fit, path: str | Path, cache_bytes: int = 2**30, block_bytes: int = 2**29) -> LatentShards:
         """The shards for a teacher and a run."""
-        return cls(path, fit.shape, fit.normalise, fit.seed, fit.fingerprint(), **settings)
+        return cls(path, fit.shape, fit.normalise, fit.seed, fit.fingerprint(), cache_bytes, block_bytes)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -201,13 +201,18 @@ class LatentShards:
 
 
 def mixture_of(
-    fit: Fit, paths: str | Path | Sequence[str | Path], weights: Sequence[float] | None = None, **settings: Any
+    fit: Fit,
+    paths: str | Path | Sequence[str | Path],
+    weights: Sequence[float] | None = None,
+    cache_bytes: int = 2**30,
+    block_bytes: int = 2**29,
 ) -> Mixture:
     """Several folders of shards for a teacher and a run, mixed."""
     places = listed(paths)
     if weights is not None:
         shares(weights, len(places))  # a mistake in them is reported before anything is read
-    return Mixture([LatentShards.fitted(fit, path, **settings) for path in places], weights, fit.seed)
+    sources = [LatentShards.fitted(fit, path, cache_bytes, block_bytes) for path in places]
+    return Mixture(sources, weights, fit.seed)
 
 
 class StoredText(Generic[C]):

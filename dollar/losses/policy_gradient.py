@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ class PolicyGradient:
 
     beta: float = 1.0
     truncate: int = 2
-    kernel: str = "renoise"
+    kernel: Literal["renoise", "posterior"] = "renoise"
     needs: ClassVar[Needs] = Needs(reward="numbers")
 
     def __post_init__(self) -> None:

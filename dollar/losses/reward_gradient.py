@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from dollar.diffusion.timesteps import FewStep
 from dollar.losses.term import Context, Cost, Needs, Sample, check_weight
 
 
-def number_of(frames: int | str | None) -> int | None:
+def number_of(frames: int | Literal["all"] | None) -> int | None:
     """A number of frames, None for `all`; ValueError for anything else."""
     if frames in (None, "all"):
         return None
@@ -35,7 +35,7 @@ class ReFL:
     """
 
     beta: float = 1.0
-    frames: int | str | None = None
+    frames: int | Literal["all"] | None = None
     needs: ClassVar[Needs] = Needs(reward="gradient")
 
     def __post_init__(self) -> None:
@@ -61,7 +61,7 @@ class DRaFT:
 
     beta: float = 1.0
     last: int = 1
-    frames: int | str | None = None
+    frames: int | Literal["all"] | None = None
     needs: ClassVar[Needs] = Needs(reward="gradient")
 
     def __post_init__(self) -> None:

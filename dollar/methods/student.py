@@ -52,9 +52,10 @@ class StudentUpdate:
     @property
     def needs_clips(self) -> bool:
         """Whether an update reads real latents."""
-        return self.input == "noised_data" or any(
-            term.needs.clips for name, term in self.run.objective.terms.items() if name not in self.run.objective.apart
-        )
+        o = self.run.objective
+        # A term with an update of its own reads them there; one with a network reads them after this update, too.
+        here = [term for name, term in o.terms.items() if name not in o.apart or name in o.learning_terms]
+        return self.input == "noised_data" or any(term.needs.clips for term in here)
 
     @property
     def makes_sample(self) -> bool:

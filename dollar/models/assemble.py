@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from dollar.models.teacher import Clip, Family, Teacher, is_empty
 from dollar.models.text import TextEncoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Settings:
     parts: Mapping[str, str | None] = field(default_factory=dict)
     lora: str | None = None
     lora_scale: float = 1.0
-    text: str = "online"
+    text: Literal["online", "stored"] = "online"
     tiling: bool = False
     slicing: bool = False
     decode_chunk: int = 1
@@ -51,6 +52,16 @@ class Settings:
         for key, known in (("text", ("online", "stored")), ("frozen_dtype", tuple(DTYPES))):
             if (given := getattr(self, key)) not in known:
                 raise ValueError(f"teacher.{key} is {given!r}; use {' or '.join(known)}")
+
+
+def configured_by(settings: type) -> Callable[[F], F]:
+    """Mark a loader whose keyword arguments are the fields of a dataclass, so that a configuration can be checked."""
+
+    def mark(load: F) -> F:
+        vars(load)["settings"] = settings
+        return load
+
+    return mark
 
 
 def assemble(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dollar.diffusion.prediction import PREDICTIONS
 from dollar.diffusion.schedule import VariancePreserving
 from dollar.diffusion.timesteps import FewStep, check_timesteps
-from dollar.models.assemble import assemble
+from dollar.models.assemble import Settings, assemble, configured_by
 from dollar.models.codec import Codec, Normalisation
 from dollar.models.denoiser import Condition, Wrapped
 from dollar.models.pipeline import Pipeline
@@ -22,6 +22,7 @@ from dollar.models.teacher import Clip, Teacher
 _NAMES = {"v": "v_prediction", "epsilon": "epsilon", "sample": "sample"}
 
 
+@configured_by(Settings)
 def load(**settings: Any) -> Teacher:
     """A CogVideoX teacher; the settings are those of `assemble`."""
     return assemble(CogVideoX, **settings)

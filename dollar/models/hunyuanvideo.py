@@ -14,7 +14,7 @@ from dollar.diffusion.prediction import FLOW
 from dollar.diffusion.schedule import RectifiedFlow
 from dollar.diffusion.timesteps import FewStep
 from dollar.models import flow
-from dollar.models.assemble import assemble
+from dollar.models.assemble import Settings, assemble, configured_by
 from dollar.models.codec import Codec, Normalisation
 from dollar.models.denoiser import Condition, Wrapped
 from dollar.models.pipeline import Pipeline
@@ -22,6 +22,7 @@ from dollar.models.sizes import check_sizes
 from dollar.models.teacher import Clip, Teacher
 
 
+@configured_by(Settings)
 def load(**settings: Any) -> Teacher:
     """A HunyuanVideo teacher; the settings are those of `assemble`."""
     return assemble(HunyuanVideo, **settings)

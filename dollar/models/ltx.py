@@ -15,7 +15,7 @@ from dollar.diffusion.prediction import FLOW
 from dollar.diffusion.schedule import RectifiedFlow
 from dollar.diffusion.timesteps import FewStep
 from dollar.models import flow
-from dollar.models.assemble import assemble
+from dollar.models.assemble import Settings, assemble, configured_by
 from dollar.models.codec import Codec
 from dollar.models.denoiser import Condition, Wrapped
 from dollar.models.pipeline import Pipeline
@@ -23,6 +23,7 @@ from dollar.models.sizes import check_sizes
 from dollar.models.teacher import Clip, Teacher
 
 
+@configured_by(Settings)
 def load(**settings: Any) -> Teacher:
     """An LTX-Video teacher; the settings are those of `assemble`."""
     return assemble(LTX, **settings)

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from dollar.rewards.clip import Clip
-from dollar.rewards.frames import check_frames, check_videos, pick
+from dollar.rewards.frames import Frames, check_frames, check_videos, pick
 from dollar.rewards.weights import fill, locate, read_tensors
 
 NAMES = ("sac+logos+ava1-l14-linearMSE.pth", "aesthetic-model.pth")  # LAION's own name and the hub's, for one file
@@ -27,7 +27,7 @@ class Aesthetic:
         self,
         path: str = "trl-lib/ddpo-aesthetic-predictor",
         clip: str = "openai/clip-vit-large-patch14",
-        frames: int | str | None = 8,
+        frames: Frames = 8,
         batch: int = 16,
     ) -> None:
         self.frames = check_frames(frames)

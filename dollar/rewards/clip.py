@@ -11,7 +11,7 @@ from cachetools import LRUCache
 from torch import Tensor
 from torch.nn import functional
 
-from dollar.rewards.frames import check_frames, check_videos, pick
+from dollar.rewards.frames import Frames, check_frames, check_videos, pick
 from dollar.rewards.open_clip import from_open_clip, geometry, is_open_clip
 from dollar.rewards.pixels import crop, pad
 from dollar.rewards.tokens import LAION, Tokens, load_tokenizer
@@ -137,7 +137,7 @@ class CaptionReward:
 
     differentiable = True
 
-    def __init__(self, clip: Clip, frames: int | str | None, unit: str) -> None:
+    def __init__(self, clip: Clip, frames: Frames, unit: str) -> None:
         if unit not in UNITS:
             raise ValueError(f"reward.unit is {unit}; it is one of {' and '.join(UNITS)}")
         self.clip = clip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dollar.rewards.clip import CaptionReward, Clip
+from dollar.rewards.frames import Frames
 from dollar.rewards.tokens import LAION
 
 
@@ -18,7 +19,7 @@ class ClipScore(CaptionReward):
     def __init__(
         self,
         path: str = "openai/clip-vit-large-patch14",
-        frames: int | str | None = 8,
+        frames: Frames = 8,
         unit: str = "cosine",
         batch: int = 16,
         tokenizer: str = LAION,

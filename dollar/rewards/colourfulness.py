@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dollar.rewards.frames import check_frames, check_videos, pick
+from dollar.rewards.frames import Frames, check_frames, check_videos, pick
 
 
 class Colourfulness:
@@ -20,7 +20,7 @@ class Colourfulness:
 
     differentiable = True
 
-    def __init__(self, frames: int | str | None = None) -> None:
+    def __init__(self, frames: Frames = None) -> None:
         self.frames = check_frames(frames)
 
     def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:

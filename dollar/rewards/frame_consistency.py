@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dollar.rewards.clip import Clip
-from dollar.rewards.frames import check_frames, check_videos, pick
+from dollar.rewards.frames import Frames, check_frames, check_videos, pick
 
 TO = ("previous", "previous and first")
 
@@ -29,7 +29,7 @@ class FrameConsistency:
     def __init__(
         self,
         path: str = "openai/clip-vit-large-patch14",
-        frames: int | str | None = None,
+        frames: Frames = None,
         to: str = "previous",
         batch: int = 16,
     ) -> None:

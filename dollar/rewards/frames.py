@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
+Frames = int | Literal["all"] | None
+"""How many evenly spaced frames are looked at; None is all, too."""
 
-def check_frames(frames: int | str | None) -> int | None:
+
+def check_frames(frames: Frames) -> int | None:
     """How many frames are looked at, None for all; ValueError unless it is at least 1, "all" or None."""
     if frames is None or frames == "all":
         return None

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dollar.rewards.frames import check_frames, check_videos, pick
+from dollar.rewards.frames import Frames, check_frames, check_videos, pick
 
 
 class Function:
@@ -27,7 +27,7 @@ class Function:
     ValueError where the path names nothing that can be called.
     """
 
-    def __init__(self, path: str, frames: int | str | None = None, differentiable: bool = False) -> None:
+    def __init__(self, path: str, frames: Frames = None, differentiable: bool = False) -> None:
         path = str(path)  # a name may look like a number
         self.path = self.name = path
         self.frames = check_frames(frames)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dollar.rewards.clip import CaptionReward, Clip
+from dollar.rewards.frames import Frames
 from dollar.rewards.tokens import LAION
 
 FILES = {"v2.0": "HPS_v2_compressed.pt", "v2.1": "HPS_v2.1_compressed.pt"}
@@ -25,7 +26,7 @@ class HPSv2(CaptionReward):
         self,
         path: str = "xswu/HPSv2",
         version: str = "v2.1",
-        frames: int | str | None = 8,
+        frames: Frames = 8,
         unit: str = "cosine",
         batch: int = 16,
         tokenizer: str = LAION,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dollar.rewards import clip
 from dollar.rewards.clip import SteadyGradient
-from dollar.rewards.frames import check_frames, check_videos, pick
+from dollar.rewards.frames import Frames, check_frames, check_videos, pick
 from dollar.rewards.pixels import crop
 from dollar.rewards.weights import described, fill, locate, read_json, read_tensors, transformers_class
 
@@ -53,7 +53,7 @@ class ImageReward:
         path: str | Path = "THUDM/ImageReward",
         tokenizer: str | Path = "google-bert/bert-base-uncased",
         unit: str = "standardised",
-        frames: int | str | None = 8,
+        frames: Frames = 8,
         batch: int = 16,
     ) -> None:
         if unit not in UNITS:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dollar.rewards.frames import check_frames, check_videos, pick
+from dollar.rewards.frames import Frames, check_frames, check_videos, pick
 
 
 class JpegSize:
@@ -20,7 +20,7 @@ class JpegSize:
     is all. Reads no caption.
     """
 
-    def __init__(self, sign: int = 1, quality: int = 95, frames: int | str | None = None) -> None:
+    def __init__(self, sign: int = 1, quality: int = 95, frames: Frames = None) -> None:
         if sign not in (1, -1):
             raise ValueError(f"reward.sign is {sign}; give 1 for incompressibility or -1 for compressibility")
         if not 1 <= quality <= 95:

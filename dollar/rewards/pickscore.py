@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dollar.rewards.clip import CaptionReward, Clip
+from dollar.rewards.frames import Frames
 from dollar.rewards.tokens import LAION
 
 
@@ -17,7 +18,7 @@ class PickScore(CaptionReward):
     def __init__(
         self,
         path: str = "yuvalkirstain/PickScore_v1",
-        frames: int | str | None = 8,
+        frames: Frames = 8,
         unit: str = "cosine",
         batch: int = 16,
         tokenizer: str = LAION,

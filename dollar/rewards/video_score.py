@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from dollar.models.pipeline import Weights, lack
-from dollar.rewards.frames import check_frames, check_videos, pick
+from dollar.rewards.frames import Frames, check_frames, check_videos, pick
 from dollar.rewards.weights import check_names, described, locate, read_json, transformers_class
 
 ASPECTS = (
@@ -58,7 +58,7 @@ class VideoScore:
         path: str | Path = "TIGER-Lab/VideoScore",
         aspects: str | Sequence[str] | Mapping[str, float] = "all",
         instructions: str | Path | None = None,
-        frames: int | str | None = 16,
+        frames: Frames = 16,
     ) -> None:
         self.weights = _weights(aspects)
         self.frames = check_frames(frames)

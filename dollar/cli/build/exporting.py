@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from dollar.cli.entry import CONF
+from dollar.cli.overrides import CONF
 from dollar.export.source import KINDS, Source
 
 if TYPE_CHECKING:

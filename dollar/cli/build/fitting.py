@@ -167,6 +167,8 @@ def fit(
         sys.exit(STOPPED)
     kept = checkpoint.newest(folder / "best")
     if kept is not None:
-        for name, p in parameters.items():
-            assign(p, checkpoint.load(kept).tensors[f"lrm/{name}"])
+        tensors = checkpoint.load(kept).tensors
+        with torch.no_grad():
+            for name, p in parameters.items():
+                assign(p, tensors[f"lrm/{name}"])
     return Fitted(int(best.best.get("cycle", loop.cycle)), config.steps, time.perf_counter() - started)

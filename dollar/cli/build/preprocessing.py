@@ -86,6 +86,6 @@ def check_made_by(out: Path, made_by: dict[str, Any]) -> None:
     from dollar.data.fingerprint import FINGERPRINT
 
     if (out / FINGERPRINT).is_file():
-        check_same(out / FINGERPRINT, made_by, (), {}, "Name another folder with out=FOLDER, or keep to its settings")
+        check_same(out / FINGERPRINT, made_by, "Name another folder with out=FOLDER, or keep to its settings")
     elif next(out.rglob("*.parquet"), None) is not None:
         raise ValueError(f"out={out} holds parquet files but no {FINGERPRINT}, so it is not of this command's making")

@@ -8,7 +8,8 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from dollar.cli.entry import ROOT, check_folder_for, check_overrides
+from dollar.cli.entry import ROOT, check_folder_for
+from dollar.cli.overrides import check_overrides
 from dollar.studies.content import Content
 from dollar.studies.rows import groups_of, rows_of, seeds_of
 from dollar.studies.settings import Settings, check

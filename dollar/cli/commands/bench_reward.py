@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -18,7 +17,7 @@ def main(config: DictConfig) -> None:
     from dollar.cli.build.teacher import quiet
 
     quiet()
-    found, device = tables(conditions, partial(print, flush=True)), name_of(conditions.device)
+    found, device = tables(conditions), name_of(conditions.device)
     for title, text in found.items():
         print(f"\n{title}\n\n{text}", flush=True)
     command = f"```sh\n{command_line()}\n```"

@@ -32,7 +32,7 @@ def main(config: DictConfig) -> None:
     path, some = begun(config, work)
     if some:  # otherwise nothing could be lost
         free = FREE if config.make == "clip" else (*FREE, "make", *CLIP)
-        check_same(path, stored, free, {}, "Give another folder with work=FOLDER, or remove this one")
+        check_same(path, stored, "Give another folder with work=FOLDER, or remove this one", free, config)
     world = start(config.parallel.device, config.parallel.timeout_minutes)
     if world.is_main:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,104 @@
+"""The settings of `train`, and of `plan`, which takes the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dollar.cli.settings.base import Free, Place, Target
+from dollar.cli.settings.groups import Data, LatentReward, Optimizer, Parallel, Student
+
+
+@dataclass
+class Validation:
+    """When and on how much a student is validated."""
+
+    every: int
+    first: bool
+    prompts: int
+    clips: int
+    guidance_steps: int
+
+
+@dataclass
+class Guard:
+    """What is done against over-optimisation."""
+
+    reward: Target
+    action: Literal["none", "warn", "lower", "stop"]
+    patience: int
+    tolerance: float
+    factor: float
+
+
+@dataclass
+class Log:
+    """What is logged beside the losses."""
+
+    trackers: list[str]
+    gradients_every: int
+
+
+@dataclass
+class Optimizers:
+    """conf/optim, by network."""
+
+    student: Optimizer
+    fake: Optimizer
+    lrm: Optimizer
+
+
+@dataclass
+class Fake:
+    """The fake score's loss."""
+
+    loss: Literal["native", "cv"]
+
+
+@dataclass
+class Train:
+    """conf/train.yaml with conf/loss: one value a run."""
+
+    teacher: Target
+    student: Student
+    method: Target
+    reward: Target
+    monitors: dict[str, Target]
+    data: Data
+    optim: Optimizers
+    parallel: Parallel
+
+    run: Free[str]
+    runs: Free[Place]
+    seed: int
+    cycles: Free[int]
+    batch: int
+    init: Place | None
+    save_every: Free[int]
+    keep: Free[int]
+    clip_gradient: float
+    decay_from: float
+    ema: float
+    validation: Free[Validation]
+    keep_best: Free[str | None]
+    patience: int | None
+    guard: Guard
+    log: Free[Log]
+
+    balance: float | None
+    fake_updates: int
+    fake_warmup: int
+    vsd: Target
+    cd: Target
+    ft: Target
+    fake: Fake
+    lrm: LatentReward
+    terms: dict[str, Target]
+
+
+@dataclass
+class Plan(Train):
+    """conf/plan.yaml."""
+
+    processes: int
+    memory: float
