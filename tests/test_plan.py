@@ -20,11 +20,14 @@ from torch import Tensor, nn
 
 from dollar.cli.build.planning import cycle_of, setup_of
 from dollar.diffusion.draws import Draws
+from dollar.losses.term import Cost
 from dollar.models.outline import Outline, measure, outline
 from dollar.models.teacher import Teacher
+from dollar.parallel.world import World
 from dollar.planning.memory import Setup, checkpoint_bytes, elements, memory, remedies, roles, way_to_fit
-from dollar.planning.work import Cost, Cycle, TermWork, forwards, most_kept
-from dollar.training.trainer import Trainer
+from dollar.planning.work import Cycle, TermWork, forwards, most_kept
+from dollar.training.comparison import Comparison
+from dollar.training.loop import Loop
 
 PUBLISHED = {
     "cogvideox_2b": 1_693_783_872,
@@ -217,17 +220,17 @@ CYCLES = {
     "FT apart and alone": ("beta_vsd=0", "beta_cd=0", "ft.update=separate"),
     "no guidance": ("vsd.guidance_scale=1", "cd.guidance_scale=1"),
     "the teacher's target": ("cd.target=teacher", "cd.m=3"),
+    "a pull": ("beta_pull=1", "pull.steps=2"),
+    "policy gradient": ("loss=ddpo", "student.steps=[4,2]", "beta_ddpo=1"),
     "recomputing": ("parallel.activation_checkpointing=true",),
 }
 
 
-def count_work(trainer: Trainer, found: Counter[str]) -> None:
+def count_work(trainer: Loop, found: Counter[str]) -> None:
     """Count each network's forwards and twice its backward passes, in batches, where its first block works."""
-    parts = {"student": trainer.distiller.student, "teacher": trainer.distiller.teacher, "fake": trainer.distiller.fake}
-    networks = {name: part.network for name, part in parts.items()}
-    if networks["fake"] is networks["teacher"]:
-        del networks["fake"]
-    for name, network in networks.items():
+    run = trainer.method.run
+    denoisers = {"teacher": run.teacher, **{name: role.denoiser for name, role in run.roles.items()}}
+    for name, network in ((name, denoiser.network) for name, denoiser in denoisers.items()):
         block = next(iter(network.blocks))
 
         def forward(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
@@ -243,17 +246,15 @@ def count_work(trainer: Trainer, found: Counter[str]) -> None:
 
 @pytest.mark.parametrize("name", CYCLES)
 def test_forwards_are_those_that_a_run_makes(
-    name: str, build: Callable[..., Trainer], teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+    name: str, build: Callable[..., Loop], teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = ("cycles=30", "log.gradients_every=0", "lrm.warmup=1", *CYCLES[name])
     trainer = build(*overrides)
     cycle = cycle_of(compose("plan", *TINY_RUN, *TINY_DATA, *overrides))
-    drawn: Counter[str] = Counter()
 
     def every_depth(self: Draws, purpose: str, high: int) -> int:
-        """Step counts and depths in turn: `all_draws` draws are all of them, equally often."""
-        drawn[purpose] += 1
-        place = drawn[purpose] - 1
+        """Step counts and depths in turn: over twelve cycles each update has all of them, equally often."""
+        place = self.turn // trainer.method.fake_updates
         return (place // len(cycle.steps) if purpose == "depth" else place) % high
 
     def enlarged(z: Tensor) -> Tensor:
@@ -265,11 +266,9 @@ def test_forwards_are_those_that_a_run_makes(
     trainer.run_cycle(0)  # warms the latent reward model
     found: Counter[str] = Counter()
     count_work(trainer, found)
-    drawn.clear()
-    all_draws = len(cycle.steps) * max(cycle.steps)
-    for number in range(1, all_draws + 1):
+    for number in range(1, 13):
         trainer.run_cycle(number)
-    batches = all_draws * trainer.plan.batch
+    batches = 12 * trainer.method.run.batch
     assert {n: found[n] / batches for n in ("student", "fake", "teacher")} == pytest.approx(forwards(cycle)._asdict())
 
 
@@ -286,7 +285,7 @@ def test_a_share_is_that_of_the_fullest_process() -> None:
 
 @pytest.mark.parametrize("overrides", [(), ("ft.update=separate", "ft.accumulate=3"), ("beta_vsd=0",), ("beta_ft=0",)])
 def test_bytes_are_those_that_a_trainer_holds(
-    overrides: tuple[str, ...], build: Callable[..., Trainer], teacher: Teacher, tiny_outline: Outline
+    overrides: tuple[str, ...], build: Callable[..., Loop], teacher: Teacher, tiny_outline: Outline
 ) -> None:
     every = ("lrm.warmup=0", "lrm.memory=2", *overrides)
     trainer = build(*every)
@@ -296,27 +295,28 @@ def test_bytes_are_those_that_a_trainer_holds(
 
     def look(name: str) -> Callable[..., None]:
         def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            gradients[name] = sum(p.grad.nbytes for g in optimizer.param_groups for p in g["params"])
+            gradients[name] = sum(p.grad.nbytes for p in trainer.learners[name].tensors)
 
         return hook
 
     for name, learner in trainer.learners.items():
-        learner.optimizer.register_step_pre_hook(look(name))
+        for optimizer in learner.optimizers:
+            optimizer.register_step_pre_hook(look(name))
     for cycle in range(2):  # as many as the latent reward model remembers
         trainer.run_cycle(cycle)
     found = {role.name: role for role in roles(setup)}
     names = {"student": "student", "fake": "fake score", "lrm": "latent reward model"}
-    gathered = sum(g.nbytes for g in trainer._ft_gradients)
+    gathered = sum(g.nbytes for kept in trainer.gathered.values() for g in kept.held)
     for name, learner in trainer.learners.items():
         role = found.pop(names[name])
-        own = list(learner.network.parameters())
+        own = learner.tensors
         assert role.parameters == sum(p.numel() for p in own)
         assert role.weights == sum(p.nbytes for p in own)
         assert role.gradients == gradients[name] + (gathered if name == "student" else 0)
-        assert role.moments == sum(t.nbytes for s in learner.optimizer.state.values() for t in s.values())
+        assert role.moments == sum(t.nbytes for o in learner.optimizers for s in o.state.values() for t in s.values())
     rest = {
-        "averaged weights": trainer.ema.average,
-        "teacher": trainer.distiller.teacher.network.parameters(),
+        "averaged weights": trainer.average.average.values(),
+        "teacher": trainer.method.run.teacher.network.parameters(),
         "autoencoder": teacher.codec.vae.parameters(),
         "text encoder": [p for model in teacher.text.models for p in model.parameters()],
     }
@@ -343,7 +343,7 @@ def test_what_comes_on_top_of_what_is_held() -> None:
 
 
 def test_comparing_gradients_holds_what_the_plan_says(
-    build: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch, tiny_outline: Outline
+    build: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch, tiny_outline: Outline
 ) -> None:
     """Gradients that are alive while they are compared: every tensor of theirs that is no weight or moment."""
     trainer = build("log.gradients_every=1", "lrm.warmup=0")
@@ -352,20 +352,23 @@ def test_comparing_gradients_holds_what_the_plan_says(
     setup = setup_of(config, tiny_outline, measure(tiny_outline, torch.float32))
     count = sum(math.prod(shape) for shape in setup.shapes)
     alive: list[int] = []
-    log_terms = Trainer._log_terms
+    scalars = Comparison.scalars
 
-    def spied(self: Trainer, seen: dict[str, list[Tensor]]) -> None:
+    def spied(self: Comparison, world: World) -> dict[str, float]:
         lists = [o for o in gc.get_objects() if type(o) is list and len(o) == len(setup.shapes)]
         copies = [o for o in lists if all(type(t) is Tensor for t in o) and sum(t.numel() for t in o) == count]
-        held = {t.data_ptr() for p in self.learners["student"].optimizer.state.values() for t in p.values()}
-        held |= {t.data_ptr() for t in self.ema.average} | {p.grad.data_ptr() for p in self.ema.parameters}
+        moments = [t for o in self.learner.optimizers for s in o.state.values() for t in s.values()]
+        averages, gradients = trainer.average.average.values(), (p.grad for p in self.learner.tensors)
+        held = {t.data_ptr() for t in (*moments, *averages, *gradients)}
         fresh = {tuple(t.data_ptr() for t in o) for o in copies if o[0].data_ptr() not in held}
         alive.append(len(fresh))
-        log_terms(self, seen)
+        return scalars(self, world)
 
-    monkeypatch.setattr(Trainer, "_log_terms", spied)
+    monkeypatch.setattr(Comparison, "scalars", spied)
+    gc.collect()  # what earlier tests left
     trainer.run_cycle(1)
-    assert alive[0] * 4 * count == memory(setup).comparing
+    # While the last term was taken down, the gradients before it were there as well.
+    assert (alive[0] + 1) * 4 * count == memory(setup).comparing
 
 
 # What helps

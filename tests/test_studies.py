@@ -346,7 +346,7 @@ def test_two_commands_at_once_are_refused(tmp_path: Path, study: Study) -> None:
     from dollar.parallel.lock import Lock
 
     for folder, key in ((tmp_path / "work", "work"), (tmp_path / "docs" / "pruning", "out")):
-        lock = Lock(folder, alone=True)
+        lock = Lock(folder)
         (tmp_path / "docs" / "pruning" / "results.json").unlink(missing_ok=True)
         with pytest.raises(ValueError, match=f"another pruning runs in {key}="):
             study(settings(tmp_path))
