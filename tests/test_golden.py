@@ -23,7 +23,7 @@ NAMES = (
 
 def losses(folder: Path) -> dict[str, float]:
     """`<cycle> <name>` -> value, of three cycles with every term on; the reward is followed from the second on."""
-    build_tiny_teacher(folder / "teacher", seed=1)
+    build_tiny_teacher(folder / "teacher", seed=1, channels=8)
     teacher = load_tiny_teacher(folder / "teacher")
     trainer = tiny_run(teacher, folder / "run", "seed=3", "log.gradients_every=0")
     measured = [trainer.run_cycle(cycle) for cycle in range(CYCLES)]
