@@ -88,7 +88,17 @@ def assert_same(found: checkpoint.State, expected: checkpoint.State) -> None:
 
 def scalars(loop: Loop) -> list[dict]:
     """What was logged, without the times."""
-    lines = [json.loads(line) for line in (loop.folder / "metrics.jsonl").read_text().splitlines()]
+    return scalars_in(loop.folder)
+
+
+def is_compared(name: str) -> bool:
+    """Whether a scalar compares gradients at the weights."""
+    return name.startswith(("grad_norm/", "cosine/")) and "x_hat" not in name
+
+
+def scalars_in(folder: Path) -> list[dict]:
+    """What was logged in a run's folder, without the times."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if not k.startswith(("time/", "memory/"))} for line in lines]
 
 
@@ -596,6 +606,11 @@ def test_two_processes_agree_with_one(tmp_path: Path, tiny_teacher_folder: Path)
             assert value.shape == two.tensors[name].shape, name
             close(two.tensors[name], value, name)
         assert there.get("surrogate/statistics", {}) == pytest.approx(here.get("surrogate/statistics", {}), rel=1e-5)
+    # Spread and whole, the terms' gradients are compared by their means over the processes.
+    for which in ("apart", "joint"):
+        lines = [scalars_in(tmp_path / who / which) for who in ("one", "two")]
+        seen = [{f"{line['step']} {k}": v for line in of for k, v in line.items() if is_compared(k)} for of in lines]
+        assert len(seen[0]) > 5 and seen[1] == pytest.approx(seen[0], rel=1e-3, abs=1e-5)
     # Two processes went on from what one had saved, and now one goes on from what two had.
     assert saved("two", "resumed").plain["cycle"] == 4
     crossed = tiny_run(load_tiny_teacher(tiny_teacher_folder), tmp_path / "crossed", *APART)

@@ -67,14 +67,15 @@ def recorded() -> Iterator[dict[tuple, Tensor]]:
 
 @torch.no_grad()
 def move(loop: Loop) -> None:
-    """Lead student and fake score away from the teacher.
+    """Lead student and fake score away from the teacher, and the latter further.
 
     VSD's gradient is a difference of predictions; where they are almost equal, rounding is a large share of it.
     """
     generator = torch.Generator().manual_seed(0)
-    for role in loop.method.run.roles.values():
+    for name, role in loop.method.run.roles.items():
+        size = {"student": 0.05, "fake": 0.2}[name]
         for p in role.parameters.values():
-            own(p).add_(0.1 * torch.randn(p.shape, generator=generator)[rows_of(p)])
+            own(p).add_(size * torch.randn(p.shape, generator=generator)[rows_of(p)])
 
 
 def gradients_of(loop: Loop) -> list[tuple[str, Tensor]]:

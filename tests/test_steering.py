@@ -429,6 +429,13 @@ def test_a_run_ends_when_its_best_score_stays_behind(build: Build) -> None:
     assert silent.train() and silent.cycle == 2 and silent.ended == "reward_4 was never a number"
 
 
+def test_the_guards_sentence_stands_where_patience_ends_with_it(build: Build) -> None:
+    loop = build(*STOPPING, "keep_best=reward_4", "patience=2")
+    watched(loop, (1.0, 0.5), (1.5, 0.3), (1.6, 0.2))
+    assert loop.train() and loop.cycle == 2 and loop.best == {"reward_4": 0.5, "cycle": 0}
+    assert loop.ended.startswith("over-optimisation") and loop.ended.endswith("with the student of the best reward_4")
+
+
 def test_a_guards_reward_is_measured_beside_the_runs_own(build: Build) -> None:
     loop = build("validation.every=1", "guard.action=warn", "guard.reward._target_=test_steering.Smooth", "cycles=1")
     scores = loop.validate(1)
