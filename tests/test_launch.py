@@ -168,7 +168,7 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
         (["vsd.lower_half=half"], ["vsd.lower_half=half", "a number"]),
         (["cycles=[1,2]"], ["cycles=[1,2]", "a whole number"]),
         (["vsd.lower_half=[0.5,0.9]"], ["vsd.lower_half=[0.5,0.9]", "a number"]),
-        (["vsd=3"], ["vsd=3", "keys of its own", "vsd.beta=VALUE"]),
+        (["vsd=3"], ["vsd=3", "keys of its own", "vsd.guidance_scale=VALUE"]),
         (["optim.student=null"], ["optim.student=null", "keys of its own"]),
         (["validation={every: abc}"], ["validation.every=abc", "a whole number"]),
         (["vsd={lower_half:2}"], ["vsd.lower_half is 2"]),  # read as hydra reads it
