@@ -68,7 +68,7 @@ def test_a_folder_of_clips_trains(
     state = checkpoint.load(checkpoint.newest(loop.folder / "checkpoints"))
     again = build(*settings, data=data)
     again.load(state)  # what was skipped doesn't shift what comes next
-    loop.plan.cycles = again.plan.cycles = 4
+    loop.timetable.cycles = again.timetable.cycles = 4
     assert loop.train() and again.train()
     for name, value in loop.state()[0].items():
         assert value.equal(again.state()[0][name]), name

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler
 
-from dollar.diffusion.denoise import Walk, walk
+from dollar.diffusion.denoise import Reached, walk
 from dollar.diffusion.schedule import RectifiedFlow, VariancePreserving, diffuse, expand_like
 from dollar.diffusion.timesteps import consistency_function
 from dollar.losses.consistency import consistency, consistency_target
@@ -80,7 +80,7 @@ def test_a_gaussian_costs_nothing_with_exact_flow_maps(schedule, m):
     start = starts(grid, m)
     x, _ = noised(schedule, grid, start, torch.full((64, 1), 0.8, dtype=torch.float64))
     s = grid[(start + m).clamp(max=50)]
-    reached = Walk(flow_map(schedule, s)(x, grid[start]), s)
+    reached = Reached(flow_map(schedule, s)(x, grid[start]), s)
 
     def loss(f):
         return consistency(f(x, grid[start]), consistency_target(f, reached, schedule), "mse")
@@ -131,7 +131,7 @@ def test_short_walks_end_on_x_0_and_cost_the_same_forwards(schedule):
 @BOTH
 def test_nothing_that_f_says_at_the_data_is_used(schedule):
     x = torch.randn(2, 3)
-    reached = Walk(x, torch.tensor([schedule.clean, schedule.clean]))
+    reached = Reached(x, torch.tensor([schedule.clean, schedule.clean]))
     assert torch.equal(consistency_target(lambda x_t, t: torch.full_like(x_t, float("nan")), reached, schedule), x)
     # ... although f is the identity there anyway.
     f = consistency_function(x, torch.randn(2, 3), schedule.thousandths(reached.t))
@@ -141,7 +141,7 @@ def test_nothing_that_f_says_at_the_data_is_used(schedule):
 def test_no_gradient_reaches_the_target():
     scale = torch.tensor(2.0, requires_grad=True)
     x, t = torch.randn(2, 3), torch.tensor([0.5, 0.0])
-    target = consistency_target(lambda x_t, t: scale * x_t, Walk(x, t), RectifiedFlow())
+    target = consistency_target(lambda x_t, t: scale * x_t, Reached(x, t), RectifiedFlow())
     assert not target.requires_grad
     loss = consistency(scale * x, scale * x + 0.1)
     (gradient,) = torch.autograd.grad(loss.sum(), scale)

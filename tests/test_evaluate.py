@@ -124,7 +124,7 @@ class Planted:
     def predict(self, x: Tensor, condition: object) -> Tensor:
         return self.says(x[:, 0, 0, 0, 0])
 
-    def judge(self, videos: Tensor, prompts: list[str]) -> Tensor:
+    def score_videos(self, videos: Tensor, prompts: list[str]) -> Tensor:
         return 255 * videos[:, 0, 0, 0, 0]
 
     def climb(self, x: Tensor, prompts: list[str], draws: Draws) -> Climb:

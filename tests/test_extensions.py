@@ -48,7 +48,7 @@ class Outside:
     def resumed(self, *overrides: str, data: tuple[str, ...] = TINY_DATA) -> tuple[Loop, Loop]:
         """A run of four cycles, and one that was ended after two and gone on with from its checkpoint."""
         whole, first, second = (self.loop("cycles=2", *overrides, data=data) for _ in range(3))
-        whole.plan.cycles = second.plan.cycles = 4
+        whole.timetable.cycles = second.timetable.cycles = 4
         assert whole.train() and first.train()
         second.load(checkpoint.load(checkpoint.newest(first.folder / "checkpoints")))
         assert second.cycle == 2 and second.train()
@@ -248,7 +248,7 @@ def test_a_monitor_ends_the_run_and_is_part_of_its_state(outside: Outside) -> No
     assert first.train() and not first.ended
     state = checkpoint.load(checkpoint.newest(first.folder / "checkpoints"))
     assert [cycle for cycle, _ in state.plain["parts"]["monitor enough"]["seen"]] == [1, 2]
-    second.plan.cycles = 9
+    second.timetable.cycles = 9
     second.load(state)
     assert second.train() and second.cycle == 3 and second.ended == "3 looks are enough"
     ended = checkpoint.load(checkpoint.newest(second.folder / "checkpoints"))

@@ -21,7 +21,7 @@ from dollar.diffusion.draws import Draws
 from dollar.models.teacher import Teacher
 from dollar.surrogate.fit import climb_text, figures_of, split, table
 from dollar.surrogate.latent_reward import Climb, LatentReward
-from dollar.surrogate.observations import Observations, Row
+from dollar.surrogate.observations import Observations, ScoredClip
 
 ASKED: list[str] = []
 
@@ -350,7 +350,9 @@ def test_a_mistake_is_a_sentence_before_anything_is_scored(
 
 
 def test_a_clip_is_held_out_under_all_of_its_captions() -> None:
-    rows = [(kind, Row(0, clip, PROMPT, 0.5)) for kind in ("real", "mismatched", "made in 1") for clip in range(10)]
+    rows = [
+        (kind, ScoredClip(0, clip, PROMPT, 0.5)) for kind in ("real", "mismatched", "made in 1") for clip in range(10)
+    ]
     fitted_on, held_out = split(rows, 0.3, 0, Path("kept"))
     clips = [{row.clip for _, row in part} for part in (fitted_on, held_out)]
     assert not clips[0] & clips[1] and len(clips[1]) == 3 and len(held_out) == 9
@@ -374,7 +376,7 @@ def test_figures_by_hand(teacher: Teacher) -> None:
 
     surrogate = LatentReward(Says(), None, teacher.text)
     latents = [torch.full((1, 1, 1, 1), value) for value in (1.0, 2.0, 4.0, 3.0)]
-    rows = [("real", Row(i, i, PROMPT, i + 1.0)) for i in range(4)]
+    rows = [("real", ScoredClip(i, i, PROMPT, i + 1.0)) for i in range(4)]
     surrogate.statistics.load_state_dict({"count": 2, "mean": 0.0, "variance": 9.0})  # pairs above 1.5 count
     surrogate.predict = lambda x, condition: surrogate.model(x)  # as if in the reward's unit
     figures = figures_of(surrogate, latents, rows, batch=3)
@@ -389,9 +391,9 @@ def test_observations_come_back_from_their_file(tmp_path: Path) -> None:
     path, identity = tmp_path / "observations.safetensors", {"reward": {"a": 1}, "clip size": (9, 32)}
     seen = Observations(identity, list(torch.randn(4, 2, 3)), seconds=2.5)
     seen.rows = {
-        ("real", 5): Row(1, 8, "a \u00fc", 0.5),
-        ("mismatched", 5): Row(1, 8, "b", float("nan")),
-        ("made in 4", 0): Row(3, 2, "c", -1.0),
+        ("real", 5): ScoredClip(1, 8, "a \u00fc", 0.5),
+        ("mismatched", 5): ScoredClip(1, 8, "b", float("nan")),
+        ("made in 4", 0): ScoredClip(3, 2, "c", -1.0),
     }
     seen.save(path)
     again = Observations.at(path, identity)

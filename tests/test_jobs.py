@@ -55,7 +55,7 @@ def go(
 
     def begin(command: Sequence[str], log: Path) -> Fake:
         began.append(f"{command[2]}:{command[1][0]}")
-        stop.asked = stop.asked or command[2] == stop_at
+        stop.requested = stop.requested or command[2] == stop_at
         return Fake((codes or {}).get(command[2], 0), looks=1000 if command[2] == stop_at else 1)
 
     def show(outcome: Outcome, running: Sequence[Any]) -> None:

@@ -492,7 +492,7 @@ def test_a_saved_model_says_the_same_in_its_rewards_unit(teacher: Teacher, tmp_p
     surrogate.statistics.update(torch.tensor([1.0, 2.0, 4.0]))
     surrogate.save(tmp_path, teacher, {"r2": 0.5})
     before = torch.random.get_rng_state()
-    again = LatentReward.from_folder(tmp_path, teacher, memory=3, asked={"width": 16, "backbone": "cnn"})
+    again = LatentReward.from_folder(tmp_path, teacher, memory=3, expected={"width": 16, "backbone": "cnn"})
     assert torch.equal(before, torch.random.get_rng_state())
     x, condition = torch.randn(2, *LATENT), teacher.text([PROMPT, "a red circle"])
     assert torch.equal(again.predict(x, condition), surrogate.predict(x, condition))
@@ -551,7 +551,7 @@ def test_a_model_that_does_not_fit_is_refused(teacher: Teacher, tmp_path: Path) 
     refused("no latent reward model in .*no lrm.json and no model.safetensors")
     model = make_reward_model(teacher, width=16, groups=4, prompt=PROMPT)
     LatentReward(model, None, teacher.text).save(tmp_path, teacher)
-    refused("width is 16 there and 32 here", asked={"width": 32})
+    refused("width is 16 there and 32 here", expected={"width": 32})
     card = json.loads((tmp_path / "lrm.json").read_text())
 
     def changed(**values) -> None:

@@ -37,10 +37,10 @@ def stopped_after(loop: Loop, cycles: int) -> Path:
     real = loop.run_cycle
 
     def run_cycle(cycle: int) -> dict[str, float]:
-        loop.stop.asked = cycle + 1 == cycles
+        loop.stop.requested = cycle + 1 == cycles
         return real(cycle)
 
-    loop.plan.cycles, loop.run_cycle = cycles + 1, run_cycle
+    loop.timetable.cycles, loop.run_cycle = cycles + 1, run_cycle
     assert loop.train() is False and loop.cycle == cycles
     found = checkpoint.newest(loop.folder / "checkpoints")
     assert found is not None
@@ -49,7 +49,7 @@ def stopped_after(loop: Loop, cycles: int) -> Path:
 
 def run(loop: Loop, cycles: int) -> checkpoint.State:
     """Train to this cycle, and what a checkpoint then holds."""
-    loop.plan.cycles = cycles
+    loop.timetable.cycles = cycles
     assert loop.train()
     return checkpoint.load(checkpoint.newest(loop.folder / "checkpoints"))
 
@@ -104,7 +104,7 @@ def scalars_in(folder: Path) -> list[dict]:
 
 def test_the_method_knows_how_much_of_the_run_is_done(build: Build) -> None:
     loop = build("beta_ft=0", "beta_cd=0")
-    loop.plan.cycles = 8
+    loop.timetable.cycles = 8
     for cycle, done in ((0, 0.0), (2, 0.25), (6, 0.75)):
         loop.run_cycle(cycle)
         assert loop.method.student.progress == done
@@ -320,7 +320,7 @@ def test_a_gradient_that_is_not_finite_skips_that_update_alone(build: Build, nam
 
 def test_too_many_in_a_row_stop_the_run_with_a_sentence(build: Build) -> None:
     loop = build("cycles=9")
-    loop.plan.max_skipped = 3
+    loop.timetable.max_skipped = 3
     next(network_of(loop, "student").parameters()).register_hook(lambda g: g * float("nan"))
     with pytest.raises(FloatingPointError, match=r"3 updates of the student in a row.*optim.student.lr"):
         loop.train()
@@ -339,7 +339,7 @@ def test_a_reward_without_answers_teaches_nothing_and_steers_nothing(build: Buil
     surrogate, lrm = loop.method.run.surrogate, loop.learners["lrm"]
     real, before = surrogate.pixel.reward, fingerprint(surrogate.model)
     surrogate.pixel.reward = Speechless()
-    loop.plan.max_skipped = 3
+    loop.timetable.max_skipped = 3
     for cycle in range(2):
         measured = loop.run_cycle(cycle)
         assert "loss/ft" not in measured and "loss/lrm" not in measured
@@ -725,7 +725,7 @@ def work(folder: Path, teacher_folder: Path, world: World) -> None:
     after = [whole(p.detach()) for p in network.parameters()]
     unchanged = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     gathered = world.gather(torch.tensor(list(world.own(0, 4)))).tolist()
-    loop.stop.asked = world.rank == 1  # a signal that reached one process stops both
+    loop.stop.requested = world.rank == 1  # a signal that reached one process stops both
     stopped = loop.train() is False
     apart = micro_batched(loop_of)
     if world.is_main:

@@ -17,7 +17,7 @@ from dollar.evaluation.measures.features import RandomFeatures
 from dollar.evaluation.measures.frechet import FrechetReference, frechet_distance, moments
 from dollar.evaluation.measures.sharpness import gradient_energy, sharpness
 from dollar.evaluation.measures.vendi import circular_sd, spread, vendi_per_prompt, vendi_score
-from dollar.rewards.shapes import Judgement, ShapesVerifier
+from dollar.rewards.shapes import Matches, ShapesVerifier
 
 WEIGHT_SUM = -10.803122825713444  # of the network of seed 0
 PROMPTS = [caption for caption in shapes.captions("train")[::40] for _ in range(8)]  # 24 prompts, 8 seeds each
@@ -48,8 +48,8 @@ def real_features(real: Tensor, network: RandomFeatures) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def judgement(real: Tensor) -> Judgement:
-    return ShapesVerifier().judge(real, PROMPTS)
+def matches(real: Tensor) -> Matches:
+    return ShapesVerifier().match(real, PROMPTS)
 
 
 # Features
@@ -184,24 +184,24 @@ def test_circular_sd() -> None:
     assert float(circular_sd(angles)) == pytest.approx(0.2, rel=0.02)
 
 
-def test_spread_is_that_of_the_world_and_nothing_when_collapsed(judgement: Judgement) -> None:
-    real_spread = spread(judgement, PROMPTS)
+def test_spread_is_that_of_the_world_and_nothing_when_collapsed(matches: Matches) -> None:
+    real_spread = spread(matches, PROMPTS)
     assert 4 < real_spread["position"] < 12
     for what, (low, high) in (("phase", shapes.ORBIT_PHASE), ("speed", shapes.SPEED)):
         assert real_spread[what] == pytest.approx((high - low) / math.sqrt(12), rel=0.3)
-    collapsed = Judgement(*(column[::8].repeat_interleave(8, dim=0) for column in judgement))
+    collapsed = Matches(*(column[::8].repeat_interleave(8, dim=0) for column in matches))
     assert spread(collapsed, PROMPTS) == pytest.approx({"position": 0, "phase": 0, "speed": 0}, abs=1e-3)
 
 
 # Alignment
 
 
-def test_alignment_of_real_clips_and_of_shuffled_captions(real: Tensor, judgement: Judgement) -> None:
-    figures = alignment(judgement)
+def test_alignment_of_real_clips_and_of_shuffled_captions(real: Tensor, matches: Matches) -> None:
+    figures = alignment(matches)
     assert figures["alignment"] == 1
     assert figures["attributes"] == dict.fromkeys(shapes.Attributes._fields, 1)
     assert figures["reward"] > 0.97
-    shuffled = alignment(ShapesVerifier().judge(real, PROMPTS[8:] + PROMPTS[:8]))
+    shuffled = alignment(ShapesVerifier().match(real, PROMPTS[8:] + PROMPTS[:8]))
     assert shuffled["alignment"] == 0
     assert shuffled["reward"] < 0.7
 

@@ -427,7 +427,7 @@ def test_stored_clips_and_prompts_train_as_encoded_ones(
 def test_a_run_on_shards_goes_on_exactly(build: Callable[..., Loop], stored: Path) -> None:
     data = ("data=mixture", f"data.paths=[{stored},{stored / '9x32x32'}]", "data.weights=[1,3]")
     unbroken, first, second = (build("lrm.mismatched=true", data=data) for _ in range(3))
-    unbroken.plan.cycles = second.plan.cycles = 4
+    unbroken.timetable.cycles = second.timetable.cycles = 4
     assert unbroken.train() and first.train()
     second.load(checkpoint.load(checkpoint.newest(first.folder / "checkpoints")))
     assert second.train()
@@ -483,7 +483,7 @@ def test_prompts_alone_train_with_a_reward_on_what_is_made(build: Callable[..., 
     (tmp_path / "prompts.txt").write_text("\n".join(TinyClips(size=9).captions))
     data = ("data=prompts", f"data.path={tmp_path / 'prompts.txt'}")
     unbroken, first, second = (build("beta_cd=0", data=data) for _ in range(3))
-    unbroken.plan.cycles = second.plan.cycles = 4
+    unbroken.timetable.cycles = second.timetable.cycles = 4
     lines = losses(unbroken)
     assert all("loss/lrm" in line and "reward/data" not in line and np.isfinite(line["reward/true"]) for line in lines)
     assert len(unbroken.method.run.surrogate.past[-1].prompts) == 2  # lrm.clips, of x_hat alone

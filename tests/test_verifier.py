@@ -14,7 +14,7 @@ from torch import Tensor
 from dollar.data import shapes
 from dollar.data.shapes import ALL_ATTRIBUTES, Attributes
 from dollar.rewards import shapes as verifier
-from dollar.rewards.shapes import Judgement, ShapesVerifier
+from dollar.rewards.shapes import Matches, ShapesVerifier
 
 SIZE, COLOUR, SHAPE, MOTION, BACKGROUND = range(5)
 SOME = ALL_ATTRIBUTES[::29]  # 40 combinations; 29 shares no factor with any attribute's number of classes
@@ -28,12 +28,12 @@ def to_videos(clips: list[np.ndarray]) -> Tensor:
     return torch.tensor(np.stack(clips) / 255, dtype=torch.float32).clamp(0, 1).permute(0, 1, 4, 2, 3)
 
 
-def judge(clips: Iterable[np.ndarray], asked: Sequence[Attributes]) -> Judgement:
+def judge(clips: Iterable[np.ndarray], asked: Sequence[Attributes]) -> Matches:
     one_by_one = [
-        ShapesVerifier().judge(to_videos([clip]), [shapes.caption(attributes)])
+        ShapesVerifier().match(to_videos([clip]), [shapes.caption(attributes)])
         for clip, attributes in zip(clips, asked, strict=True)
     ]
-    return Judgement(*map(torch.cat, zip(*one_by_one, strict=True)))
+    return Matches(*map(torch.cat, zip(*one_by_one, strict=True)))
 
 
 def blur(clip: np.ndarray, sigma: float) -> np.ndarray:
@@ -62,9 +62,9 @@ def other_shape(clip_of: Attributes, seed: int, monkeypatch: pytest.MonkeyPatch)
 
 def test_real_clips_are_right() -> None:
     asked = ALL_ATTRIBUTES[::3]
-    judgement = judge((real(a, 60_000 + i) for i, a in enumerate(asked)), asked)
-    assert (judgement.right.float().mean(0) >= 0.999).all()
-    assert judgement.margins.min() > 0.9
+    matches = judge((real(a, 60_000 + i) for i, a in enumerate(asked)), asked)
+    assert (matches.right.float().mean(0) >= 0.999).all()
+    assert matches.margins.min() > 0.9
 
 
 def test_mildly_degraded_clips_are_right() -> None:
@@ -75,19 +75,19 @@ def test_mildly_degraded_clips_are_right() -> None:
         return np.rint(compress(noisy, 24))
 
     asked = ALL_ATTRIBUTES[1::5]
-    judgement = judge((degrade(real(a, 70_000 + i)) for i, a in enumerate(asked)), asked)
-    assert (judgement.right.float().mean(0) >= 0.99).all()
-    assert judgement.right.all(1).float().mean() >= 0.97
+    matches = judge((degrade(real(a, 70_000 + i)) for i, a in enumerate(asked)), asked)
+    assert (matches.right.float().mean(0) >= 0.99).all()
+    assert matches.right.all(1).float().mean() >= 0.97
 
 
 def test_wrong_captions_are_wrong_in_exactly_what_differs() -> None:
     shown = ALL_ATTRIBUTES[::7]
     asked = [ALL_ATTRIBUTES[i] for i in np.random.default_rng(1).permutation(len(ALL_ATTRIBUTES))[: len(shown)]]
-    judgement = judge((real(a) for a in shown), asked)
+    matches = judge((real(a) for a in shown), asked)
     same = torch.tensor([[x == y for x, y in zip(a, b, strict=True)] for a, b in zip(shown, asked, strict=True)])
-    assert torch.equal(judgement.right, same)
-    assert judgement.margins[same].min() > 0.9
-    assert judgement.margins[~same].max() < 0.1
+    assert torch.equal(matches.right, same)
+    assert matches.margins[same].min() > 0.9
+    assert matches.margins[~same].max() < 0.1
 
 
 def test_noise_and_empty_clips_are_not_objects() -> None:
@@ -101,9 +101,9 @@ def test_noise_and_empty_clips_are_not_objects() -> None:
 
 
 def test_the_mean_of_many_clips_does_not_pass() -> None:
-    judgement = judge((np.mean([real(a, seed) for seed in range(12)], axis=0) for a in SOME), SOME)
-    assert not judgement.right.all(1).any()
-    assert not judgement.right[:, SHAPE].any()
+    matches = judge((np.mean([real(a, seed) for seed in range(12)], axis=0) for a in SOME), SOME)
+    assert not matches.right.all(1).any()
+    assert not matches.right[:, SHAPE].any()
 
 
 def test_a_second_object_does_not_pass() -> None:
@@ -116,17 +116,17 @@ def test_a_second_object_does_not_pass() -> None:
         far = np.where(seen < 32, 53, 10)  # a place in the opposite quarter
         clip[:, np.hypot(x - far[0], y - far[1]) < 7.5] = shapes.COLOURS[attributes.colour]
         clips.append(clip)
-    judgement = judge(clips, asked)
-    assert not judgement.right[:, [SHAPE, MOTION]].any()
+    matches = judge(clips, asked)
+    assert not matches.right[:, [SHAPE, MOTION]].any()
 
 
 def test_an_object_that_vanishes_is_wrong_in_motion() -> None:
     clips = [real(a) for a in SOME]
     for clip, attributes in zip(clips, SOME, strict=True):
         clip[8] = empty(attributes)[8]
-    judgement = judge(clips, SOME)
-    assert not judgement.right[:, MOTION].any()
-    assert judgement.right[:, [SIZE, COLOUR, SHAPE, BACKGROUND]].all()
+    matches = judge(clips, SOME)
+    assert not matches.right[:, MOTION].any()
+    assert matches.right[:, [SIZE, COLOUR, SHAPE, BACKGROUND]].all()
 
 
 def test_a_shape_that_morphs_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,9 +137,9 @@ def test_a_shape_that_morphs_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
         sudden.append(np.concatenate([first[:12], last[12:]]))
         gradual.append((1 - ramp) * first + ramp * last)
     for clips in (sudden, gradual):
-        judgement = judge(clips, SOME)
-        assert not judgement.right[:, SHAPE].any()
-        assert judgement.right[:, [COLOUR, MOTION, BACKGROUND]].all()
+        matches = judge(clips, SOME)
+        assert not matches.right[:, SHAPE].any()
+        assert matches.right[:, [COLOUR, MOTION, BACKGROUND]].all()
 
 
 def test_a_colour_between_two_is_neither() -> None:
@@ -149,16 +149,16 @@ def test_a_colour_between_two_is_neither() -> None:
         # Rolling the channels keeps the picture and moves the hue; half-way there the colour has no name.
         clips.append((clip + np.roll(clip, 1, axis=-1)) / 2)
         asked.append(attributes)
-    judgement = judge(clips, asked)
-    assert not judgement.right[:, COLOUR].any()
-    assert judgement.right[:, [SIZE, SHAPE, MOTION]].all()
+    matches = judge(clips, asked)
+    assert not matches.right[:, COLOUR].any()
+    assert matches.right[:, [SIZE, SHAPE, MOTION]].all()
 
 
 def test_reversed_time_is_wrong_in_motion_only() -> None:
-    judgement = judge((real(a)[::-1].copy() for a in SOME), SOME)
+    matches = judge((real(a)[::-1].copy() for a in SOME), SOME)
     still = torch.tensor([a.motion == "standing still" for a in SOME])
-    assert torch.equal(judgement.right[:, MOTION], still)
-    assert judgement.right[:, [SIZE, COLOUR, SHAPE, BACKGROUND]].all()
+    assert torch.equal(matches.right[:, MOTION], still)
+    assert matches.right[:, [SIZE, COLOUR, SHAPE, BACKGROUND]].all()
 
 
 def test_position_phase_and_speed_are_those_that_were_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,14 +170,14 @@ def test_position_phase_and_speed_are_those_that_were_drawn(monkeypatch: pytest.
         return drawn[-1]
 
     monkeypatch.setattr(shapes, "trajectory", record)
-    judgement = judge((real(a) for a in SOME), SOME)
+    matches = judge((real(a) for a in SOME), SOME)
     for i, (attributes, path) in enumerate(zip(SOME, drawn, strict=True)):
-        np.testing.assert_allclose(judgement.position[i], path.centres.mean(0), atol=0.3)
-        assert abs(judgement.speed[i] - path.speed) < 0.02
+        np.testing.assert_allclose(matches.position[i], path.centres.mean(0), atol=0.3)
+        assert abs(matches.speed[i] - path.speed) < 0.02
         if attributes.motion == "circling around":
-            assert abs(np.angle(np.exp(1j * (float(judgement.phase[i]) - path.phase)))) < 0.06
+            assert abs(np.angle(np.exp(1j * (float(matches.phase[i]) - path.phase)))) < 0.06
         else:
-            assert judgement.phase[i].isnan()
+            assert matches.phase[i].isnan()
 
 
 def test_the_score_is_the_mean_margin_and_falls_smoothly_with_blur() -> None:
@@ -185,7 +185,7 @@ def test_the_score_is_the_mean_margin_and_falls_smoothly_with_blur() -> None:
     clips = [blur(real(attributes), sigma) for sigma in np.linspace(0.1, 8, 80)]
     videos, prompts = to_videos(clips), [shapes.caption(attributes)] * len(clips)
     score = ShapesVerifier().score(videos, prompts)
-    assert torch.equal(score, ShapesVerifier().judge(videos, prompts).margins.mean(1))
+    assert torch.equal(score, ShapesVerifier().match(videos, prompts).margins.mean(1))
     assert score[0] > 0.95
     assert score[-1] < 0.75
     assert score.diff().abs().max() < 0.1
@@ -211,9 +211,9 @@ def test_what_cannot_be_judged_is_refused() -> None:
 def test_a_clip_with_broken_pixels_has_no_score_and_no_company_is_hurt() -> None:
     videos = to_videos([real(SOME[0]), real(SOME[1])])
     prompts = [shapes.caption(SOME[0]), shapes.caption(SOME[1])]
-    whole = ShapesVerifier().judge(videos, prompts)
+    whole = ShapesVerifier().match(videos, prompts)
     videos[0, 3, 0, 5, 5] = float("inf")
-    judged = ShapesVerifier().judge(videos, prompts)
+    judged = ShapesVerifier().match(videos, prompts)
     assert judged.margins[0].isnan().all() and not judged.right[0].any()
     assert torch.equal(judged.margins[1], whole.margins[1]) and torch.equal(judged.right[1], whole.right[1])
 

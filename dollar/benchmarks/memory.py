@@ -136,20 +136,20 @@ def operations(work: Workload) -> int:
 
 
 @dataclass
-class Rise:
+class MemoryRise:
     """By how many bytes memory rose; nan where it can't be known."""
 
     bytes: float = field(default=float("nan"))
 
 
 @contextmanager
-def rise(device: torch.device) -> Iterator[Rise]:
+def rise(device: torch.device) -> Iterator[MemoryRise]:
     """By how much memory rises, at most, above where it was at the beginning; known when the block has ended.
 
     Of a GPU, what torch's allocator gave out; of a CPU, what is resident of this process, on Linux alone. For that to
     follow tensors, freed memory must go back at once: start the process with FREED_AT_ONCE in its environment.
     """
-    found = Rise()
+    found = MemoryRise()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -67,7 +67,7 @@ def announce(config: DictConfig, run: Any, folder: Path, done: int) -> None:
     processes, longest = run.loop.world.size, max(run.ingredients.samplers, key=lambda sampler: sampler.steps)
     print(
         f"{'going on at cycle ' + str(done) if done else 'training'} in {folder}: teacher {config.teacher.name}, "
-        f"student {list(longest.asked)} for {list(config.student.steps)} steps, "
+        f"student {list(longest.configured)} for {list(config.student.steps)} steps, "
         f"beta_vsd={config.beta_vsd} beta_cd={config.beta_cd} beta_ft={config.beta_ft}{further}, "
         f"{config.cycles} cycles of {config.batch} clips on {processes} process{'es' if processes > 1 else ''}\n"
         f"guidance u + s (c - u): VSD s = {config.vsd.guidance_scale} (paper's w = {config.vsd.guidance_scale - 1}), "

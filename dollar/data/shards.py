@@ -18,7 +18,7 @@ from dollar.data.shard_format import LATENT, known_dtype, open_shard, sentences_
 SOUND, NO_CAPTION, NO_TENSOR, UNKNOWN_TYPE = range(4)  # what an index says of a row
 
 
-class Group(NamedTuple):
+class RowGroup(NamedTuple):
     """A row group in memory: its rows are `first`, first + 1, ... of all shards, and `start`, ... of its file."""
 
     path: Path
@@ -96,14 +96,14 @@ class Shards:
         counts = {cause: int((self.state_of == state).sum()) for state, cause in causes.items()}
         return [f"{count} {cause}" for cause, count in counts.items() if count]
 
-    def read(self, group: int, columns: Sequence[str]) -> Group:
+    def read(self, group: int, columns: Sequence[str]) -> RowGroup:
         """A row group from its file, those of these columns that it has."""
         file = int(self._file_of[group])
         with sentences_about(self.files[file]), open_shard(self.files[file]) as shard:
             there = [column for column in columns if column in shard.schema_arrow.names]
             table = shard.read_row_group(group - int(self._first_group[file]), columns=there).combine_chunks()
         first = int(self.group_first[group])
-        return Group(self.files[file], first, first - int(self.file_first[file]), table)
+        return RowGroup(self.files[file], first, first - int(self.file_first[file]), table)
 
 
 class _Index(NamedTuple):

@@ -22,7 +22,7 @@ from dollar.data.latents import Batch, Fit, hash_of
 from dollar.data.mixture import Mixture, shares
 from dollar.data.nulls import NULLS, read_nulls
 from dollar.data.shard_format import EMBEDDING, LATENT, MASK, POOLED, Text, tensor_columns
-from dollar.data.shards import SOUND, Group, Shards, listed
+from dollar.data.shards import SOUND, RowGroup, Shards, listed
 from dollar.data.walk import Walk
 
 C = TypeVar("C")
@@ -51,10 +51,10 @@ class Cache:
         self.shards, self.columns = shards, columns
         most = max(1, room)
         # A group larger than the room counts as all of it, so that it stays, alone.
-        self._groups: LRUCache[int, Group] = LRUCache(most, getsizeof=lambda group: min(group.table.nbytes, most))
+        self._groups: LRUCache[int, RowGroup] = LRUCache(most, getsizeof=lambda group: min(group.table.nbytes, most))
         self._lock = threading.Lock()
 
-    def __call__(self, number: int) -> Group:
+    def __call__(self, number: int) -> RowGroup:
         """The row group of this number, from its file where it isn't here."""
         with self._lock:
             found = self._groups.get(number)

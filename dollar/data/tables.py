@@ -24,7 +24,7 @@ OPEN = 2  # tables held open
 ERRORS = (pa.ArrowException, OSError, ValueError, IndexError)
 
 
-class Cell(NamedTuple):
+class VideoCell(NamedTuple):
     """A video within a table."""
 
     tables: Tables
@@ -95,14 +95,14 @@ class Tables:
         if row == span.rows:
             torn = f"{span.path} is torn after {span.rows} rows: {span.problem}; fetch it again."
             return Skipped(id, span.path, span.cause, torn if span.cause == "torn file" else span.problem)
-        file: File = Cell(self, index, f"{row}", f"row {row} of {span.path}")
+        file: File = VideoCell(self, index, f"{row}", f"row {row} of {span.path}")
         try:
             caption = caption_of(self._value(self.caption_column, index))
         except ERRORS as error:
             return Skipped(id, file, "unreadable caption", f"the caption of {file} can't be used: {_told(error)}.")
         try:
             if span.names and isinstance(path := _path(self._value(span.names, index)), str):
-                file = Cell(self, index, plain(PurePosixPath(path).name), f"row {row} of {span.path}")
+                file = VideoCell(self, index, plain(PurePosixPath(path).name), f"row {row} of {span.path}")
                 if span.names == self.video_column:
                     file = self._beside(index, path)
         except ERRORS as error:

@@ -75,14 +75,14 @@ def posterior(x_t: Tensor, x_0: Tensor, t: Tensor, s: Tensor, schedule: Schedule
     return Posterior(mean, sigma(t, s, 1.0, schedule))
 
 
-class Walk(NamedTuple):
+class Reached(NamedTuple):
     """Where Denoise^m ended: x [B, ...] at time t [B] (the schedule's clean time where the walk reached the data)."""
 
     x: Tensor
     t: Tensor
 
 
-def walk(denoise: DenoiseFunction, x: Tensor, start: Tensor, grid: Tensor, m: int, schedule: Schedule) -> Walk:
+def walk(denoise: DenoiseFunction, x: Tensor, start: Tensor, grid: Tensor, m: int, schedule: Schedule) -> Reached:
     """Denoise^m (Eq. 7): m DDIM steps along the grid from grid[start].
 
     x: [B, ...] at grid[start]; start: [B] indices into grid [N + 1], whose last entry is clean. A walk that reaches the
@@ -95,7 +95,7 @@ def walk(denoise: DenoiseFunction, x: Tensor, start: Tensor, grid: Tensor, m: in
         t, s = grid[here], grid[here + 1]
         moved = ddim_step(x, denoise(x, t), t, s, schedule)
         x = torch.where(expand_like(start + i < last, x).bool(), moved, x)
-    return Walk(x, grid[(start + m).clamp(max=last)])
+    return Reached(x, grid[(start + m).clamp(max=last)])
 
 
 def sample(denoise: DenoiseFunction, noise: Tensor, grid: Tensor, schedule: Schedule) -> Tensor:

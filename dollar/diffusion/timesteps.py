@@ -62,14 +62,15 @@ class FewStep:
 
     schedule: the exported scheduler's own numbers. times: [K], descending, in the schedule's unit. between: `renoise`
     (x_0 with fresh noise, as LCM and DMD2 do) or `ddim` (the noise that x_t and x_0 imply). boundary: whether the
-    exported scheduler applies the consistency boundary to x_0. asked: the times as a configuration gives them.
+    exported scheduler applies the consistency boundary to x_0. configured: the times as a
+    configuration gives them.
     """
 
     schedule: Schedule
     times: Tensor
     between: str = "renoise"
     boundary: bool = False
-    asked: tuple[float, ...] = ()
+    configured: tuple[float, ...] = ()
     _next: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ from dollar.evaluation.measures.vendi import spread, vendi_per_prompt
 from dollar.log import progress
 from dollar.media import atomically
 from dollar.models.teacher import Teacher
-from dollar.rewards.shapes import Judgement, ShapesVerifier
+from dollar.rewards.shapes import Matches, ShapesVerifier
 from dollar.sampling.samplers import Sampler, decode, make_latents
 from dollar.surrogate.latent_reward import LatentReward, agreement
 from dollar.surrogate.pixel_reward import PixelReward
@@ -159,7 +159,7 @@ class Yardstick:
         videos, prompts = videos[:n], self.pairs.prompts[:n]
         judged, features = self._judge(videos, prompts)
         diverse = min(n // VENDI_SEEDS, VENDI_PROMPTS) * VENDI_SEEDS  # diversity is of whole groups of seeds
-        first = Judgement(*(field[:diverse] for field in judged))
+        first = Matches(*(field[:diverse] for field in judged))
         metrics: dict[str, Any] = {
             "clips": n,
             **alignment(judged),
@@ -174,13 +174,13 @@ class Yardstick:
         """The measures of other real clips of the same prompts: what a perfect model would get."""
         return self.measure(self.others, count)
 
-    def _judge(self, videos: Tensor, prompts: list[str]) -> tuple[Judgement, Tensor]:
+    def _judge(self, videos: Tensor, prompts: list[str]) -> tuple[Matches, Tensor]:
         judged, features = [], []
         for first in range(0, len(videos), 16):
             part = videos[first : first + 16].float() / 255
-            judged.append(self.verifier.judge(part, prompts[first : first + 16]))
+            judged.append(self.verifier.match(part, prompts[first : first + 16]))
             features.append(self.features(part))
-        return Judgement(*(torch.cat(field) for field in zip(*judged, strict=True))), torch.cat(features)
+        return Matches(*(torch.cat(field) for field in zip(*judged, strict=True))), torch.cat(features)
 
 
 def _follows_from(chosen: Pairs, training: Sequence[tuple[str, int]]) -> str:
@@ -216,7 +216,7 @@ def scored(pixel: PixelReward, videos: Tensor, prompts: Sequence[str]) -> dict[s
         captions = list(prompts[first : first + len(part)])
         fresh = [] if several is None else _parts(pixel, part, captions)
         parts += fresh
-        each += [pixel.judge(part, captions)] if whole is None else [whole(found) for found in fresh]
+        each += [pixel.score_videos(part, captions)] if whole is None else [whole(found) for found in fresh]
     known = _finite(each)
     found: dict[str, Any] = {
         "name": pixel.name,
@@ -238,7 +238,7 @@ def _parts(pixel: PixelReward, videos: Tensor, prompts: Sequence[str]) -> list[d
             return [{name: value.cpu() for name, value in pixel.reward.scores(videos, list(prompts)).items()}]  # type: ignore[attr-defined]
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # as in PixelReward.judge
+    except Exception as error:  # as in PixelReward.score_videos
         pixel.trouble = f"{pixel.name} raised {type(error).__name__}: {error}"
         if len(videos) == 1:
             return []
@@ -267,7 +267,7 @@ def latent_reward_figures(
         latents = make_latents(sampler, teacher, prompts, seeds, batch)
         with torch.no_grad():
             predicted.append(surrogate.predict(latents, teacher.text(prompts)).cpu())
-        true.append(surrogate.pixel.judge(decode(teacher, latents).float() / 255, prompts))
+        true.append(surrogate.pixel.score_videos(decode(teacher, latents).float() / 255, prompts))
     p, r = torch.cat(predicted).double(), torch.cat(true).double()
     p, r = p[r.isfinite()], r[r.isfinite()]
     climb = surrogate.climb(latents, prompts, Draws(0, 0, range(len(prompts)), latents.device))

@@ -97,7 +97,7 @@ class Exporter:
     def _student_card(self) -> dict[str, object]:
         """student.json, by which launch/sample.py samples the export with the step counts of its scheduler."""
         longest = self.samplers[max(self.samplers)]
-        own = {"timesteps": list(longest.asked), "steps": list(self.samplers), "guided": self.source.tuned}
+        own = {"timesteps": list(longest.configured), "steps": list(self.samplers), "guided": self.source.tuned}
         return {**self.source.card, **own}
 
     def _facts(self, folder: Path, lora: str | None) -> Facts:
@@ -107,7 +107,7 @@ class Exporter:
         frames, height, width = teacher.clip_shape
         scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
         return Facts(
-            card={**source.card, "timesteps": list(longest.asked), "scheduler": scheduler},
+            card={**source.card, "timesteps": list(longest.configured), "scheduler": scheduler},
             teacher_folder=teacher.folder,
             pipeline_class=teacher.family.pipeline_class,
             calls=self.calls,

@@ -34,13 +34,13 @@ ELSEWHERE = 1e-2  # on a GPU sums are taken in another order; both are shares of
 def served(teacher: Teacher, samplers: Mapping[int, FewStep], steps: int) -> dict[int, FewStep]:
     """Those of a student's samplers, by step count, that the scheduler saved for `steps` steps gives as well."""
     chosen = samplers[steps]
-    scheduler = teacher.family.student_scheduler(chosen.asked, chosen.between)
+    scheduler = teacher.family.student_scheduler(chosen.configured, chosen.between)
     counts = [count for count in sorted(samplers, reverse=True) if steps % count == 0]
     return {n: samplers[n] for n in counts if n == steps or _gives(teacher, scheduler, samplers[n])}
 
 
 def _gives(teacher: Teacher, scheduler: Any, sampler: FewStep) -> bool:
-    own = teacher.family.student_scheduler(sampler.asked, sampler.between)
+    own = teacher.family.student_scheduler(sampler.configured, sampler.between)
     if _settings(own) == _settings(scheduler):
         return True
     try:

@@ -128,7 +128,7 @@ def save_student(
         **card,
         "shift": getattr(longest.schedule, "shift", None),
         "teacher_name": teacher.name,
-        "timesteps": list(longest.asked),
+        "timesteps": list(longest.configured),
         "steps": sorted(samplers, reverse=True),
         "between": longest.between,
     }

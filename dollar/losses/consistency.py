@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dollar.diffusion.denoise import DenoiseFunction, Walk, walk
+from dollar.diffusion.denoise import DenoiseFunction, Reached, walk
 from dollar.diffusion.schedule import Schedule, diffuse, expand_like, mean_flat
 from dollar.diffusion.timesteps import FewStep, consistency_function
 from dollar.losses.term import Context, Cost, Needs, check_choice, check_guidance, check_weight, guided
@@ -35,7 +35,7 @@ def consistency(f: Tensor, target: Tensor, distance: str = "pseudo_huber", c: fl
 
 
 @torch.no_grad()
-def consistency_target(f: ConsistencyFunction, reached: Walk, schedule: Schedule) -> Tensor:
+def consistency_target(f: ConsistencyFunction, reached: Reached, schedule: Schedule) -> Tensor:
     """f at (x_hat_{t_n}, t_n) where Denoise^m has led (Eq. 7), and x_hat_0 itself where it has led to the data.
 
     f runs once whatever was reached, since every process must run the same number of forwards. No gradient.

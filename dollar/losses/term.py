@@ -135,7 +135,7 @@ class RolloutTerm(Protocol):
     """A term that runs the student itself."""
 
     def losses(self, contexts: Sequence[Context]) -> Iterator[Tensor]:
-        """Losses [b], float32, of one micro-batch each, to be added; each is carried back before the next is made."""
+        """Losses [b], float32, of one micro-batch each, to be added; each goes back before the next is computed."""
         ...
 
 
@@ -147,7 +147,7 @@ class LearningTerm(Protocol):
     """
 
     def network(self, latent_shape: Sequence[int]) -> nn.Module:
-        """The network, made once; latent_shape: (C, F, h, w) of a clip."""
+        """The network, built once; latent_shape: (C, F, h, w) of a clip."""
         ...
 
     def fit(self, context: Context, sample: Sample) -> Tensor:

@@ -14,7 +14,7 @@ from dollar.methods.reward_meter import RewardMeter
 from dollar.methods.student import StudentUpdate
 from dollar.methods.surrogate_fit import SurrogateFit
 from dollar.parallel.checkpoint import State
-from dollar.training.turn import Moment, Pullback, Scalars, Skip, Turn
+from dollar.training.turn import Moment, NoUpdate, Pullback, Scalars, Turn
 
 
 class Dollar:
@@ -138,12 +138,12 @@ class Dollar:
 
     # The turns' parts
 
-    def _begin_student(self, cycle: int) -> Skip | None:
+    def _begin_student(self, cycle: int) -> NoUpdate | None:
         if cycle >= self.fake_warmup:
             return None
         micro_batches = self.run.micro_batches(self.draws(cycle), self.student.needs_clips)
         self.student.drawn = [self.student.draw(micro) for micro in micro_batches]
-        return Skip()
+        return NoUpdate()
 
     def _student_losses(self, when: Moment) -> Iterator[Pullback]:
         compares = self.gradients_every > 0 and when.cycle % self.gradients_every == 0
@@ -153,8 +153,8 @@ class Dollar:
         self.meter.close(self.scalars, self.max_silent)
         self.meter.note()
 
-    def _when_sampled(self, cycle: int) -> Skip | None:
-        return None if self.student.drawn else Skip()
+    def _when_sampled(self, cycle: int) -> NoUpdate | None:
+        return None if self.student.drawn else NoUpdate()
 
     def _term_losses(self, term: Any, when: Moment) -> Iterator[Pullback]:
         """The update of a term's own network, on the student's samples of this cycle."""
@@ -167,9 +167,9 @@ class Dollar:
         self.fit.end(cycle)
         self.meter.note()
 
-    def _begin_apart(self, term: Any, cycle: int) -> Skip | None:
+    def _begin_apart(self, term: Any, cycle: int) -> NoUpdate | None:
         begun = cycle >= self.fake_warmup and (self.is_warm() or not term.needs.surrogate)
-        return None if begun else Skip()
+        return None if begun else NoUpdate()
 
     def _losses_apart(self, name: str, term: Any, when: Moment) -> Iterator[Pullback]:
         return self.student.losses_apart(name, term, self.draws(when.cycle))

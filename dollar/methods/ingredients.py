@@ -1,4 +1,4 @@
-"""What a run holds before its method is chosen: networks, data, objective, and which samples an update sees."""
+"""What a method is built from: networks, data, objective, and which samples an update sees."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _nothing() -> None:
 
 @dataclass
 class Ingredients:
-    """What a method is made of.
+    """What a method is built from.
 
     roles: `student`, and `fake` where a term needs it; samplers: one FewStep for each step count that the student is
     trained for; null: count -> the unconditional (negative-prompt) condition. batch: samples of an update over all

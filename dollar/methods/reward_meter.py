@@ -1,4 +1,4 @@
-"""The pixel reward as terms ask for it: what it gave in a cycle, and for how long it has given nothing."""
+"""The pixel reward as terms use it: its scores in a cycle, and for how long it has given none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dollar.training.turn import Scalars
 
 
 class RewardMeter:
-    """Asks the pixel reward and counts. gather: [B] -> that of all processes.
+    """Scores by the pixel reward, and counts. gather: [B] -> that of all processes.
 
     silent: cycles in a row in which no process got a reward that is a number; unusable: clips that got none.
     """
@@ -43,7 +43,7 @@ class RewardMeter:
         return reward
 
     def close(self, scalars: Scalars, most: int) -> None:
-        """A cycle's terms have asked; FloatingPointError where nothing came for `most` cycles in a row."""
+        """End a cycle; FloatingPointError where no reward was a number for `most` cycles in a row."""
         if self._given:
             reward = self.gather(torch.cat(self._given))
             self._given = []

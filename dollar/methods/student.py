@@ -59,7 +59,7 @@ class StudentUpdate:
 
     @property
     def makes_sample(self) -> bool:
-        """Whether anything looks at a sample of the student; one is also made for others' updates alone."""
+        """Whether any term needs a sample of the student; one is also drawn for other updates alone."""
         o = self.run.objective
         return bool(o.sample_terms or o.learning_terms or o.needs.surrogate or o.needs.fake)
 
@@ -119,7 +119,7 @@ class StudentUpdate:
         )
 
     def _null(self, scale: float, count: int) -> Condition | None:
-        """The unconditional half, where guidance asks for one; data may have no prompt for it."""
+        """The unconditional (negative-prompt) condition, where guidance needs it; data may have no prompt for it."""
         return None if scale == 1 else self.run.null(count)
 
     # Lines 9-11: the gradients of the terms

@@ -16,10 +16,10 @@ from dollar.models.denoiser import Condition
 from dollar.parallel.checkpoint import State
 from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.observations import MISMATCH
-from dollar.training.turn import Moment, Pullback, Scalars, Skip
+from dollar.training.turn import Moment, NoUpdate, Pullback, Scalars
 
 
-class Pairs(NamedTuple):
+class ToScore(NamedTuple):
     """Prompts and clip keys of real clips, of generated ones (None), and of real ones under captions of others."""
 
     prompts: list[str]
@@ -62,43 +62,43 @@ class SurrogateFit:
         """The random numbers of the samples that are scored: the first `clips` of the turn's batch."""
         return self.run.draws(turn, self.clips)
 
-    def pairs(self, draws: Draws) -> Pairs:
+    def pairs(self, draws: Draws) -> ToScore:
         """What is scored in a turn; prompts alone have no real clips."""
         own = list(draws.indices)
         batch, data = self.run.data.batch(own, latents=False), self.run.data
         if not data.has_latents:
-            return Pairs(batch.prompts, [None] * len(own))
+            return ToScore(batch.prompts, [None] * len(own))
         prompts: list[str] = [*batch.prompts, *batch.prompts]
         keys: list[tuple[int, int] | None] = [*batch.keys, *[None] * len(own)]
         if self.mismatched:
             # A real clip always has the same wrong caption, so each such pair is decoded and scored once.
             prompts += [data.captions[(clip + MISMATCH) % len(data.captions)] for clip, _ in batch.keys]
             keys += batch.keys
-        return Pairs(prompts, keys)
+        return ToScore(prompts, keys)
 
-    def begin(self, cycle: int) -> Skip | None:
+    def begin(self, cycle: int) -> NoUpdate | None:
         """Score x and x_hat (line 15) and remember what the reward gave; no update where it gave nothing at all."""
         draws = self.draws(self.turn(cycle))
         n, drawn = len(draws.indices), self.student.drawn
-        made = torch.cat([d.sample.x_hat for d in drawn])[:n]
-        real = self._real(draws) if self.run.data.has_latents else made[:0]
+        generated = torch.cat([d.sample.x_hat for d in drawn])[:n]
+        real = self._real(draws) if self.run.data.has_latents else generated[:0]
         prompts, keys = self.pairs(draws)  # after the clips, for a broken one's stand-in has another caption
         mismatched = real if self.mismatched else real[:0]
-        observed = self.surrogate.observe(draws.turn, torch.cat([real, made, mismatched]), prompts, keys)
+        observed = self.surrogate.observe(draws.turn, torch.cat([real, generated, mismatched]), prompts, keys)
         self._observed = self.surrogate.remember(observed)
         data, true, _ = observed.reward.split([len(real), n, len(mismatched)])
-        self._log_rewards(data, true, made, drawn)
-        return None if self._observed else Skip(self.meter.trouble)
+        self._log_rewards(data, true, generated, drawn)
+        return None if self._observed else NoUpdate(self.meter.trouble)
 
     def _real(self, draws: Draws) -> Tensor:
         latents = self.run.data.batch(draws.indices).latents
         assert latents is not None
         return latents.to(self.run.world.device)
 
-    def _log_rewards(self, data: Tensor, true: Tensor, made: Tensor, drawn: list[Drawn]) -> None:
-        condition = Condition.joined([d.condition for d in drawn]).first(len(made))
+    def _log_rewards(self, data: Tensor, true: Tensor, generated: Tensor, drawn: list[Drawn]) -> None:
+        condition = Condition.joined([d.condition for d in drawn]).first(len(generated))
         with torch.no_grad():
-            predicted = self.surrogate.predict(made, condition)
+            predicted = self.surrogate.predict(generated, condition)
         if len(data):
             self.scalars.values["reward/data"] = float(data.nanmean())
         self.scalars.values |= {
@@ -119,7 +119,7 @@ class SurrogateFit:
         self.surrogate.updates += 1
 
     def end(self, cycle: int) -> None:
-        """The updates are made: find the level of a model of pairs, and now and then look how well it follows."""
+        """End the updates: set the level of a model of pairs, and now and then measure how well it follows."""
         if not self._observed:
             return
         self.surrogate.level()

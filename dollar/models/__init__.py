@@ -9,7 +9,7 @@ from dollar.models.latent_reward_model import LatentRewardModel
 from dollar.models.ltx import LTX
 from dollar.models.pipeline import Pipeline, Weights
 from dollar.models.reward_models import RewardModel, load_reward_model, make_reward_model, save_reward_model
-from dollar.models.teacher import Clip, Family, Teacher
+from dollar.models.teacher import Family, Teacher, VideoSpec
 from dollar.models.teacher_reward_model import TeacherRewardModel
 from dollar.models.text import TextEncoder
 from dollar.models.wan import Wan
@@ -17,7 +17,6 @@ from dollar.models.wan import Wan
 __all__ = [
     "DTYPES",
     "LTX",
-    "Clip",
     "Codec",
     "CogVideoX",
     "Condition",
@@ -31,6 +30,7 @@ __all__ = [
     "Teacher",
     "TeacherRewardModel",
     "TextEncoder",
+    "VideoSpec",
     "Wan",
     "Weights",
     "Wrapped",

@@ -1,4 +1,4 @@
-"""A student that is a LoRA: two small factors beside each frozen linear layer of the blocks, trained in its place."""
+"""A student that is a LoRA: two small trained factors added to each frozen linear layer of the blocks."""
 
 from __future__ import annotations
 

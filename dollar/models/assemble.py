@@ -1,4 +1,4 @@
-"""How a teacher is put together from a diffusers folder: what can be set, what is checked, what is read."""
+"""How a teacher is put together from a diffusers folder: its settings, the checks and the reading."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dollar.models.denoiser import Condition, Denoiser
 from dollar.models.pipeline import Pipeline, diffusers_class, find, offline
-from dollar.models.teacher import Clip, Family, Teacher, is_empty
+from dollar.models.teacher import Family, Teacher, VideoSpec, is_empty
 from dollar.models.text import TextEncoder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -20,7 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
-class Settings:
+class TeacherSettings:
     """The keys of conf/teacher/*.yaml, which explain them; ValueError for a value that can't be."""
 
     name: str
@@ -74,31 +74,34 @@ def assemble(
 ) -> Teacher:
     """Put a family's teacher together from a diffusers folder or hub id; ValueError says what is missing or disagrees.
 
-    settings: those of `Settings`. weights: whether the transformer's are read; if not, its parameters are on the meta
-    device, for whoever fills them in (a LoRA to be merged, or a file with names of its own, needs them all the same).
+    settings: those of `TeacherSettings`. weights: whether the transformer's are read; if not, its parameters are on the
+    meta device, for whoever fills them in (a LoRA to be merged, or a file with names of its own, needs them all the
+    same).
     """
-    s = Settings(**settings)
-    pipeline, made = configs_of(family, s)
-    latent_shape = made.latent_shape(s.frames, s.height, s.width)
+    s = TeacherSettings(**settings)
+    pipeline, adapter = configs_of(family, s)
+    latent_shape = adapter.latent_shape(s.frames, s.height, s.width)
     vae = pipeline.read("vae", family.classes["vae"], DTYPES[s.frozen_dtype]).to(device)
     for wanted, switch in ((s.tiling, "enable_tiling"), (s.slicing, "enable_slicing")):
         if wanted:
             getattr(vae, switch)()
-    codec = made.codec(vae, s.decode_chunk, s.chunk_frames, s.chunk_context)
+    codec = adapter.codec(vae, s.decode_chunk, s.chunk_frames, s.chunk_context)
     if s.chunk_frames is not None and codec.streams:
         raise ValueError(
             f"teacher.chunk_frames is {s.chunk_frames}, but this teacher's autoencoder goes through time by itself; "
             "leave it at null"
         )
-    network = made.network(read_transformer(made, pipeline, s.lora, s.lora_scale, weights)).eval().requires_grad_(False)
+    network = (
+        adapter.network(read_transformer(adapter, pipeline, s.lora, s.lora_scale, weights)).eval().requires_grad_(False)
+    )
     network = network if is_empty(network) else network.to(device)
     return Teacher(
         name=s.name,
         pipeline=pipeline,
-        family=made,
-        denoiser=Denoiser(network, made.schedule, made.prediction, compute_dtype),
+        family=adapter,
+        denoiser=Denoiser(network, adapter.schedule, adapter.prediction, compute_dtype),
         codec=codec,
-        text=text_encoder(made, pipeline, s, device) if s.text == "online" else StoredElsewhere(),
+        text=text_encoder(adapter, pipeline, s, device) if s.text == "online" else StoredElsewhere(),
         latent_shape=latent_shape,
         clip_shape=(s.frames, s.height, s.width),
         fps=s.fps,
@@ -108,7 +111,7 @@ def assemble(
     )
 
 
-def configs_of(family: type[Family], s: Settings) -> tuple[Pipeline, Family]:
+def configs_of(family: type[Family], s: TeacherSettings) -> tuple[Pipeline, Family]:
     """The folder and what its configs make of the family, all checked before any weight is read."""
     if unknown := sorted({n for n, place in s.parts.items() if place is not None} - set(family.classes)):
         raise ValueError(f"teacher.parts has {', '.join(unknown)}; this teacher has {', '.join(family.classes)}")
@@ -120,12 +123,12 @@ def configs_of(family: type[Family], s: Settings) -> tuple[Pipeline, Family]:
             "folder, or the teacher=... of its family"
         )
     check_parts(family, pipeline)
-    made = family(pipeline, Clip(s.frames, s.height, s.width, s.fps, s.guidance_scale, s.shift))
-    check_states(s.states, made.states(), pipeline.folder)
+    adapter = family(pipeline, VideoSpec(s.frames, s.height, s.width, s.fps, s.guidance_scale, s.shift))
+    check_states(s.states, adapter.states(), pipeline.folder)
     most = pipeline.config("transformer").get("max_text_seq_length")
     if most is not None and s.text_length > most:
         raise ValueError(f"teacher.text_length is {s.text_length}; this transformer takes at most {most} tokens")
-    return pipeline, made
+    return pipeline, adapter
 
 
 def check_parts(family: type[Family], pipeline: Pipeline) -> None:
@@ -188,7 +191,7 @@ class StoredElsewhere:
     """Stands for the text encoder where teacher.text=stored; the data brings the embeddings."""
 
     def unknown(self, prompt: str) -> list[str]:
-        """Nothing is known of any word."""
+        """No word can be called unknown without a tokenizer."""
         return []
 
     def __call__(self, prompts: Sequence[str]) -> Condition:
@@ -198,7 +201,7 @@ class StoredElsewhere:
         )
 
 
-def text_encoder(family: Family, pipeline: Pipeline, s: Settings, device: torch.device | str) -> TextEncoder:
+def text_encoder(family: Family, pipeline: Pipeline, s: TeacherSettings, device: torch.device | str) -> TextEncoder:
     """The family's text models behind one call."""
     parts = {n: c for n, c in family.classes.items() if n.startswith(("text_encoder", "tokenizer"))}
     read: dict[str, Any] = {}
@@ -221,8 +224,8 @@ def text_encoder(family: Family, pipeline: Pipeline, s: Settings, device: torch.
 def read_transformer(family: Family, pipeline: Pipeline, lora: str | None, scale: float, weights: bool) -> nn.Module:
     """The transformer, with a LoRA merged into it where there is one."""
     cls = family.classes["transformer"]
-    if not weights and lora is None and (made := pipeline.empty("transformer", cls)) is not None:
-        return made
+    if not weights and lora is None and (transformer := pipeline.empty("transformer", cls)) is not None:
+        return transformer
     transformer = pipeline.read("transformer", cls)
     if lora is not None:
         merge_lora(transformer, diffusers_class(family.pipeline_class), lora, scale)
@@ -245,9 +248,9 @@ def merge_lora(transformer: Any, pipeline_class: Any, lora: str, scale: float) -
         transformer.fuse_lora(lora_scale=scale)
         transformer.unload_lora()
     except Exception as error:  # whatever diffusers or peft find wrong with it
-        told = str(error).strip().splitlines() or [type(error).__name__]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
-            f"teacher.lora={lora} can't be merged into this teacher: {told[0]}. It must be a LoRA of the same model"
+            f"teacher.lora={lora} can't be merged into this teacher: {lines[0]}. It must be a LoRA of the same model"
         ) from None
 
 

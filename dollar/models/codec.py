@@ -34,7 +34,7 @@ class Window(NamedTuple):
 
 
 class Codec:
-    """A video autoencoder behind a few methods; no gradient passes through unless asked for.
+    """A video autoencoder behind a few methods; no gradient passes through unless one is requested.
 
     ratio: pixel frames for each latent frame after the first, which holds one. clips: how many clips go through at
     once, which bounds memory; it is always this many (the last is repeated where clips are too few), so that a clip's
@@ -162,7 +162,7 @@ class Codec:
         """The latent frames that hold these pixel frames, neighbours together."""
         most = (total - 1) * self.ratio
         if not frames or min(frames) < 0 or max(frames) > most or sorted(set(frames)) != list(frames):
-            raise ValueError(f"frames {list(frames)} were asked for; give rising ones, from 0 to {most}")
+            raise ValueError(f"frames {list(frames)} were requested; give rising ones, from 0 to {most}")
         held = sorted({-(-f // self.ratio) for f in frames})
         if self.streams:
             yield Window(0, self._odd(held[-1] + 1, total), 0, held[-1] + 1)

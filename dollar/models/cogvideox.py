@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from dollar.diffusion.prediction import PREDICTIONS
 from dollar.diffusion.schedule import VariancePreserving
 from dollar.diffusion.timesteps import FewStep, check_timesteps
-from dollar.models.assemble import Settings, assemble, configured_by
+from dollar.models.assemble import TeacherSettings, assemble, configured_by
 from dollar.models.codec import Codec, Normalisation
 from dollar.models.denoiser import Condition, Wrapped
 from dollar.models.pipeline import Pipeline
 from dollar.models.sizes import check_sizes
-from dollar.models.teacher import Clip, Teacher
+from dollar.models.teacher import Teacher, VideoSpec
 
 _NAMES = {"v": "v_prediction", "epsilon": "epsilon", "sample": "sample"}
 
 
-@configured_by(Settings)
+@configured_by(TeacherSettings)
 def load(**settings: Any) -> Teacher:
     """A CogVideoX teacher; the settings are those of `assemble`."""
     return assemble(CogVideoX, **settings)
@@ -66,12 +66,12 @@ class CogVideoX:
     embeds_guidance: ClassVar[bool] = False
     predictions: ClassVar[Mapping[str, str | None]] = _NAMES
 
-    def __init__(self, pipeline: Pipeline, clip: Clip) -> None:
+    def __init__(self, pipeline: Pipeline, spec: VideoSpec) -> None:
         self.transformer, self.vae = pipeline.config("transformer"), pipeline.config("vae")
-        self.clip = clip
-        if clip.shift is not None:
+        self.spec = spec
+        if spec.shift is not None:
             raise ValueError(
-                f"teacher.shift is {clip.shift}, but this teacher's noise schedule is its scheduler's own table; leave "
+                f"teacher.shift is {spec.shift}, but this teacher's noise schedule is its scheduler's own table; leave "
                 "it at null"
             )
         self.spatial = 2 ** (len(self.vae["block_out_channels"]) - 1)
@@ -124,7 +124,7 @@ class CogVideoX:
         from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 
         config, patch = self.transformer, self.transformer["patch_size"]
-        _, frames, height, width = self.latent_shape(*self.clip[:3])
+        _, frames, height, width = self.latent_shape(*self.spec[:3])
         grid, base = (
             (height // patch, width // patch),
             (config["sample_width"] // patch, config["sample_height"] // patch),
@@ -146,7 +146,7 @@ class CogVideoX:
             return torch.cat([first, z], 2) * factor
 
         def denormalise(latents: Tensor) -> Tensor:
-            padding = latents.shape[2] - ((self.clip.frames - 1) // self.temporal + 1)
+            padding = latents.shape[2] - ((self.spec.frames - 1) // self.temporal + 1)
             return 1 / factor * latents[:, :, padding:]
 
         return Codec(vae, Normalisation(normalise, denormalise), self.temporal, clips, streams=True, odd=True)
@@ -219,11 +219,11 @@ def few_step(scheduler: Any, timesteps: Sequence[float], between: str) -> FewSte
         raise ValueError(f"student.timesteps starts at {wanted[0]}; this teacher's noisiest timestep is {total - 1}")
     saved = student_scheduler(scheduler, wanted, between)
     schedule = VariancePreserving(saved.alphas_cumprod)
-    return FewStep(schedule, torch.tensor(wanted), between, boundary=between == "renoise", asked=tuple(wanted))
+    return FewStep(schedule, torch.tensor(wanted), between, boundary=between == "renoise", configured=tuple(wanted))
 
 
 def student_scheduler(scheduler: Any, timesteps: list[int], between: str) -> Any:
-    """The diffusers scheduler that gives exactly these timesteps when asked for len(timesteps) steps."""
+    """The diffusers scheduler that gives exactly these timesteps when it is set to len(timesteps) steps."""
     steps, total = len(timesteps), len(scheduler.alphas_cumprod)
     if between == "ddim":
         candidates = [ddim_scheduler(scheduler)]

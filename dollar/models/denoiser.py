@@ -84,7 +84,7 @@ class Denoiser:
         return self.prediction.x_0(x_t.float(), self.output(x_t, t, condition), t, self.schedule)
 
     def guided(self, x_t: Tensor, t: Tensor, condition: Condition, null: Condition, guidance_scale: float) -> Tensor:
-        """x_0 with classifier-free guidance in diffusers' form, both halves in one batch as diffusers runs them."""
+        """x_0 with classifier-free guidance in diffusers' form: unconditional and conditional half in one batch."""
         if guidance_scale == 1:
             return self(x_t, t, condition)
         both = Condition.joined([null, condition])

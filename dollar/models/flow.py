@@ -12,11 +12,11 @@ from dollar.diffusion.schedule import RectifiedFlow
 from dollar.diffusion.timesteps import FewStep, check_timesteps
 from dollar.models.codec import Normalisation
 
-PREDICTIONS = {"flow": None}  # flow schedulers can't be told of another
+PREDICTIONS = {"flow": None}  # flow schedulers have no setting for another
 TOLERANCE = 1e-4  # of a time in [0, 1]: diffusers computes its grids in float32
 
-# Tells a scheduler how many steps are asked for, as the family's pipeline does.
-Ask = Callable[[Any, int], None]
+# Sets a scheduler to a number of steps, as the family's pipeline does.
+SetSteps = Callable[[Any, int], None]
 
 
 def noise(generators: Sequence[torch.Generator], shape: tuple[int, int, int, int]) -> Tensor:
@@ -36,9 +36,9 @@ def by_channel(mean: Tensor, sd: Tensor, scale: float = 1.0) -> Normalisation:
     )
 
 
-def times(scheduler: Any, steps: int, ask: Ask) -> Tensor:
-    """The times [steps + 1] of a scheduler that is asked for so many steps; the last one is clean."""
-    ask(scheduler, steps)
+def times(scheduler: Any, steps: int, set_steps: SetSteps) -> Tensor:
+    """The times [steps + 1] of a scheduler that is set to so many steps; the last one is clean."""
+    set_steps(scheduler, steps)
     return scheduler.sigmas.clone()
 
 
@@ -47,7 +47,7 @@ def even(steps: int) -> list[float]:
     return [1000 * (steps - i) / steps for i in range(steps)]
 
 
-def few_step(timesteps: Sequence[float], between: str, shift: float, scheduler: Any, ask: Ask) -> FewStep:
+def few_step(timesteps: Sequence[float], between: str, shift: float, scheduler: Any, set_steps: SetSteps) -> FewStep:
     """A student's sampler in the numbers of the scheduler that it is saved with.
 
     timesteps: unshifted, on the 0..1000 scale; ValueError where the scheduler doesn't give them.
@@ -56,14 +56,14 @@ def few_step(timesteps: Sequence[float], between: str, shift: float, scheduler: 
     steps = len(timesteps)
     if max(timesteps) > 1000:
         raise ValueError(f"student.timesteps starts at {max(timesteps)}; this teacher's noisiest time is 1000")
-    given = times(scheduler, steps, ask)[:-1]
+    given = times(scheduler, steps, set_steps)[:-1]
     wanted = RectifiedFlow(shift).shifted(torch.tensor(timesteps, dtype=torch.float64) / 1000)
     if not torch.allclose(given.double(), wanted, rtol=0, atol=TOLERANCE):
         raise ValueError(
             f"student.timesteps {list(timesteps)} can't be given to this teacher's pipeline as {steps} steps; the "
             f"evenly spaced {even(steps)} can (they are given before the teacher's shift of {shift:g})"
         )
-    return FewStep(RectifiedFlow(shift), given, between, asked=tuple(timesteps))
+    return FewStep(RectifiedFlow(shift), given, between, configured=tuple(timesteps))
 
 
 def student_scheduler(between: str, **config: Any) -> Any:

@@ -1,4 +1,4 @@
-"""HunyuanVideo teachers, whose guidance is distilled into the network: it is told the scale."""
+"""HunyuanVideo teachers, whose guidance is distilled into the network: the scale is one of its inputs."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from dollar.diffusion.prediction import FLOW
 from dollar.diffusion.schedule import RectifiedFlow
 from dollar.diffusion.timesteps import FewStep
 from dollar.models import flow
-from dollar.models.assemble import Settings, assemble, configured_by
+from dollar.models.assemble import TeacherSettings, assemble, configured_by
 from dollar.models.codec import Codec, Normalisation
 from dollar.models.denoiser import Condition, Wrapped
 from dollar.models.pipeline import Pipeline
 from dollar.models.sizes import check_sizes
-from dollar.models.teacher import Clip, Teacher
+from dollar.models.teacher import Teacher, VideoSpec
 
 
-@configured_by(Settings)
+@configured_by(TeacherSettings)
 def load(**settings: Any) -> Teacher:
     """A HunyuanVideo teacher; the settings are those of `assemble`."""
     return assemble(HunyuanVideo, **settings)
@@ -31,7 +31,7 @@ def load(**settings: Any) -> Teacher:
 class HunyuanVideoNetwork(Wrapped):
     """diffusers' transformer for x_t and output [B, C, F, H, W] and times t [B] in [0, 1].
 
-    guidance_scale: what it is told; the student and the fake score are told the same.
+    guidance_scale: an input of the network; the student and the fake score get the same one.
     """
 
     def __init__(self, transformer: nn.Module, guidance_scale: float) -> None:
@@ -39,14 +39,14 @@ class HunyuanVideoNetwork(Wrapped):
         self.guidance_scale = guidance_scale
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        told = torch.full((len(x_t),), self.guidance_scale, device=x_t.device) * 1000.0
+        guidance = torch.full((len(x_t),), self.guidance_scale, device=x_t.device) * 1000.0
         return self.transformer(
             hidden_states=x_t,
             timestep=(t * 1000).float(),
             encoder_hidden_states=condition.embeddings,
             encoder_attention_mask=condition.mask.to(condition.embeddings),
             pooled_projections=condition.pooled,
-            guidance=told if self.transformer.config.guidance_embeds else None,
+            guidance=guidance if self.transformer.config.guidance_embeds else None,
             return_dict=False,
         )[0]
 
@@ -73,14 +73,14 @@ class HunyuanVideo:
     predictions: ClassVar[Mapping[str, str | None]] = flow.PREDICTIONS
     prediction = FLOW
 
-    def __init__(self, pipeline: Pipeline, clip: Clip) -> None:
+    def __init__(self, pipeline: Pipeline, spec: VideoSpec) -> None:
         self.transformer, self.vae = pipeline.config("transformer"), pipeline.config("vae")
-        self.clip = clip
+        self.spec = spec
         self.spatial = self.vae.get("spatial_compression_ratio", 8)
         self.temporal = self.vae.get("temporal_compression_ratio", 4)
         self.cell = math.lcm(self.spatial * self.transformer["patch_size"], 16)  # its pipeline wants sixteens
         self.shift = float(pipeline.config("scheduler").get("shift", 1.0))
-        self.schedule = RectifiedFlow(clip.shift or self.shift)
+        self.schedule = RectifiedFlow(spec.shift or self.shift)
 
     def states(self) -> dict[str, Any]:
         return {
@@ -99,7 +99,7 @@ class HunyuanVideo:
         return (self.transformer["in_channels"], latent_frames, height // self.spatial, width // self.spatial)
 
     def network(self, transformer: nn.Module) -> nn.Module:
-        return HunyuanVideoNetwork(transformer, self.clip.guidance_scale)
+        return HunyuanVideoNetwork(transformer, self.spec.guidance_scale)
 
     def codec(self, vae: Any, clips: int, chunk_frames: int | None, context: int) -> Codec:
         factor = vae.config.scaling_factor
@@ -123,7 +123,7 @@ class HunyuanVideo:
         return flow.noise(generators, shape)
 
     def grid(self, steps: int) -> Tensor:
-        return flow.times(flow.student_scheduler("ddim", shift=self.schedule.shift), steps, _ask)
+        return flow.times(flow.student_scheduler("ddim", shift=self.schedule.shift), steps, _set_steps)
 
     def even(self, steps: int) -> list[float]:
         return flow.even(steps)
@@ -133,8 +133,8 @@ class HunyuanVideo:
 
     def few_step(self, timesteps: Sequence[float], between: str) -> FewStep:
         scheduler = self.student_scheduler(timesteps, between)
-        return flow.few_step(timesteps, between, self.schedule.shift, scheduler, _ask)
+        return flow.few_step(timesteps, between, self.schedule.shift, scheduler, _set_steps)
 
 
-def _ask(scheduler: Any, steps: int) -> None:
+def _set_steps(scheduler: Any, steps: int) -> None:
     scheduler.set_timesteps(steps, sigmas=np.linspace(1.0, 0.0, steps + 1)[:-1])

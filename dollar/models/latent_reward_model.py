@@ -13,10 +13,10 @@ from dollar.models.denoiser import Condition
 
 
 class TextAttention(nn.Module):
-    """Every position of the features asks all words of the caption; one head.
+    """Every position of the features attends to all tokens of the caption; one head.
 
     Table 13, read literally, averages the caption to one vector first. A softmax over one key is 1, so its reward would
-    not depend on the latent; here the words stay apart.
+    not depend on the latent; here the tokens stay apart.
     """
 
     def __init__(self, text_dim: int, width: int) -> None:
@@ -27,11 +27,11 @@ class TextAttention(nn.Module):
         self.value = nn.Linear(width, width, bias=False)
 
     def forward(self, features: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
-        """features [B, N, width], text [B, L, D], mask [B, L] (non-zero for words) -> [B, N, width]."""
-        words = self.text(text)
+        """features [B, N, width], text [B, L, D], mask [B, L] (non-zero for tokens) -> [B, N, width]."""
+        tokens = self.text(text)
         attended = None if mask is None else mask.bool()[:, None]  # [B, 1, L], the same for all positions
         return scaled_dot_product_attention(
-            self.query(features), self.key(words), self.value(words), attn_mask=attended
+            self.query(features), self.key(tokens), self.value(tokens), attn_mask=attended
         )
 
 
@@ -39,7 +39,7 @@ class LatentRewardModel(nn.Module):
     """R(x) or R(x, c) of latents [B, C, F, H, W], in standardised units.
 
     channels: C of the latents. text_dim: width of the caption's embedding; None for a reward that has no caption.
-    card: what another like it is made from.
+    card: the arguments that build another like it.
     temporal: `frames` averages the image model's reward over the latent frames (the paper's choice; an image is one
     frame) and can't see their order; `conv3d` sees motion.
     """
@@ -95,7 +95,7 @@ class LatentRewardModel(nn.Module):
     def forward(self, x: Tensor, condition: Condition | None = None, t: Tensor | None = None) -> Tensor:
         """The reward [B], float32, in standardised units.
 
-        x: [B, C, F, H, W]; condition: of the captions, whose mask is non-zero for words; a model without `text_dim`
+        x: [B, C, F, H, W]; condition: of the captions, whose mask is non-zero for tokens; a model without `text_dim`
         ignores it, and every one ignores t. ValueError when the caption is needed and missing.
         """
         dtype = self.out.weight.dtype

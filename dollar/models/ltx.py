@@ -15,15 +15,15 @@ from dollar.diffusion.prediction import FLOW
 from dollar.diffusion.schedule import RectifiedFlow
 from dollar.diffusion.timesteps import FewStep
 from dollar.models import flow
-from dollar.models.assemble import Settings, assemble, configured_by
+from dollar.models.assemble import TeacherSettings, assemble, configured_by
 from dollar.models.codec import Codec
 from dollar.models.denoiser import Condition, Wrapped
 from dollar.models.pipeline import Pipeline
 from dollar.models.sizes import check_sizes
-from dollar.models.teacher import Clip, Teacher
+from dollar.models.teacher import Teacher, VideoSpec
 
 
-@configured_by(Settings)
+@configured_by(TeacherSettings)
 def load(**settings: Any) -> Teacher:
     """An LTX-Video teacher; the settings are those of `assemble`."""
     return assemble(LTX, **settings)
@@ -70,16 +70,16 @@ class LTX:
     predictions: ClassVar[Mapping[str, str | None]] = flow.PREDICTIONS
     prediction = FLOW
 
-    def __init__(self, pipeline: Pipeline, clip: Clip) -> None:
+    def __init__(self, pipeline: Pipeline, spec: VideoSpec) -> None:
         self.transformer, self.vae = pipeline.config("transformer"), pipeline.config("vae")
-        self.scheduler, self.clip = pipeline.config("scheduler"), clip
+        self.scheduler, self.spec = pipeline.config("scheduler"), spec
         if (self.transformer.get("patch_size", 1), self.transformer.get("patch_size_t", 1)) != (1, 1):
             raise ValueError(f"{pipeline.folder} has a transformer with patches; this adapter takes latents as tokens")
         halvings = sum(self.vae["spatio_temporal_scaling"])
         self.spatial = self.vae.get("spatial_compression_ratio") or self.vae["patch_size"] * 2**halvings
         self.temporal = self.vae.get("temporal_compression_ratio") or self.vae["patch_size_t"] * 2**halvings
         self.cell = math.lcm(self.spatial, 32)  # its pipeline takes no other sizes
-        self.schedule = RectifiedFlow(clip.shift or self._shift())
+        self.schedule = RectifiedFlow(spec.shift or self._shift())
 
     def _shift(self) -> float:
         """The shift s of its times: constant, or growing with the number of tokens."""
@@ -93,7 +93,7 @@ class LTX:
         few, many = s.get("base_image_seq_len", 256), s.get("max_image_seq_len", 4096)
         low, high = s.get("base_shift", 0.5), s.get("max_shift", 1.15)
         slope = (high - low) / (many - few)
-        frames, height, width = self.clip[:3]
+        frames, height, width = self.spec[:3]
         tokens = ((frames - 1) // self.temporal + 1) * (height // self.spatial) * (width // self.spatial)
         return tokens * slope + (low - slope * few)
 
@@ -117,11 +117,11 @@ class LTX:
         return (self.transformer["in_channels"], latent_frames, height // self.spatial, width // self.spatial)
 
     def network(self, transformer: nn.Module) -> nn.Module:
-        return LTXNetwork(transformer, (self.temporal / self.clip.fps, self.spatial, self.spatial))
+        return LTXNetwork(transformer, (self.temporal / self.spec.fps, self.spatial, self.spatial))
 
     def codec(self, vae: Any, clips: int, chunk_frames: int | None, context: int) -> Codec:
         def decode(z: Tensor) -> Tensor:
-            # Decoders that read a time are told 0, as the pipeline's default is.
+            # Decoders that read a time get 0, as the pipeline's default is.
             timed = vae.config.timestep_conditioning
             return vae.decode(z, z.new_zeros(len(z)) if timed else None).sample
 
@@ -148,8 +148,10 @@ class LTX:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         # With a shift that grows with the size unless one is given, and an end that is not the smallest time.
-        own = {} if self.clip.shift is None else {"use_dynamic_shifting": False, "shift": self.clip.shift}
-        return flow.times(FlowMatchEulerDiscreteScheduler.from_config({**self.scheduler, **own}), steps, self._ask)
+        own = {} if self.spec.shift is None else {"use_dynamic_shifting": False, "shift": self.spec.shift}
+        return flow.times(
+            FlowMatchEulerDiscreteScheduler.from_config({**self.scheduler, **own}), steps, self._set_steps
+        )
 
     def even(self, steps: int) -> list[float]:
         return flow.even(steps)
@@ -159,7 +161,7 @@ class LTX:
 
     def few_step(self, timesteps: Sequence[float], between: str) -> FewStep:
         scheduler = self.student_scheduler(timesteps, between)
-        return flow.few_step(timesteps, between, self.schedule.shift, scheduler, self._ask)
+        return flow.few_step(timesteps, between, self.schedule.shift, scheduler, self._set_steps)
 
-    def _ask(self, scheduler: Any, steps: int) -> None:
+    def _set_steps(self, scheduler: Any, steps: int) -> None:
         scheduler.set_timesteps(steps, sigmas=np.linspace(1.0, 1 / steps, steps), mu=self._mu())

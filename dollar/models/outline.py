@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dollar.models.assemble import check_states
 from dollar.models.denoiser import Condition
 from dollar.models.pipeline import CONFIGS, HUB_ID, INDEX, Pipeline, diffusers_class, empty
-from dollar.models.teacher import Clip, Family
+from dollar.models.teacher import Family, VideoSpec
 
 _T5 = {"d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64, "num_layers": 24, "feed_forward_proj": "gated-gelu"}
 _LLAMA = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
@@ -86,7 +86,7 @@ class Outline:
         return x, torch.zeros(clips, device="meta"), Condition(embeddings, mask, pooled)
 
 
-class Work(NamedTuple):
+class ForwardCost(NamedTuple):
     """What one clip's forward costs.
 
     flops: multiplications and additions; tokens: of the clip, without its prompt's. Bytes kept for the backward pass:
@@ -121,21 +121,21 @@ def outline(settings: Mapping[str, Any]) -> Outline:
     autoencoder = configs["vae"] or _published(family, transformer)
     index = configs[INDEX] or {
         "_class_name": family.pipeline_class,
-        "expand_timesteps": states.get("time_of_each_token", False),  # Wan's, which tells it in no component's config
+        "expand_timesteps": states.get("time_of_each_token", False),  # Wan's, which stands in no component's config
     }
     scheduler = configs["scheduler"] or dict(diffusers_class(family.classes["scheduler"])().config)
-    clip = Clip(*(settings[key] for key in Clip._fields))
+    spec = VideoSpec(*(settings[key] for key in VideoSpec._fields))
     with _described({"transformer": transformer, "vae": autoencoder, "scheduler": scheduler}, index) as pipeline:
-        made = family(pipeline, clip)
-    found = made.states()
+        adapter = family(pipeline, spec)
+    found = adapter.states()
     wanted = states if here else {key: states[key] for key in ("frames", "cell") if key in states}
     check_states(wanted, found, Path(settings["folder"]))
     return Outline(
         name=settings["name"],
-        family=made,
-        network=made.network(bare).train().to("meta"),
-        latent_shape=made.latent_shape(clip.frames, clip.height, clip.width),
-        guidance_scale=clip.guidance_scale,
+        family=adapter,
+        network=adapter.network(bare).train().to("meta"),
+        latent_shape=adapter.latent_shape(spec.frames, spec.height, spec.width),
+        guidance_scale=spec.guidance_scale,
         text_length=settings["text_length"],
         text_width=next(transformer[n] for n in WIDTHS if n in transformer),
         frozen={"vae": _count(empty(family.classes["vae"], autoencoder))} | _text_models(family, configs, settings),
@@ -153,7 +153,7 @@ def family_of(target: str) -> type[Family]:
     return own[0]
 
 
-def measure(outline: Outline, dtype: torch.dtype) -> Work:
+def measure(outline: Outline, dtype: torch.dtype) -> ForwardCost:
     """Count what a forward of one clip computes and keeps, with the network in a dtype; nothing is computed."""
     network = outline.network.to(dtype)
     blocks = list(network.blocks)  # type: ignore[arg-type]
@@ -196,7 +196,9 @@ def measure(outline: Outline, dtype: torch.dtype) -> Work:
             handle.remove()
         network.float()
     inside = kept["inside"]
-    return Work(counter.get_total_flops(), tokens, kept["outside"][0], kept["inputs"][0], sum(inside), max(inside))
+    return ForwardCost(
+        counter.get_total_flops(), tokens, kept["outside"][0], kept["inputs"][0], sum(inside), max(inside)
+    )
 
 
 @contextmanager

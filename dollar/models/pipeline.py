@@ -1,4 +1,4 @@
-"""A diffusers pipeline on disk: where its components are, what they say of themselves, and reading them."""
+"""A diffusers pipeline on disk: where its components are, their configs, and reading them."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class Pipeline:
         return own / name if (own / name).is_dir() else own
 
     def config(self, name: str) -> dict[str, Any]:
-        """What a component says of itself; that of a single file stands in the pipeline's folder."""
+        """A component's config; that of a single file stands in the pipeline's folder."""
         place = self.place(name)
         place = self.folder / name if place.is_file() else place
         return _json(place / CONFIGS.get(name.removesuffix("_2"), "config.json"))
@@ -141,9 +141,9 @@ class Pipeline:
 
         None where its file has other names for the tensors, which could not be filled in one by one.
         """
-        made = empty(cls, self.config(name))
-        named = {n for n, _ in made.named_parameters()}
-        return made if named <= self.weights(name).files.keys() else None
+        network = empty(cls, self.config(name))
+        named = {n for n, _ in network.named_parameters()}
+        return network if named <= self.weights(name).files.keys() else None
 
     def _read_single(self, name: str, place: Path, kind: Any, dtype: torch.dtype) -> Any:
         model, held = empty(kind.__name__, self.config(name)), self.weights(name)

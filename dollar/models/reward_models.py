@@ -23,10 +23,10 @@ KEYS = ("model", "statistics", "teacher", "fingerprint")  # what every card has
 
 
 class RewardModel(Protocol):
-    """What a network of the latent reward model offers beside being called as model(x, condition, t) -> [B].
+    """What a network of the latent reward model offers, and that it is called as model(x, condition, t) -> [B].
 
     t: the times of noised latents, which a model may ignore; out: the layer that gives the standardised reward; card:
-    what another like it is made from.
+    the arguments that build another like it.
     """
 
     card: dict[str, Any]
@@ -37,7 +37,7 @@ class RewardModel(Protocol):
     def __call__(self, x: Tensor, condition: Condition | None = None, t: Tensor | None = None) -> Tensor: ...
 
 
-class Stored(NamedTuple):
+class StoredModel(NamedTuple):
     """A network that was read from its folder, and what lrm.json says of it."""
 
     model: nn.Module
@@ -90,28 +90,28 @@ def save_reward_model(folder: Path, model: nn.Module, teacher: Teacher, card: Ma
         temporary.write_text(json.dumps(full, indent=1) + "\n", encoding="utf-8")
 
 
-def load_reward_model(folder: str | Path, teacher: Teacher, asked: Mapping[str, Any] | None = None) -> Stored:
+def load_reward_model(folder: str | Path, teacher: Teacher, expected: Mapping[str, Any] | None = None) -> StoredModel:
     """The network that `save_reward_model` wrote, for a teacher with the same latents.
 
-    asked: keys of `lrm` that the network must have been made with, where the configuration states them. ValueError
+    expected: keys of `lrm` that the network must have been made with, where the configuration states them. ValueError
     where the folder lacks something or holds another network.
     """
     folder = Path(folder)
     card = read_reward_card(folder)
-    made = card["model"]
-    differing = [f"{k} is {made[k]} there and {v} here" for k, v in (asked or {}).items() if made.get(k, v) != v]
+    stored = card["model"]
+    differing = [f"{k} is {stored[k]} there and {v} here" for k, v in (expected or {}).items() if stored.get(k, v) != v]
     if differing:
         raise ValueError(f"the latent reward model in {folder} is another: {'; '.join(differing)}. Set lrm as there")
     state = torch.random.get_rng_state()
-    model = _empty(made, teacher, folder)
+    model = _empty(stored, teacher, folder)
     torch.random.set_rng_state(state)  # its first weights are of no account, and draw nothing from anyone
     _check_fits(folder, card, _fingerprint(model, teacher), teacher.name)
     try:
         model.load_state_dict(load_file(folder / WEIGHTS))
     except Exception as error:  # a file cut short, or tensors of another model
-        told = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{folder / WEIGHTS} can't be read ({told}); fit the model again to write it") from None
-    return Stored(model, card)
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{folder / WEIGHTS} can't be read ({reason}); fit the model again to write it") from None
+    return StoredModel(model, card)
 
 
 def read_reward_card(folder: str | Path) -> dict[str, Any]:
@@ -138,16 +138,16 @@ def read_reward_card(folder: str | Path) -> dict[str, Any]:
     return card
 
 
-def _empty(made: Mapping[str, Any], teacher: Teacher, folder: Path) -> nn.Module:
+def _empty(stored: Mapping[str, Any], teacher: Teacher, folder: Path) -> nn.Module:
     """A network like the stored one, whose weights are yet to be read."""
-    if made.get("backbone") == "teacher":
-        return make_reward_model(teacher, "teacher", width=made["width"], blocks=made["blocks"])
-    if made["channels"] != teacher.latent_shape[0]:
+    if stored.get("backbone") == "teacher":
+        return make_reward_model(teacher, "teacher", width=stored["width"], blocks=stored["blocks"])
+    if stored["channels"] != teacher.latent_shape[0]:
         raise ValueError(
-            f"the latent reward model in {folder} reads latents of {made['channels']} channels, and those of "
+            f"the latent reward model in {folder} reads latents of {stored['channels']} channels, and those of "
             f"{teacher.name} have {teacher.latent_shape[0]}; fit one on this teacher's latents by launch/fit_reward.py"
         )
-    keys = {key: made[key] for key in CNN_KEYS}
+    keys = {key: stored[key] for key in CNN_KEYS}
     return LatentRewardModel(**keys).to(teacher.device)
 
 

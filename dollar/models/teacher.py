@@ -22,9 +22,9 @@ from dollar.models.pipeline import Pipeline, diffusers_class, empty, lack
 SAMPLED = 2**20  # bytes at both ends of a weight file that its fingerprint reads
 
 
-class Clip(NamedTuple):
-    """The clips that a teacher is asked for: frames, pixels, frames a second, its own guidance scale, and where it is
-    not the folder's the shift of its times."""
+class VideoSpec(NamedTuple):
+    """The clips that a teacher makes: frames, pixels, frames a second, its own guidance scale, and the shift of its
+    times where it is not the folder's."""
 
     frames: int
     height: int
@@ -35,11 +35,12 @@ class Clip(NamedTuple):
 
 
 class Family(Protocol):
-    """What one family's adapter knows, built as Family(pipeline, clip) from the folder's configs alone.
+    """What one family's adapter knows, built as Family(pipeline, spec) from the folder's configs alone.
 
     pipeline_class: diffusers' pipeline; classes: component -> its class (the transformer's and the autoencoder's of
-    diffusers, others with their library); embeds_guidance: the network reads the guidance scale and needs no second
-    half; predictions: what its schedulers can be told that a network predicts, and by which word, None for no word.
+    diffusers, others with their library); embeds_guidance: the network reads the guidance scale and needs no
+    unconditional half; predictions: which outputs of a network its schedulers can be set to, and the value of
+    prediction_type that sets each, None where they have no such setting.
     """
 
     pipeline_class: ClassVar[str]
@@ -53,10 +54,10 @@ class Family(Protocol):
     @property
     def prediction(self) -> Prediction: ...
 
-    def __init__(self, pipeline: Pipeline, clip: Clip) -> None: ...
+    def __init__(self, pipeline: Pipeline, spec: VideoSpec) -> None: ...
 
     def states(self) -> dict[str, Any]:
-        """What the folder's configs say of the things that a yaml states."""
+        """The folder's values of what a yaml states."""
         ...
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -91,7 +92,7 @@ class Family(Protocol):
         ...
 
     def student_scheduler(self, timesteps: Sequence[float], between: str) -> Any:
-        """The diffusers scheduler that gives these timesteps when the family's pipeline asks for as many steps.
+        """The diffusers scheduler that gives these timesteps when the family's pipeline sets it to as many steps.
 
         ValueError, naming one that can be given, where there is none: such a student couldn't be sampled.
         """
@@ -107,7 +108,7 @@ class Teacher:
     """Everything that is known of one teacher.
 
     latent_shape: (C, F, h, w) of one clip; clip_shape: (T, H, W) in frames and pixels; fps: frames a second.
-    guidance_scale: the teacher's own, in diffusers' form, or the one that its network is told.
+    guidance_scale: the teacher's own, in diffusers' form, or the one that its network reads.
     """
 
     name: str
@@ -132,7 +133,7 @@ class Teacher:
         return self.pipeline.folder
 
     def null(self, count: int) -> Condition:
-        """The condition of guidance's other half, for `count` samples."""
+        """The unconditional (negative-prompt) condition, for `count` samples."""
         return self.text([self.negative_prompt] * count)
 
     def noise(self, generators: Sequence[torch.Generator], again: bool = False) -> Tensor:
@@ -171,13 +172,13 @@ class Teacher:
     def save_scheduler(self, folder: Path, sampler: FewStep, prediction: Prediction) -> None:
         """Write the scheduler/ of a student with this sampler and meaning of its output."""
         self.check_prediction(prediction)
-        saved = self.family.student_scheduler(sampler.asked, sampler.between)
+        saved = self.family.student_scheduler(sampler.configured, sampler.between)
         if (says := self.family.predictions[prediction.name]) is not None:
             saved.register_to_config(prediction_type=says)
         saved.save_pretrained(folder / "scheduler")
 
     def check_prediction(self, prediction: Prediction) -> None:
-        """Raise ValueError for an output that none of the family's schedulers can be told of."""
+        """Raise ValueError for an output that none of the family's schedulers can be set to."""
         if prediction.name not in self.family.predictions:
             raise ValueError(
                 f"a student of {self.name} that predicts {prediction.name} couldn't be sampled by diffusers, whose "

@@ -43,7 +43,7 @@ def _shallow(module: nn.Module) -> nn.Module:
 
 
 class QueryHead(nn.Module):
-    """One number of hidden states [B, N, dim]: a learned query asks all positions, an MLP reads what it heard."""
+    """One number of hidden states [B, N, dim]: a learned query attends to all positions, an MLP reads the result."""
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
@@ -58,8 +58,8 @@ class QueryHead(nn.Module):
         """[B] of hidden [B, N, dim]."""
         hidden = self.norm(hidden)
         query = self.query.expand(len(hidden), 1, -1)
-        heard = scaled_dot_product_attention(query, self.key(hidden), self.value(hidden))[:, 0]  # [B, width]
-        return self.out(heard + nn.functional.silu(self.mix(heard)))[:, 0]
+        pooled = scaled_dot_product_attention(query, self.key(hidden), self.value(hidden))[:, 0]  # [B, width]
+        return self.out(pooled + nn.functional.silu(self.mix(pooled)))[:, 0]
 
 
 class TeacherRewardModel(nn.Module):
@@ -67,7 +67,7 @@ class TeacherRewardModel(nn.Module):
 
     teacher: whose first `blocks` blocks are looked through. Only the head trains, is counted and is saved: the blocks
     are the teacher's own and no part of this module. A gradient at x runs back through them, so their activations are
-    held as long as it may be asked for: about blocks / (all blocks) of what a student's forward holds. Without it, as
+    held as long as one may be needed: about blocks / (all blocks) of what a student's forward holds. Without it, as
     in the head's own fit, nothing of them is held.
     """
 
@@ -82,7 +82,7 @@ class TeacherRewardModel(nn.Module):
                 "it at once; set parallel.shard_teacher=false, or lrm.backbone=cnn"
             )
         if any(p.is_meta for p in parameters):
-            raise ValueError("lrm.backbone is teacher, but this teacher was made without its weights")
+            raise ValueError("lrm.backbone is teacher, but this teacher was built without its weights")
         self.trunk = replace(teacher, network=first_blocks(teacher.network, blocks))  # a dataclass, so not registered
         self.head = QueryHead(width_of(teacher.network), width)
         self.card: dict[str, Any] = {"backbone": "teacher", "blocks": blocks, "width": width}
@@ -93,7 +93,7 @@ class TeacherRewardModel(nn.Module):
         return self.head.out
 
     def hidden(self, x: Tensor, condition: Condition, t: Tensor) -> Tensor:
-        """What the last of the kept blocks says, float32 [B, N, dim]."""
+        """The output of the last of the kept blocks, float32 [B, N, dim]."""
         seen: list[Tensor] = []
 
         def keep(_: nn.Module, __: Any, output: Any) -> None:

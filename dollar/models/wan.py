@@ -13,15 +13,15 @@ from dollar.diffusion.prediction import FLOW
 from dollar.diffusion.schedule import RectifiedFlow
 from dollar.diffusion.timesteps import FewStep
 from dollar.models import flow
-from dollar.models.assemble import Settings, assemble, configured_by
+from dollar.models.assemble import TeacherSettings, assemble, configured_by
 from dollar.models.codec import Codec, Normalisation
 from dollar.models.denoiser import Condition, Wrapped
 from dollar.models.pipeline import Pipeline
 from dollar.models.sizes import check_sizes
-from dollar.models.teacher import Clip, Teacher
+from dollar.models.teacher import Teacher, VideoSpec
 
 
-@configured_by(Settings)
+@configured_by(TeacherSettings)
 def load(**settings: Any) -> Teacher:
     """A Wan teacher; the settings are those of `assemble`."""
     return assemble(Wan, **settings)
@@ -30,7 +30,7 @@ def load(**settings: Any) -> Teacher:
 class WanNetwork(Wrapped):
     """diffusers' transformer for x_t and output [B, C, F, H, W] and times t [B] in [0, 1].
 
-    by_token: whether it is told the time of each token, as Wan 2.2's 5B is.
+    by_token: whether it reads the time of each token, as Wan 2.2's 5B is.
     """
 
     def __init__(self, transformer: nn.Module, by_token: bool = False) -> None:
@@ -68,7 +68,7 @@ class Wan:
     predictions: ClassVar[Mapping[str, str | None]] = flow.PREDICTIONS
     prediction = FLOW
 
-    def __init__(self, pipeline: Pipeline, clip: Clip) -> None:
+    def __init__(self, pipeline: Pipeline, spec: VideoSpec) -> None:
         self.transformer, self.vae = pipeline.config("transformer"), pipeline.config("vae")
         if pipeline.index.get("boundary_ratio") is not None:
             raise ValueError(
@@ -80,7 +80,7 @@ class Wan:
         # Published folders name a multistep solver, which calls its shift flow_shift.
         shift = scheduler.get("flow_shift", scheduler.get("shift", 1.0))
         self.shift = float(shift)
-        self.schedule = RectifiedFlow(clip.shift or self.shift)
+        self.schedule = RectifiedFlow(spec.shift or self.shift)
         self.spatial, self.temporal = self.vae.get("scale_factor_spatial", 8), self.vae.get("scale_factor_temporal", 4)
         self.cell = math.lcm(self.spatial * self.transformer["patch_size"][1], 16)  # its pipeline wants sixteens
 
@@ -127,7 +127,7 @@ class Wan:
         return flow.noise(generators, shape)
 
     def grid(self, steps: int) -> Tensor:
-        return flow.times(flow.student_scheduler("ddim", shift=self.schedule.shift), steps, _ask)
+        return flow.times(flow.student_scheduler("ddim", shift=self.schedule.shift), steps, _set_steps)
 
     def even(self, steps: int) -> list[float]:
         return flow.even(steps)
@@ -138,8 +138,8 @@ class Wan:
 
     def few_step(self, timesteps: Sequence[float], between: str) -> FewStep:
         scheduler = self.student_scheduler(timesteps, between)
-        return flow.few_step(timesteps, between, self.schedule.shift, scheduler, _ask)
+        return flow.few_step(timesteps, between, self.schedule.shift, scheduler, _set_steps)
 
 
-def _ask(scheduler: Any, steps: int) -> None:
+def _set_steps(scheduler: Any, steps: int) -> None:
     scheduler.set_timesteps(steps)

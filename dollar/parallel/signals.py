@@ -18,7 +18,7 @@ class Stop:
     """Whether the command was asked to stop, and whether it has come to an end that loses nothing."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self._idle = threading.Event()
         self._idle.set()
 
@@ -27,7 +27,7 @@ class Stop:
         """Within this, SIGTERM, SIGINT and SIGUSR1 only ask."""
 
         def ask(*_: Any) -> None:
-            self.asked = True
+            self.requested = True
 
         before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
         try:
@@ -54,7 +54,7 @@ class Stop:
         def wait() -> None:
             while os.getppid() == parent:
                 time.sleep(SECONDS)
-            self.asked = True
+            self.requested = True
             self._idle.wait()
             os._exit(STOPPED)  # the others are leaving too, so what waits for them would wait for ever
 

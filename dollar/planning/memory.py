@@ -12,7 +12,7 @@ Shapes = Sequence[Sequence[int]]
 FLOAT = 4  # bytes of a float32 number, which all that is trained is kept in
 
 
-class Role(NamedTuple):
+class Holding(NamedTuple):
     """What one process holds for a network, in bytes; parameters: of the whole network."""
 
     name: str
@@ -76,7 +76,7 @@ class Memory(NamedTuple):
     fake score's update; comparing: while the terms' gradients are compared.
     """
 
-    roles: list[Role]
+    roles: list[Holding]
     gathered: int
     activations: int
     comparing: int
@@ -101,23 +101,25 @@ def elements(shapes: Shapes, processes: int = 1) -> int:
     return sum(-(-shape[0] // processes) * math.prod(shape[1:]) for shape in shapes)
 
 
-def trained(name: str, shapes: Shapes, processes: int = 1, gathers: bool = False) -> Role:
+def trained(name: str, shapes: Shapes, processes: int = 1, gathers: bool = False) -> Holding:
     """A network under AdamW: two moments a number and one count a tensor; gathers: gradients are kept twice."""
     own = FLOAT * elements(shapes, processes)
-    return Role(name, elements(shapes), own, own * (1 + gathers), 2 * own + FLOAT * len(shapes))
+    return Holding(name, elements(shapes), own, own * (1 + gathers), 2 * own + FLOAT * len(shapes))
 
 
-def roles(setup: Setup) -> list[Role]:
+def roles(setup: Setup) -> list[Holding]:
     """Everything that is held from the first cycle to the last."""
     whole, cut = elements(setup.shapes), setup.cut
     found = [trained("student", setup.shapes, cut, setup.gathers)]
     if setup.fake:
         found.append(trained("fake score", setup.shapes, cut))
-    found.append(Role("averaged weights", whole, FLOAT * elements(setup.shapes, cut)))
-    found.append(Role("teacher", whole, FLOAT * elements(setup.shapes, setup.processes if setup.shard_teacher else 1)))
+    found.append(Holding("averaged weights", whole, FLOAT * elements(setup.shapes, cut)))
+    found.append(
+        Holding("teacher", whole, FLOAT * elements(setup.shapes, setup.processes if setup.shard_teacher else 1))
+    )
     if setup.lrm:
         found.append(trained("latent reward model", setup.lrm))
-    return found + [Role(name, n, n * setup.frozen_dtype) for name, n in setup.frozen.items()]
+    return found + [Holding(name, n, n * setup.frozen_dtype) for name, n in setup.frozen.items()]
 
 
 def activations(setup: Setup) -> int:

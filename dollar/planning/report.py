@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from dollar.models.outline import Outline, Work
-from dollar.planning.memory import Memory, Role, Setup, activations, checkpoint_bytes, memory, way_to_fit
+from dollar.models.outline import ForwardCost, Outline
+from dollar.planning.memory import Holding, Memory, Setup, activations, checkpoint_bytes, memory, way_to_fit
 from dollar.planning.work import Forwards
 
 GIB = 2**30
@@ -19,7 +19,7 @@ NOT_COUNTED = (
 )
 
 
-def clip_text(outline: Outline, work: Work, setup: Setup, frames: int, height: int, width: int) -> str:
+def clip_text(outline: Outline, work: ForwardCost, setup: Setup, frames: int, height: int, width: int) -> str:
     """Who is distilled on what."""
     return (
         f"{outline.name}, known from {outline.source}\n"
@@ -50,7 +50,7 @@ def memory_table(setup: Setup, found: Memory, every: int) -> str:
     return "\n".join([head, *map(row, found.roles), *lines])
 
 
-def row(role: Role) -> str:
+def row(role: Holding) -> str:
     """One line of the table."""
     parts = (role.weights, role.gradients, role.moments, role.held)
     return role.name.ljust(36) + f"{role.parameters:16,}" + "".join(gib(n) if n else " " * 12 for n in parts)

@@ -1,4 +1,4 @@
-"""How the embedded models are made: the autoencoder, the teacher and CLIP of the shapes world."""
+"""Training of the embedded models: the autoencoder, the teacher and CLIP of the shapes world."""
 
 from dollar.pretraining.autoencoder import new_autoencoder, train_autoencoder
 from dollar.pretraining.clip import new_clip, save_clip, train_clip

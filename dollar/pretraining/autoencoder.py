@@ -85,7 +85,7 @@ def new_autoencoder() -> Any:
 def let_colour_through(vae: Any) -> None:
     """Start the convolutions outside the residual branches as copies, so that colour reaches the latents at once.
 
-    From the library's own random start the same network needs four times the updates to tell colours apart.
+    From the library's own random start the same network needs four times the updates to distinguish colours.
     """
     for name, module in vae.named_modules():
         if not isinstance(module, nn.Conv2d | nn.Conv3d):
@@ -122,9 +122,11 @@ def random_clips(samples: Iterable[int], seed: int, hard: float = 0.0) -> list[n
     return clips
 
 
-def is_hard(asked: shapes.Attributes) -> bool:
+def is_hard(attributes: shapes.Attributes) -> bool:
     """What a small decoder gets wrong first: paths that bend within a cell, and the corners of small shapes."""
-    return asked.motion == "circling around" or (asked.size == "small" and asked.shape in ("triangle", "cross"))
+    return attributes.motion == "circling around" or (
+        attributes.size == "small" and attributes.shape in ("triangle", "cross")
+    )
 
 
 def to_pixels(clips: Sequence[np.ndarray]) -> Tensor:
@@ -184,7 +186,7 @@ def finishing_loss(vae: Any, pixels: Tensor) -> Losses:
 
 
 def sharpening_loss(vae: Any, critic: Critic, pixels: Tensor, share: float = 2.0) -> Losses:
-    """The same, while a critic is learning to tell the decoded clips from their originals.
+    """The same, while a critic is learning to distinguish the decoded clips from their originals.
 
     share: the size of the critic's gradient at the decoded pixels relative to that of all other terms.
     """

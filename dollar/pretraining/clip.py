@@ -120,7 +120,7 @@ def contrastive(pictures: Tensor, texts: Tensor, odds: Tensor, scale: Tensor) ->
     return (of_texts.mean() + of_pictures.mean()) / 2
 
 
-class Batch(NamedTuple):
+class ContrastiveBatch(NamedTuple):
     """pictures: [N, 3, H, W] in [0, 1]; texts: B captions; odds: [N, B] as in `contrastive`."""
 
     pictures: Tensor
@@ -128,7 +128,7 @@ class Batch(NamedTuple):
     odds: Tensor
 
 
-def batch_of(pools: Sequence[Pool], samples: Sequence[int], seed: int) -> Batch:
+def batch_of(pools: Sequence[Pool], samples: Sequence[int], seed: int) -> ContrastiveBatch:
     """For every sample a text, a picture and a worse one of the same clip, and for every third a spoilt one."""
     good, bad, none, texts, seen, levels = [], [], [], [], [], []
     for i, sample in enumerate(samples):
@@ -145,7 +145,9 @@ def batch_of(pools: Sequence[Pool], samples: Sequence[int], seed: int) -> Batch:
         seen.append(visible(pool.attributes[clip]))
     right = odds_of(seen)
     lower = right * torch.tensor(levels, dtype=torch.float32)[:, None].mul(-FALL).exp()
-    return Batch(stack([*good, *bad, *none]), texts, torch.cat([right, lower, torch.zeros(len(none), len(seen))]))
+    return ContrastiveBatch(
+        stack([*good, *bad, *none]), texts, torch.cat([right, lower, torch.zeros(len(none), len(seen))])
+    )
 
 
 def odds_of(seen: Sequence[Visible]) -> Tensor:
@@ -185,8 +187,8 @@ def train_clip(
 ) -> tuple[nn.Module, Any]:
     """Train on training captions; returns the network with averaged weights, and the tokenizer.
 
-    vae: the autoencoder that some of the pictures pass. decay: of the averaged weights. Several processes tell apart
-    what is in their own share of a batch.
+    vae: the autoencoder that some of the pictures pass. decay: of the averaged weights. Several processes contrast
+    only the samples of their own share of a batch.
     """
     tokenizer = new_tokenizer()
     torch.manual_seed(seed)
@@ -233,7 +235,7 @@ def save_clip(folder: Path, network: Any, tokenizer: Any) -> None:
 
     half = copy.deepcopy(network).half()
     half.save_pretrained(folder)
-    tokenizer.backend_tokenizer.no_padding()  # what it was last asked for would be written too
+    tokenizer.backend_tokenizer.no_padding()  # its last padding would be written too
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.save_pretrained(folder)
     sides = {"height": SIZE, "width": SIZE}
@@ -248,7 +250,7 @@ def save_clip(folder: Path, network: Any, tokenizer: Any) -> None:
 
 
 def open_clip_config(config: Any) -> dict[str, Any]:
-    """What open_clip calls the same architecture."""
+    """The same architecture in open_clip's config."""
     vision, text = config.vision_config, config.text_config
     return {
         "model_cfg": {

@@ -1,4 +1,4 @@
-"""A critic that tells decoded clips from their originals, so that a decoder learns edges as sharp as theirs."""
+"""A critic that distinguishes decoded clips from their originals, so that a decoder learns edges as sharp as theirs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Critic(nn.Sequential):
 def adversarial_losses(critic: Critic, decoded: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """The decoder's loss and the critic's; both [B, 3, T, H, W], the decoded clips and their originals.
 
-    Each patch is held against the same patch of its original (a relativistic pairing, arXiv:1807.00734), so the critic
+    Each patch is compared with the same patch of its original (a relativistic pairing, arXiv:1807.00734), so the critic
     can only go by how it is drawn, not by what it shows. Neither loss has a gradient for the other's weights.
     """
     fixed = {name: weight.detach() for name, weight in critic.named_parameters()}

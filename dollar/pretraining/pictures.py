@@ -56,7 +56,7 @@ class Pool:
 
 
 def all_but_shape(attributes: shapes.Attributes) -> tuple[str, ...]:
-    """What is easily seen of a frame; square and circle are told apart last."""
+    """What is easily seen of a frame; square and circle are the hardest to distinguish."""
     return attributes.size, attributes.colour, attributes.background
 
 

@@ -19,11 +19,11 @@ from dollar.parallel.world import World
 from dollar.training.average import Average
 from dollar.training.learner import Learner
 from dollar.training.log import Log
-from dollar.training.loop import Loop, Plan
+from dollar.training.loop import Loop, Timetable
 from dollar.training.lr_schedule import falling
 
-OLD = "state.safetensors"  # what an earlier version kept of a stage
-STOPPED = 3  # exit code of a command that was asked to stop and saved
+OLD = "state.safetensors"  # the state of a stage by an earlier version
+STOPPED = 3  # exit code of a command that was stopped by a signal and saved
 
 START = "Start with init=FOLDER from one that launch/pretrain.py has made, or with init=null from random weights"
 
@@ -71,7 +71,7 @@ class Muon(torch.optim.Muon):
 
 
 def optimizers_of(network: nn.Module, lr: float, adam_lr: float, outer: Sequence[str]) -> list[torch.optim.Optimizer]:
-    """Muon for inner matrices and convolutions; Adam for vectors and weights whose name has a word of `outer`.
+    """Muon for inner matrices and convolutions; Adam for vectors and weights whose name contains one of `outer`.
 
     With Adam alone the autoencoder needs twice the updates (docs/log.md).
     """
@@ -108,7 +108,7 @@ def run_stage(
 ) -> None:
     """Run a stage to its end, going on where `folder` has it; the last weights are left in the network.
 
-    Asked to stop, it saves and exits with code 3.
+    Stopped by a signal, it saves and exits with code 3.
     """
     if stage.steps == 0:
         return
@@ -129,7 +129,7 @@ def run_stage(
     latest = checkpoint.newest(folder / "checkpoints")
     state = None if latest is None else checkpoint.load(latest)
     with Log(folder, active=world.is_main, resume_step=None if state is None else state.plain["cycle"] + 1) as log:
-        plan = Plan(stage.steps, stage.save_every, keep=1, log_every=20)
+        plan = Timetable(stage.steps, stage.save_every, keep=1, log_every=20)
         method = OneLoss(name, loss, average.update if average is not None else lambda: None)
         loop = Loop(plan, method, {name: learner}, world, folder, log, average, description=name)
         if state is not None:

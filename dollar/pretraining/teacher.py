@@ -210,6 +210,6 @@ def save_pipeline(folder: Path, vae: Any, network: TextToLatents, tokenizer: Any
 
     pipeline = CogVideoXPipeline(tokenizer, network.text_encoder, vae, network.transformer, new_scheduler())
     pipeline.to(torch.float16).save_pretrained(folder)
-    # diffusers reads all parts in float32 unless told otherwise, but transformers in what the config names.
+    # diffusers reads all parts in float32 unless another dtype is given, but transformers in what the config names.
     path = folder / "text_encoder" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}, indent=2) + "\n")

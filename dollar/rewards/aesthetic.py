@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from dollar.rewards.clip import Clip
+from dollar.rewards.clip import CLIP
 from dollar.rewards.frames import Frames, check_frames, check_videos, pick
 from dollar.rewards.weights import fill, locate, read_tensors
 
@@ -18,7 +18,7 @@ class Aesthetic:
     """LAION's predictor version 2 on a CLIP's image features, averaged over a clip's frames.
 
     path: a hub id, a folder with one of NAMES, or the file; clip: the CLIP that it was trained on, as ClipScore's path.
-    frames: how many evenly spaced frames are looked at, "all" or None for all; batch: as Clip.
+    frames: how many evenly spaced frames are looked at, "all" or None for all; batch: as CLIP.
     """
 
     differentiable = True
@@ -33,7 +33,7 @@ class Aesthetic:
         self.frames = check_frames(frames)
         file = _file(path)
         state = read_tensors(file)
-        self.clip = Clip(clip, tokenizer=None, batch=batch, key="reward.clip")
+        self.clip = CLIP(clip, tokenizer=None, batch=batch, key="reward.clip")
         what = f"LAION's predictor for a CLIP of {self.clip.width} features"
         self.predictor = fill(Predictor(self.clip.width), state, file, what)
 

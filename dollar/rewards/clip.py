@@ -24,7 +24,7 @@ KEPT_PROMPTS = 4096  # whose features are kept; those of the largest CLIPs take 
 
 
 class Read(NamedTuple):
-    """A CLIP's network and what its weights' place says of pictures: mean and std [3], the shorter side's pixels."""
+    """A CLIP's network and how its weights' folder prepares pictures: mean and std [3], the shorter side's pixels."""
 
     model: Any
     mean: Sequence[float]
@@ -32,14 +32,14 @@ class Read(NamedTuple):
     shortest: int
 
 
-class Clip:
+class CLIP:
     """A frozen CLIP with the features of the prompts that it read last.
 
     path: a folder or hub id in transformers' form, or a file of weights in open_clip's; with `file`, a folder or hub id
     that has it, or the file itself, and in open_clip's form alone. tokenizer: where the tokenizer is looked for if not
-    beside the weights, None for a CLIP that reads no captions. padded: whether frames are padded to squares rather than
-    cut. clean: whether prompts are mended as open_clip does. batch: frames seen at once; key: the setting that `path`
-    is.
+    in the weights' folder, None for a CLIP that reads no captions. padded: whether frames are padded to squares rather
+    than cut. clean: whether prompts are mended as open_clip does. batch: frames seen at once; key: the setting that
+    `path` is.
     It is moved to where the videos are by the first call, in half precision on a GPU. ValueError where weights or
     tokenizer are missing, broken or not a CLIP's.
     """
@@ -137,7 +137,7 @@ class CaptionReward:
 
     differentiable = True
 
-    def __init__(self, clip: Clip, frames: Frames, unit: str) -> None:
+    def __init__(self, clip: CLIP, frames: Frames, unit: str) -> None:
         if unit not in UNITS:
             raise ValueError(f"reward.unit is {unit}; it is one of {' and '.join(UNITS)}")
         self.clip = clip
@@ -156,8 +156,8 @@ class CaptionReward:
         check_videos(videos, type(self).__name__)
         if len(videos) != len(prompts):
             raise ValueError(f"got {len(videos)} clips and {len(prompts)} prompts; give one prompt a clip")
-        seen, asked = self.clip.see(pick(videos, self.frames)), self.clip.read(prompts, videos.device)
-        cosine = torch.einsum("btd,bd->bt", seen, asked).mean(1)
+        seen, wanted = self.clip.see(pick(videos, self.frames)), self.clip.read(prompts, videos.device)
+        cosine = torch.einsum("btd,bd->bt", seen, wanted).mean(1)
         return {"cosine": cosine, "scaled": self.clip.scale * cosine}
 
 
@@ -207,7 +207,7 @@ def _weights_at(path: str, file: str | None, key: str) -> list[Path]:
 
 
 def _read(files: Sequence[Path], key: str, only: str | None) -> Read:
-    """Network and sizes from files of weights; what stands beside them says how they are to be read.
+    """Network and sizes from files of weights; the configs in their folder say how they are to be read.
 
     only: the name under which such a file is published in open_clip's form, where no other form will do.
     """
@@ -246,7 +246,7 @@ def _transformers_config(folder: Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     if config.get("model_type") != "clip":
         raise ValueError(
-            "neither its names are open_clip's, nor stands a config.json of a transformers CLIPModel beside it"
+            "neither its names are open_clip's, nor has its folder a config.json of a transformers CLIPModel"
         )
     return config
 

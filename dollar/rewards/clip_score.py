@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dollar.rewards.clip import CaptionReward, Clip
+from dollar.rewards.clip import CLIP, CaptionReward
 from dollar.rewards.frames import Frames
 from dollar.rewards.tokens import LAION
 
@@ -13,7 +13,7 @@ class ClipScore(CaptionReward):
     Published CLIP scores follow from each frame's cosine c: 100 max(c, 0), as libraries print it, and 2.5 max(c, 0) of
     Hessel et al., 2021, who put "A photo depicts" before captions. unit scaled is the CLIP's own logit, near 100 c.
     path: a hub id or folder in transformers' form, or a file in open_clip's. frames, unit: as CaptionReward; tokenizer,
-    batch: as Clip.
+    batch: as CLIP.
     """
 
     def __init__(
@@ -24,4 +24,4 @@ class ClipScore(CaptionReward):
         batch: int = 16,
         tokenizer: str = LAION,
     ) -> None:
-        super().__init__(Clip(path, tokenizer=tokenizer, batch=batch), frames, unit)
+        super().__init__(CLIP(path, tokenizer=tokenizer, batch=batch), frames, unit)

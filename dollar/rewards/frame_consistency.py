@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dollar.rewards.clip import Clip
+from dollar.rewards.clip import CLIP
 from dollar.rewards.frames import Frames, check_frames, check_videos, pick
 
 TO = ("previous", "previous and first")
@@ -20,7 +20,7 @@ class FrameConsistency:
     are less, with the frame before and with the first. VBench's numbers need its CLIP, openai/clip-vit-base-patch32,
     all frames, and its coarser resizing; they differ a little here.
     A still clip has 1, so it is a guard or a measure and no aim. Reads no caption.
-    path: as ClipScore's; frames: how many evenly spaced frames are looked at, "all" or None for all; batch: as Clip.
+    path: as ClipScore's; frames: how many evenly spaced frames are looked at, "all" or None for all; batch: as CLIP.
     """
 
     differentiable = True
@@ -39,7 +39,7 @@ class FrameConsistency:
         if to not in TO:
             raise ValueError(f"reward.to is {to}; it is one of {' and '.join(map(repr, TO))}")
         self.to = to
-        self.clip = Clip(path, tokenizer=None, batch=batch)
+        self.clip = CLIP(path, tokenizer=None, batch=batch)
 
     def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
         """[B], float32, at most 1; videos [B, T, 3, H, W] in [0, 1], T at least 2. Clips not finite get nan."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dollar.rewards.clip import CaptionReward, Clip
+from dollar.rewards.clip import CLIP, CaptionReward
 from dollar.rewards.frames import Frames
 from dollar.rewards.tokens import LAION
 
@@ -15,11 +15,11 @@ class HPSv2(CaptionReward):
     """Human Preference Score v2 (Wu et al., 2023), with the numbers of the authors' package.
 
     path: a hub id, a folder with the version's file, or the file; version: v2.0 or v2.1. A file that has the other's
-    name, or not open_clip's tensors, is refused; open_clip_config.json beside it says what a model of other size than
-    ViT-H/14 is.
+    name, or not open_clip's tensors, is refused; open_clip_config.json in its folder describes a model of another size
+    than ViT-H/14.
     The longer side becomes the CLIP's size and the rest is black: nothing is cut off, unlike with other CLIP rewards.
     Numbers are those that the package gives with torchvision 0.17 or later; earlier ones shrank without smoothing.
-    frames, unit: as CaptionReward; the package's unit is cosine. tokenizer, batch: as Clip.
+    frames, unit: as CaptionReward; the package's unit is cosine. tokenizer, batch: as CLIP.
     """
 
     def __init__(
@@ -38,5 +38,5 @@ class HPSv2(CaptionReward):
                 f"reward.path is {path}, the file of {other[0]}, and reward.version is {version}; set "
                 f"reward.version={other[0]}, or give {FILES[version]}"
             )
-        clip = Clip(path, FILES[version], tokenizer, padded=True, clean=True, batch=batch)
+        clip = CLIP(path, FILES[version], tokenizer, padded=True, clean=True, batch=batch)
         super().__init__(clip, frames, unit)

@@ -80,7 +80,7 @@ class ImageReward:
         if bool(whole.any()):
             good = whole.nonzero().flatten().tolist()
             texts = [prompts[i] for i in good for _ in range(seen.shape[1])]
-            found = torch.cat(list(self._ask(seen[whole].flatten(0, 1), texts)))
+            found = torch.cat(list(self._raw_scores(seen[whole].flatten(0, 1), texts)))
             raw[whole] = found.reshape(len(good), -1).mean(1)
         return {"standardised": (raw - MEAN) / DEVIATION, "raw": raw}
 
@@ -88,7 +88,7 @@ class ImageReward:
         """[B], float32, in `unit`; videos [B, T, 3, H, W] in [0, 1]. A clip with pixels that aren't finite gets nan."""
         return self.scores(videos, prompts)[self.unit]
 
-    def _ask(self, frames: Tensor, texts: list[str]) -> Iterator[Tensor]:
+    def _raw_scores(self, frames: Tensor, texts: list[str]) -> Iterator[Tensor]:
         """The raw scores of frames [N, 3, H, W] with a text each, a batch at a time."""
         self.blip.move(frames.device)
         for start in range(0, len(frames), self.batch):
@@ -104,7 +104,7 @@ class Blip(nn.Module):
     """ImageReward's network: a vision transformer, a text encoder that looks at it, and an MLP on the first token.
 
     state: the published checkpoint's tensors by its names; text: what med_config.json says. The vision transformer's
-    sizes are those of its tensors. path: where they are from, for what is said of wrong ones.
+    sizes are those of its tensors. path: where they are from, for the sentences about wrong ones.
     """
 
     def __init__(self, state: Mapping[str, Tensor], text: Mapping[str, Any], path: Path) -> None:
@@ -209,7 +209,7 @@ def _text_model() -> Any:
 
 
 def _fill(kind: Any, config: Any, state: Mapping[str, Tensor], path: Path) -> Any:
-    """A network of transformers with these weights, made without drawing others first."""
+    """A network of transformers with these weights, built without drawing others first."""
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):

@@ -17,9 +17,9 @@ from dollar.rewards.frames import pick
 class Mixture:
     """The weighted sum of other rewards, each of which looks at its own frames.
 
-    parts: name -> a reward, or what makes one when called, so that a part of weight 0 is neither made nor asked.
+    parts: name -> a reward, or what makes one when called, so that a part of weight 0 is neither built nor called.
     weights: name -> a number in the part's own unit; a part that isn't named has weight 0. Weights below 0 punish.
-    ValueError for a weight without a part, or where all weights are 0. What a part says of its keys is said of the
+    ValueError for a weight without a part, or where all weights are 0. An error of a part names its keys as the
     mixture's, reward.parts.<name>.
     """
 
@@ -31,7 +31,7 @@ class Mixture:
             raise ValueError(f"all of reward.weights are 0; give one of {', '.join(sorted(parts))} a weight")
         self.parts = {}
         for name in self.weights:
-            with _told(name, parts[name]):
+            with _named(name, parts[name]):
                 self.parts[name] = _made(parts[name])
 
     @property
@@ -54,23 +54,23 @@ class Mixture:
         return any(getattr(part, "sees_motion", False) for part in self.parts.values())
 
     def check(self, prompts: Iterable[str]) -> None:
-        """Raise ValueError for the first prompt that a part can't judge."""
+        """Raise ValueError for the first prompt that a part can't score."""
         prompts = list(prompts)
         for name, part in self.parts.items():
             if hasattr(part, "check"):
-                with _told(name, type(part)):
+                with _named(name, type(part)):
                     part.check(prompts)
 
     def scores(self, videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Each part's own value [B], by its name and without its weight; videos as in `score`."""
         found = {}
         for name, part in self.parts.items():
-            with _told(name, type(part)):
+            with _named(name, type(part)):
                 found[name] = part.score(pick(videos, getattr(part, "frames", None)), list(prompts))
         return found
 
     def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
-        """[B], float32; videos [B, T, 3, H, W] in [0, 1]. A clip that a part can't judge gets that part's nan."""
+        """[B], float32; videos [B, T, 3, H, W] in [0, 1]. A clip that a part can't score gets that part's nan."""
         return self.whole(self.scores(videos, prompts))
 
     def whole(self, scores: Mapping[str, Tensor]) -> Tensor:
@@ -83,7 +83,7 @@ def _made(part: Any) -> Any:
 
 
 @contextmanager
-def _told(name: str, maker: Any) -> Iterator[None]:
+def _named(name: str, maker: Any) -> Iterator[None]:
     """Name the part in a ValueError of its own, and its keys as a mixture has them."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""A CLIP in open_clip's words and in transformers': the same tensors by other names, and the same sizes."""
+"""A CLIP in open_clip's form and in transformers': the same tensors by other names, and the same sizes."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def to_open_clip(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def geometry(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers' CLIPConfig is made of, from an open_clip ViT's tensors.
+    """The arguments of transformers' CLIPConfig, from an open_clip ViT's tensors.
 
     config: open_clip_config.json, {} where there is none; it says what shapes don't, the number of heads and the
     activation, which are ViT-H-14's otherwise. ValueError where tensors are missing or heads don't fit.
@@ -94,7 +94,7 @@ def geometry(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str
     if width < 1 or heads < 1 or vision["hidden_size"] % width or text["hidden_size"] % heads:
         raise ValueError(
             f"heads of width {width} and {heads} heads don't fit towers of {vision['hidden_size']} and "
-            f"{text['hidden_size']} channels; put the open_clip_config.json of this model beside the file"
+            f"{text['hidden_size']} channels; put the open_clip_config.json of this model into the folder of the file"
         )
     vision |= {"num_attention_heads": vision["hidden_size"] // width, "image_size": side * patch, "patch_size": patch}
     positions, vocabulary = len(state["positional_embedding"]), len(state["token_embedding.weight"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dollar.rewards.clip import CaptionReward, Clip
+from dollar.rewards.clip import CLIP, CaptionReward
 from dollar.rewards.frames import Frames
 from dollar.rewards.tokens import LAION
 
@@ -12,7 +12,7 @@ class PickScore(CaptionReward):
 
     path: a hub id or folder in transformers' form, or a file in open_clip's. The recipe's unit is scaled (near 21); the
     papers of video distillation print the cosine (near 0.21). frames, unit: as CaptionReward; tokenizer, batch: as
-    Clip.
+    CLIP.
     """
 
     def __init__(
@@ -23,4 +23,4 @@ class PickScore(CaptionReward):
         batch: int = 16,
         tokenizer: str = LAION,
     ) -> None:
-        super().__init__(Clip(path, tokenizer=tokenizer, batch=batch), frames, unit)
+        super().__init__(CLIP(path, tokenizer=tokenizer, batch=batch), frames, unit)

@@ -1,4 +1,4 @@
-"""How frames of any size become the squares that image models were made for, as their publishers did it.
+"""How frames of any size become the squares that image models read, as their publishers did it.
 
 Publishers read pictures of 8 bits. So frames are rounded to 256 levels, unless a gradient must come back through them.
 """

@@ -1,8 +1,8 @@
 """Verifier of the shapes world: reads the five attributes back from a clip's pixels by ordinary image analysis.
 
 A clip is read without its caption: `read` gives, for every attribute, the distance from what is seen to each class of
-the world. The caption then only selects: an attribute's margin compares the distance to the asked class with the
-distance to the nearest other one, and it is right when the asked class is nearest and near enough.
+the world. The caption then only selects: an attribute's margin compares the distance to the requested class with
+the distance to the nearest other one, and it is right when the requested class is nearest and near enough.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
 # How far from its class an attribute may be and still be right: radius in pixels, colour in levels (of 255, Euclidean;
 # the closest two classes are 130 apart, backgrounds 111), shape in 1 - overlap, motion in pixels from the nearest path.
 TOLERANCE = {"size": 1.0, "colour": 45.0, "shape": 0.15, "motion": 1.0, "background": 40.0}
-STEADY_FRAMES = 0.8  # the least fraction of frames in which the shape must be the asked one
+STEADY_FRAMES = 0.8  # the least fraction of frames in which the shape must be the requested one
 PRESENT_OVERLAP = 0.5  # the least overlap with some shape that makes a frame's foreground an object
 PRESENCE_RAMP = (0.4, 0.8)  # overlaps between which the soft presence rises from 0 to 1
 LEAST_CONTRAST = 60.0  # levels between object and background; the world's own least is about 80
@@ -53,7 +53,7 @@ class Motion(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What is seen in a clip, whatever was asked.
+    """What is seen in a clip, whatever its caption.
 
     distances: to each class of each attribute, in the units of TOLERANCE; overlap: [4, T] of the foreground with each
     shape in each frame; position: [2] mean centre (x, y) in pixels; phase: radians, nan unless circling; speed: pixels
@@ -67,14 +67,14 @@ class Reading(NamedTuple):
     speed: float
 
 
-class Verdict(NamedTuple):
+class Match(NamedTuple):
     """One clip against one caption: margins [5] in [0, 1] and right [5]."""
 
     margins: np.ndarray
     right: np.ndarray
 
 
-class Judgement(NamedTuple):
+class Matches(NamedTuple):
     """Clips against their captions; the columns are in the order of `shapes.Attributes`.
 
     margins: [B, 5] float in [0, 1], nan where pixels are not finite; right: [B, 5] bool; position: [B, 2] mean centre
@@ -98,14 +98,14 @@ class ShapesVerifier:
 
         A clip with pixels that are not finite gets nan, which is for the caller to leave out and count.
         """
-        return self.judge(videos, prompts).margins.mean(1)
+        return self.match(videos, prompts).margins.mean(1)
 
     def check(self, prompts: Iterable[str]) -> None:
-        """Raise ValueError for the first prompt that can't be judged."""
+        """Raise ValueError for the first prompt that is no caption of the shapes world."""
         for prompt in prompts:
             shapes.parse(prompt)
 
-    def judge(self, videos: Tensor, prompts: list[str]) -> Judgement:
+    def match(self, videos: Tensor, prompts: list[str]) -> Matches:
         """Margins and right or wrong per attribute; videos as in `score`. ValueError if a prompt is no caption."""
         expected = (FRAMES, 3, HEIGHT, WIDTH)
         if tuple(videos.shape[1:]) != expected or len(videos) != len(prompts):
@@ -113,19 +113,19 @@ class ShapesVerifier:
                 f"got videos of shape {tuple(videos.shape)} and {len(prompts)} prompts; the shapes world needs "
                 f"[B, {', '.join(map(str, expected))}] and B prompts. Decode at this size, one caption a clip."
             )
-        asked = [shapes.parse(prompt) for prompt in prompts]
+        captions = [shapes.parse(prompt) for prompt in prompts]
         finite = videos.isfinite()
         broken = ~finite.flatten(1).all(1)  # such clips are read with black in the place of what is no number
         pixels = 255 * videos.detach().float().where(finite, 0.0).clamp(0, 1).cpu().numpy()
         readings = [read(clip) for clip in pixels]
-        verdicts = [compare(reading, attributes) for reading, attributes in zip(readings, asked, strict=True)]
+        matches = [compare(reading, caption) for reading, caption in zip(readings, captions, strict=True)]
 
         def gather(rows: list[Any], dtype: torch.dtype, *shape: int) -> Tensor:
-            return torch.tensor(np.array(rows), dtype=dtype, device=videos.device).reshape(len(asked), *shape)
+            return torch.tensor(np.array(rows), dtype=dtype, device=videos.device).reshape(len(captions), *shape)
 
-        margins = gather([verdict.margins for verdict in verdicts], torch.float32, 5)
-        right = gather([verdict.right for verdict in verdicts], torch.bool, 5)
-        return Judgement(
+        margins = gather([match.margins for match in matches], torch.float32, 5)
+        right = gather([match.right for match in matches], torch.bool, 5)
+        return Matches(
             margins=margins.masked_fill(broken[:, None], float("nan")),
             right=right & ~broken[:, None],
             position=gather([reading.position for reading in readings], torch.float32, 2),
@@ -134,14 +134,14 @@ class ShapesVerifier:
         )
 
 
-def compare(reading: Reading, asked: Attributes) -> Verdict:
-    """Hold what is seen in a clip against what was asked."""
+def compare(reading: Reading, caption: Attributes) -> Match:
+    """Compare what is seen in a clip with its caption's attributes."""
     best = reading.overlap.max(0)  # [T]
     presence = np.clip((best - PRESENCE_RAMP[0]) / (PRESENCE_RAMP[1] - PRESENCE_RAMP[0]), 0, 1).mean()
     frame_shape = np.where(best >= PRESENT_OVERLAP, reading.overlap.argmax(0), -1)  # -1: no object in this frame
     margins, right = np.zeros(5), np.zeros(5, dtype=bool)
     for i, attribute in enumerate(Attributes._fields):
-        distances, index = reading.distances[attribute], CLASSES[attribute].index(asked[i])
+        distances, index = reading.distances[attribute], CLASSES[attribute].index(caption[i])
         own, other = distances[index], np.delete(distances, index).min()
         margins[i] = other**2 / (own**2 + other**2 + 1e-9)
         right[i] = own < other and own <= TOLERANCE[attribute]
@@ -149,9 +149,9 @@ def compare(reading: Reading, asked: Attributes) -> Verdict:
     margins[:4] *= presence
     right[:4] &= np.mean(frame_shape >= 0) >= STEADY_FRAMES
     # The mean over frames would pass a shape that morphs, and a path fitted to centres an object that flickers.
-    right[2] &= np.mean(frame_shape == shapes.SHAPES.index(asked.shape)) >= STEADY_FRAMES
+    right[2] &= np.mean(frame_shape == shapes.SHAPES.index(caption.shape)) >= STEADY_FRAMES
     right[3] &= bool((frame_shape >= 0).all())
-    return Verdict(margins, right)
+    return Match(margins, right)
 
 
 def read(clip: np.ndarray) -> Reading:

@@ -1,4 +1,4 @@
-"""Prompts to a CLIP's tokens: by the tokenizer beside its weights, a named one, or open_clip's own vocabulary."""
+"""Prompts to a CLIP's tokens: by the tokenizer of its weights' folder, a named one, or open_clip's own vocabulary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dollar.rewards.weights import locate
 
 LAION = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # the tokenizer of all published CLIPs, in the smallest of places
 FILES = ["tokenizer*", "vocab.json", "merges.txt", "special_tokens_map.json", "config.json"]
-MERGES = 49152 - 256 - 2  # of the vocabulary file's lines, those that CLIP's vocabulary of 49,408 is made of
+MERGES = 49152 - 256 - 2  # of the vocabulary file's lines, those that CLIP's vocabulary of 49,408 takes
 
 
 class Tokens:
@@ -93,9 +93,9 @@ def _of_vocabulary(file: Path) -> Any:
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         merges = [tuple(line.split()) for line in lines.read().split("\n")[1 : MERGES + 1]]
     letters = _byte_letters()
-    words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=merges)
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges)
 
 
 def _byte_letters() -> list[str]:

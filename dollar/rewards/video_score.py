@@ -44,9 +44,9 @@ class VideoScore:
     last token.
     path: a folder or hub id in the published form (config.json, *.safetensors, processor and tokenizer), of the
     Idefics2 kind: TIGER-Lab/VideoScore, VideoScore-v1.1. aspects: "all", names out of `ASPECTS`, or name -> weight.
-    instructions: a text file with {text_prompt} where the caption goes; None for our own words. The model was fitted
-    with the publishers' words, so give those for scores to be compared with published ones. frames: how many evenly
-    spaced frames of a clip are looked at (and decoded); "all" or None is all.
+    instructions: a text file with {text_prompt} where the caption goes; None for our own wording. The model was
+    fitted with the publishers' wording, so give that for scores to be compared with published ones. frames: how many
+    evenly spaced frames of a clip are looked at (and decoded); "all" or None is all.
     Its eight thousand million parameters are read at the first call: 17 GB in bfloat16 on a GPU, twice that on a CPU.
     ValueError where weights are missing or of something else.
     """
@@ -64,14 +64,14 @@ class VideoScore:
         self.frames = check_frames(frames)
         self.instructions = INSTRUCTIONS if instructions is None else _read(Path(instructions))
         folder = locate(path, "reward.path", FILES, "a folder with config.json, *.safetensors and a processor")
-        self._model = Judge(folder)
+        self._model = Scorer(folder)
         self.processor = _processor(folder)
 
     def scores(self, videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """[B], float32, of each aspect by its name, whatever `aspects` says; videos as in `score`."""
         check_videos(videos, "VideoScore")
         seen = pick(videos.detach(), self.frames).float()
-        marks = [self._ask(clip, prompt) for clip, prompt in zip(seen, prompts, strict=True)]
+        marks = [self._marks(clip, prompt) for clip, prompt in zip(seen, prompts, strict=True)]
         return dict(zip(ASPECTS, torch.stack(marks, 1).to(videos.device), strict=True))
 
     def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -81,7 +81,7 @@ class VideoScore:
         return torch.stack([scores[name] * weight / total for name, weight in self.weights.items()]).sum(0)
 
     @torch.no_grad()
-    def _ask(self, clip: Tensor, prompt: str) -> Tensor:
+    def _marks(self, clip: Tensor, prompt: str) -> Tensor:
         """The marks [5] of one clip [T, 3, H, W], float32 on the CPU; alone, since then nothing is padded."""
         from PIL import Image
 
@@ -89,13 +89,13 @@ class VideoScore:
             return torch.full((len(ASPECTS),), float("nan"))
         levels = (255 * clip.clamp(0, 1)).round().byte().permute(0, 2, 3, 1).cpu().numpy()
         pictures = [Image.fromarray(level) for level in levels]
-        caption = prompt.replace("<image>", "image")  # the word alone would stand for a picture
+        caption = prompt.replace("<image>", "image")  # the mark itself would stand for a picture
         text = self.instructions.replace(PROMPT, caption) + "<image> " * len(pictures)
         return self._model(self.processor(text=text, images=pictures, return_tensors="pt"), clip.device)
 
 
-class Judge(nn.Module):
-    """Idefics2 with five numbers read from its last token, on the meta device until it is asked.
+class Scorer(nn.Module):
+    """Idefics2 with five numbers read from its last token, on the meta device until its first call.
 
     folder: config.json and *.safetensors. ValueError unless the tensors have the names and shapes of such a model.
     """
@@ -129,7 +129,7 @@ class Judge(nn.Module):
         return self.score(states[0, last]).float().cpu()
 
     def _check(self, folder: Path) -> None:
-        """Hold names and shapes against the files' headers, which takes no time."""
+        """Compare names and shapes with the files' headers, which takes no time."""
         wanted, given = self.state_dict(), {}
         for name in wanted.keys() & self.files.files.keys():
             with safe_open(self.files.files[name], "pt") as opened:

@@ -1,4 +1,4 @@
-"""A reward's weights: where they are, reading them, and holding them against the network that they are for."""
+"""A reward's weights: where they are, reading them, and comparing them with the network that they are for."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def locate(
 ) -> Path:
     """A local folder or file, or the folder that a hub id was fetched to; ValueError says what is not there.
 
-    key: the setting that names the place; patterns: which of the hub's files are needed; holds: what they are, in
-    words; fetch: whether they may be fetched. If not, and offline, only what was fetched before is looked for.
+    key: the setting that names the place; patterns: which of the hub's files are needed; holds: what they are, for
+    a sentence; fetch: whether they may be fetched. If not, and offline, only what was fetched before is looked for.
     file: the one of the hub's files that is needed, where it is one.
     """
     path = Path(str(place)).expanduser()  # a name may look like a number
@@ -49,7 +49,7 @@ def locate(
 
 @contextmanager
 def described(place: object, kind: str) -> Iterator[None]:
-    """Build a network by the settings at `place`: numbers that don't fit each other fail in many ways, told as one."""
+    """Build a network by the settings at `place`: numbers that don't fit each other fail in many ways, all one ValueError."""
     try:
         yield
     except Exception as error:
@@ -112,7 +112,7 @@ def check_names(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], path:
 
 
 def fill(network: nn.Module, state: Mapping[str, Tensor], path: Path, what: str) -> nn.Module:
-    """The network with these weights in float32, to be asked and not trained; ValueError as check_names."""
+    """The network with these weights in float32, in eval mode and frozen; ValueError as check_names."""
     check_names(network.state_dict(), state, path, what)
     network.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
     return network.eval().requires_grad_(False)

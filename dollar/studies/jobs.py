@@ -113,7 +113,7 @@ def work(
     outcome, running, waiting = Outcome(), list[Running](), list(jobs)
     names = {job.name for job in jobs}
     try:
-        while (waiting or running) and not stop.asked:
+        while (waiting or running) and not stop.requested:
             for r in list(running):
                 if (code := r.process.poll()) is not None:
                     _advance(r, code, running, outcome, finish, begin)
@@ -130,7 +130,7 @@ def work(
     except BaseException:
         end(running)
         raise
-    if stop.asked:
+    if stop.requested:
         outcome.stopped = bool(waiting or running)
         end(running)
     return outcome

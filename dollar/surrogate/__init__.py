@@ -1,4 +1,4 @@
-"""The latent reward: the pixel reward behind the decoder, its surrogate on latents, and what was scored."""
+"""The latent reward: the pixel reward behind the decoder, its surrogate on latents, and the scored clips."""
 
 from dollar.surrogate.latent_reward import LatentReward, Observation
 from dollar.surrogate.pixel_reward import PixelReward, Reward

@@ -12,24 +12,24 @@ from torch import Tensor
 
 from dollar.diffusion.draws import Draws
 from dollar.surrogate.latent_reward import STEP, Climb, LatentReward, Observation, agreement
-from dollar.surrogate.observations import MISMATCHED, REAL, Row
+from dollar.surrogate.observations import MISMATCHED, REAL, ScoredClip
 
 LITTLE = 0.1  # the share of the predicted rise below which the true one counts as nothing
 
-Rows = Sequence[tuple[str, Row]]  # each with its kind
+Rows = Sequence[tuple[str, ScoredClip]]  # each with its kind
 
 
 class Parts(NamedTuple):
     """Rows to fit on, and rows set apart."""
 
-    rest: list[tuple[str, Row]]
-    held: list[tuple[str, Row]]
+    rest: list[tuple[str, ScoredClip]]
+    held: list[tuple[str, ScoredClip]]
 
 
 def split(rows: Rows, fraction: float, seed: int, file: Path) -> Parts:
-    """Rows to fit on and rows held out, by clip: what a clip is held out under one caption it is under all.
+    """Rows to fit on and rows held out, by clip: a clip that is held out under one caption is held out under all.
 
-    file: where what was scored is kept. ValueError where either would have less than two rewards.
+    file: where the scores are kept. ValueError where either would have less than two rewards.
     """
     clips = sorted({row.clip for _, row in rows})
     order = torch.randperm(len(clips), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -61,7 +61,7 @@ def remember(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, bat
     for turn in range(surrogate.memory):
         part = [rows[i][1] for i in order[turn * batch : (turn + 1) * batch]]
         usable = torch.arange(batch) < len(part)
-        part += part[:1] * (batch - len(part))  # the last is filled up with what doesn't count
+        part += part[:1] * (batch - len(part))  # the last is filled up with clips that don't count
         observation = Observation(
             turn,
             [row.prompt for row in part],
@@ -76,7 +76,7 @@ def remember(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, bat
 def figures_of(
     surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, batch: int
 ) -> dict[str, dict[str, float]]:
-    """How well rows are followed, of all and of every kind, where pairs half a deviation apart count.
+    """How well the model predicts the rewards of rows, of all and of every kind; pairs half a deviation apart count.
 
     r2: the share of the rewards' variance that is predicted, below 0 where their mean would predict better; error: the
     root of the mean squared error, in the reward's unit.
@@ -101,20 +101,20 @@ def figures_of(
 
 def climb_of(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, most: int, seed: int) -> Climb | None:
     """What a step up the gradient brings to `most` held-out clips, generated ones if there are any; None for none."""
-    made = [row for kind, row in rows if kind not in (REAL, MISMATCHED)]  # which a student's clips are like
-    tried = made or [row for _, row in rows]
+    generated = [row for kind, row in rows if kind not in (REAL, MISMATCHED)]  # which a student's clips are like
+    tried = generated or [row for _, row in rows]
     count = min(most, len(tried))
     if count == 0:
         return None
     chosen = [tried[i * len(tried) // count] for i in range(count)]  # of all step counts alike
     draws = Draws(seed, 0, range(count), surrogate.model.out.weight.device)
     x = torch.stack([latents[row.place] for row in chosen]).to(draws.device)
-    known = torch.tensor([row.reward for row in chosen])
-    return surrogate.climb(x, [row.prompt for row in chosen], draws, known)
+    scored = torch.tensor([row.reward for row in chosen])
+    return surrogate.climb(x, [row.prompt for row in chosen], draws, scored)
 
 
 def climb_text(climb: Climb, noised: bool, backbone: str) -> str:
-    """A climb as a sentence, with advice where little of it is true."""
+    """A climb as a sentence, with advice where little of the predicted rise is true."""
     if climb.clips == 0:
         return "no held-out clip got a reward after a step up its gradient, so what that is worth isn't known"
     text = (

@@ -27,7 +27,7 @@ LEVELLED = 8  # newest cycles on which a model of pairs finds its level
 
 
 class Observation(NamedTuple):
-    """What the pixel reward said in one turn: reward [B] in its own unit, usable [B] where it was a number."""
+    """The pixel reward of one turn's clips: reward [B] in its own unit, usable [B] where it is a number."""
 
     turn: int
     prompts: list[str]
@@ -47,7 +47,7 @@ class Recalled(NamedTuple):
 
 class Agreement(NamedTuple):
     """How well predictions follow the truth: Pearson's and Spearman's correlation, nan where either doesn't vary;
-    pairwise: how often the better of two is told, over `pairs` of them."""
+    pairwise: the pairwise accuracy, how often the better of two has the higher prediction, over `pairs` of them."""
 
     correlation: float
     rank_correlation: float
@@ -69,25 +69,24 @@ def agreement(predicted: Tensor, true: Tensor, gap: float) -> Agreement:
     """Agreement of predictions [N] with true rewards [N]; gap: true difference from which a pair counts."""
     p, r = predicted.double().cpu(), true.double().cpu()
     clear = r[:, None] - r > gap
-    told = (p[:, None] - p)[clear] > 0
+    ordered = (p[:, None] - p)[clear] > 0  # of the clear pairs, those that the predictions order rightly
+    accuracy = float(ordered.double().mean())
     if len(p) < 2 or p.std() == 0 or r.std() == 0:
-        return Agreement(float("nan"), float("nan"), float(told.double().mean()), int(clear.sum()))
+        return Agreement(float("nan"), float("nan"), accuracy, int(clear.sum()))
     linear = float(torch.corrcoef(torch.stack([p, r]))[0, 1])
-    return Agreement(
-        linear, float(spearmanr(p.numpy(), r.numpy()).statistic), float(told.double().mean()), int(clear.sum())
-    )
+    return Agreement(linear, float(spearmanr(p.numpy(), r.numpy()).statistic), accuracy, int(clear.sum()))
 
 
 class LatentReward:
-    """The surrogate R^l, its target statistics, and a memory of what the pixel reward has said.
+    """The surrogate R^l, its target statistics, and a memory of clips that the pixel reward has scored.
 
     Decoding and scoring are far dearer than a step of the surrogate, so each observation can be used again: `memory`
     is how many past cycles an update may draw from (1 is Algorithm 1 as printed).
-    pixel: what it follows; None for one that is only asked. gather: collects [B] from all processes, so that the
+    pixel: what it is fitted to; None for one that is only used. gather: collects [B] from all processes, so that the
     statistics are the same on each. fit: `mse` (Eq. 14) or `pairwise` (Bradley-Terry). noised: None for a model that is
-    shown clean latents (the paper's), or the fractions of T between which the times are drawn to which they are noised
-    on this schedule. Noise makes the reward's surface smooth: a model of clean latents may tell clips apart well, and
-    yet its gradient may say little of the reward's own (docs/log.md has where this helped and where it didn't).
+    shown clean latents (the paper's), or the noise range: the fractions of T between which the times are drawn to which
+    they are noised on this schedule. Noise makes the reward's surface smooth: a model of clean latents may rank clips
+    well, and yet its gradient may differ from the reward's own (docs/log.md has where this helped and where it didn't).
     """
 
     def __init__(
@@ -131,15 +130,15 @@ class LatentReward:
         folder: str | Path,
         teacher: Teacher,
         pixel: PixelReward | None = None,
-        asked: Mapping[str, Any] | None = None,
+        expected: Mapping[str, Any] | None = None,
         **how: Any,
     ) -> LatentReward:
-        """The surrogate that `save` wrote, with its statistics, to be asked or fitted on.
+        """The surrogate that `save` wrote, with its statistics, to be used as it is or fitted further.
 
-        asked: keys of `lrm` that it must have been made with; how: memory, gather and fit. ValueError where the folder
-        holds none, or one that doesn't fit this teacher.
+        expected: keys of `lrm` that it must have been built with; how: memory, gather and fit. ValueError where the
+        folder holds none, or one that doesn't fit this teacher.
         """
-        model, card = load_reward_model(folder, teacher, asked)
+        model, card = load_reward_model(folder, teacher, expected)
         noised = None if card.get("noise") is None else tuple(card["noise"])
         found = cls(model, pixel, teacher.text, noised=noised, schedule=teacher.denoiser.schedule, **how)  # type: ignore[arg-type]
         found.statistics.load_state_dict(card["statistics"])
@@ -155,7 +154,7 @@ class LatentReward:
         return found
 
     def save(self, folder: Path, teacher: Teacher, figures: Mapping[str, Any] | None = None) -> None:
-        """Write model.safetensors, which holds what is trained, and lrm.json, which says how to read it.
+        """Write model.safetensors, which holds the trained weights, and lrm.json, which says how to read them.
 
         figures: plain values that are kept with it.
         """
@@ -179,33 +178,37 @@ class LatentReward:
 
     def _standard(self, x: Tensor, condition: Condition, draws: Draws | None = None, purpose: str = "") -> Tensor:
         if self.noised is None:
-            return self._word(x, condition)
-        u = torch.zeros(len(x), device=x.device) if draws is None else self._each(draws.uniform, f"{purpose} time", x)
-        return self._at(u, x, condition, draws, f"{purpose} noise")
+            return self._predict(x, condition)
+        u = (
+            torch.zeros(len(x), device=x.device)
+            if draws is None
+            else self._drawn_for(draws.uniform, f"{purpose} time", x)
+        )
+        return self._predict_noised(u, x, condition, draws, f"{purpose} noise")
 
     @property
     def averages(self) -> bool:
-        """Whether the model averages its word over frames."""
+        """Whether the model averages its prediction over frames."""
         return self.model.card.get("temporal") == "frames"
 
-    def _word(self, x: Tensor, condition: Condition, t: Tensor | None = None) -> Tensor:
-        """The model's word on x; one that averages over frames sees those that the pixel reward looks at."""
+    def _predict(self, x: Tensor, condition: Condition, t: Tensor | None = None) -> Tensor:
+        """The standardised reward [B] that the model predicts of x; one that averages over frames sees the reward's."""
         if self.averages and self.frames is not None and self.codec is not None:
             x = x[:, :, self.codec.held(x, self.codec.spread(x, self.frames))]
         return self.model(x, condition, t)
 
-    def _at(self, u: Tensor, x: Tensor, condition: Condition, draws: Draws | None, purpose: str) -> Tensor:
-        """The model's word on x at the places u [B] of its range of noise, drawn anew if at all."""
+    def _predict_noised(self, u: Tensor, x: Tensor, condition: Condition, draws: Draws | None, purpose: str) -> Tensor:
+        """The predicted reward of x at the places u [B] of the noise range; x is noised where there are draws."""
         assert self.noised is not None and self.schedule is not None
         t = self.schedule.uniform(u, *self.noised)
         if draws is not None:
             shape = x.shape[1:]
-            eps = self._each(lambda p: draws.normal(p, shape), purpose, x)
+            eps = self._drawn_for(lambda p: draws.normal(p, shape), purpose, x)
             x = diffuse(x, eps, t, self.schedule)
-        return self._word(x, condition, t)
+        return self._predict(x, condition, t)
 
-    def _each(self, draw: Callable[[str], Tensor], purpose: str, x: Tensor) -> Tensor:
-        """Drawn for each of x [B, ...], which may hold several groups of one sample for each index, one by one."""
+    def _drawn_for(self, draw: Callable[[str], Tensor], purpose: str, x: Tensor) -> Tensor:
+        """A draw for each of x [B, ...], which may hold several groups of one sample for each index; group by group."""
         groups: list[Tensor] = []
         while sum(map(len, groups)) < len(x):
             groups.append(draw(f"{purpose} {len(groups)}"))
@@ -214,25 +217,25 @@ class LatentReward:
     def observe(
         self, turn: int, latents: Tensor, prompts: list[str], keys: Sequence[tuple[int, int] | None] | None = None
     ) -> Observation:
-        """Ask the pixel reward about latents [B, C, F, h, w]; rewards of data (those with a key) are asked for once."""
+        """Score latents [B, C, F, h, w] by the pixel reward; clips of the data (those with a key) are scored once."""
         assert self.pixel is not None, "a surrogate without a pixel reward observes nothing"
         keys = keys or [None] * len(prompts)
         known = [None if key is None else self._known.get((key, p)) for key, p in zip(keys, prompts, strict=True)]
-        ask = [i for i, value in enumerate(known) if value is None]
+        missing = [i for i, value in enumerate(known) if value is None]
         reward = torch.tensor([float("nan") if value is None else value for value in known])
-        if ask:
+        if missing:
             # A clip that stands under two captions is decoded once.
-            first = {keys[i] or (-1, i): i for i in reversed(ask)}
+            first = {keys[i] or (-1, i): i for i in reversed(missing)}
             places = {key: place for place, key in enumerate(first)}
             decoded = self.pixel.decode(latents[list(first.values())])
-            # Clips of the data are asked about one by one: what would stand beside them depends on what was asked
-            # before, which a resumed run doesn't know, and a reward's last bits may depend on it.
-            together = [[i] for i in ask if keys[i] is not None]
-            fresh = [i for i in ask if keys[i] is None]
-            for part in [*together, *([fresh] if fresh else [])]:
+            # Clips of the data are scored one by one: their neighbours in a batch would depend on what was scored
+            # before, which a resumed run doesn't know, and a reward's last bits may depend on its batch.
+            single = [[i] for i in missing if keys[i] is not None]
+            fresh = [i for i in missing if keys[i] is None]
+            for part in [*single, *([fresh] if fresh else [])]:
                 shown = decoded[[places[keys[i] or (-1, i)] for i in part]]
-                reward[part] = self.pixel.judge(shown, [prompts[i] for i in part])
-            for i in ask:
+                reward[part] = self.pixel.score_videos(shown, [prompts[i] for i in part])
+            for i in missing:
                 if keys[i] is not None and reward[i].isfinite():
                     self._known[(keys[i], prompts[i])] = float(reward[i])  # type: ignore[index]
         usable = reward.isfinite()
@@ -258,13 +261,13 @@ class LatentReward:
     def climb(
         self, x: Tensor, prompts: Sequence[str], draws: Draws, known: Tensor | None = None, share: float = STEP
     ) -> Climb:
-        """Move x [B, C, F, h, w] up the gradient by a share of each clip's norm, and ask surrogate and pixel reward.
+        """Move x [B, C, F, h, w] up the gradient by a share of each clip's norm, and score it by surrogate and reward.
 
-        A surrogate that tells clips apart well may still have a poor gradient: what it was fitted to says nothing of
-        how the reward changes off the clips. known: the pixel reward [B] of x, where it was asked for already. Clips
+        A surrogate that ranks clips well may still have a poor gradient: the clips that it was fitted to say nothing
+        of how the reward changes between them. known: the pixel reward [B] of x, where it was computed already. Clips
         go through one by one, so that no more is held than for one.
         """
-        assert self.pixel is not None, "a surrogate without a pixel reward can't be held to it"
+        assert self.pixel is not None, "a surrogate without a pixel reward can't be compared with it"
         rises = []
         for i, prompt in enumerate(prompts):
             clip, condition = x[i : i + 1].detach(), self.encode_text([prompt])
@@ -277,10 +280,10 @@ class LatentReward:
                 predicted = float(self.predict(moved, condition) - self.predict(clip, condition))
             if math.isfinite(true):
                 rises.append((predicted, true))
-        told = torch.tensor(rises, dtype=torch.float64).reshape(-1, 2)
-        error = float(told[:, 1].std()) / math.sqrt(len(told)) if len(told) > 1 else math.nan
-        predicted, true = told.mean(0).tolist()
-        return Climb(predicted, true, error, len(told))
+        measured = torch.tensor(rises, dtype=torch.float64).reshape(-1, 2)
+        error = float(measured[:, 1].std()) / math.sqrt(len(measured)) if len(measured) > 1 else math.nan
+        predicted, true = measured.mean(0).tolist()
+        return Climb(predicted, true, error, len(measured))
 
     def loss(self, draws: Draws, purpose: str, first: int = 0, samples: int | None = None) -> Tensor:
         """The fit's loss [B] (Eq. 14) on one remembered observation for each place of the batch, 0 where unusable.
@@ -307,10 +310,10 @@ class LatentReward:
         x, prompts, target, usable = self._recall(chosen + partners)
         condition = self.encode_text(prompts)
         if self.noised is None:
-            predicted = self._word(x, condition)
+            predicted = self._predict(x, condition)
         else:
-            u = self._each(draws.uniform, f"{purpose} time", x[: len(chosen)])
-            predicted = self._at(torch.cat([u, u]), x, condition, draws, f"{purpose} noise")
+            u = self._drawn_for(draws.uniform, f"{purpose} time", x[: len(chosen)])
+            predicted = self._predict_noised(torch.cat([u, u]), x, condition, draws, f"{purpose} noise")
         others = torch.tensor([a != b for a, b in zip(chosen, partners, strict=True)], device=usable.device)
         both = usable.view(2, -1).all(0) & others  # a pair of one with itself teaches nothing
         return torch.where(both, pairwise(*predicted.chunk(2), *target.chunk(2)), 0.0)
@@ -334,15 +337,15 @@ class LatentReward:
         return found
 
     def _recall(self, chosen: Sequence[tuple[int, int]]) -> Recalled:
-        """What is remembered at these (age, place)."""
-        # Where what is remembered is more than the device can hold, it may lie elsewhere.
+        """The remembered clips at these (age, place)."""
+        # The memory may lie elsewhere, where it is more than the device can hold.
         device = self.model.out.weight.device
         latents, reward, usable = (
             torch.stack([getattr(self.past[age], name)[place] for age, place in chosen]).to(device)
             for name in ("latents", "reward", "usable")
         )
         target = self.statistics.standardise(torch.where(usable, reward, self.statistics.mean))
-        # What is no number would pass a mask of the loss on its way back.
+        # A nan would pass a mask of the loss in the backward pass.
         latents = torch.where(expand_like(usable.float(), latents).bool(), latents, 0.0)
         return Recalled(latents, [self.past[age].prompts[place] for age, place in chosen], target, usable)
 
@@ -359,7 +362,7 @@ class LatentReward:
 
     @torch.no_grad()
     def load(self, state: State, prompts: Callable[[int], list[str]], own: slice) -> None:
-        """Take up what `state` gave; prompts: those of a turn's observation here; own: this process's rows."""
+        """Take up a `state`; prompts: those of a turn's observation here; own: this process's rows."""
         tensors, plain = state
         if not any(p.requires_grad for p in self.model.parameters()):
             for name, parameter in self.model.named_parameters():
@@ -373,7 +376,7 @@ class LatentReward:
 
     @torch.no_grad()
     def level(self, turns: int = LEVELLED) -> None:
-        """Set the model's level, which pairs say nothing of: its mean is the reward's on what was observed last.
+        """Set the model's level, which pairs leave open: its mean becomes the reward's on the newest observations.
 
         To be called after a turn's updates; does nothing unless fit=pairwise. All processes come to the same level.
         turns: how many of the remembered cycles are looked at.

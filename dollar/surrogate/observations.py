@@ -1,4 +1,4 @@
-"""What a pixel reward says of real, mismatched and made clips: each is asked about once and kept in a file."""
+"""The pixel reward of real, mismatched and generated clips: each is scored once and kept in a file."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 FILE = "observations.safetensors"
 TENSORS = ("latents", "place", "clip", "reward")
 REAL, MISMATCHED = "real", "mismatched"
-TOGETHER = 8  # clips that are made, decoded and scored at once
+TOGETHER = 8  # clips that are generated, decoded and scored at once
 MISMATCH = 7919  # how many clips on a clip's wrong caption is taken from; a prime, so that groups don't align
 SECONDS = 60.0  # between two writings of the file
-SEEDS = 30_000_000  # the first seed of the made clips, and further ones for each step count
+SEEDS = 30_000_000  # the first seed of the generated clips, and further ones for each step count
 SEED_APART = 100_003  # between those of one seed of the command and the next
 
 
-class Row(NamedTuple):
+class ScoredClip(NamedTuple):
     """A clip under a caption: the place of its latents, its number in the data, and its reward, nan where unusable."""
 
     place: int
@@ -51,11 +51,11 @@ class Observations:
 
     identity: dict[str, Any]
     latents: list[Tensor] = field(default_factory=list)
-    rows: dict[tuple[str, int], Row] = field(default_factory=dict)
+    rows: dict[tuple[str, int], ScoredClip] = field(default_factory=dict)
     seconds: float = 0.0
 
     def has(self, key: tuple[str, int]) -> bool:
-        """Whether there is a reward that is a number; what failed may have been mended, and is asked about again."""
+        """Whether there is a reward that is a number; what failed may have been mended, and is scored again."""
         return key in self.rows and self.rows[key].usable
 
     def save(self, path: Path) -> None:
@@ -65,21 +65,21 @@ class Observations:
         from dollar.media import atomically
 
         rows = list(self.rows.values())
-        places = {place: i for i, place in enumerate(sorted({row.place for row in rows}))}  # without those asked anew
+        places = {place: i for i, place in enumerate(sorted({row.place for row in rows}))}  # without those scored again
         tensors = {
             "latents": torch.stack([self.latents[place] for place in places]),
             "place": torch.tensor([places[row.place] for row in rows]),
             "clip": torch.tensor([row.clip for row in rows]),
             "reward": torch.tensor([row.reward for row in rows], dtype=torch.float32),
         }
-        told = {
+        plain = {
             "identity": self.identity,
             "keys": list(self.rows),
             "prompts": [row.prompt for row in rows],
             "seconds": self.seconds,
         }
         with atomically(path) as temporary:
-            save_file(tensors, temporary, {"observations": json.dumps(told)})
+            save_file(tensors, temporary, {"observations": json.dumps(plain)})
 
     @classmethod
     def at(cls, path: Path, identity: dict[str, Any]) -> Observations:
@@ -91,27 +91,27 @@ class Observations:
             return cls(identity)
         try:
             with safe_open(path, "pt") as opened:
-                told = json.loads(opened.metadata()["observations"])
+                plain = json.loads(opened.metadata()["observations"])
                 tensors = {name: opened.get_tensor(name) for name in TENSORS}
         except Exception as error:  # cut short, or not ours
             raise ValueError(f"{path} can't be read ({error}); remove it, and its clips are scored anew") from None
-        differing = [key for key in identity if told["identity"].get(key) != identity[key]]
+        differing = [key for key in identity if plain["identity"].get(key) != identity[key]]
         if differing:
             raise ValueError(
                 f"{path} holds scores of another {' and '.join(differing)}; name another folder with out=FOLDER, or "
                 "remove the file"
             )
-        fields = (tensors["place"].tolist(), tensors["clip"].tolist(), told["prompts"], tensors["reward"].tolist())
-        keys = [(kind, sample) for kind, sample in told["keys"]]
-        rows = dict(zip(keys, map(Row, *fields), strict=True))
-        return cls(identity, list(tensors["latents"]), rows, told["seconds"])
+        fields = (tensors["place"].tolist(), tensors["clip"].tolist(), plain["prompts"], tensors["reward"].tolist())
+        keys = [(kind, sample) for kind, sample in plain["keys"]]
+        rows = dict(zip(keys, map(ScoredClip, *fields), strict=True))
+        return cls(identity, list(tensors["latents"]), rows, plain["seconds"])
 
 
 @dataclass
 class Scoring:
-    """Asks the pixel reward about what is not known yet, a few clips at a time.
+    """Scores the clips whose pixel reward is not known yet, a few at a time.
 
-    clips: real ones; made: step counts of the teacher, and made_clips of each; seed: of their noise.
+    clips: real ones; made: step counts of the teacher, and made_clips clips generated in each; seed: of their noise.
     """
 
     teacher: Teacher
@@ -151,8 +151,8 @@ class Scoring:
         if missing:
             observed.save(path)
 
-    def wanted(self, observed: Observations) -> list[tuple[str, Row]]:
-        """Kind and row of each clip and caption that was asked for, where the reward gave a number."""
+    def wanted(self, observed: Observations) -> list[tuple[str, ScoredClip]]:
+        """Kind and row of each clip and caption that is configured, where the reward gave a number."""
         keys = [key for chunk in self._chunks() for key in self._keys(*chunk)]
         rows = [(key[0], observed.rows[key]) for key in keys if key in observed.rows]
         return [(kind, row) for kind, row in rows if row.usable]
@@ -168,7 +168,7 @@ class Scoring:
 
     def _score(self, observed: Observations, kind: str, samples: range, trial: bool) -> None:
         batch = self.data.batch(samples, latents=kind == REAL)
-        latents = batch.latents if kind == REAL else self._make(int(kind.split()[-1]), samples, batch.prompts)
+        latents = batch.latents if kind == REAL else self._generate(int(kind.split()[-1]), samples, batch.prompts)
         assert latents is not None
         videos = self.pixel.decode(latents)
         if trial:
@@ -179,11 +179,11 @@ class Scoring:
         if kind == REAL and self.mismatched:
             captions[MISMATCHED] = self._others(batch)
         for name, prompts in captions.items():
-            for i, reward in enumerate(self.pixel.judge(videos, prompts).tolist()):
-                if not observed.has((name, samples[i])):  # a number stays, whatever is said in another batch
-                    observed.rows[(name, samples[i])] = Row(place + i, batch.keys[i][0], prompts[i], reward)
+            for i, reward in enumerate(self.pixel.score_videos(videos, prompts).tolist()):
+                if not observed.has((name, samples[i])):  # a number stays, whatever another batch would give
+                    observed.rows[(name, samples[i])] = ScoredClip(place + i, batch.keys[i][0], prompts[i], reward)
 
-    def _make(self, steps: int, samples: range, prompts: list[str]) -> Tensor:
+    def _generate(self, steps: int, samples: range, prompts: list[str]) -> Tensor:
         from dollar.sampling.samplers import make_latents, teacher_sampler
 
         seeds = [SEEDS * (1 + steps) + sample + SEED_APART * self.seed for sample in samples]

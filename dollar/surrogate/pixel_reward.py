@@ -1,4 +1,4 @@
-"""A pixel reward asked about latents: what it says of decoded clips, and what to do when it can't say anything."""
+"""A pixel reward of latents: the scores of decoded clips, and what to do where there is none."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Reward(Protocol):
 
     It may have `frames`, how many evenly spaced frames it looks at, so that no others are decoded; `differentiable`,
     True where a gradient at the pixels comes back through `score`; `sees_motion`, True where the order of frames
-    counts; `name`, what tells it from others of its class; `check(prompts)`, which raises ValueError for a prompt that
-    can't be judged.
+    counts; `name`, which distinguishes it from others of its class; `check(prompts)`, which raises ValueError for a prompt
+    that it can't score.
     """
 
     def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -26,7 +26,7 @@ class Reward(Protocol):
 
 
 class PixelReward:
-    """A reward behind the decoder. A clip that it can't judge gets nan, whatever went wrong, and `trouble` says what.
+    """A reward behind the decoder. A clip that it can't score gets nan, whatever went wrong, and `trouble` says what.
 
     trouble: the last one, as a sentence's part; empty where there was none.
     """
@@ -51,17 +51,17 @@ class PixelReward:
 
     def score(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
         """[B], float32 on the CPU, nan where there is no number, for latents [B, C, F, h, w]."""
-        return self.judge(self.decode(latents), prompts)
+        return self.score_videos(self.decode(latents), prompts)
 
     def with_gradient(self, latents: Tensor, prompts: Sequence[str], frames: int | None = None) -> Tensor:
         """[B], float32, through decoder and reward; frames: how many evenly spaced ones are decoded, None for all.
 
-        A clip that the reward can't judge gets nan, and no gradient comes to it or from it.
+        A clip that the reward can't score gets nan, and no gradient comes to it or from it.
         """
         whole = self._graded(latents, prompts, frames)
         if whole is not None and bool(whole.isfinite().all()):
             return whole
-        # What is no number would spoil the others' gradients too, so they are asked about again without it.
+        # A nan would spoil the others' gradients too, so they are scored again without it.
         single = [self._graded(x[None], [p], frames) for x, p in zip(latents.detach(), prompts, strict=True)]
         kept = [i for i, one in enumerate(single) if one is not None and bool(one.isfinite().all())]
         # Nothing comes back from a nan, but a backward pass goes through: other processes take part in it.
@@ -93,25 +93,25 @@ class PixelReward:
         """The frames [B, T, C, H, W] that the reward looks at: all, or evenly spaced ones where it has `frames`."""
         return self.codec.decode(latents, self._places(latents, self.frames))
 
-    def judge(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
-        """[B], float32 on the CPU, of videos [B, T, C, H, W]; where it fails, they are asked about one by one."""
+    def score_videos(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        """[B], float32 on the CPU, of videos [B, T, C, H, W]; where it fails, they are scored one by one."""
         try:
-            return self._ask(videos, list(prompts))
+            return self._scored(videos, list(prompts))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a reward is the user's code, and its failure costs a clip, not the run
             self.trouble = f"{self.name} raised {type(error).__name__}: {error}"
             if len(videos) == 1:
                 return torch.full((1,), float("nan"))
-        return torch.cat([self.judge(v[None], [p]) for v, p in zip(videos, prompts, strict=True)])
+        return torch.cat([self.score_videos(v[None], [p]) for v, p in zip(videos, prompts, strict=True)])
 
     def trial(self, videos: Tensor, prompts: Sequence[str], gradient: bool = False) -> None:
-        """Raise ValueError unless the reward answers for these clips: told before a run, not within it.
+        """Raise ValueError unless the reward can score these clips, so that a run fails before it begins.
 
         gradient: whether one must come back to the pixels, too.
         """
         try:
-            self._ask(videos, list(prompts))
+            self._scored(videos, list(prompts))
             if gradient:
                 leaf = videos.clone().requires_grad_()
                 scored = self.reward.score(leaf, list(prompts))
@@ -127,7 +127,7 @@ class PixelReward:
                 "through the latent reward model (loss=dollar) or by policy gradient (loss=ddpo)"
             )
 
-    def _ask(self, videos: Tensor, prompts: list[str]) -> Tensor:
+    def _scored(self, videos: Tensor, prompts: list[str]) -> Tensor:
         with torch.no_grad():
             scored = self.reward.score(videos, prompts)
         if tuple(scored.shape) != (len(prompts),):

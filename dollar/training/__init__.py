@@ -2,9 +2,9 @@
 
 from dollar.training.average import Average
 from dollar.training.learner import Learner
-from dollar.training.loop import Loop, Plan
+from dollar.training.loop import Loop, Timetable
 from dollar.training.monitors.monitor import Monitor, Verdict
-from dollar.training.turn import Method, Moment, Pullback, Skip, Turn
+from dollar.training.turn import Method, Moment, NoUpdate, Pullback, Turn
 
 __all__ = [
     "Average",
@@ -13,9 +13,9 @@ __all__ = [
     "Method",
     "Moment",
     "Monitor",
-    "Plan",
+    "NoUpdate",
     "Pullback",
-    "Skip",
+    "Timetable",
     "Turn",
     "Verdict",
 ]

@@ -9,7 +9,7 @@ from dollar.parallel.world import World
 from dollar.training.learner import Learner
 
 
-class Comparison:
+class GradientComparison:
     """Takes down what each branch adds to a learner's gradients."""
 
     def __init__(self, learner: Learner) -> None:

@@ -18,7 +18,7 @@ from dollar.parallel.signals import Stop
 from dollar.parallel.world import World
 from dollar.training import old_checkpoint
 from dollar.training.average import Average
-from dollar.training.comparison import Comparison
+from dollar.training.comparison import GradientComparison
 from dollar.training.learner import Gathered, Learner
 from dollar.training.log import Log
 from dollar.training.monitors.monitor import Monitor
@@ -32,7 +32,7 @@ FORMAT = 2  # of checkpoints
 
 
 @dataclass
-class Plan:
+class Timetable:
     """How long and how often.
 
     save_every, validate_every: cycles, 0 for no validation; the last cycle always saves, and validates where any does.
@@ -68,7 +68,7 @@ class Loop:
     the best. ended: why the run ended before its last cycle, or "".
     """
 
-    plan: Plan
+    timetable: Timetable
     method: Method
     learners: dict[str, Learner]
     world: World
@@ -96,21 +96,23 @@ class Loop:
         if self.ended:
             return True
         with self.stop.in_order():
-            if self.cycle == 0 and self.validate is not None and self.plan.validate_first:
+            if self.cycle == 0 and self.validate is not None and self.timetable.validate_first:
                 self._validate()  # what was there before any training
-            for cycle in progress(range(self.cycle, self.plan.cycles), self.description, active=self.world.is_main):
+            for cycle in progress(
+                range(self.cycle, self.timetable.cycles), self.description, active=self.world.is_main
+            ):
                 scalars = self.run_cycle(cycle)
                 self.cycle = cycle + 1
-                if self.plan.log_every == 1 or cycle % self.plan.log_every == 0:
+                if self.timetable.log_every == 1 or cycle % self.timetable.log_every == 0:
                     self.log.scalars(self.cycle, scalars)
-                if self.validate is not None and self.plan.due(self.cycle, self.plan.validate_every):
+                if self.validate is not None and self.timetable.due(self.cycle, self.timetable.validate_every):
                     self._validate()
-                stop = self.world.any(self.stop.asked)
-                if stop or self.ended or self.plan.due(self.cycle, self.plan.save_every):
+                stop = self.world.any(self.stop.requested)
+                if stop or self.ended or self.timetable.due(self.cycle, self.timetable.save_every):
                     self.save()
                 if self.ended:
                     return True
-                if stop and self.cycle < self.plan.cycles:
+                if stop and self.cycle < self.timetable.cycles:
                     return False
         return True
 
@@ -118,10 +120,10 @@ class Loop:
         """One cycle: the method's turns, each in a phase of its own; returns what it measured."""
         self.watch.begin()
         for learner in self.learners.values():
-            learner.set_rate(cycle, self.plan.cycles)
-        self.method.begin(cycle, cycle / self.plan.cycles)
+            learner.set_rate(cycle, self.timetable.cycles)
+        self.method.begin(cycle, cycle / self.timetable.cycles)
         if self.data is not None:
-            following = self.method.samples(cycle + 1) if cycle + 1 < self.plan.cycles else []
+            following = self.method.samples(cycle + 1) if cycle + 1 < self.timetable.cycles else []
             self.data.ahead([*self.method.samples(cycle), *following])
         for turn in self.method.turns(cycle):
             with self.watch.phase(turn.name):
@@ -142,7 +144,7 @@ class Loop:
     def _update(self, turn: Turn, when: Moment) -> None:
         """Losses carried back one branch at a time, then one step on which all processes agree."""
         learner = self.learners[turn.learner]
-        comparison = Comparison(learner) if turn.compares(when.cycle) else None
+        comparison = GradientComparison(learner) if turn.compares(when.cycle) else None
         with learner.use():
             for part in turn.losses(when):
                 torch.autograd.backward(part.tensor, part.gradient, retain_graph=not part.last)
@@ -174,7 +176,7 @@ class Loop:
     def _count(self, learner: Learner, sound: bool, trouble: Callable[[int], str]) -> None:
         """Keep count of skipped updates; FloatingPointError, naming the trouble, when too many came in a row."""
         learner.count(sound)
-        if learner.in_a_row >= self.plan.max_skipped:
+        if learner.in_a_row >= self.timetable.max_skipped:
             raise FloatingPointError(
                 f"{trouble(learner.in_a_row)}, or go on from an older checkpoint in {self.folder / 'checkpoints'}"
             )
@@ -228,7 +230,7 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint from which the same command goes on exactly."""
         tensors, plain = self.state()
-        checkpoint.save(self.folder / "checkpoints", self.cycle, tensors, plain, self.world, self.plan.keep)
+        checkpoint.save(self.folder / "checkpoints", self.cycle, tensors, plain, self.world, self.timetable.keep)
 
     def load(self, state: State) -> None:
         """Take up a state on any number of processes; ValueError where the data is another than it was."""

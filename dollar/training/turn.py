@@ -31,7 +31,7 @@ class Pullback(NamedTuple):
     last: bool = True
 
 
-class Skip(NamedTuple):
+class NoUpdate(NamedTuple):
     """Why a turn makes no update this time.
 
     trouble: a sentence, given how many times in a row, where that counts as a skipped update; None where it is meant.
@@ -40,7 +40,7 @@ class Skip(NamedTuple):
     trouble: Callable[[int], str] | None = None
 
 
-def _go(cycle: int) -> Skip | None:
+def _go(cycle: int) -> NoUpdate | None:
     return None
 
 
@@ -54,9 +54,9 @@ class Turn:
 
     name: of its phase; learner: whose parameters its losses move; losses: gives an update's branches one by one, so
     that only one branch's activations are held; updates: in a cycle; every: cycles whose gradients make one update;
-    begin: called before the updates of a cycle, gives a `Skip` where there are none; end: called after them; stepped:
-    called after each update that was not skipped; logged: what the gradient's norm is logged as; compared: cycles
-    between comparisons of the branches' gradients, 0 for none.
+    begin: called before the updates of a cycle, gives a `NoUpdate` where there are none; end: called after them;
+    stepped: called after each update that was not skipped; logged: what the gradient's norm is logged as; compared:
+    cycles between comparisons of the branches' gradients, 0 for none.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Turn:
     losses: Callable[[Moment], Iterable[Pullback]]
     updates: int = 1
     every: int = 1
-    begin: Callable[[int], Skip | None] = _go
+    begin: Callable[[int], NoUpdate | None] = _go
     end: Callable[[int], None] = _nothing
     stepped: Callable[[], None] = _nothing
     logged: str = ""

@@ -55,12 +55,12 @@ class Scores:
         for name, pixel in (("reward", self.reward), ("guard", self.guard)):
             if pixel is None:
                 continue
-            found[name] = float(pixel.judge(videos, prompts).nanmean())
+            found[name] = float(pixel.score_videos(videos, prompts).nanmean())
             if math.isnan(found[name]) and name not in self._silent:
                 self._silent.add(name)
                 logger.warning(f"note: no clip of a validation got a {name} score: {pixel.trouble}")
             if isinstance(pixel.reward, ShapesVerifier):
-                found["alignment"] = float(alignment(pixel.reward.judge(videos, list(prompts)))["alignment"])  # type: ignore[arg-type]
+                found["alignment"] = float(alignment(pixel.reward.match(videos, list(prompts)))["alignment"])  # type: ignore[arg-type]
         if self.surrogate is not None:
             with torch.no_grad():
                 condition = self.surrogate.encode_text(list(prompts))

@@ -33,7 +33,7 @@ from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.pixel_reward import PixelReward
 from dollar.training.learner import Learner
 from dollar.training.log import Log
-from dollar.training.loop import Loop, Plan
+from dollar.training.loop import Loop, Timetable
 from dollar.training.lr_schedule import falling
 from dollar.training.monitors.best import Best
 
@@ -148,7 +148,7 @@ def fit(
     best = Best("r2", config.every, config.patience)
     with Log(folder, resume_step=None if state is None else state.plain["cycle"] + 1) as log:
         loop = Loop(
-            Plan(config.steps, config.save_every, keep=1, validate_every=config.every, log_every=10),
+            Timetable(config.steps, config.save_every, keep=1, validate_every=config.every, log_every=10),
             SurrogateAlone(surrogate, config.seed, config.batch, world),
             {"lrm": learner},
             world,

@@ -31,7 +31,7 @@ from dollar.surrogate.pixel_reward import PixelReward
 from dollar.training.average import Average
 from dollar.training.learner import Learner, constant
 from dollar.training.log import Log
-from dollar.training.loop import Loop, Plan
+from dollar.training.loop import Loop, Timetable
 from dollar.training.lr_schedule import falling
 from dollar.training.monitors.best import Best
 from dollar.training.monitors.guard import Guard
@@ -104,11 +104,11 @@ def check_optimizers(config: DictConfig, objective: Objective | None = None) -> 
             )
 
 
-def plan_of(config: DictConfig) -> Plan:
+def plan_of(config: DictConfig) -> Timetable:
     """How long and how often; ValueError names a key at fault."""
     watched = config.validation.first or config.guard.action != "none"
     every = config.validation.every
-    return Plan(config.cycles, config.save_every, config.keep, every, validate_first=watched)
+    return Timetable(config.cycles, config.save_every, config.keep, every, validate_first=watched)
 
 
 class Run(NamedTuple):

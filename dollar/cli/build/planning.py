@@ -13,7 +13,7 @@ from dollar.cli.build.teacher import check_guidance, dtype_of, quiet
 from dollar.losses.objective import Objective
 from dollar.losses.term import SampleTerm
 from dollar.models.assemble import DTYPES
-from dollar.models.outline import Outline, Work, outline
+from dollar.models.outline import ForwardCost, Outline, outline
 from dollar.parallel.shard import fits_whole
 from dollar.planning.memory import FLOAT, Setup
 from dollar.planning.work import Cycle, TermWork, most_kept
@@ -35,7 +35,7 @@ def outline_of(config: DictConfig) -> Outline:
     return found
 
 
-def setup_of(config: DictConfig, outline: Outline, work: Work) -> Setup:
+def setup_of(config: DictConfig, outline: Outline, work: ForwardCost) -> Setup:
     """What the memory of a process depends on."""
     cycle, fitted = cycle_of(config), config.beta_ft > 0
     clips = config.batch // config.processes

@@ -31,7 +31,7 @@ def check_bad(bad: int, seen: int, most: float, out: Path) -> None:
         )
 
 
-class Stored(NamedTuple):
+class StoredRows(NamedTuple):
     """What a folder holds: ids by bucket, how many rows are there twice, and the shards with those that came later."""
 
     rows: dict[str, set[str]]
@@ -39,7 +39,7 @@ class Stored(NamedTuple):
     shards: list[Path]
 
 
-def read_stored(out: Path, buckets: Sequence[Bucket]) -> Stored:
+def read_stored(out: Path, buckets: Sequence[Bucket]) -> StoredRows:
     """The rows of all shards of these buckets; ValueError for a damaged shard."""
     rows: dict[str, set[str]] = {str(bucket): set() for bucket in buckets}
     seen: set[str] = set()
@@ -53,7 +53,7 @@ def read_stored(out: Path, buckets: Sequence[Bucket]) -> Stored:
                 shards.append(path)
             ids.update(found)
             seen.update(found)
-    return Stored(rows, again, shards)
+    return StoredRows(rows, again, shards)
 
 
 def report_on(out: Path, buckets: Sequence[Bucket], windows: int, max_bad_fraction: float) -> None:

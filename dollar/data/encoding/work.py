@@ -32,7 +32,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 class StopRequest(Protocol):
     """Whether the command was asked to stop; `busy` holds its end back until what was encoded is written."""
 
-    asked: bool
+    requested: bool
 
     def busy(self) -> AbstractContextManager[None]:
         """The context in which clips are encoded."""
@@ -42,7 +42,7 @@ class StopRequest(Protocol):
 class NoStop:
     """Nobody asks to stop."""
 
-    asked = False
+    requested = False
 
     def busy(self) -> AbstractContextManager[None]:
         """Holds nothing back."""
@@ -158,7 +158,7 @@ class Encoding:
                 while len(group) >= how.batch:
                     self._write(writers[found.bucket], found.bucket, group[: how.batch])
                     del group[: how.batch]
-                if stop.asked and self._done < len(self.own):
+                if stop.requested and self._done < len(self.own):
                     self.stopped = True
                     break
             for bucket, rest in waiting.items():

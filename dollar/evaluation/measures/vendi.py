@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dollar.data import shapes
-from dollar.rewards.shapes import Judgement
+from dollar.rewards.shapes import Matches
 
 
 class VendiPerPrompt(NamedTuple):
@@ -43,7 +43,7 @@ def vendi_per_prompt(features: Tensor, prompts: list[str]) -> VendiPerPrompt:
     return VendiPerPrompt(float(scores.mean()), float(scores.std(correction=0)))
 
 
-def spread(judgement: Judgement, prompts: list[str]) -> dict[str, float]:
+def spread(matches: Matches, prompts: list[str]) -> dict[str, float]:
     """Mean over prompts of the standard deviation within a prompt of what a caption of the shapes world leaves open.
 
     position: of the mean centre, pixels a coordinate, over all prompts; phase: circular, radians, over circling
@@ -51,16 +51,16 @@ def spread(judgement: Judgement, prompts: list[str]) -> dict[str, float]:
     asked; a figure is nan when fewer than two clips of every prompt do.
     """
     position, phase, speed = [], [], []
-    for prompt, indices in by_prompt(prompts, len(judgement.position)).items():
+    for prompt, indices in by_prompt(prompts, len(matches.position)).items():
         motion = shapes.parse(prompt).motion
-        position.append(judgement.position[indices].double().var(0).mean().sqrt())
-        as_asked = indices[judgement.right[indices, 3].cpu()]
+        position.append(matches.position[indices].double().var(0).mean().sqrt())
+        as_asked = indices[matches.right[indices, 3].cpu()]
         if len(as_asked) < 2 or motion == "standing still":
             continue
         if motion == "circling around":
-            phase.append(circular_sd(judgement.phase[as_asked]))
+            phase.append(circular_sd(matches.phase[as_asked]))
         else:
-            speed.append(judgement.speed[as_asked].double().std())
+            speed.append(matches.speed[as_asked].double().std())
 
     def mean(values: list[Tensor]) -> float:
         return float(torch.stack(values).mean()) if values else float("nan")
