@@ -280,7 +280,9 @@ def test_a_fit_that_is_stopped_or_killed_goes_on_to_the_same_model(
 
     steps = seen(asked_to_stop(22))
     said = fit(f"out={tmp_path / 'stopped'}", *again)
-    assert said.code == 3 and said.out.endswith("stopped and saved; the same command goes on from there\n"), said.err
+    assert said.code == 3 and said.out.endswith(
+        "stopped after update 23 and saved; the same command goes on from there\n"
+    ), said.err
     assert steps == list(range(23)) and not (tmp_path / "stopped" / "model.safetensors").exists()
     steps = seen()
     assert fit(f"out={tmp_path / 'stopped'}", *again).code == 0 and steps == list(range(23, 40))
