@@ -141,7 +141,7 @@ def run_stage(
                     "one"
                 ) from None
         finished = loop.train()
-    if not finished or world.any(loop.stop.asked):  # in the last step too, for another stage would follow
+    if not finished or world.any(loop.stop.requested):  # in the last step too, for another stage would follow
         logger.info(f"stopped after step {loop.cycle} of {name} and saved; the same command goes on from there")
         sys.exit(STOPPED)
 

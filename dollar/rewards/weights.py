@@ -49,7 +49,7 @@ def locate(
 
 @contextmanager
 def described(place: object, kind: str) -> Iterator[None]:
-    """Build a network by the settings at `place`: numbers that don't fit each other fail in many ways, all one ValueError."""
+    """Build a network by the settings at `place`; numbers that don't fit each other all raise one ValueError."""
     try:
         yield
     except Exception as error:

@@ -16,8 +16,8 @@ class Reward(Protocol):
 
     It may have `frames`, how many evenly spaced frames it looks at, so that no others are decoded; `differentiable`,
     True where a gradient at the pixels comes back through `score`; `sees_motion`, True where the order of frames
-    counts; `name`, which distinguishes it from others of its class; `check(prompts)`, which raises ValueError for a prompt
-    that it can't score.
+    counts; `name`, which distinguishes it from others of its class; `check(prompts)`, which raises ValueError for a
+    prompt that it can't score.
     """
 
     def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
