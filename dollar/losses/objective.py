@@ -35,8 +35,8 @@ class Objective:
             raise ValueError("every beta is 0, so the student has nothing to learn from; set beta_vsd=1")
         if rolling := [name for name, term in self.apart.items() if not isinstance(term, SampleTerm)]:
             raise ValueError(
-                f"the term {rolling[0]} has `every` above 0, but only a term that looks at the student's sample can have "
-                "an update of its own; give it `loss(context, sample)`, or every 0"
+                f"the term {rolling[0]} has `every` above 0, but only a term that looks at the student's sample can "
+                "have an update of its own; give it `loss(context, sample)`, or every 0"
             )
         if self.balance is not None:
             self._check_balance(self.balance)
