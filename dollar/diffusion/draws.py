@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for, never on which process draws them.
+"""Random numbers that depend on their purpose, never on the process that draws them.
 
 A draw is a function of (seed, turn, purpose, global sample index); a turn is one batch, and a cycle has as many as the
 fake score has updates. One, two or four processes therefore train on the same samples and noise, and a resumed run

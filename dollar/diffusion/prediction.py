@@ -1,4 +1,4 @@
-"""What a network's output means, and the one place where it becomes x_0."""
+"""The meaning of a network's output, and the one place where it becomes x_0."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ class Coefficients(NamedTuple):
 
 
 class Schedule(Protocol):
-    """What the rest of the package asks of a schedule."""
+    """What the rest of the package needs of a schedule."""
 
     @property
     def clean(self) -> float:
@@ -65,7 +65,7 @@ class VariancePreserving:
     def grid(self, steps: int) -> Tensor:
         total = len(self.alphas_cumprod)
         if not 1 <= steps <= total:
-            raise ValueError(f"a grid of {steps} steps was asked for, but this schedule has 1 to {total} of them")
+            raise ValueError(f"a grid of {steps} steps was requested, but this schedule has 1 to {total} of them")
         # The 'trailing' spacing: 50 steps of 1000 are 999, 979, ..., 19, and 4 are 999, 749, 499, 249.
         spaced = [round(total - i * total / steps) - 1 for i in range(steps)]
         return torch.tensor([*spaced, self.clean])

@@ -1,4 +1,4 @@
-"""The student's few steps: its times, its generator G, and what it does between two steps (Algorithm 1, line 8)."""
+"""The student's few steps: its times, its generator G, and its way from one step to the next (Algorithm 1, line 8)."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def pairwise(predicted_i: Tensor, predicted_j: Tensor, reward_i: Tensor, reward_
 
     All [B] and standardised. Returns [B], float32. The label is soft, so that the optimum is where the differences
     agree and predictions keep the reward's unit; with labels of 0 and 1 a larger scale would always fit better. Pairs
-    say nothing of the level. After LaSRO, arXiv 2411.15247.
+    leave the level open. After LaSRO, arXiv 2411.15247.
     """
     label = (reward_i.detach().float() - reward_j.detach().float()).sigmoid()
     return binary_cross_entropy_with_logits(predicted_i.float() - predicted_j.float(), label, reduction="none")

@@ -1,4 +1,4 @@
-"""What the student is trained for (Eq. 16): a weighted sum of terms, and what they need together."""
+"""The student's objective (Eq. 16): a weighted sum of terms, and what they need together."""
 
 from __future__ import annotations
 
@@ -104,6 +104,6 @@ class Objective:
         return gradient * expand_like((most / size.clamp(min=1e-12)).clamp(max=1), gradient)
 
     def fake_times(self, u: Tensor, progress: float) -> Tensor:
-        """Fractions of T [B] at which the fake score learns, of draws u [B] in [0, 1); evenly, if no term says else."""
+        """Fractions of T [B] at which the fake score learns, of draws u [B] in [0, 1): a term's own, else even."""
         place = next((t.fake_times for t in self.terms.values() if t.needs.fake and hasattr(t, "fake_times")), None)
         return u.double() if place is None else place(u, progress)

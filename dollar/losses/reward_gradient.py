@@ -1,4 +1,4 @@
-"""The pixel reward's own gradient, through the decoder (ReFL, DRaFT-K): what the latent reward model does without."""
+"""The pixel reward's own gradient, through the decoder (ReFL, DRaFT-K), which the latent reward model avoids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a term of the student's objective (Eq. 16) is given, what it gives back, and what it needs and costs."""
+"""A term of the student's objective (Eq. 16): its inputs, its losses, what it needs and what it costs."""
 
 from __future__ import annotations
 

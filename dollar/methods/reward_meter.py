@@ -56,7 +56,7 @@ class RewardMeter:
             raise FloatingPointError(self.trouble(self.silent))
 
     def trouble(self, cycles: int) -> str:
-        """The sentence for a reward that has given nothing for so long."""
+        """The sentence for a reward that was no number for so long."""
         last = f" (the last time, {self.pixel.trouble})" if self._pixel is not None and self.pixel.trouble else ""
         return f"{cycles} cycles in a row gave no reward that is a number{last}. Look at the reward by itself"
 

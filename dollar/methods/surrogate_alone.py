@@ -47,4 +47,4 @@ class SurrogateAlone:
         return State({}, {})
 
     def load(self, state: State) -> None:
-        """All that it remembers was put there before."""
+        """The surrogate's memory was filled before."""

@@ -77,7 +77,7 @@ class SurrogateFit:
         return ToScore(prompts, keys)
 
     def begin(self, cycle: int) -> NoUpdate | None:
-        """Score x and x_hat (line 15) and remember what the reward gave; no update where it gave nothing at all."""
+        """Score x and x_hat (line 15) and remember the rewards; no update where no clip has one."""
         draws = self.draws(self.turn(cycle))
         n, drawn = len(draws.indices), self.student.drawn
         generated = torch.cat([d.sample.x_hat for d in drawn])[:n]

@@ -64,7 +64,7 @@ def _write(folder: Path, step: int, tensors: dict[str, Tensor], plain: dict[str,
         (aside / MANIFEST).write_text(json.dumps(manifest))
         for name in (TENSORS, PLAIN, MANIFEST, "."):
             _sync(aside / name)
-    except (OSError, SafetensorError) as error:  # safetensors says a full disk in its own exception
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk by its own exception
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
         shutil.rmtree(aside, ignore_errors=True)
         raise OSError(

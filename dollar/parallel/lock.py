@@ -14,7 +14,7 @@ LOCK = ".lock"  # of a command's first process; the others' end in their ranks, 
 class Lock:
     """A command's hold on a folder: each of its processes keeps a lock file of its own, and the first looks at all.
 
-    The first process (rank 0) has the folder once this is made; the others join when it says so. A second command is
+    The first process (rank 0) has the folder once this is built; the others call `join` after that. A second command is
     therefore refused as long as any process of the first lives, for a lock is let go with its process at the latest.
     ValueError when another command, or a process that it left, has the folder.
     """

@@ -59,7 +59,7 @@ def trainable_copy(
     lora: int | None = None,
     shard: bool = True,
 ) -> nn.Module:
-    """A network with the teacher's weights, to be trained: made without weights, sharded, then filled shard by shard.
+    """A network with the teacher's weights, to be trained: built without weights, sharded, then filled shard by shard.
 
     No process ever holds more of it than its own shard, or all of it with shard=False. lora: the rank of one that is
     trained in its place.

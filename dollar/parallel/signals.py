@@ -1,4 +1,4 @@
-"""A command that ends in order when a signal asks it to, or when what started it is gone."""
+"""A command that ends in order on a signal, or when torchrun, which started it, is gone."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-STOPPED = 3  # exit code of a command that was asked to stop and kept what it had
+STOPPED = 3  # exit code of a command that stopped on request and lost nothing
 SECONDS = 1.0  # between two looks for the process that started this one
 
 
 class Stop:
-    """Whether the command was asked to stop, and whether it has come to an end that loses nothing."""
+    """Whether a stop was requested, and whether it has come to an end that loses nothing."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -24,12 +24,12 @@ class Stop:
 
     @contextlib.contextmanager
     def in_order(self) -> Iterator[None]:
-        """Within this, SIGTERM, SIGINT and SIGUSR1 only ask."""
+        """Within this, SIGTERM, SIGINT and SIGUSR1 only request a stop."""
 
-        def ask(*_: Any) -> None:
+        def request(*_: Any) -> None:
             self.requested = True
 
-        before = {s: signal.signal(s, ask) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+        before = {s: signal.signal(s, request) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
         try:
             yield
         finally:
@@ -38,7 +38,7 @@ class Stop:
 
     @contextlib.contextmanager
     def busy(self) -> Iterator[None]:
-        """Within this, `watch` asks and waits for the end of it."""
+        """Within this, `watch` requests a stop and waits for its end."""
         self._idle.clear()
         try:
             yield

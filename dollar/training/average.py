@@ -13,7 +13,7 @@ from dollar.parallel.shard import assign, own
 
 
 class Average:
-    """A running average of parameters by name, kept in float32 beside them (sharded where they are sharded).
+    """A running average of parameters by name, in float32 (sharded where they are sharded).
 
     decay: the weight of the old average at each update; early updates use the smaller (1 + n) / (10 + n), so that the
     starting weights are soon forgotten. decay 0 keeps the average equal to the weights.
@@ -60,7 +60,7 @@ class Average:
 
     @torch.no_grad()
     def load(self, state: State) -> None:
-        """Take up what `state` gave, on any number of processes."""
+        """Take up a `state`, on any number of processes."""
         for name, average in self.average.items():
             assign(average, state.tensors[name])
         self.updates = state.plain["updates"]

@@ -1,4 +1,4 @@
-"""The gradients of an update's terms beside each other, at the weights."""
+"""A comparison of the gradients of an update's terms, at the weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dollar.training.learner import Learner
 
 
 class GradientComparison:
-    """Takes down what each branch adds to a learner's gradients."""
+    """Records what each branch adds to a learner's gradients."""
 
     def __init__(self, learner: Learner) -> None:
         self.learner = learner

@@ -1,4 +1,4 @@
-"""What is trained: parameters by name with their optimizers, and how an update is made or skipped."""
+"""Trained parameters by name with their optimizers, and how an update is applied or skipped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Schedule = Callable[[int, int], float]  # (cycle, cycles) -> the share of the le
 
 
 class Stepped(NamedTuple):
-    """An update: the gradient's norm before it was clipped, and whether it was finite and so was followed."""
+    """An update: the gradient's norm before it was clipped, and whether it was finite and so was applied."""
 
     norm: float
     sound: bool
@@ -93,7 +93,7 @@ class Learner:
             p.grad = None
 
     def count(self, sound: bool) -> None:
-        """Count an update that was made, or skipped."""
+        """Count an update that was applied, or skipped."""
         self.in_a_row = 0 if sound else self.in_a_row + 1
         self.skipped += not sound
 
@@ -119,7 +119,7 @@ class Learner:
 
     @torch.no_grad()
     def load(self, state: State) -> None:
-        """Take up what `state` gave, on any number of processes."""
+        """Take up a `state`, on any number of processes."""
         tensors, plain = state
         for name, parameter in self.parameters.items():
             saved = tensors.get(name)
@@ -183,7 +183,7 @@ class Gathered:
 
     @torch.no_grad()
     def load(self, state: State) -> None:
-        """Take up what `state` gave."""
+        """Take up a `state`."""
         self.count = state.plain["count"]
         self.held = [torch.zeros_like(p) for p in self.learner.tensors] if self.count else []
         for i, held in enumerate(self.held):

@@ -60,12 +60,12 @@ class Timetable:
 
 @dataclass
 class Loop:
-    """Everything that a run holds; `train` runs it to its last cycle or until it is told to stop.
+    """Everything that a run holds; `train` runs it to its last cycle or until a stop is requested.
 
     learners: by name; average: of the learner whose network is sampled, None for none; monitors: by name, they look at
-    each validation. data: what samples are read ahead from and whose identity is kept, None for none. config: what made
-    this run, kept with every checkpoint. validate: called while the network holds the average. kept: what is saved as
-    the best. ended: why the run ended before its last cycle, or "".
+    each validation. data: the source of the samples that are read ahead, whose identity is kept; None for none. config:
+    of this run, kept with every checkpoint. validate: called while the network holds the average. kept: the parameters
+    that are saved as the best. ended: why the run ended before its last cycle, or "".
     """
 
     timetable: Timetable
@@ -92,7 +92,7 @@ class Loop:
         self.watch = Watch(self.world.device)
 
     def train(self) -> bool:
-        """Run the remaining cycles; True when nothing remains to be done, False when asked to stop before."""
+        """Run the remaining cycles; True when nothing remains to be done, False when stopped before."""
         if self.ended:
             return True
         with self.stop.in_order():

@@ -1,4 +1,4 @@
-"""Checkpoints of the first format, before a checkpoint was made of parts."""
+"""Checkpoints of the first format, before a checkpoint had parts."""
 
 from __future__ import annotations
 

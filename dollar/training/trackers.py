@@ -27,7 +27,7 @@ SINGLE = ("aim", "clearml")  # whose log_images takes one picture a name; the ot
 
 
 class Tracker(Protocol):
-    """What a run's log asks of a tracker, which is what accelerate's `GeneralTracker` promises.
+    """What a run's log needs of a tracker, as accelerate's `GeneralTracker` has it.
 
     One that has `log_clip(step, name, gif, strip)` shows clips in its own way; one that has `log_images` gets strips.
     """
@@ -66,7 +66,7 @@ class Board:
             self.writer.add_scalar(name, x, step)
 
     def log_clip(self, step: int, name: str, gif: bytes, strip: np.ndarray) -> None:
-        """The clip as an animated image, for add_video writes nothing, without a word, when its library is missing."""
+        """The clip as an animated image, for add_video silently writes nothing when its library is missing."""
         with Image.open(io.BytesIO(gif)) as moving:
             self._image(step, name, gif, moving.height, moving.width)
         png = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Turns and methods: what the loop runs, whatever it is that is trained."""
+"""Turns and methods: what the loop runs, whatever is trained."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Method(Protocol):
         ...
 
     def load(self, state: State) -> None:
-        """Take up what `state` gave."""
+        """Take up a `state`."""
         ...
 
 

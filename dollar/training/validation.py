@@ -1,4 +1,4 @@
-"""A look at the student during training: fixed prompts and seeds, scores, and clips beside the teacher's."""
+"""A look at the student during training: fixed prompts and seeds, scores, and clips next to the teacher's."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from dollar.training.log import Log
 
 
 class Scores:
-    """What a validation measures of clips: the reward, what a second one says, and what was predicted.
+    """Scores of a validation's clips: the reward, a second one, and the predicted reward.
 
     reward: the one that the student is led towards, or that only looks on; guard: a second one, which should not fall;
-    surrogate: the latent reward model, whose word on the same samples is kept beside.
+    surrogate: the latent reward model, whose prediction of the same samples is a score, too.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Scores:
             with torch.no_grad():
                 condition = self.surrogate.encode_text(list(prompts))
                 predicted = float(self.surrogate.predict(latents, condition).mean())
-            # Before its first fit a surrogate says nothing, and what it says is no level to compare with.
+            # Before its first fit a surrogate predicts nothing that later predictions could be compared with.
             found["predicted"] = predicted if self.surrogate.statistics.count else float("nan")
         return found
 
@@ -74,8 +74,8 @@ class Validation:
     """Samples the student at every step count it is trained for; scores are named `<measure>_<steps>`.
 
     count: prompts, evenly spaced through the list, each with its own fixed seed; shown: how many of them are logged as
-    clips beside the teacher's, which are made once. Every process samples the same clips, since a sharded network runs
-    on all or none; the first one writes.
+    clips next to the teacher's, which are sampled once. Every process samples the same clips, since a sharded network
+    runs on all or none; the first one writes.
     """
 
     def __init__(

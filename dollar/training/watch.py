@@ -1,4 +1,4 @@
-"""What a cycle costs: seconds of each phase, the processor's, the most memory, and where memory ran out."""
+"""The cost of a cycle: seconds of each phase, the processor's, the most memory, and where memory ran out."""
 
 from __future__ import annotations
 
@@ -45,6 +45,6 @@ class Watch:
         """Seconds of the phases and of the cycle so far; on a CPU the processor's too; the most memory in GiB."""
         found = {f"time/{name}": seconds for name, seconds in self.seconds.items()}
         found["time/cycle"] = time.perf_counter() - self._started
-        if self.device.type == "cpu":  # of all threads; unlike the clock's, the same beside other work
+        if self.device.type == "cpu":  # of all threads; unlike the clock's, the same while other programs run
             found["time/processor"] = time.process_time() - self._busy
         return found | {"memory/peak_gib": peak_memory(self.device)}

@@ -80,7 +80,7 @@ class Guard:
         """Look at the scores of one validation; a sentence for the user, or "" where all is well."""
         known = {name: score for name, score in held.items() if math.isfinite(score)}
         if not known:
-            return ""  # nothing can be told of what was not measured
+            return ""  # what was not measured can't be compared
         at = pursued if math.isfinite(pursued) else None
         for name, score in known.items():
             # A later look at which `pursued` is no number, say for a reward that failed, is none to compare with.
@@ -114,7 +114,7 @@ class Guard:
 
     @property
     def stops(self) -> bool:
-        """Whether the last check asked to end the run."""
+        """Whether the last check ends the run."""
         return self.action == "stop" and self.troubled >= self.patience
 
     def state_dict(self) -> dict[str, Any]:
@@ -122,6 +122,6 @@ class Guard:
         return {"scale": self.scale, "troubled": self.troubled, "best": self.best}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Take up a `state_dict`."""
         self.scale, self.troubled = state["scale"], state["troubled"]
         self.best = {name: (score, pursued) for name, (score, pursued) in state["best"].items()}

@@ -1,4 +1,4 @@
-"""Monitors: what looks at the scores of each validation, and may keep the student or end the run."""
+"""Monitors, which look at the scores of each validation, and may keep the student or end the run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a monitor makes of a validation.
+    """What a monitor concludes from a validation.
 
-    keep: what is written beside the student, which is kept as the best so far; None to keep none. ended: why the run
-    ends here, or "". note: a sentence for the user, or "". scalars: to be logged.
+    keep: plain values stored with the student, which is kept as the best so far; None to keep none. ended: why the
+    run ends here, or "". note: a sentence for the user, or "". scalars: to be logged.
     """
 
     keep: Mapping[str, Any] | None = None
@@ -42,5 +42,5 @@ class Monitor(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what `state_dict` gave."""
+        """Take up a `state_dict`."""
         ...
