@@ -50,14 +50,14 @@ one-step: $(READY)  ## a student for one step alone; DTYPE=bfloat16 is faster wh
 	$(TRAIN) experiment=one_step_finish run=$(ONE)_finish init=runs/$(ONE)/student $(ALIKE)
 	$(PY) launch/evaluate.py checkpoint=runs/$(ONE)_finish/student clips=1024
 
-teacher-metrics: $(READY)  ## the embedded teacher's full figures, shipped beside it
+teacher-metrics: $(READY)  ## the embedded teacher's full figures, shipped in its folder
 	$(PY) launch/evaluate.py clips=1024 teacher_clips=1024 out=runs/teacher report=false
 	cp runs/teacher/teacher_metrics.json dollar/assets/shapes/metrics.json
 
 ablation: $(READY)  ## every row on the shapes world, and docs/ablation.md; goes on where it was stopped; seeds=3
 	$(PY) launch/ablation.py $(if $(seeds),seeds=$(seeds))
 
-bench-reward: $(READY)  ## what rewards' gradients cost beside the paper's tables, into docs/benchmarks.md
+bench-reward: $(READY)  ## what rewards' gradients cost at the sizes of the paper's tables, into docs/benchmarks.md
 	$(PY) launch/bench_reward.py
 
 # Tests take one thread each. What they free is given back, as there are several of them.

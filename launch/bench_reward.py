@@ -1,4 +1,4 @@
-"""What a reward's gradient costs, the latent reward model's beside the others': `python launch/bench_reward.py`."""
+"""What a reward's gradient costs, by the latent reward model and by others: `python launch/bench_reward.py`."""
 
 import sys
 from pathlib import Path

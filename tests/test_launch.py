@@ -438,7 +438,7 @@ def test_a_reward_that_cannot_judge_the_clips_is_told(
     places = (f"runs={tmp_path}", f"teacher.folder={tiny_teacher_folder}", "data=clips", f"data.path={tmp_path}")
     reward = "reward._target_=dollar.rewards.shapes.ShapesVerifier"
     said = command("train", *TINY_RUN, *places, reward, "run=dogs")
-    sentence(said, "ShapesVerifier can't judge", "'a dog'", "reward=none beta_ft=0")
+    sentence(said, "ShapesVerifier can't score", "'a dog'", "reward=none beta_ft=0")
 
 
 def test_a_student_is_sampled(

@@ -413,7 +413,7 @@ def test_the_command_plans_what_training_composes(command: Callable[..., Said]) 
     layers = "teacher.states.transformer"
     shallow = (f"{layers}.num_layers=1", f"{layers}.num_single_layers=1")
     refused = command("plan", "teacher=hunyuanvideo", *shallow)
-    assert refused.code == 2 and "has no second half" in refused.err
+    assert refused.code == 2 and "has no unconditional half" in refused.err
     uneven = command("plan", "processes=3")
     assert uneven.code == 2 and "batch=8 must be a multiple of the 3 processes" in uneven.err
     none = command("plan", "processes=0")

@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 
 PLAIN = re.compile(r"[A-Za-z_./~][\w./~+-]*")  # text that hydra reads as it is
 WORDS = ("null", "true", "false", "yes", "no", "on", "off", "inf", "nan")  # ... but these, in any case
-SIZES = ("frames", "height", "width", "fps", "guidance_scale", "text_length")  # what a folder doesn't say of its clips
+SIZES = (
+    "frames",
+    "height",
+    "width",
+    "fps",
+    "guidance_scale",
+    "text_length",
+)  # the sizes of clips, which a folder doesn't state
 
 
 @contextmanager

@@ -65,7 +65,7 @@ def arguments_of(target: str) -> dict[str, Any]:
         found = getattr(found, "settings", found)
         function = found.__init__ if inspect.isclass(found) and not dataclasses.is_dataclass(found) else found
         hints = typing.get_type_hints(function)
-    except Exception:  # whoever makes the object says what is wrong with it
+    except Exception:  # the error is better explained where the object is built
         return {}
     return {name: kind for name, kind in hints.items() if name != "return"}
 
@@ -80,7 +80,7 @@ def passed_on(config: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def source_of(value: Any) -> str | None:
-    """The key that an interpolation repeats; None for any other value, and for what a resolver makes."""
+    """The key that an interpolation repeats; None for any other value, and for what a resolver gives."""
     if not isinstance(value, str) or not (value.startswith("${") and value.endswith("}")):
         return None
     inner = value[2:-1]

@@ -1,4 +1,4 @@
-"""Where every command starts: composes the configuration, runs the command, answers mistakes with a sentence."""
+"""Where every command starts: composes the configuration, runs the command, explains mistakes in a sentence."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
         try:
             return guarded(config)
         except SystemExit as end:
-            if end.code != 2:  # asked to stop: no further job
+            if end.code != 2:  # stopped by a signal: no further job
                 raise
         except Exception:  # whatever it was, the other jobs go on and the table names this one
             traceback.print_exc()

@@ -1,4 +1,4 @@
-"""What an annotation lets a value be, and how a sentence names that."""
+"""The values that an annotation allows, and their name in a sentence."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def optional(kind: Any) -> bool:
 
 
 def is_known(kind: Any) -> bool:
-    """Whether something is said of the values; of a kind that only code can make nothing is."""
+    """Whether the values can be checked; those that only code can make can't."""
     return all(
         m in (*TEXT, *NUMBERS, bool, type(None)) or is_choice(m) or is_list(m) or is_mapping(m) for m in members(kind)
     )
 
 
 def is_choice(kind: Any) -> bool:
-    """Whether the kind is one of several words."""
+    """Whether the kind is one of several literals."""
     return typing.get_origin(kind) is Literal
 
 
@@ -99,15 +99,15 @@ def _accepts(kind: Any, value: Any) -> bool:
 
 
 def named(kind: Any) -> str:
-    """The kind in words, as in `cycles is a whole number`; null is left out."""
-    words = {bool: "true or false", int: "a whole number", float: "a number"}
+    """The kind in a sentence, as in `cycles is a whole number`; null is left out."""
+    names = {bool: "true or false", int: "a whole number", float: "a number"}
     found = []
     for member in members(kind):
         if is_choice(member):
             found += [str(choice) for choice in typing.get_args(member)]
         elif member is not type(None):
             held = "a list" if is_list(member) else "{key: value, ...}" if is_mapping(member) else None
-            found.append(held or words.get(member, "text"))
+            found.append(held or names.get(member, "text"))
     return " or ".join(dict.fromkeys(found))
 
 

@@ -1,4 +1,4 @@
-"""What a command line gives: options, prompts in quotes, and whether keys, types and values can be."""
+"""The command line: options, prompts in quotes, and checks of keys, types and values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dollar.cli.declared import UNDECLARED, flat, kind_of, source_of
 from dollar.cli.settings import COMMANDS
 
 PACKAGE = Path(__file__).resolve().parents[1]
-# Beside the package in a checkout, inside it where it is installed.
+# Next to the package in a checkout, inside it where it is installed.
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"
 SHARED = "common"  # the folder of conf/ that holds what several yamls share, and no choices
 FURTHER = ("--config-dir", "-cd")  # a folder of the user's own with further choices
@@ -131,7 +131,7 @@ def composed(config_name: str, words: Sequence[str], groups: set[str], places: S
         key, equals, value = word.lstrip("+").partition("=")
         if equals and key in groups:
             chosen.append(f"{word.partition('=')[0]}={value.split(',')[0]}")
-        elif equals and key.endswith("._target_") and "," not in value:  # which says what the keys beside it are
+        elif equals and key.endswith("._target_") and "," not in value:  # which declares the other keys of its node
             chosen.append(word)
     further = [f"hydra.searchpath=[{','.join(quoted(f'file://{place}') for place in places[1:])}]"] * (len(places) > 1)
     try:

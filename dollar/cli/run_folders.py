@@ -35,7 +35,7 @@ def check_run(config: DictConfig, folder: Path) -> None:
 
 
 def check_init(config: DictConfig) -> None:
-    """Raise ValueError unless the student to start from, if any, has outputs of the meaning that is asked for."""
+    """Raise ValueError unless the student to start from, if any, has outputs of the configured meaning."""
     if config.init is None:
         return
     from dollar.export.student import read_card
@@ -58,7 +58,7 @@ def to_store(config: DictConfig) -> dict[str, Any]:
 
 
 def announce(config: DictConfig, run: Any, folder: Path, done: int) -> None:
-    """Say what is about to be trained, with guidance in both the paper's form and diffusers'."""
+    """Print what is about to be trained, with guidance in both the paper's form and diffusers'."""
     further = "".join(
         f" and {name} {t.beta:g}"
         for name, t in run.ingredients.objective.terms.items()
@@ -76,7 +76,7 @@ def announce(config: DictConfig, run: Any, folder: Path, done: int) -> None:
 
 
 def command_line() -> list[str]:
-    """What the command line gave, key=value."""
+    """The key=value settings of the command line."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 

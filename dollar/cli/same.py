@@ -1,4 +1,4 @@
-"""Whether the settings that are stored in a folder are the ones that are wanted."""
+"""A comparison of the settings stored in a folder with those of a command."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def check_same(
     """Raise ValueError if the settings stored at `path` differ from `now` in what decides the result.
 
     now: plain and resolved; way_out: what the user can do, which ends the sentence; free: keys, and what lies below
-    them, that may differ; config: the composed configuration that `now` was made of. A key that came after the file was
+    them, that may differ; config: the composed configuration that `now` comes from. A key that came after the file was
     written is taken to have had its default then, and one that only repeats another key is not missed.
     """
     try:
         before = flat(_plain(OmegaConf.load(path)))
-    except Exception as error:  # whatever is wrong with the file, what was trained there can't be told
+    except Exception as error:  # whatever is wrong with the file, what was trained there isn't known
         raise ValueError(
             f"{path.parent} holds a run, but its {path.name} can't be read ({type(error).__name__}), so it is not "
             f"known what was trained there. {way_out}"
@@ -56,7 +56,7 @@ def sources_of(config: DictConfig) -> dict[str, str]:
 
 
 def defaults_of(keys: Sequence[str]) -> dict[str, Any]:
-    """What keys of this command are where the command line gives nothing but which choices are taken."""
+    """The values of this command's keys where the command line gives nothing but choices of groups."""
     if not HydraConfig.initialized():
         return {}
     now, found = HydraConfig.get(), {}

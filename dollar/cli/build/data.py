@@ -28,7 +28,7 @@ def check_data(config: DictConfig) -> None:
 
 
 def build_data(config: DictConfig, teacher: Teacher) -> Samples:
-    """What conf/data names, made to fit the teacher and the run."""
+    """The samples of conf/data, in the teacher's sizes and with the run's seed."""
     fit = Fit(
         encode=teacher.codec.encode,
         normalise=lambda latents: teacher.codec.normalise(latents.to(teacher.device)),
@@ -40,7 +40,7 @@ def build_data(config: DictConfig, teacher: Teacher) -> Samples:
 
 
 def made_with(teacher: Teacher) -> dict[str, Any]:
-    """What stored latents must have been made with: the autoencoder, and clips of the teacher's speed."""
+    """What stored latents must agree with: the autoencoder, and clips of the teacher's speed."""
     found = {k: v for k, v in teacher.fingerprint().items() if not k.startswith(("text", "tokenizer"))}
     return {**found, "fps": float(teacher.fps)}
 

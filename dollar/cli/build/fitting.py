@@ -41,7 +41,7 @@ from dollar.training.monitors.best import Best
 FREE = ("out", "observations", "climb", "parallel", "save_every")
 
 
-STOPPED = 3  # exit code of a fit that was asked to stop and saved
+STOPPED = 3  # exit code of a fit that was stopped by a signal and saved
 
 
 class Fitted(NamedTuple):
@@ -91,7 +91,7 @@ def check(config: DictConfig) -> None:
 
 
 def new_surrogate(config: DictConfig, teacher: Teacher, pixel: PixelReward, prompt: str) -> LatentReward:
-    """A surrogate that has seen nothing; prompt: any that the teacher can encode."""
+    """A surrogate before its fit; prompt: any that the teacher can encode."""
     lrm: Any = OmegaConf.to_container(config.lrm, resolve=True)
     how, noised = lrm.pop("fit"), noise_of(config.lrm)
     del lrm["noise"], lrm["noised"]
@@ -103,7 +103,7 @@ def new_surrogate(config: DictConfig, teacher: Teacher, pixel: PixelReward, prom
 
 
 def identity(config: DictConfig, teacher: Teacher, data: Samples) -> dict[str, Any]:
-    """What a clip's latents and reward depend on, in words that a sentence can name."""
+    """What a clip's latents and reward depend on, by names for a sentence."""
     return {
         "reward": OmegaConf.to_container(config.reward, resolve=True),
         "teacher": [teacher.fingerprint(), weights_hash(teacher.denoiser.network), teacher.guidance_scale],
@@ -123,8 +123,8 @@ def fit(
 ) -> Fitted:
     """Fit the surrogate on rows, and leave it as it was when it followed the watched ones best.
 
-    Goes on where a fit of the same configuration was stopped; another one's state is removed. Asked to stop,
-    it saves and exits with code 3.
+    Goes on where a fit of the same configuration was stopped; another one's state is removed. Stopped by a
+    signal, it saves and exits with code 3.
     """
     remember(surrogate, latents, rows, config.batch, config.seed)
     folder, started = Path(config.out) / "fit", time.perf_counter()

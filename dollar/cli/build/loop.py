@@ -40,9 +40,9 @@ from dollar.training.validation import Scores, Validation
 
 
 def check(config: DictConfig, processes: int) -> Objective:
-    """The objective; ValueError, naming the key, for all that can be told before anything is loaded."""
+    """The objective; ValueError, naming the key, for all mistakes that show before anything is loaded."""
     objective = objective_of(config)
-    plan_of(config), validation_of(config), guard_of(config, objective), monitors_of(config, Guard())
+    timetable_of(config), validation_of(config), guard_of(config, objective), monitors_of(config, Guard())
     dtype_of(config, "dtype"), dtype_of(config, "teacher_dtype")
     check_steps(config.student.timesteps, config.student.steps)
     check_batch(config, objective, processes)
@@ -104,7 +104,7 @@ def check_optimizers(config: DictConfig, objective: Objective | None = None) -> 
             )
 
 
-def plan_of(config: DictConfig) -> Timetable:
+def timetable_of(config: DictConfig) -> Timetable:
     """How long and how often; ValueError names a key at fault."""
     watched = config.validation.first or config.guard.action != "none"
     every = config.validation.every
@@ -112,7 +112,7 @@ def plan_of(config: DictConfig) -> Timetable:
 
 
 class Run(NamedTuple):
-    """A run: its loop, and what its method is made of."""
+    """A run: its loop, and the ingredients of its method."""
 
     loop: Loop
     ingredients: Ingredients
@@ -121,7 +121,7 @@ class Run(NamedTuple):
 def build_run(
     config: DictConfig, world: World, teacher: Teacher, folder: Path, resume_cycle: int, rewards: Rewards | None = None
 ) -> Run:
-    """Everything that a run holds, ready for `load` or `train`; rewards: where they are made already."""
+    """Everything that a run holds, ready for `load` or `train`; rewards: where they are built already."""
     objective = check(config, world.size)
     rewards = rewards or rewards_of(config, objective)
     teacher = with_text(config, teacher)
@@ -187,7 +187,7 @@ def loop_of(
         validation = Validation(teacher, run.student, samplers, prompts, scores, log, run.world, **keys)
     student = run.roles["student"].parameters
     return Loop(
-        plan_of(config),
+        timetable_of(config),
         instantiate(config.method, _convert_="all")(run),
         learners_of(config, run.roles, run.surrogate if run.fitted else None, run.networks),
         run.world,
@@ -253,7 +253,7 @@ def term_networks(config: DictConfig, objective: Objective, teacher: Teacher, wo
 def learners_of(
     config: DictConfig, roles: Mapping[str, Role], surrogate: LatentReward | None, networks: Mapping[str, nn.Module]
 ) -> dict[str, Learner]:
-    """What is trained; the rates of student and fake score fall together, the others stay."""
+    """The learners; the rates of student and fake score fall together, the others stay."""
     fall = partial(falling, start=config.decay_from)
     found = {}
     for name, role in roles.items():
@@ -277,7 +277,7 @@ def learner_of(
 
 
 def monitors_of(config: DictConfig, guard: Guard) -> dict[str, Monitor]:
-    """What looks at the validations: the best score's keeper, the guard, and those of conf/monitors."""
+    """The monitors of the validations: the best score's keeper, the guard, and those of conf/monitors."""
     found: dict[str, Monitor] = {}
     patience, best = config.patience, config.keep_best
     if patience is not None and (patience < 1 or best is None):

@@ -13,10 +13,10 @@ from dollar.losses.term import Term
 
 def terms_of(config: DictConfig) -> dict[str, Term]:
     """The terms of the objective whose weight isn't 0."""
-    made = {name: instantiate(node, _convert_="all") for name, node in config.terms.items() if node is not None}
-    if below := [name for name, term in made.items() if term.beta < 0]:
-        raise ValueError(f"the weight of {below[0]} is {made[below[0]].beta}; it is 0 (off) or positive")
-    return {name: term for name, term in made.items() if term.beta > 0}
+    terms = {name: instantiate(node, _convert_="all") for name, node in config.terms.items() if node is not None}
+    if below := [name for name, term in terms.items() if term.beta < 0]:
+        raise ValueError(f"the weight of {below[0]} is {terms[below[0]].beta}; it is 0 (off) or positive")
+    return {name: term for name, term in terms.items() if term.beta > 0}
 
 
 def objective_of(config: DictConfig) -> Objective:

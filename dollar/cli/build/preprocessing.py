@@ -73,7 +73,7 @@ def settings_of(config: DictConfig) -> EncodingSettings:
 
 
 def deciding(config: DictConfig) -> dict[str, Any]:
-    """The keys that the folder's content depends on, besides its teacher, places and sizes."""
+    """The keys that the folder's content depends on, apart from its teacher, places and sizes."""
     return {
         **{key: config.data[key] for key in ("video_column", "caption_column", "stills")},
         "frozen_dtype": config.teacher.get("frozen_dtype", "float32"),
@@ -82,7 +82,7 @@ def deciding(config: DictConfig) -> dict[str, Any]:
 
 
 def check_made_by(out: Path, made_by: dict[str, Any]) -> None:
-    """Raise ValueError if the folder holds shards that something else made."""
+    """Raise ValueError if the folder holds shards of another origin."""
     from dollar.data.fingerprint import FINGERPRINT
 
     if (out / FINGERPRINT).is_file():

@@ -48,7 +48,7 @@ def check(config: DictConfig, processes: int) -> dict[str, Any]:
 
 
 def begun(config: DictConfig, work: Path) -> tuple[Path, bool]:
-    """Where the configuration of what is made is kept, and whether any of its stages has begun."""
+    """The file that keeps the configuration, and whether any of its stages has begun."""
     from dollar.pretraining.stages import begun as stages_begun
 
     states = stages_begun(work)
@@ -58,7 +58,7 @@ def begun(config: DictConfig, work: Path) -> tuple[Path, bool]:
 
 
 def decides(config: DictConfig) -> dict[str, Any]:
-    """The configuration without what only the other one of the two that can be made depends on."""
+    """The configuration without the keys that only the other of teacher and CLIP depends on."""
     stored: Any = OmegaConf.to_container(config, resolve=True)
     wanted = (*SHARED, *CLIP) if config.make == "clip" else set(stored) - {"make", *CLIP}
     return {key: value for key, value in stored.items() if key in wanted}
@@ -90,7 +90,7 @@ def make_teacher(config: DictConfig, work: Path, stages: dict[str, Any], world: 
 
 
 def make_clip(config: DictConfig, work: Path, stages: dict[str, Any], world: Any, precision: Any) -> None:
-    """The small CLIP of docs/clip.md, and what it can tell."""
+    """The small CLIP of docs/clip.md, and its measures."""
     from dollar.models.pipeline import Pipeline
     from dollar.pretraining.clip import Pictures, save_clip, train_clip
     from dollar.pretraining.clip_measures import measure
@@ -105,7 +105,7 @@ def make_clip(config: DictConfig, work: Path, stages: dict[str, Any], world: Any
         (out / "metrics.json").write_text(
             json.dumps(measure(network, tokenizer, shapes_codec(vae), config.seed), indent=2)
         )
-        print(f"the CLIP is in {config.out}, with what it can tell in metrics.json; its curves are in {work}")
+        print(f"the CLIP is in {config.out}, with its measures in metrics.json; its curves are in {work}")
 
 
 MAKERS: dict[str, Callable[..., None]] = {"teacher": make_teacher, "clip": make_clip}

@@ -1,4 +1,4 @@
-"""From configuration to what a student is steered by: rewards, the latent reward model, further terms, the guard."""
+"""From configuration to what leads a student: rewards, the latent reward model, further terms, the guard."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ def check_latent_reward(config: DictConfig, objective: Objective) -> None:
 
 def check_noise(lrm: DictConfig) -> None:
     """Raise ValueError where a stored latent reward model would be shown latents of another noise than in its fit."""
-    card, asked = read_reward_card(lrm.path), noise_of(lrm)
+    card, wanted = read_reward_card(lrm.path), noise_of(lrm)
     stored = None if card.get("noise") is None else tuple(card["noise"])
-    if stored == asked or card["model"].get("backbone") != lrm.backbone:  # another backbone is told as that
+    if stored == wanted or card["model"].get("backbone") != lrm.backbone:  # another backbone is reported elsewhere
         return
     fitted = "clean latents" if stored is None else f"latents at noise {list(stored)}"
     keys = "lrm.noised=false" if stored is None else f"lrm.noised=true and lrm.noise={list(stored)}"
     raise ValueError(
         f"the latent reward model in {lrm.path} was fitted to {fitted}, and here it would see "
-        f"{'clean ones' if asked is None else f'noise {list(asked)}'}; set {keys}"
+        f"{'clean ones' if wanted is None else f'noise {list(wanted)}'}; set {keys}"
     )
 
 
@@ -108,12 +108,12 @@ class Rewards(NamedTuple):
 
 
 def rewards_of(config: DictConfig, objective: Objective) -> Rewards:
-    """The rewards of a run, made before anything large is loaded, for a wrong path should be told at once.
+    """The rewards of a run, built before anything large is loaded, so that a wrong path is reported at once.
 
-    None where nobody would ask them.
+    None where nothing would use them.
     """
-    asked = objective.needs.pursues or config.validation.every > 0
-    return Rewards(*(reward_of(node) if asked else None for node in (config.reward, config.guard.reward)))
+    used = objective.needs.pursues or config.validation.every > 0
+    return Rewards(*(reward_of(node) if used else None for node in (config.reward, config.guard.reward)))
 
 
 def reward_of(node: DictConfig) -> Any:
@@ -153,24 +153,24 @@ def build_latent_reward(
 def check_rewards(
     pursued: PixelReward | None, guard: PixelReward | None, captions: Iterable[str], teacher: Teacher, o: Objective
 ) -> None:
-    """Raise ValueError where a reward can't judge the run's clips, or lacks the gradient that a term needs."""
+    """Raise ValueError where a reward can't score the run's clips, or lacks the gradient that a term needs."""
     wanting = [name for name, term in o.terms.items() if term.needs.reward == "gradient"]
     if wanting and pursued is not None and not pursued.differentiable:
         raise ValueError(
             f"the loss's {wanting[0]} needs the reward's gradient, and {pursued.name} has none; reach it through the "
             "latent reward model (loss=dollar) or by policy gradient (loss=ddpo)"
         )
-    asked = list(dict.fromkeys(captions))
+    distinct = list(dict.fromkeys(captions))
     frames, height, width = teacher.clip_shape
     gray = torch.full((1, frames, 3, height, width), 0.5, device=teacher.device)
     for pixel in (pursued, guard):
         if pixel is not None:
-            check_captions(pixel.reward, asked)
-            pixel.trial(gray, asked[:1])
+            check_captions(pixel.reward, distinct)
+            pixel.trial(gray, distinct[:1])
     for name in wanting:
         if pursued is not None:
             count = number_of(getattr(o.terms[name], "frames", None))
-            pursued.trial(gray[:, :count], asked[:1], gradient=True)
+            pursued.trial(gray[:, :count], distinct[:1], gradient=True)
             if count is not None and count < frames and getattr(pursued.reward, "sees_motion", False):
                 logger.warning(
                     f"note: {pursued.name} sees motion, and rg.frames={count} shows it {count} frames of {frames}"
@@ -178,12 +178,12 @@ def check_rewards(
 
 
 def check_captions(reward: Any, captions: Iterable[str]) -> None:
-    """Raise ValueError where a reward that knows which captions it can judge finds one that it can't."""
+    """Raise ValueError where a reward that knows which captions it can score finds one that it can't."""
     if hasattr(reward, "check"):
         try:
             reward.check(dict.fromkeys(captions))
         except ValueError as error:
             raise ValueError(
-                f"the reward {type(reward).__name__} can't judge these clips: {error} Name a reward that can, or train "
+                f"the reward {type(reward).__name__} can't score these clips: {error} Name a reward that can, or train "
                 "without one by reward=none beta_ft=0"
             ) from error

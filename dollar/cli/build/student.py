@@ -30,7 +30,9 @@ def write_student(run: Run, teacher: Teacher, config: DictConfig) -> None:
     assert loop.average is not None
     averages, weights, cycle = loop.average.average, dict[str, Tensor](), loop.cycle
     for name, parameter in run.ingredients.student.network.named_parameters():
-        gathered = whole(averages.get(name, parameter).detach())  # every process must ask, only the first keeps it
+        gathered = whole(
+            averages.get(name, parameter).detach()
+        )  # every process must call it, only the first keeps the result
         if loop.world.is_main:
             weights[name] = gathered.cpu()
     best = checkpoint.newest(loop.folder / "best") if loop.uses_best else None

@@ -72,9 +72,9 @@ def with_text(config: DictConfig, teacher: Teacher) -> Teacher:
 
 
 def check_text(config: DictConfig, teacher: Teacher, data: Samples, objective: Objective) -> None:
-    """Raise ValueError where stored prompts lack a caption, or the unconditional prompt where guidance asks for it.
+    """Raise ValueError where stored prompts lack a caption, or the unconditional prompt where guidance needs it.
 
-    Without this a run would end at the first sample that asks for it.
+    Without this a run would end at the first sample that needs it.
     """
     if config.teacher.get("text") != "stored":
         return
@@ -94,7 +94,7 @@ def check_guidance(objective: Objective, teacher: Teacher) -> None:
     if teacher.family.embeds_guidance and twice:
         raise ValueError(
             f"{' and '.join(twice)}, but {teacher.name} takes its guidance scale ({teacher.guidance_scale}) as an "
-            "input and has no second half; set "
+            "input and has no unconditional half; set "
             f"{' '.join(f'{name}.guidance_scale=1' for name in objective.guidance)}; teacher.guidance_scale is what it "
             "gets"
         )

@@ -40,8 +40,8 @@ def main(config: DictConfig) -> None:
     if config.observations is not None and not file.is_file():
         raise ValueError(f"observations is {config.observations}, but there is no {file}; leave it out")
     observed = Observations.at(file, identity(config, teacher, data))
-    asked = (config.clips, config.mismatched, config.made, config.made_clips, config.seed)
-    scoring = Scoring(teacher, data, pixel, *asked)
+    chosen = (config.clips, config.mismatched, config.made, config.made_clips, config.seed)
+    scoring = Scoring(teacher, data, pixel, *chosen)
     scoring.run(observed, file)
     rows = scoring.wanted(observed)
     if pixel.trouble:

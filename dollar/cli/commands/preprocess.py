@@ -49,7 +49,7 @@ def main(config: DictConfig) -> None:
 
 
 def encode(config: DictConfig, source: Source, lock: Lock, stop: Stop) -> bool:
-    """This process's part of the work, and of the report; whether it was asked to stop before the end."""
+    """This process's part of the work, and of the report; whether it was stopped before the end."""
     from hydra.utils import instantiate
 
     from dollar.data.encoding import Encoding, begin, check_buckets, fingerprint_of, report_on

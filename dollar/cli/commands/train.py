@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from dollar.cli.entry import check_folder_for
 from dollar.cli.run_folders import CONFIG, announce, check_init, check_run, last_reward, run_folder, to_store
 
-STOPPED = 3  # exit code of a run that was asked to stop and saved; in a sweep no further job is begun
+STOPPED = 3  # exit code of a run that was stopped by a signal and saved; in a sweep no further job is begun
 
 
 def main(config: DictConfig) -> float | None:

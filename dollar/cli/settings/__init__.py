@@ -1,4 +1,4 @@
-"""What may be set: one declaration a key, by command. A key's default and its meaning are in conf/.
+"""The settings: one declaration a key, by command. A key's default and its meaning are in conf/.
 
 Where a node has a `_target_`, the keys are those that this class or function takes, and are declared there.
 """

@@ -1,4 +1,4 @@
-"""What the declarations of settings share: places, objects that name their own class, keys that may change."""
+"""Common parts of the declarations of settings: places, objects that name their own class, keys that may change."""
 
 from __future__ import annotations
 

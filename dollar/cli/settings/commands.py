@@ -1,4 +1,4 @@
-"""The settings of the commands besides `train`."""
+"""The settings of all commands but `train`."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Preprocess:
     parallel: Parallel
     data: Clips
     out: Place | None
-    buckets: Any  # a list of sizes, or null; whoever reads them says what one looks like
+    buckets: Any  # a list of sizes, or null; checked where they are read
     windows: int
     batch: int
     latents_dtype: Literal["float32", "bfloat16", "float16"]
@@ -186,7 +186,7 @@ class Processes:
 class Pretrain:
     """conf/pretrain.yaml."""
 
-    make: str  # of what the command can make, which it names itself
+    make: str  # teacher or clip, checked by the command
     out: Free[Place]
     work: Free[Place]
     init: Place | None

@@ -22,7 +22,7 @@ class Validation:
 
 @dataclass
 class Guard:
-    """What is done against over-optimisation."""
+    """The guard against over-optimisation."""
 
     reward: Target
     action: Literal["none", "warn", "lower", "stop"]
@@ -33,7 +33,7 @@ class Guard:
 
 @dataclass
 class Log:
-    """What is logged beside the losses."""
+    """What is logged in addition to the losses."""
 
     trackers: list[str]
     gradients_every: int
