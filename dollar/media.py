@@ -27,7 +27,7 @@ SLUG = 60  # letters of the prompt kept in a file name
 
 @contextmanager
 def atomically(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside `path`, moved onto it when the block ends well and removed when it doesn't.
+    """A temporary path next to `path`, moved onto it when the block ends well and removed when it doesn't.
 
     The folder is made when missing. A reader therefore sees the old file or the whole new one.
     """

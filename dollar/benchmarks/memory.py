@@ -62,7 +62,7 @@ class Workload:
 
 class Count(NamedTuple):
     """Bytes that tensors take: weights (with buffers) and inputs; forward: at most, without a gradient; kept: between
-    forward and backward, besides weights and inputs; backward: at most, in forward and backward together. The last and
+    forward and backward, without weights and inputs; backward: at most, in forward and backward together. The last and
     `forward` hold weights and inputs too.
     """
 
@@ -105,9 +105,9 @@ class Tally(TorchDispatchMode):
         self.live -= size
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = function(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self.hold, made)
-        return made
+        result = function(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self.hold, result)
+        return result
 
 
 def count(work: Workload, fused: bool = True) -> Count:

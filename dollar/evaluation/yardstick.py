@@ -157,30 +157,30 @@ class Yardstick:
         """All measures of videos uint8 [N, T, C, H, W] of the first N pairs; count looks at fewer."""
         n = count or len(videos)
         videos, prompts = videos[:n], self.pairs.prompts[:n]
-        judged, features = self._judge(videos, prompts)
+        matches, features = self._matches(videos, prompts)
         diverse = min(n // VENDI_SEEDS, VENDI_PROMPTS) * VENDI_SEEDS  # diversity is of whole groups of seeds
-        first = Matches(*(field[:diverse] for field in judged))
+        first = Matches(*(field[:diverse] for field in matches))
         metrics: dict[str, Any] = {
             "clips": n,
-            **alignment(judged),
+            **alignment(matches),
             "frechet": self.sixteen.above_floor(features, self.real[:n], self.other[:n])._asdict(),
             "sharpness": sharpness(videos.float() / 255, self.videos[:n].float() / 255),
             "vendi": vendi_per_prompt(self.many.project(features[:diverse]), prompts[:diverse])._asdict(),
             "spread": spread(first, prompts[:diverse]),
         }
-        return Figures(metrics, judged.right.all(1).numpy(), judged.margins.mean(1).numpy())
+        return Figures(metrics, matches.right.all(1).numpy(), matches.margins.mean(1).numpy())
 
     def real_figures(self, count: int | None = None) -> Figures:
         """The measures of other real clips of the same prompts: what a perfect model would get."""
         return self.measure(self.others, count)
 
-    def _judge(self, videos: Tensor, prompts: list[str]) -> tuple[Matches, Tensor]:
-        judged, features = [], []
+    def _matches(self, videos: Tensor, prompts: list[str]) -> tuple[Matches, Tensor]:
+        matches, features = [], []
         for first in range(0, len(videos), 16):
             part = videos[first : first + 16].float() / 255
-            judged.append(self.verifier.match(part, prompts[first : first + 16]))
+            matches.append(self.verifier.match(part, prompts[first : first + 16]))
             features.append(self.features(part))
-        return Matches(*(torch.cat(field) for field in zip(*judged, strict=True))), torch.cat(features)
+        return Matches(*(torch.cat(field) for field in zip(*matches, strict=True))), torch.cat(features)
 
 
 def _follows_from(chosen: Pairs, training: Sequence[tuple[str, int]]) -> str:
@@ -206,7 +206,7 @@ def scored(pixel: PixelReward, videos: Tensor, prompts: Sequence[str]) -> dict[s
     """What a pixel reward says of videos uint8 [N, T, C, H, W]: mean and standard deviation, and of how many clips.
 
     A reward with `scores`, several numbers of a clip by name, gives each one's mean as well, and in `errors` its
-    standard error; where it makes its own of them, by `whole`, no clip is judged twice.
+    standard error; where it makes its own of them, by `whole`, no clip is scored twice.
     """
     several: Any = getattr(pixel.reward, "scores", None)
     whole: Any = getattr(pixel.reward, "whole", None)

@@ -133,7 +133,7 @@ def activations(setup: Setup) -> int:
 
 
 def gathered(setup: Setup) -> int:
-    """An estimate of the weights that a process gathers for the work, besides its own share.
+    """An estimate of the weights that a process gathers for the work, in addition to its own share.
 
     Of a sharded network all that is outside its blocks, the block at work, the next one, and one block's gradients.
     Under a lower precision the forward keeps a cast copy of all weights.

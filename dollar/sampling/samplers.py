@@ -32,8 +32,8 @@ def teacher_sampler(teacher: Teacher, steps: int = 50, guidance_scale: float | N
     schedule = teacher.denoiser.schedule
     if teacher.family.embeds_guidance and guidance_scale is not None:
         raise ValueError(
-            f"guidance_scale is {guidance_scale}, but {teacher.name} is told its scale and has no second half; give "
-            f"teacher.guidance_scale={guidance_scale:g}"
+            f"guidance_scale is {guidance_scale}, but {teacher.name} takes its scale as an input and has no "
+            f"unconditional half; give teacher.guidance_scale={guidance_scale:g}"
         )
     # A network that takes its scale as an input needs no further guidance.
     own = 1.0 if teacher.family.embeds_guidance else teacher.guidance_scale
@@ -71,11 +71,11 @@ def make_latents(
     sampler: Sampler, teacher: Teacher, prompts: Sequence[str], seeds: Sequence[int], batch: int = 16, show: bool = True
 ) -> Tensor:
     """Latents [N, C, F, h, w] of N (prompt, seed) pairs; a pair's clip does not depend on the others in its batch."""
-    made = []
+    latents = []
     for first in progress(range(0, len(prompts), batch), f"{sampler.name}, {sampler.steps} steps", active=show):
         part = slice(first, first + batch)
-        made.append(sampler.diffusion(generators(seeds[part]), teacher.text(prompts[part])))
-    return torch.cat(made)
+        latents.append(sampler.diffusion(generators(seeds[part]), teacher.text(prompts[part])))
+    return torch.cat(latents)
 
 
 def decode(teacher: Teacher, latents: Tensor, show: bool = True) -> Tensor:

@@ -30,7 +30,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class StopRequest(Protocol):
-    """Whether the command was asked to stop; `busy` holds its end back until what was encoded is written."""
+    """Whether a stop of the command was requested; `busy` holds its end back until what was encoded is written."""
 
     requested: bool
 
@@ -107,7 +107,7 @@ class Encoding:
     def run(self, stop: StopRequest | None = None) -> None:
         """Encode and write; ValueError when too many clips can't be used, or no space is left.
 
-        When it is asked to stop, what was read so far is written and `stopped` is set.
+        When a stop is requested, what was read so far is written and `stopped` is set.
         """
         stop = stop or NoStop()
         try:

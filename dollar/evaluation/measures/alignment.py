@@ -7,7 +7,7 @@ from dollar.rewards.shapes import Matches
 
 
 def alignment(matches: Matches) -> dict[str, float | dict[str, float]]:
-    """Fractions of a matches's clips that are right, and their mean reward.
+    """Fractions of the clips that are right, and their mean reward.
 
     alignment: all five attributes right; attributes: each one right, by name; reward: mean of the margins.
     """

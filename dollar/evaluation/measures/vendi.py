@@ -48,19 +48,19 @@ def spread(matches: Matches, prompts: list[str]) -> dict[str, float]:
 
     position: of the mean centre, pixels a coordinate, over all prompts; phase: circular, radians, over circling
     prompts; speed: pixels a frame, over prompts that move in a line. Phase and speed are of the clips that do move as
-    asked; a figure is nan when fewer than two clips of every prompt do.
+    their captions say; a figure is nan when fewer than two clips of every prompt do.
     """
     position, phase, speed = [], [], []
     for prompt, indices in by_prompt(prompts, len(matches.position)).items():
         motion = shapes.parse(prompt).motion
         position.append(matches.position[indices].double().var(0).mean().sqrt())
-        as_asked = indices[matches.right[indices, 3].cpu()]
-        if len(as_asked) < 2 or motion == "standing still":
+        moving = indices[matches.right[indices, 3].cpu()]
+        if len(moving) < 2 or motion == "standing still":
             continue
         if motion == "circling around":
-            phase.append(circular_sd(matches.phase[as_asked]))
+            phase.append(circular_sd(matches.phase[moving]))
         else:
-            speed.append(matches.speed[as_asked].double().std())
+            speed.append(matches.speed[moving].double().std())
 
     def mean(values: list[Tensor]) -> float:
         return float(torch.stack(values).mean()) if values else float("nan")
