@@ -62,10 +62,10 @@ class Samples(Protocol):
 
 
 class Fit(NamedTuple):
-    """What only the teacher and the run know, for data to be made to fit them.
+    """What only the teacher and the run know, so that data can fit them.
 
     normalise: latents [B, C, F, h, w] as the autoencoder gives them to the teacher's. shape: (C, F, h, w) of one clip.
-    fingerprint: gives what stored latents must have been made with.
+    fingerprint: gives the values that stored latents must agree with.
     """
 
     encode: Encode

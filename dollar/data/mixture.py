@@ -68,7 +68,7 @@ class Mixture:
     def batch(self, samples: Sequence[int], latents: bool = True) -> Batch:
         """The batch of these global sample indices, in their order."""
         prompts, keys = [""] * len(samples), [(0, 0)] * len(samples)
-        made: dict[int, torch.Tensor] = {}
+        rows: dict[int, torch.Tensor] = {}
         for number, places in self._by_source(samples).items():
             batch = self.sources[number].batch([position for _, position in places], latents)
             first = int(self.captions.first[number])
@@ -76,11 +76,11 @@ class Mixture:
                 clip, window = batch.keys[row]
                 prompts[place], keys[place] = batch.prompts[row], (first + clip, window)
                 if batch.latents is not None:
-                    made[place] = batch.latents[row]
-        return Batch(prompts, torch.stack([made[i] for i in range(len(samples))]) if latents else None, keys)
+                    rows[place] = batch.latents[row]
+        return Batch(prompts, torch.stack([rows[i] for i in range(len(samples))]) if latents else None, keys)
 
     def ahead(self, samples: Sequence[int]) -> None:
-        """Tell each source which of its own samples come soon."""
+        """Announce to each source which of its own samples come soon."""
         for number, places in self._by_source(samples).items():
             self.sources[number].ahead([position for _, position in places])
 

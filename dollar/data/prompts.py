@@ -42,7 +42,7 @@ class PromptData:
         """The prompts of these global sample indices; raises ValueError where latents are requested."""
         if latents:
             raise ValueError(
-                "this data has prompts alone, and latents of clips were asked for; set beta_cd=0 and "
+                "this data has prompts alone, and latents of clips are needed; set beta_cd=0 and "
                 "student.input=simulate, or give clips with data=clips or data=latents"
             )
         places = [self._place(i) for i in samples]

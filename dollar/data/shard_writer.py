@@ -52,7 +52,7 @@ class ShardWriter:
         stored = self._columns(row)
         if self._shard is None:
             path = self._open.enter_context(atomically(self.folder / f"{self.part}-{self.number:05d}.parquet"))
-            # Latents are noise to a compressor, and statistics would repeat whole tensors. Checksums tell of a damaged
+            # Latents are noise to a compressor, and statistics would repeat whole tensors. Checksums show a damaged
             # page when it is read.
             settings = {"compression": "none", "use_dictionary": False, "write_statistics": False}
             self._shard = self._open.enter_context(pq.ParquetWriter(path, SCHEMA, write_page_checksum=True, **settings))

@@ -45,7 +45,7 @@ class RowGroup(NamedTuple):
         """The tensor of a row of all shards in float32; ValueError where there is none, or not all of it is finite."""
         found, place = self.tensor(row, name), self.start + row - self.first
         if found is None:
-            raise ValueError(f"row {place} of {self.path} has no {name}, though its index told of one; write it again")
+            raise ValueError(f"row {place} of {self.path} has no {name}, though its index lists one; write it again")
         found = found.float()
         if not found.isfinite().all():
             raise ValueError(

@@ -101,7 +101,7 @@ def _folder(folder: Path, video_column: str | None, caption_column: str | None) 
         return Listing([_pair(p, folder) for p in (top if set(top) & set(pairs) else pairs)])
     if tars := [p for p in below if p.suffix.lower() == ".tar"]:
         return _full(folder, Tars(_below(folder, tars)))
-    # Hugging Face leaves its own caches beside the data.
+    # Hugging Face leaves its own caches next to the data.
     if tables := [p for p in below if p.suffix.lower() in TABLES and not p.name.startswith("cache-")]:
         return _full(folder, Tables(_below(folder, tables), folder, video_column, caption_column))
     if top:
@@ -111,12 +111,12 @@ def _folder(folder: Path, video_column: str | None, caption_column: str | None) 
 
 
 def _hidden(path: Path, folder: Path) -> bool:
-    """Whether a name below the folder begins with a dot: caches, and what other systems leave beside a file."""
+    """Whether a name below the folder begins with a dot: caches, and what other systems leave next to a file."""
     return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def _is_file(path: Path) -> bool:
-    """Whether it is a file, or can't be looked at, which the reading of it tells."""
+    """Whether it is a file, or can't be looked at, which reading it reports."""
     try:
         return path.is_file()
     except OSError:
@@ -124,7 +124,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _one_picture(media: Sequence[Path]) -> list[Path]:
-    """The same without the pictures beside a video of their name, or another picture: thumbnails, as a rule."""
+    """The same without the pictures next to a video of their name, or another picture: thumbnails, as a rule."""
     videos = {p.with_suffix("") for p in media if p.suffix.lower() in VIDEOS}
     first = {p.with_suffix(""): p for p in reversed(media)}
     return [p for p in media if p.suffix.lower() in VIDEOS or (first[s := p.with_suffix("")] == p and s not in videos)]
@@ -210,7 +210,7 @@ def _row(table: Path, line: int, row: object) -> Entry | Skipped:
 
 
 def _pair(path: Path, folder: Path) -> Entry | Skipped:
-    """The clip of a video or picture with a text file of the same name beside it."""
+    """The clip of a video or picture with a text file of the same name next to it."""
     id, text = plain(path.relative_to(folder).as_posix()), path.with_suffix(".txt")
     try:
         caption = decode_utf8(text.read_bytes(), text).strip()

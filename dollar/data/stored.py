@@ -300,7 +300,7 @@ class StoredText(Generic[C]):
             place += 1
         raise ValueError(
             f"the prompt {prompt[:60]!r} is not stored in {self._where()}, neither as a caption nor in {NULLS} as the "
-            "empty or the negative prompt. If guidance asks for it, give data.nulls=FOLDER, which any run of "
+            "empty or the negative prompt. If guidance needs it, give data.nulls=FOLDER, which any run of "
             "launch/preprocess.py with this teacher makes, of one clip too; else give it to launch/preprocess.py, or "
             "load the text encoder with teacher.text=online"
         )

@@ -60,7 +60,7 @@ class Span(NamedTuple):
 
 
 class Tables:
-    """The rows of tables with a column of videos and one of captions; only what is asked for is read.
+    """The rows of tables with a column of videos and one of captions; only what is needed is read.
 
     files: (name, path) of each table; a clip's id is `name:row`. folder: what relative paths in the column refer to.
     A video is bytes, a struct of bytes and path (as Hugging Face stores it), or a path. ValueError where no file has
@@ -144,8 +144,8 @@ class Tables:
 
     def _beside(self, index: int, path: str) -> Path:
         """The file that a path in a row means: relative to the folder, or to the table."""
-        beside = self.spans[self._place(index)[0]].path.parent / path
-        return beside if not (self.folder / path).is_file() and beside.is_file() else self.folder / path
+        neighbour = self.spans[self._place(index)[0]].path.parent / path
+        return neighbour if not (self.folder / path).is_file() and neighbour.is_file() else self.folder / path
 
     def _value(self, column: str, index: int) -> Any:
         number, row = self._place(index)

@@ -112,7 +112,7 @@ def _matched(key: str, members: Sequence[Member]) -> list[_Sample]:
             return [_sample(key, files, texts[txts[0]][0] if txts else None)]
         several = f"{files[0]} has the captions {', '.join(texts[t][0].name for t in txts[:2])}; give one its own name."
         return [_Sample(key, files[0], None, "two captions of one key", several)]
-    if videos or not samples:  # beside what has a caption, a picture is a thumbnail
+    if videos or not samples:  # next to a clip with a caption, a picture is a thumbnail
         for stem, files in left.items():
             says = f"{files[0]} is not alone with the key {key}, and no caption has its whole name."
             samples.append(_Sample(stem, files[0], None, "two videos of one key", says))
@@ -167,7 +167,7 @@ def _scan(path: Path) -> tuple[dict[str, list[Member]], str]:
                     return keys, f"it ends within {plain(info.name)}"
                 name = plain(info.name.removeprefix("./"))
                 folder, _, base = name.rpartition("/")
-                if base.startswith("."):  # what other systems leave beside a file
+                if base.startswith("."):  # what other systems leave next to a file
                     continue
                 # As WebDataset cuts names: the key ends at the first dot after the folder.
                 key = f"{folder}/{base.split('.')[0]}" if folder else base.split(".")[0]

@@ -173,9 +173,7 @@ def notes(facts: Facts) -> list[str]:
         counted = f"`num_inference_steps` may be {' or '.join(map(str, counts))}; it was trained for no other."
     if facts.embeds_guidance:
         scale = facts.calls[counts[0]]["guidance_scale"]
-        guidance = (
-            f"The network is told a guidance scale and was trained at {scale:g}: leave `guidance_scale={scale:g}`."
-        )
+        guidance = f"The network reads a guidance scale and was trained at {scale:g}: leave `guidance_scale={scale:g}`."
     elif facts.tuned:
         scale = facts.calls[counts[0]]["guidance_scale"]
         guidance = f"Guidance is not within it, as it isn't within its teacher: `guidance_scale={scale:g}` is both's."

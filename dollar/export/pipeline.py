@@ -90,7 +90,7 @@ def files_of(place: Path) -> list[Path]:
 
 
 def call_of(teacher: Teacher, steps: int, guided: bool = False) -> dict[str, Any]:
-    """The exported pipeline's arguments besides the prompt; no sizes that are its own defaults.
+    """The exported pipeline's arguments other than the prompt; no sizes that are its own defaults.
 
     guided: sampled with guidance, as its teacher is.
     """

@@ -36,7 +36,7 @@ def training(
 
 
 def further(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The loss's terms besides the paper's three that have a weight, by name."""
+    """The loss's terms other than the paper's three that have a weight, by name."""
     terms = (config.get("terms") or {}).items()
     return {name: term for name, term in terms if name not in MAIN and term and term.get("beta", 1) > 0}
 

@@ -112,7 +112,7 @@ def save_student(
 ) -> None:
     """Write transformer/, scheduler/ and student.json; the scheduler is that of the longest grid.
 
-    lora: the factors of a student that is a LoRA, which is merged in `network`; written beside it for the pipeline's
+    lora: the factors of a student that is a LoRA, which is merged in `network`; written next to it for the pipeline's
     load_lora_weights.
     """
     longest = samplers[max(samplers)]

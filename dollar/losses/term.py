@@ -93,7 +93,7 @@ class Context:
 
 
 class Sample(NamedTuple):
-    """The student's sample: x [B, C, F, h, w] at its k-th time, and the single-step prediction x_hat made of it."""
+    """The student's sample: x [B, C, F, h, w] at its k-th time, and the single-step prediction x_hat of it."""
 
     x: Tensor
     k: int

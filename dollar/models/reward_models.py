@@ -93,7 +93,7 @@ def save_reward_model(folder: Path, model: nn.Module, teacher: Teacher, card: Ma
 def load_reward_model(folder: str | Path, teacher: Teacher, expected: Mapping[str, Any] | None = None) -> StoredModel:
     """The network that `save_reward_model` wrote, for a teacher with the same latents.
 
-    expected: keys of `lrm` that the network must have been made with, where the configuration states them. ValueError
+    expected: keys of `lrm` that the network must have been built with, where the configuration states them. ValueError
     where the folder lacks something or holds another network.
     """
     folder = Path(folder)

@@ -40,7 +40,7 @@ class StopRequest(Protocol):
 
 
 class NoStop:
-    """Nobody asks to stop."""
+    """Never stops."""
 
     requested = False
 

@@ -1,4 +1,4 @@
-"""How far clips of the shapes world show what their captions ask for."""
+"""How far clips of the shapes world show what their captions say."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ def sample_rows(
     """About `shown` of the clips that every system made, uint8 [N, T, C, H, W], as rows."""
     rows = []
     for i in range(0, COMPARED, max(1, COMPARED // shown)):
-        made = {name: media.to_uint8(videos[i].float() / 255) for name, videos in clips.items()}
-        rows.append(SampleRow(prompts[i], seeds[i], made))
+        pictures = {name: media.to_uint8(videos[i].float() / 255) for name, videos in clips.items()}
+        rows.append(SampleRow(prompts[i], seeds[i], pictures))
     return rows
 
 
