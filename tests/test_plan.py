@@ -26,7 +26,7 @@ from dollar.models.teacher import Teacher
 from dollar.parallel.world import World
 from dollar.planning.memory import Setup, checkpoint_bytes, elements, memory, remedies, roles, way_to_fit
 from dollar.planning.work import Cycle, TermWork, forwards, most_kept
-from dollar.training.comparison import Comparison
+from dollar.training.comparison import GradientComparison
 from dollar.training.loop import Loop
 
 PUBLISHED = {
@@ -352,9 +352,9 @@ def test_comparing_gradients_holds_what_the_plan_says(
     setup = setup_of(config, tiny_outline, measure(tiny_outline, torch.float32))
     count = sum(math.prod(shape) for shape in setup.shapes)
     alive: list[int] = []
-    scalars = Comparison.scalars
+    scalars = GradientComparison.scalars
 
-    def spied(self: Comparison, world: World) -> dict[str, float]:
+    def spied(self: GradientComparison, world: World) -> dict[str, float]:
         lists = [o for o in gc.get_objects() if type(o) is list and len(o) == len(setup.shapes)]
         copies = [o for o in lists if all(type(t) is Tensor for t in o) and sum(t.numel() for t in o) == count]
         moments = [t for o in self.learner.optimizers for s in o.state.values() for t in s.values()]
@@ -364,7 +364,7 @@ def test_comparing_gradients_holds_what_the_plan_says(
         alive.append(len(fresh))
         return scalars(self, world)
 
-    monkeypatch.setattr(Comparison, "scalars", spied)
+    monkeypatch.setattr(GradientComparison, "scalars", spied)
     gc.collect()  # what earlier tests left
     trainer.run_cycle(1)
     # While the last term was taken down, the gradients before it were there as well.
