@@ -1,4 +1,4 @@
-"""What dollar says while it works: one logger called `dollar`, and progress bars.
+"""Messages of a running command: one logger called `dollar`, and progress bars.
 
 A library's user hears nothing until a handler is set up, be it their own or `speak`'s.
 """

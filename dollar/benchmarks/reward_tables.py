@@ -75,10 +75,10 @@ def table_1(counts: Mapping[tuple[str, int, Variant], Count], parameters: Mappin
     header = ["", "parameters: paper", "ours", "forward: paper", "ours, as there", "backward: paper", "ours, as there"]
     rows = []
     for kind in LRMS:
-        said, one = PAPER.get(kind, ("—",) * 3), counts[kind, 1, AS_PAPER]
+        printed, one = PAPER.get(kind, ("—",) * 3), counts[kind, 1, AS_PAPER]
         whole = f"{mib(counts[kind, WHOLE, HALF].backward)} MiB"
-        ours = [as_there(one.forward, 1), said[2], as_there(one.backward, 2)]
-        rows.append([kind, said[0], f"{parameters[kind]:,}", said[1], *ours, whole])
+        ours = [as_there(one.forward, 1), printed[2], as_there(one.backward, 2)]
+        rows.append([kind, printed[0], f"{parameters[kind]:,}", printed[1], *ours, whole])
     full, least = counts[CLIP, MOST, AS_PAPER], counts[CLIP, MOST, HALF]
     clip = [f"CLIP ViT-H/14, {MOST} frames", PAPER_CLIP[0], f"{tower:,} of {parameters[CLIP]:,}", PAPER_CLIP[1]]
     clip += [f"{gib(full.forward)} GiB", PAPER_CLIP[2], f"{gib(full.backward)} GiB", f"{gib(least.backward)} GiB"]

@@ -1,4 +1,4 @@
-"""A run's folder: its name, the configuration it keeps, and what is said at its beginning and end."""
+"""A run's folder: its name, the configuration it keeps, and the messages at its beginning and end."""
 
 from __future__ import annotations
 

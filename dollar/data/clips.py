@@ -30,7 +30,7 @@ SENTENCES = 20  # skipped files that a printed report names
 TIE = 2e-3  # seconds
 MOST_REPEATED = 2  # frames that one picture may stand for; more of them would be a motion that stutters
 STRETCHED = 16.0  # a stated width of a pixel, or height, beyond which the header is not believed
-NOT_BAD = {"still image"}  # causes of skipping that say nothing against the folder
+NOT_BAD = {"still image"}  # causes of skipping that are no fault of the folder
 # What PyAV and PIL raise on damaged files; FFmpegError is not always an OSError or a ValueError.
 DECODING_ERRORS = (
     *(av.FFmpegError, OSError, ValueError, SyntaxError, EOFError, ArithmeticError, struct.error),
@@ -324,7 +324,7 @@ def _pictures(container: av.container.InputContainer, start: float) -> Iterator[
 
 
 def _pixel(container: av.container.InputContainer) -> float:
-    """Width of a pixel over its height, by the headers; 1 where they don't say or can't be believed."""
+    """Width of a pixel over its height, by the headers; 1 where they have none or can't be believed."""
     stated = container.streams.video[0].sample_aspect_ratio if container.streams.video else None
     return float(stated) if stated and 1 / STRETCHED < stated < STRETCHED else 1.0
 

@@ -31,7 +31,7 @@ def nulls_of(place: Path, expected: Mapping[str, Any]) -> dict[str, Text]:
 
 
 def check_fingerprint(path: Path, expected: Mapping[str, Any]) -> None:
-    """Raise ValueError where the folder says that it was made with something else than this teacher.
+    """Raise ValueError where the folder was encoded by something else than this teacher.
 
     expected: as the folder's own file has them; `fps` is the clips' speed there.
     """

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dollar.data.shard_format import LATENT, known_dtype, open_shard, sentences_about, tensor_columns
 
-SOUND, NO_CAPTION, NO_TENSOR, UNKNOWN_TYPE = range(4)  # what an index says of a row
+SOUND, NO_CAPTION, NO_TENSOR, UNKNOWN_TYPE = range(4)  # the states of a row in an index
 
 
 class RowGroup(NamedTuple):

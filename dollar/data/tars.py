@@ -42,7 +42,7 @@ class Member(NamedTuple):
 
 
 class _Sample(NamedTuple):
-    """The video (or picture) of a clip and what holds its caption; `problem` is why it can't be used."""
+    """The video (or picture) of a clip and the file of its caption; `problem` is why it can't be used."""
 
     id: str
     picture: Member | None
@@ -114,8 +114,8 @@ def _matched(key: str, members: Sequence[Member]) -> list[_Sample]:
         return [_Sample(key, files[0], None, "two captions of one key", several)]
     if videos or not samples:  # next to a clip with a caption, a picture is a thumbnail
         for stem, files in left.items():
-            says = f"{files[0]} is not alone with the key {key}, and no caption has its whole name."
-            samples.append(_Sample(stem, files[0], None, "two videos of one key", says))
+            reason = f"{files[0]} is not alone with the key {key}, and no caption has its whole name."
+            samples.append(_Sample(stem, files[0], None, "two videos of one key", reason))
     if not films and texts:
         samples.append(_Sample(key, None, next(iter(texts.values()))[0]))
     return samples
@@ -136,10 +136,10 @@ def _sample(id: str, files: Sequence[Member], text: Member | None) -> _Sample:
     if len(files) == 1 or (file.suffix.lower() in STILLS and all(f.name != file.name for f in files[1:])):
         return _Sample(id, file, text)
     if files[1].name == file.name:
-        says = f"{file} is in its tar twice; give each video a name of its own."
-        return _Sample(id, file, text, "listed twice", says)
-    says = f"{file} and {files[1].name} have one name but for the ending; give each video a name of its own."
-    return _Sample(id, file, text, "two videos of one key", says)
+        reason = f"{file} is in its tar twice; give each video a name of its own."
+        return _Sample(id, file, text, "listed twice", reason)
+    reason = f"{file} and {files[1].name} have one name but for the ending; give each video a name of its own."
+    return _Sample(id, file, text, "two videos of one key", reason)
 
 
 def _caption(member: Member) -> str:

@@ -203,7 +203,7 @@ def difference(
 
 
 def scored(pixel: PixelReward, videos: Tensor, prompts: Sequence[str]) -> dict[str, Any]:
-    """What a pixel reward says of videos uint8 [N, T, C, H, W]: mean and standard deviation, and of how many clips.
+    """A pixel reward's scores of videos uint8 [N, T, C, H, W]: mean and standard deviation, and of how many clips.
 
     A reward with `scores`, several numbers of a clip by name, gives each one's mean as well, and in `errors` its
     standard error; where it makes its own of them, by `whole`, no clip is scored twice.

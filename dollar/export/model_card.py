@@ -18,7 +18,7 @@ LIBRARIES = ("diffusers", "transformers", "torch", "dollar")
 
 @dataclass
 class Facts:
-    """What the card says of one export.
+    """The facts of one export that its card states.
 
     card: the student's; calls: the pipeline's arguments by step count; times: [K] as the network sees them; run: the
     folder of its run, None where there is none; lora: a sentence about it, None for none; averaged: which weights;

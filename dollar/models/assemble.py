@@ -75,7 +75,7 @@ def assemble(
     """Put a family's teacher together from a diffusers folder or hub id; ValueError says what is missing or disagrees.
 
     settings: those of `TeacherSettings`. weights: whether the transformer's are read; if not, its parameters are on the
-    meta device, for whoever fills them in (a LoRA to be merged, or a file with names of its own, needs them all the
+    meta device, for the caller to fill in (a LoRA to be merged, or a file with names of its own, needs them all the
     same).
     """
     s = TeacherSettings(**settings)

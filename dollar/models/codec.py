@@ -38,7 +38,7 @@ class Codec:
 
     ratio: pixel frames for each latent frame after the first, which holds one. clips: how many clips go through at
     once, which bounds memory; it is always this many (the last is repeated where clips are too few), so that a clip's
-    numbers don't depend on its company to the last bit and a resumed run is the same whatever was cached. On a CPU two
+    numbers don't depend on its batch to the last bit and a resumed run is the same whatever was cached. On a CPU two
     are three times as fast as one: torch has a slow convolution for one.
     chunk_frames: how many latent frames go through at once, null for all; for autoencoders that don't go through time
     by themselves. Each chunk sees `context` more on both sides, at least 1, which are thrown away again: what lies

@@ -173,8 +173,8 @@ class Teacher:
         """Write the scheduler/ of a student with this sampler and meaning of its output."""
         self.check_prediction(prediction)
         saved = self.family.student_scheduler(sampler.configured, sampler.between)
-        if (says := self.family.predictions[prediction.name]) is not None:
-            saved.register_to_config(prediction_type=says)
+        if (prediction_type := self.family.predictions[prediction.name]) is not None:
+            saved.register_to_config(prediction_type=prediction_type)
         saved.save_pretrained(folder / "scheduler")
 
     def check_prediction(self, prediction: Prediction) -> None:

@@ -208,9 +208,9 @@ def train_clip(
         batch = batch_of(pools(), world.own(step * stage.batch, stage.batch), seed)
         with torch.autocast(world.device.type, precision, enabled=precision != torch.float32):
             shown = embed_pictures(network, batch.pictures.to(world.device))
-            said = embed_texts(network, tokenizer, batch.texts)
+            captions = embed_texts(network, tokenizer, batch.texts)
         scale = network.logit_scale.exp()
-        total = contrastive(shown, said, batch.odds.to(world.device), scale)
+        total = contrastive(shown, captions, batch.odds.to(world.device), scale)
         return {"total": total, "scale": scale}
 
     run_stage(folder / "clip", stage, network, optimizers, loss, world, average)
@@ -279,5 +279,5 @@ def cosines(network: Any, tokenizer: Any, pictures: Tensor, texts: Sequence[str]
     """[N, B] on the CPU of pictures [N, 3, H, W] in [0, 1] with B texts."""
     device = network.logit_scale.device
     shown = torch.cat([embed_pictures(network, part.to(device)) for part in pictures.split(64)])
-    said = torch.cat([embed_texts(network, tokenizer, texts[i : i + 256]) for i in range(0, len(texts), 256)])
-    return (shown @ said.T).cpu()
+    captions = torch.cat([embed_texts(network, tokenizer, texts[i : i + 256]) for i in range(0, len(texts), 256)])
+    return (shown @ captions.T).cpu()

@@ -223,14 +223,14 @@ def _read(files: Sequence[Path], key: str, only: str | None) -> Read:
         )
     try:
         if is_open_clip(state):
-            said = read_json(folder / "open_clip_config.json")
-            config, pictures = geometry(state, said), said.get("preprocess_cfg", {})
+            settings = read_json(folder / "open_clip_config.json")
+            config, pictures = geometry(state, settings), settings.get("preprocess_cfg", {})
             mean, std, shortest = pictures.get("mean", MEAN), pictures.get("std", STD), None
             state = from_open_clip(state)
         else:
             config = _transformers_config(folder)
-            said = read_json(folder / "processor_config.json").get("image_processor", {})
-            pictures = read_json(folder / "preprocessor_config.json") or said
+            settings = read_json(folder / "processor_config.json").get("image_processor", {})
+            pictures = read_json(folder / "preprocessor_config.json") or settings
             mean, std = pictures.get("image_mean", MEAN), pictures.get("image_std", STD)
             size = pictures.get("size")
             shortest = size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size

@@ -36,7 +36,7 @@ BLOCK = {
     "mlp.c_proj": "mlp.fc2",
 }
 HEAD_WIDTHS = {"vision": 80, "text": 64}  # of ViT-H-14, which is HPSv2's and PickScore's
-UNSAID = {"head_width": 64, "heads": 8}  # what open_clip takes where its config says nothing
+USUAL = {"head_width": 64, "heads": 8}  # open_clip's own defaults
 
 
 def is_open_clip(state: Mapping[str, Tensor]) -> bool:
@@ -81,16 +81,16 @@ def geometry(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str
     lacking = [name for name in (*WHOLE, *TURNED) if name not in state]
     if lacking:
         raise ValueError(f"{', '.join(lacking[:3])} missing among the tensors of an open_clip ViT")
-    said = dict(config.get("model_cfg", config))
+    settings = dict(config.get("model_cfg", config))
     patch = state["visual.conv1.weight"].shape[-1]
     side = math.isqrt(len(state["visual.positional_embedding"]) - 1)
     vision = _tower(state, "visual.transformer.resblocks.", state["visual.conv1.weight"].shape[0])
     text = _tower(state, "transformer.resblocks.", state["token_embedding.weight"].shape[1])
-    act = "quick_gelu" if said.get("quick_gelu") else "gelu"
+    act = "quick_gelu" if settings.get("quick_gelu") else "gelu"
     width, heads = HEAD_WIDTHS["vision"], text["hidden_size"] // HEAD_WIDTHS["text"]
-    if said:
-        width = int(dict(said.get("vision_cfg") or {}).get("head_width", UNSAID["head_width"]))
-        heads = int(dict(said.get("text_cfg") or {}).get("heads", UNSAID["heads"]))
+    if settings:
+        width = int(dict(settings.get("vision_cfg") or {}).get("head_width", USUAL["head_width"]))
+        heads = int(dict(settings.get("text_cfg") or {}).get("heads", USUAL["heads"]))
     if width < 1 or heads < 1 or vision["hidden_size"] % width or text["hidden_size"] % heads:
         raise ValueError(
             f"heads of width {width} and {heads} heads don't fit towers of {vision['hidden_size']} and "

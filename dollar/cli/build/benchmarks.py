@@ -14,11 +14,11 @@ from dollar.benchmarks.reward_tables import MOST
 from dollar.models.assemble import DTYPES
 from dollar.parallel.world import start
 
-CPU_MEMORY = 10 * 2**30  # bytes that a run on a CPU may take where nothing is said
+CPU_MEMORY = 10 * 2**30  # bytes that a run on a CPU may take by default
 
 
 def conditions_of(config: DictConfig) -> Conditions:
-    """What is run and on what; ValueError for what could only fail later, or would say nothing."""
+    """What is run and on what; ValueError for what could only fail later, or would measure nothing."""
     check(config)
     device = start(config.device).device
     gpu = device.type == "cuda"
@@ -50,7 +50,7 @@ def memory_of(config: DictConfig, device: torch.device) -> float:
 
 
 def check(config: DictConfig) -> None:
-    """Raise ValueError for what could only fail later, or would say nothing."""
+    """Raise ValueError for what could only fail later, or would measure nothing."""
     if config.dtype not in ("auto", *DTYPES):
         raise ValueError(f"dtype is {config.dtype!r}; use auto or {' or '.join(DTYPES)}")
     for key in ("threads", "repeats"):

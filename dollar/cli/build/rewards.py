@@ -38,7 +38,9 @@ def check_latent_reward(config: DictConfig, objective: Objective) -> None:
         raise ValueError(f"lrm.fit is {lrm.fit!r}; use {' or '.join(FITS)}")
     noise_of(lrm)
     if lrm.mode != "online" and not objective.needs.surrogate:
-        raise ValueError(f"lrm.mode is {lrm.mode}, but beta_ft is 0, so nobody would follow it; set beta_ft above 0")
+        raise ValueError(
+            f"lrm.mode is {lrm.mode}, but beta_ft is 0, so no student would follow it; set beta_ft above 0"
+        )
     if lrm.fit == "pairwise" and lrm.memory == 1 and not config.data.get("latents", True):
         raise ValueError(
             "lrm.fit=pairwise compares two clips of a sample, but this data has prompts alone and lrm.memory=1 keeps "

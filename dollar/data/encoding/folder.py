@@ -51,7 +51,7 @@ def fingerprint_of(
 
 
 def begin(out: Path, made_by: dict[str, Any], teacher: Teacher, retry_skipped: bool = False) -> None:
-    """Write what made the folder, and the empty and negative prompts' embeddings; nobody else may write meanwhile.
+    """Write the folder's fingerprint and the empty and negative prompts' embeddings; no other process may write then.
 
     retry_skipped: forget which clips were skipped before.
     """

@@ -1,4 +1,4 @@
-"""What the report of an evaluation shows: its clips as rows, and what must be said of its figures."""
+"""The report of an evaluation: its clips as rows, and the notes on its figures."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ FURTHER = {
         PEAK,
         Column("rank correlation, in training ↑", "rank_correlation", "{:.2f}"),
         Column("on held-out prompts ↑", "held_rank", "{:.2f}"),
-        Column("pairs told right there ↑", "held_pairwise", "{:.2f}"),
+        Column("pairwise accuracy there ↑", "held_pairwise", "{:.2f}"),
         Column("a step up its gradient: predicted rise", "climb_predicted", "{:+.4f}"),
         Column("true rise ↑", "climb_true", "{:+.4f}"),
     ),

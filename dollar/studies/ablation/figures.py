@@ -49,7 +49,7 @@ NAMES = {
     "peak_gib": "peak GiB",
     "seconds_per_cycle": "seconds a cycle",
     "held_rank": "rank correlation on held-out prompts",
-    "held_pairwise": "pairs told right there",
+    "held_pairwise": "pairwise accuracy there",
     "climb_true": "true rise of a step up its gradient",
 }
 FORMS = {"clip": "{:.4f}", "climb_true": "{:+.4f}"}  # of figures that three decimals don't tell apart
