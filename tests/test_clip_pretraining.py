@@ -326,7 +326,7 @@ def test_the_command_makes_a_folder_and_goes_on_with_the_same_settings_only(
     again = command("pretrain", *keys, "clip.steps=2")
     assert again.code == 2 and "clip.steps was 1, now 2" in again.err
     # The teacher keeps its own settings in the same folder, and knows nothing of the CLIP's.
-    from dollar.cli.commands import pretrain
+    from dollar.cli.build import pretraining as pretrain
 
     teacher = compose("pretrain", f"work={tmp_path / 'work'}")
     assert pretrain.begun(teacher, tmp_path / "work") == (tmp_path / "work" / "config.yaml", False)
