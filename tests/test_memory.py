@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dollar.benchmarks import memory, reward_tables
 from dollar.benchmarks.memory import Count, Tally, Workload, count, operations, rise, seconds
 from dollar.benchmarks.reward_costs import CLIP, DIRECT, LRMS, SPREAD, VIT_H, Measured, Variant, measure, new_workload
-from dollar.benchmarks.reward_tables import HALF, TEXT, WHOLE, Run, put_section
+from dollar.benchmarks.reward_tables import HALF, TEXT, WHOLE, BenchmarkRun, put_section
 
 FLOAT = 4
 
@@ -246,11 +246,13 @@ def test_tables_divide_what_they_say() -> None:
     assert shown[:5] == [["1,000", "2,000"], ["200", "400"], ["50", "100"], ["5", "10"], ["2", "4"]]
     took = Measured(0.5, 2.0, 3, 4.0 * mega, 9.0 * mega)
     counted = Count(mega, mega, 4 * mega, 0, 12 * mega)
-    table = reward_tables.measured_table([Run(CLIP, 2, counted, took), Run(DIRECT, 1, counted, "out of memory")])
+    table = reward_tables.measured_table(
+        [BenchmarkRun(CLIP, 2, counted, took), BenchmarkRun(DIRECT, 1, counted, "out of memory")]
+    )
     assert "| CLIP | 2 | 0.5 | 2 | 3 | 2.0 | 4.0 | 2.000 | 10.0 | 9.0 | 0.900 |" in table
     assert "| decoder and CLIP | 1 | out of memory |" in table
-    fast = Run(TEXT, WHOLE, counted, took._replace(gradient_seconds=0.01))
-    assert "CLIP, 2 frames: 200 times" in reward_tables.time_ratios([fast, Run(CLIP, 2, counted, took)])
+    fast = BenchmarkRun(TEXT, WHOLE, counted, took._replace(gradient_seconds=0.01))
+    assert "CLIP, 2 frames: 200 times" in reward_tables.time_ratios([fast, BenchmarkRun(CLIP, 2, counted, took)])
 
 
 def test_a_section_replaces_its_own_alone(tmp_path: Path) -> None:

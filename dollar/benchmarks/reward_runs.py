@@ -19,7 +19,7 @@ from dollar.benchmarks.reward_tables import (
     ROWS,
     TEXT,
     WHOLE,
-    Run,
+    BenchmarkRun,
     measured_table,
     table_1,
     table_10,
@@ -99,7 +99,7 @@ def operations_of(frames: Sequence[int]) -> dict[tuple[str, int], int]:
     return {(kind, n): operations(new_workload(kind, n, HALF)) for kind, n in wanted}
 
 
-def run_all(conditions: Conditions) -> list[Run]:
+def run_all(conditions: Conditions) -> list[BenchmarkRun]:
     """Every workload that is to be really run, each in processes of its own."""
     c = conditions
     if not c.measured and not c.decoded:
@@ -111,10 +111,10 @@ def run_all(conditions: Conditions) -> list[Run]:
         counted = count(new_workload(kind, n, Variant(dtype=c.dtype)))
         if counted.backward > c.memory:
             why = f"not run: {counted.backward / 2**30:.1f} GiB by its count, more than {c.memory / 2**30:.1f}"
-            runs.append(Run(kind, n, counted, why))
+            runs.append(BenchmarkRun(kind, n, counted, why))
             continue
         variant = Variant(dtype=c.dtype, device=str(c.device))
-        runs.append(Run(kind, n, counted, measure(kind, n, variant, c.threads, c.repeats, c.patience)))
+        runs.append(BenchmarkRun(kind, n, counted, measure(kind, n, variant, c.threads, c.repeats, c.patience)))
         logger.info(f"run: {kind}, {n} frames: {runs[-1].result}")
     return runs
 

@@ -45,7 +45,7 @@ ROWS = (
 )
 
 
-class Run(NamedTuple):
+class BenchmarkRun(NamedTuple):
     """A work that was really run, with what was counted for it; result: a sentence where it could not be."""
 
     kind: str
@@ -116,7 +116,7 @@ def slope(first: float, last: float, frames: int) -> str:
     return f"{(last - first) / frames:.3f}" if frames else "—"
 
 
-def measured_table(runs: Sequence[Run]) -> str:
+def measured_table(runs: Sequence[BenchmarkRun]) -> str:
     """Seconds, and memory above weights and inputs: counted and measured."""
     header = ["", "frames", "forward, s", "with backward, s", "times", "forward: counted, MiB", "measured", "ratio"]
     header += ["with backward: counted, MiB", "measured", "ratio"]
@@ -154,7 +154,7 @@ def times_less(
     return markdown([f"times {TEXT} on a whole clip", *(f"{n} frames" for n in frames)], rows)
 
 
-def time_ratios(runs: Sequence[Run]) -> str:
+def time_ratios(runs: Sequence[BenchmarkRun]) -> str:
     """How many times longer gradients took than the text-image latent reward model's on a whole clip."""
     known = {(r.kind, r.frames): r.result for r in runs if isinstance(r.result, Measured)}
     own = known.get((TEXT, WHOLE))

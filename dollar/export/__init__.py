@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from dollar.export.exporter import Exporter, ExportSettings
     from dollar.export.folder import whole_folder
     from dollar.export.pipeline import verify
-    from dollar.export.source import Source, source_of
+    from dollar.export.source import StudentSource, source_of
     from dollar.export.student import Student, few_steps, load_student, read_card, save_student
 else:
     __getattr__, __dir__ = lazily(__name__)
@@ -16,8 +16,8 @@ else:
 __all__ = [
     "ExportSettings",
     "Exporter",
-    "Source",
     "Student",
+    "StudentSource",
     "few_steps",
     "load_student",
     "read_card",

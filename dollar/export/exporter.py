@@ -13,7 +13,7 @@ from dollar.export import pipeline
 from dollar.export.folder import check_space
 from dollar.export.lora import write_lora
 from dollar.export.model_card import Facts, model_card
-from dollar.export.source import Source
+from dollar.export.source import StudentSource
 from dollar.export.student import CARD, denoiser_of, few_steps, prediction_of
 from dollar.models.assemble import DTYPES
 from dollar.models.teacher import Teacher
@@ -50,7 +50,7 @@ class Exporter:
     """
 
     def __init__(
-        self, source: Source, lora: Mapping[str, Tensor], teacher: Teacher, settings: ExportSettings, out: Path
+        self, source: StudentSource, lora: Mapping[str, Tensor], teacher: Teacher, settings: ExportSettings, out: Path
     ) -> None:
         card = source.card
         self.source, self.lora, self.teacher, self.settings = source, lora, teacher, settings

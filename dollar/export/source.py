@@ -16,7 +16,7 @@ KINDS = {"ema": "ema/transformer.", "last": "student/transformer."}  # weights -
 
 
 @dataclass(frozen=True)
-class Source:
+class StudentSource:
     """A student to be exported: its card, its tensors, what their names begin with, and the folder of its run."""
 
     place: Path
@@ -51,7 +51,7 @@ class Source:
         return {n.removeprefix("transformer."): t for n, t in load_file(self.place / FILE).items()}
 
 
-def source_of(place: Path, weights: str) -> Source:
+def source_of(place: Path, weights: str) -> StudentSource:
     """The student that a folder holds; ValueError says what is missing or damaged."""
     from dollar.export.student import CARD, read_card, student_weights
     from dollar.parallel import checkpoint
@@ -65,7 +65,7 @@ def source_of(place: Path, weights: str) -> Source:
                 f"weights={weights}, but the student in {place} has the averaged ones alone; use weights=ema, or name "
                 "a checkpoint, as runs/<run>/checkpoints"
             )
-        return Source(student, read_card(student), student_weights(student), "", student.resolve().parent)
+        return StudentSource(student, read_card(student), student_weights(student), "", student.resolve().parent)
     step = place if (place / checkpoint.MANIFEST).is_file() or place.name.startswith("step-") else None
     for folder in (place / "checkpoints", place):
         step = step or checkpoint.newest(folder)
@@ -77,7 +77,7 @@ def source_of(place: Path, weights: str) -> Source:
     return _of_checkpoint(step, weights)
 
 
-def _of_checkpoint(step: Path, weights: str) -> Source:
+def _of_checkpoint(step: Path, weights: str) -> StudentSource:
     """A checkpoint's student, of which only the names are read yet."""
     from dollar.models.pipeline import Weights
     from dollar.parallel import checkpoint
@@ -99,10 +99,10 @@ def _of_checkpoint(step: Path, weights: str) -> Source:
         "teacher_name": config["teacher"]["name"],
         **{key: config["student"][key] for key in ("timesteps", "steps", "between")},
     }
-    return Source(step, card, Weights.of([step / checkpoint.TENSORS]), KINDS[weights], step.resolve().parents[1])
+    return StudentSource(step, card, Weights.of([step / checkpoint.TENSORS]), KINDS[weights], step.resolve().parents[1])
 
 
-def check_source(source: Source, is_lora: bool, steps: int | None, rank: int | None, full: bool) -> None:
+def check_source(source: StudentSource, is_lora: bool, steps: int | None, rank: int | None, full: bool) -> None:
     """Raise ValueError for a step count that the student was not trained for, or a LoRA that it doesn't have.
 
     is_lora: whether the student was trained as one; rank: of one to extract.

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from dollar.cli.overrides import CONF
-from dollar.export.source import KINDS, Source
+from dollar.export.source import KINDS, StudentSource
 
 if TYPE_CHECKING:
     from dollar.export.exporter import ExportSettings
@@ -40,7 +40,7 @@ def check_keys(config: DictConfig) -> None:
         raise ValueError(f"seed is {config.seed}; it must be at least 0")
 
 
-def teacher_of(config: DictConfig, source: Source, device: Any, weights: bool) -> Teacher:
+def teacher_of(config: DictConfig, source: StudentSource, device: Any, weights: bool) -> Teacher:
     """The student's teacher; keys of the command line stay. weights: whether its transformer is read, LoRA and all."""
     overrides = HydraConfig.get().overrides.task
     if any(o.startswith("teacher=") for o in overrides) and config.teacher.name != source.card["teacher_name"]:
@@ -60,7 +60,7 @@ def teacher_of(config: DictConfig, source: Source, device: Any, weights: bool) -
         raise ValueError(f"{cause}. If it was moved, give teacher.folder=FOLDER") from None
 
 
-def settings_of(config: DictConfig, source: Source) -> ExportSettings:
+def settings_of(config: DictConfig, source: StudentSource) -> ExportSettings:
     """How the student is exported, once the configuration holds its teacher."""
     from dollar.export.exporter import ExportSettings
 
@@ -80,7 +80,7 @@ def choices() -> dict[str, list[str]]:
     return {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in ("teacher", "loss")}
 
 
-def prompt_of(config: DictConfig, source: Source) -> str:
+def prompt_of(config: DictConfig, source: StudentSource) -> str:
     """The caption to compare by: the given one, the data's first held-out one, or a plain one."""
     if config.prompt is not None:
         return str(config.prompt)
