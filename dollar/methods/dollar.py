@@ -48,14 +48,14 @@ class Dollar:
         check_choice("student.input", student_input, ("simulate", "noised_data"))
         self.run, self.fake_updates, self.fake_warmup = run, fake_updates, fake_warmup
         self.lrm_warmup, self.gradients_every, self.max_silent = lrm_warmup, gradients_every, max_silent
-        self.scalars = Scalars()
+        self.logged = Scalars()
         self.meter = RewardMeter(run.pixel, run.world.gather)
-        self.student = StudentUpdate(run, student_input, self.scalars, self.meter, self.is_warm)
-        self.fake = FakeScore(run, self.student, self.draws, self.scalars, fake_loss)
+        self.student = StudentUpdate(run, student_input, self.logged, self.meter, self.is_warm)
+        self.fake = FakeScore(run, self.student, self.draws, self.logged, fake_loss)
         self.fit = SurrogateFit(
             run,
             self.student,
-            self.scalars,
+            self.logged,
             self.meter,
             lambda cycle: cycle * fake_updates,
             lrm_clips,
@@ -64,16 +64,8 @@ class Dollar:
             gradients_every,
         )
 
-    @property
-    def logged(self) -> dict[str, float]:
-        return self.scalars.values
-
-    @logged.setter
-    def logged(self, values: dict[str, float]) -> None:
-        self.scalars.values = values
-
     def begin(self, cycle: int, progress: float) -> None:
-        self.scalars.values = {}
+        self.logged.clear()
         self.student.progress = progress
 
     def turns(self, cycle: int) -> Sequence[Turn]:
@@ -150,7 +142,7 @@ class Dollar:
         return self.student.losses(self.draws(when.cycle), apart=compares)
 
     def _end_student(self, cycle: int) -> None:
-        self.meter.close(self.scalars, self.max_silent)
+        self.meter.close(self.logged, self.max_silent)
         self.meter.note()
 
     def _when_sampled(self, cycle: int) -> NoUpdate | None:

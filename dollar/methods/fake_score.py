@@ -64,5 +64,5 @@ class FakeScore:
 
     def end(self, cycle: int) -> None:
         """The turn has ended: log the mean of its updates."""
-        self.scalars.values["loss/fake"] = sum(self._losses) / max(len(self._losses), 1)
+        self.scalars["loss/fake"] = sum(self._losses) / max(len(self._losses), 1)
         self._losses = []

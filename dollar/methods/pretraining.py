@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dollar.parallel.checkpoint import State
-from dollar.training.turn import Moment, Pullback, Turn
+from dollar.training.turn import Moment, Pullback, Scalars, Turn
 
 Loss = Callable[[int], dict[str, Tensor]]  # step -> losses by name, each a scalar; `total` is carried back
 
@@ -21,11 +21,11 @@ class OneLoss:
 
     def __init__(self, name: str, loss: Loss, stepped: Callable[[], None] = lambda: None) -> None:
         self.loss = loss
-        self.logged: dict[str, float] = {}
+        self.logged = Scalars()
         self._turn = Turn(name, name, self._losses, stepped=stepped)
 
     def begin(self, cycle: int, progress: float) -> None:
-        self.logged = {}
+        self.logged.clear()
 
     def turns(self, cycle: int) -> Sequence[Turn]:
         return [self._turn]

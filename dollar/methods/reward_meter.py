@@ -50,8 +50,8 @@ class RewardMeter:
             usable = reward.isfinite()
             self.unusable += int((~usable).sum())
             self.silent = 0 if bool(usable.any()) else self.silent + 1
-            scalars.values["reward/unusable"] = float(self.unusable)
-            scalars.values["reward/true"] = float(reward[usable].mean())
+            scalars["reward/unusable"] = float(self.unusable)
+            scalars["reward/true"] = float(reward[usable].mean())
         if self.silent >= most:
             raise FloatingPointError(self.trouble(self.silent))
 

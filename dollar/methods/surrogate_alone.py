@@ -19,26 +19,18 @@ class SurrogateAlone:
         self, surrogate: LatentReward, seed: int, batch: int, world: World, micro_batch: int | None = None
     ) -> None:
         self.surrogate, self.seed, self.batch, self.world = surrogate, seed, batch, world
-        self.micro_batch, self.scalars = micro_batch, Scalars()
+        self.micro_batch, self.logged = micro_batch, Scalars()
         self._turn = Turn("lrm", "lrm", self._losses)
 
-    @property
-    def logged(self) -> dict[str, float]:
-        return self.scalars.values
-
-    @logged.setter
-    def logged(self, values: dict[str, float]) -> None:
-        self.scalars.values = values
-
     def begin(self, cycle: int, progress: float) -> None:
-        self.scalars.values = {}
+        self.logged.clear()
 
     def turns(self, cycle: int) -> Sequence[Turn]:
         return [self._turn]
 
     def _losses(self, when: Moment) -> Iterator[Pullback]:
         draws = Draws(self.seed, when.cycle, range(self.batch), self.world.device)
-        return fit_losses(self.surrogate, draws, "lrm", self.micro_batch, self.scalars)
+        return fit_losses(self.surrogate, draws, "lrm", self.micro_batch, self.logged)
 
     def samples(self, cycle: int) -> list[int]:
         return []

@@ -100,8 +100,8 @@ class SurrogateFit:
         with torch.no_grad():
             predicted = self.surrogate.predict(generated, condition)
         if len(data):
-            self.scalars.values["reward/data"] = float(data.nanmean())
-        self.scalars.values |= {
+            self.scalars["reward/data"] = float(data.nanmean())
+        self.scalars |= {
             "reward/true": float(true.nanmean()),
             "reward/predicted_of_true": float(predicted.mean()),
             "reward/error": float((predicted - true).abs().nanmean()),
@@ -125,8 +125,8 @@ class SurrogateFit:
         self.surrogate.level()
         if self.compared > 0 and cycle % self.compared == 0:
             agreement = self.surrogate.follow()
-            self.scalars.values["reward/rank_correlation"] = agreement.rank_correlation
-            self.scalars.values["reward/pairwise"] = agreement.pairwise
+            self.scalars["reward/rank_correlation"] = agreement.rank_correlation
+            self.scalars["reward/pairwise"] = agreement.pairwise
 
     def state(self) -> State:
         return self.surrogate.state()
@@ -149,4 +149,4 @@ def fit_losses(
         first += len(part.indices)
         total += float(loss.detach()) * share
         yield Pullback("lrm", loss, loss.detach().new_full((), share))
-    scalars.values["loss/lrm"] = total
+    scalars["loss/lrm"] = total

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -75,10 +75,18 @@ class Turn:
         return self.compared > 0 and cycle % self.compared == 0
 
 
+class Scalars(dict[str, float]):
+    """What a cycle measured, by name; of a mean, several micro-batches may each add their share."""
+
+    def add(self, name: str, value: float, share: float = 1.0) -> None:
+        """Add a micro-batch's share of a mean."""
+        self[name] = self.get(name, 0.0) + value * share
+
+
 class Method(Protocol):
     """A list of turns, and what they have in common; `logged` is emptied by `begin` and filled by the turns."""
 
-    logged: dict[str, float]
+    logged: Scalars
 
     def begin(self, cycle: int, progress: float) -> None:
         """A cycle begins; progress: the fraction of the run that is done."""
@@ -99,14 +107,3 @@ class Method(Protocol):
     def load(self, state: State) -> None:
         """Take up a `state`."""
         ...
-
-
-@dataclass
-class Scalars:
-    """What a cycle measured, where several micro-batches may each hold a share of a mean."""
-
-    values: dict[str, float] = field(default_factory=dict)
-
-    def add(self, name: str, value: float, share: float = 1.0) -> None:
-        """Add a micro-batch's share of a mean."""
-        self.values[name] = self.values.get(name, 0.0) + value * share
