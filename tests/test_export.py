@@ -539,9 +539,7 @@ def test_the_card_says_what_it_is(command: Callable, cog: Teacher, cog_run: Path
     assert (
         "folder names none" in text and "reward_4: 0.25" in text and "0.5" not in text.split("## Last")[1].split("#")[0]
     )
-    assert (
-        "[999, 749, 499, 249]" in text and "beta_cd 0.5" in text and "none (ShapesVerifier was only measured)" in text
-    )
+    assert "[999, 749, 499, 249]" in text and "cd 0.5" in text and "none (ShapesVerifier was only measured)" in text
     # Its lines of python make our clip.
     code = text.split("```python\n")[1].split("```")[0].replace("FOLDER", str(out))
     space: dict[str, Any] = {}
@@ -558,7 +556,11 @@ def test_the_card_says_what_it_is(command: Callable, cog: Teacher, cog_run: Path
 LOSSES: dict[str, tuple[list[str], list[str]]] = {
     "ddpo": (
         ["loss=ddpo", "beta_ddpo=0.25", "reward=pickscore", "reward.path=some/clip"],
-        ["beta_ft 0, ddpo 0.25 (truncate 2, kernel renoise)", "reward: PickScore (some/clip), by way of ddpo"],
+        [
+            "losses: vsd 1.0 (guidance_scale 1.0",
+            "ddpo 0.25 (truncate 2, kernel renoise)",
+            "reward: PickScore (some/clip), by way of ddpo",
+        ],
     ),
     "draft": (
         ["loss=draft", "beta_pull=0.5", "reward=colourfulness"],
@@ -570,7 +572,7 @@ LOSSES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "frozen": (
         ["lrm.mode=frozen", "lrm.path=LRM", "reward=none"],
-        ["beta_ft 0.5\n", "reward: Redness, by way of the frozen latent reward model LRM"],
+        ["ft 0.5 (update joint", "reward: Redness, by way of the frozen latent reward model LRM"],
     ),
     "pretrained": (
         ["lrm.mode=pretrained", "lrm.path=LRM"],

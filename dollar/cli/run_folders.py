@@ -59,19 +59,15 @@ def to_store(config: DictConfig) -> dict[str, Any]:
 
 def announce(config: DictConfig, run: Any, folder: Path, done: int) -> None:
     """Print what is about to be trained, with guidance in both the paper's form and diffusers'."""
-    further = "".join(
-        f" and {name} {t.beta:g}"
-        for name, t in run.ingredients.objective.terms.items()
-        if name not in ("vsd", "cd", "ft")
-    )
+    objective = run.ingredients.objective
+    terms = ", ".join(f"{name} {term.beta:g}" for name, term in objective.terms.items())
+    scales = ", ".join(f"{name} s = {scale:g} (w = {scale - 1:g})" for name, scale in objective.guidance.items())
     processes, longest = run.loop.world.size, max(run.ingredients.samplers, key=lambda sampler: sampler.steps)
     print(
         f"{'going on at cycle ' + str(done) if done else 'training'} in {folder}: teacher {config.teacher.name}, "
-        f"student {list(longest.configured)} for {list(config.student.steps)} steps, "
-        f"beta_vsd={config.beta_vsd} beta_cd={config.beta_cd} beta_ft={config.beta_ft}{further}, "
-        f"{config.cycles} cycles of {config.batch} clips on {processes} process{'es' if processes > 1 else ''}\n"
-        f"guidance u + s (c - u): VSD s = {config.vsd.guidance_scale} (paper's w = {config.vsd.guidance_scale - 1}), "
-        f"CD s = {config.cd.guidance_scale} (w = {config.cd.guidance_scale - 1})"
+        f"student {list(longest.configured)} for {list(config.student.steps)} steps, terms {terms}, "
+        f"{config.cycles} cycles of {config.batch} clips on {processes} process{'es' if processes > 1 else ''}"
+        + (f"\nguidance u + s (c - u), in the paper's form w = s - 1: {scales}" if scales else "")
     )
 
 

@@ -9,9 +9,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dollar.losses.term import Needs
+
 # What a reader looks at first of a training command; the rest is in the configuration below it.
 KEYS_ALONE = "The keys that say most; all of them are below.\n\n"
-MAIN = ("vsd", "cd", "ft")  # the paper's terms, whose weights every configuration has as beta_<name>
+# Terms that configurations of an earlier version have as beta_<name> alone.
+EARLIER = {
+    "vsd": "dollar.losses.vsd.VSD",
+    "cd": "dollar.losses.consistency.Consistency",
+    "ft": "dollar.losses.latent_reward.LatentRewardTerm",
+}
 MAIN_KEYS = (
     *("run", "seed", "cycles", "batch", "beta_vsd", "beta_cd", "beta_ft", "vsd.guidance_scale", "cd.guidance_scale"),
     *("beta_pull", "beta_ddpo", "beta_rg", "lrm.mode", "lrm.path", "student.input", "student.guided"),
@@ -25,20 +32,21 @@ def training(
     """The card's lines on the losses, the reward, the cycles and the command; choices: as `command` takes them."""
     if not config:
         return []
-    betas = [f"beta_{name} {config.get(f'beta_{name}')}" for name in MAIN]
-    betas += [f"{name} {described(term)}" for name, term in further(config).items()]
+    losses = [f"{name} {described(term)}" for name, term in terms_of(config).items()]
     return [
-        f"- losses: {', '.join(betas)}",
+        f"- losses: {', '.join(losses)}",
         f"- reward: {followed(config, run)}",
         f"- cycles: {card.get('cycle')} of {config.get('cycles')}, {config.get('batch')} clips each",
         f"\n## Training\n\n{'' if 'command' in card else KEYS_ALONE}```sh\n{command(config, card, choices)}\n```",
     ]
 
 
-def further(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The loss's terms other than the paper's three that have a weight, by name."""
-    terms = (config.get("terms") or {}).items()
-    return {name: term for name, term in terms if name not in MAIN and term and term.get("beta", 1) > 0}
+def terms_of(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The loss's terms that have a weight, by name."""
+    weights = {name: config.get(f"beta_{name}") for name in EARLIER}
+    terms = {name: {"_target_": EARLIER[name], "beta": beta} for name, beta in weights.items() if beta is not None}
+    terms |= {name: term for name, term in (config.get("terms") or {}).items() if term}
+    return {name: term for name, term in terms.items() if term.get("beta", 1) > 0}
 
 
 def described(term: Mapping[str, Any]) -> str:
@@ -57,10 +65,11 @@ class Pursued(NamedTuple):
 def pursued(config: Mapping[str, Any], run: Path | None) -> Pursued:
     """What a run's terms led to; run: its folder, which knows what a latent reward model that was only read follows."""
     reward, lrm = reward_of(config.get("reward") or {}), config.get("lrm") or {}
-    ways = [name for name, term in further(config).items() if leads_to_reward(term)]
-    if config.get("beta_ft", 0) > 0:
-        mode, path = lrm.get("mode", "online"), lrm.get("path")
-        ways.insert(0, "a latent reward model" if mode == "online" else f"the {mode} latent reward model {path}")
+    needs = {name: needs_of(term) for name, term in terms_of(config).items()}
+    mode, path = lrm.get("mode", "online"), lrm.get("path")
+    surrogate = "a latent reward model" if mode == "online" else f"the {mode} latent reward model {path}"
+    ways = [surrogate if need.surrogate else name for name, need in needs.items() if need.pursues]
+    if surrogate in ways:
         own = [folder / "lrm.json" for folder in (run and run / "lrm", path and Path(path)) if folder]
         if not reward and (card := next((place for place in own if place.is_file()), None)):
             reward = json.loads(card.read_text(encoding="utf-8")).get("reward") or ""
@@ -75,13 +84,14 @@ def reward_of(node: Mapping[str, Any]) -> str:
     return f"{name} ({detail})" if detail else name
 
 
-def leads_to_reward(term: Mapping[str, Any]) -> bool:
-    """Whether a term follows the reward; a term whose class can't be imported any more is assumed to."""
+def needs_of(term: Mapping[str, Any]) -> Needs:
+    """What a term needs; a term whose class can't be imported any more is assumed to follow the reward."""
     try:
         module, _, name = str(term["_target_"]).rpartition(".")
-        return bool(getattr(import_module(module), name).needs.pursues)
+        needs: Needs = getattr(import_module(module), name).needs
+        return needs
     except Exception:  # whatever a class of somebody else's making raises
-        return True
+        return Needs(reward="numbers")
 
 
 def followed(config: Mapping[str, Any], run: Path | None) -> str:
@@ -103,7 +113,7 @@ def command(config: Mapping[str, Any], card: Mapping[str, Any], choices: Mapping
     teacher = config.get("teacher") or {}
     named = teacher.get("name") in choices["teacher"]
     words = [f"teacher={teacher['name']}" if named else f"teacher.folder={teacher.get('folder')}"]
-    words += [f"loss={name}" for name in further(config) if name in choices["loss"]]
+    words += [f"loss={name}" for name in terms_of(config) if name in choices["loss"]]
     for key in MAIN_KEYS:
         value: Any = config
         for part in key.split("."):
