@@ -335,7 +335,7 @@ def finished(runs: Path) -> list[str]:
 def test_a_run_is_trained_and_found_finished(train: Callable, runs: Path, finished: list[str]) -> None:
     said = train(*finished)
     assert said.code == 0, said.err
-    assert re.search(r"VSD s = 1\.25 .*w = 0\.25.*CD s = 2\.0 .*w = 1\.0", said.out)  # in both forms
+    assert re.search(r"vsd s = 1\.25 \(w = 0\.25\), cd s = 2 \(w = 1\)", said.out)  # in both forms
     folder = runs / "first"
     expected = {"config.yaml", "metrics.jsonl", "checkpoints", "best", "student", "lrm"}
     assert expected <= {p.name for p in folder.iterdir()}
