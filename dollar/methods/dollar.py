@@ -130,7 +130,7 @@ class Dollar:
         if not self.run.data.has_latents:
             return []
         turns: list[Draws] = []
-        if self.student.needs_clips:
+        if self.student.needs_clips or any(term.needs.clips for term in self.run.objective.apart.values()):
             turns.append(self.draws(cycle))
         if self.run.objective.needs.fake and self.student.input == "noised_data":
             turns += [self.draws(cycle, update) for update in range(1, self.fake_updates)]
