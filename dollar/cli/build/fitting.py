@@ -164,7 +164,7 @@ def fit(
     if not finished:
         logger.info(f"stopped after update {loop.cycle} and saved; the same command goes on from there")
         sys.exit(STOPPED)
-    kept = checkpoint.newest(folder / "best")
+    kept = checkpoint.newest(folder / "best") if loop.best else None  # another fit's may lie there
     if kept is not None:
         tensors = checkpoint.load(kept).tensors
         with torch.no_grad():
