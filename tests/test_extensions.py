@@ -165,6 +165,28 @@ def test_a_terms_network_is_saved_and_goes_on_exactly(gan: Outside) -> None:
     assert {"gan/0.weight", "gan/optim/0.weight/exp_avg", "gan/optim/0.weight/exp_avg_sq"} <= tensors.keys()
 
 
+def test_the_buffers_of_a_terms_network_go_on_exactly(outside: Outside) -> None:
+    spectral = GAN.replace(
+        "nn.SiLU(), last)", "nn.SiLU(), nn.utils.parametrizations.spectral_norm(last), nn.BatchNorm3d(1))"
+    )
+    outside.add("loss", GAN_YAML, spectral)
+    whole, resumed = outside.resumed("loss=mine")
+    assert_alike(whole, resumed)
+    assert "method/network gan/3.running_mean" in whole.state().tensors
+
+
+def test_an_update_starts_without_the_gradients_of_other_turns(gan: Outside) -> None:
+    """A term that runs the student itself carries its loss back through whatever network it uses."""
+    norms = []
+    for stray in (False, True):
+        loop = gan.loop("loss=mine", "cycles=2")
+        if stray:
+            for p in loop.learners["gan"].tensors:
+                p.grad = torch.ones_like(p)
+        norms.append(loop.run_cycle(0)["grad_norm/gan"])
+    assert norms[0] == norms[1]
+
+
 def test_a_terms_network_learns_the_same_from_micro_batches(gan: Outside) -> None:
     """Also while the student isn't updated yet, and where the term has an update of its own."""
     settings = ("loss=mine", "cycles=2", "beta_cd=0", "beta_ft=0", "fake_warmup=1")

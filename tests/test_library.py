@@ -90,10 +90,11 @@ def test_mistakes_are_sentences(teacher: Teacher, tmp_path: Path) -> None:
 
 def test_a_stopped_run_is_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
     from dollar.cli.commands import train
+    from dollar.parallel.signals import STOPPED
 
     def stopped(config: Any) -> None:
         assert (config.run, config.cycles) == ("a", 3)
-        raise SystemExit(train.STOPPED)
+        raise SystemExit(STOPPED)
 
     monkeypatch.setattr(train, "main", stopped)
     with pytest.raises(InterruptedError, match=r"runs.a was stopped and saved; the same call goes on"):

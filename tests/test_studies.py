@@ -173,6 +173,7 @@ def test_what_a_result_follows_from(tmp_path: Path) -> None:
         ({"name": "x", "label": "x", "group": "whole", "after": "y"}, "come after y"),
         ({"name": "x", "label": "x", "group": "nowhere"}, "group nowhere"),
         ({"name": "x", "label": "x", "group": "whole", "override": []}, "a row has override"),
+        ("nosuch", "a row is .nosuch."),
         ({"name": "x", "label": "x", "group": "whole", "pursued": "speed"}, "pursues speed; the figures are score, si"),
     ],
 )

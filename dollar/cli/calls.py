@@ -99,7 +99,8 @@ def train(settings: Mapping[str, Any]) -> Path:
 
     InterruptedError where a signal stopped it.
     """
-    from dollar.cli.commands.train import STOPPED, main
+    from dollar.cli.commands.train import main
+    from dollar.parallel.signals import STOPPED
 
     with composed("train", settings) as config:
         folder = Path(config.runs) / str(config.run)

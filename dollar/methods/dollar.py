@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from dollar.diffusion.draws import Draws
 from dollar.losses.term import check_choice
 from dollar.methods.fake_score import FakeScore
@@ -120,7 +122,7 @@ class Dollar:
         if not self.run.data.has_latents:
             return []
         turns: list[Draws] = []
-        if self.student.needs_clips:
+        if self.student.needs_clips or any(term.needs.clips for term in self.run.objective.apart.values()):
             turns.append(self.draws(cycle))
         if self.run.objective.needs.fake and self.student.input == "noised_data":
             turns += [self.draws(cycle, update) for update in range(1, self.fake_updates)]
@@ -170,13 +172,22 @@ class Dollar:
 
     def state(self) -> State:
         plain: dict[str, Any] = {"silent": self.meter.silent, "unusable": self.meter.unusable}
+        found = self._buffers()
         if self.run.surrogate is None:
-            return State({}, plain)
+            return State(found, plain)
         tensors, surrogate = self.fit.state()
-        return State({f"surrogate/{name}": t for name, t in tensors.items()}, plain | {"surrogate": surrogate})
+        found |= {f"surrogate/{name}": t for name, t in tensors.items()}
+        return State(found, plain | {"surrogate": surrogate})
+
+    def _buffers(self) -> dict[str, Tensor]:
+        """The buffers of the terms' networks, such as running statistics; their learners hold the parameters."""
+        networks = self.run.networks.items()
+        return {f"network {name}/{key}": b for name, network in networks for key, b in network.named_buffers()}
 
     def load(self, state: State) -> None:
         self.meter.silent, self.meter.unusable = state.plain["silent"], state.plain["unusable"]
+        for name, buffer in self._buffers().items():
+            buffer.copy_(state.tensors[name])
         if self.run.surrogate is not None:
             prefix = "surrogate/"
             own = {n.removeprefix(prefix): t for n, t in state.tensors.items() if n.startswith(prefix)}

@@ -15,6 +15,7 @@ from dollar.log import logger
 from dollar.methods.pretraining import Loss, OneLoss
 from dollar.models.roles import trainable
 from dollar.parallel import checkpoint
+from dollar.parallel.signals import STOPPED
 from dollar.parallel.world import World
 from dollar.training.average import Average
 from dollar.training.learner import Learner
@@ -23,7 +24,6 @@ from dollar.training.loop import Loop, Timetable
 from dollar.training.lr_schedule import falling
 
 OLD = "state.safetensors"  # the state of a stage by an earlier version
-STOPPED = 3  # exit code of a command that was stopped by a signal and saved
 
 START = "Start with init=FOLDER from one that launch/pretrain.py has made, or with init=null from random weights"
 

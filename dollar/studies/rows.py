@@ -76,6 +76,8 @@ def rows_of(
 
 
 def _row(given: Mapping[str, Any], groups: Mapping[str, Group], usual: str, steps: int) -> Row:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"a row is {given!r}; it is a mapping, such as {{name: mine, group: distillation}}")
     if unknown := given.keys() - set(Row._fields):
         raise ValueError(f"a row has {', '.join(map(str, sorted(unknown)))}; it may have {', '.join(Row._fields)}")
     lists = {key: tuple(given[key]) for key in ("overrides", "steps") if key in given}

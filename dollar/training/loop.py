@@ -144,6 +144,7 @@ class Loop:
     def _update(self, turn: Turn, when: Moment) -> None:
         """Losses carried back one branch at a time, then one step on which all processes agree."""
         learner = self.learners[turn.learner]
+        learner.forget_gradients()  # of another turn's losses, which may have run through this network
         comparison = GradientComparison(learner) if turn.compares(when.cycle) else None
         with learner.use():
             for part in turn.losses(when):

@@ -27,6 +27,7 @@ from dollar.models.teacher import Teacher
 from dollar.models.teacher_reward_model import weights_hash
 from dollar.parallel import checkpoint
 from dollar.parallel.shard import assign
+from dollar.parallel.signals import STOPPED
 from dollar.parallel.world import World
 from dollar.surrogate.fit import Rows, figures_of, remember
 from dollar.surrogate.latent_reward import LatentReward
@@ -39,9 +40,6 @@ from dollar.training.monitors.best import Best
 
 # Keys whose change begins no fit anew.
 FREE = ("out", "observations", "climb", "parallel", "save_every")
-
-
-STOPPED = 3  # exit code of a fit that was stopped by a signal and saved
 
 
 class Fitted(NamedTuple):
@@ -166,7 +164,7 @@ def fit(
     if not finished:
         logger.info(f"stopped after update {loop.cycle} and saved; the same command goes on from there")
         sys.exit(STOPPED)
-    kept = checkpoint.newest(folder / "best")
+    kept = checkpoint.newest(folder / "best") if loop.best else None  # another fit's may lie there
     if kept is not None:
         tensors = checkpoint.load(kept).tensors
         with torch.no_grad():

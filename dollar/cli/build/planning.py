@@ -37,7 +37,8 @@ def outline_of(config: DictConfig) -> Outline:
 
 def setup_of(config: DictConfig, outline: Outline, work: ForwardCost) -> Setup:
     """What the memory of a process depends on."""
-    cycle, fitted = cycle_of(config), objective_of(config).needs.surrogate
+    cycle = cycle_of(config)
+    fitted = objective_of(config).needs.surrogate and config.lrm.mode != "frozen"  # a frozen one scores no clips
     clips = config.batch // config.processes
     has_latents = config.data.get("latents", True)
     pairs = config.lrm.clips * (1 + has_latents * (1 + config.lrm.mismatched))

@@ -35,7 +35,7 @@ def write_student(run: Run, teacher: Teacher, config: DictConfig) -> None:
         )  # every process must call it, only the first keeps the result
         if loop.world.is_main:
             weights[name] = gathered.cpu()
-    best = checkpoint.newest(loop.folder / "best") if loop.uses_best else None
+    best = checkpoint.newest(loop.folder / "best") if loop.uses_best and loop.best else None
     if best is not None:
         tensors, plain = checkpoint.load(best)
         weights |= {name: tensors[f"ema/{name}"] for name in averages}

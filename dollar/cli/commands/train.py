@@ -10,8 +10,6 @@ from omegaconf import DictConfig, OmegaConf
 from dollar.cli.entry import check_folder_for
 from dollar.cli.run_folders import CONFIG, announce, check_init, check_run, last_reward, run_folder, to_store
 
-STOPPED = 3  # exit code of a run that was stopped by a signal and saved; in a sweep no further job is begun
-
 
 def main(config: DictConfig) -> float | None:
     """Train, go on with what was stopped, or find the run finished; returns the last validation reward for sweeps."""
@@ -31,6 +29,7 @@ def main(config: DictConfig) -> float | None:
     from dollar.cli.build.student import is_written, write_student
     from dollar.media import atomically
     from dollar.parallel import checkpoint
+    from dollar.parallel.signals import STOPPED
     from dollar.parallel.world import finish, start
     from dollar.training.old_checkpoint import renewed
 
