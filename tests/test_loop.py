@@ -6,14 +6,22 @@ import copy
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, World, fingerprint, load_tiny_teacher, network_of, new_network, tiny_run
+from conftest import (
+    World,
+    fingerprint,
+    free_port,
+    load_tiny_teacher,
+    network_of,
+    new_network,
+    start_process,
+    tiny_run,
+)
 from test_micro_batches import COMMON, ONE_BY_ONE, TOLERANCE, differences, gradients_of
 from test_micro_batches import WAYS as MICRO_BATCHED
 from torch import Tensor
@@ -581,17 +589,11 @@ def close(found: Tensor, expected: Tensor, name: str) -> None:
 def test_two_processes_agree_with_one(tmp_path: Path, tiny_teacher_folder: Path) -> None:
     """One launch for all that takes a launch; see `work`."""
     work(tmp_path / "one", tiny_teacher_folder, World())
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    paths = [str(ROOT), str(ROOT / "tests")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, __file__, str(tmp_path / "two"), str(tiny_teacher_folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    port = free_port()
+    both = [start_process(joined, tmp_path / "two", tiny_teacher_folder, rank, port) for rank in (0, 1)]
+    for rank, started in enumerate(both):
+        started.join(240)
+        assert started.exitcode == 0, (tmp_path / f"two-{rank}.out").read_text()[-3000:]
 
     def saved(who: str, which: str) -> checkpoint.State:
         return checkpoint.load(checkpoint.newest(tmp_path / who / which / "checkpoints"))
@@ -735,10 +737,14 @@ def work(folder: Path, teacher_folder: Path, world: World) -> None:
     world.barrier()
 
 
-if __name__ == "__main__":
+def joined(folder: Path, teacher_folder: Path, rank: int, port: int) -> None:
+    """The share in `work` of one of two processes; what it prints is next to the folder."""
     from dollar.parallel.world import finish, start
 
+    sys.stdout = sys.stderr = open(f"{folder}-{rank}.out", "w", buffering=1)  # noqa: SIM115
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    joined = start("cpu", timeout_minutes=2)
-    work(Path(sys.argv[1]), Path(sys.argv[2]), joined)
-    finish(joined)
+    world = start("cpu", timeout_minutes=2)
+    work(folder, teacher_folder, world)
+    finish(world)
