@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -183,13 +184,17 @@ def test_every_entry_of_a_state_matters(build: Build) -> None:
     state = run(unbroken, 3)
     expected = run(unbroken, 4)
 
+    new, again = build(*settings), build(*settings)
+    again.validate = None
+    again.data._latents = unbroken.data._latents  # encoded and scored once for all
+
     def loaded(state: checkpoint.State) -> Loop:
-        loop = build(*settings)
-        loop.validate = None
-        loop.data._latents = unbroken.data._latents  # encoded and scored once for all
-        loop.method.run.surrogate._known = dict(unbroken.method.run.surrogate._known)
-        loop.load(state)
-        return loop
+        """One loop goes on from every state: what loading left of the one before would differ from the first."""
+        for name in ("checkpoints", "best"):
+            shutil.rmtree(again.folder / name, ignore_errors=True)
+        again.method.run.surrogate._known = dict(unbroken.method.run.surrogate._known)
+        again.load(state)
+        return again
 
     def goes_on(state: checkpoint.State) -> bool:
         try:
@@ -198,7 +203,6 @@ def test_every_entry_of_a_state_matters(build: Build) -> None:
             return False
 
     assert goes_on(state)
-    new = build(*settings)
     fresh = checkpoint.State(
         {name: value.detach().clone() for name, value in new.state().tensors.items()}, new.state().plain
     )
@@ -219,6 +223,7 @@ def test_every_entry_of_a_state_matters(build: Build) -> None:
         if kind not in moments:  # removed altogether, it is missed at once
             with pytest.raises((KeyError, ValueError)):
                 new.load(checkpoint.State({n: t for n, t in state.tensors.items() if n != names[0]}, state.plain))
+    assert goes_on(state), "the loop itself still does"
 
 
 def test_a_finished_run_does_no_step(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -650,8 +655,15 @@ def spread_wan(folder: Path, world: World) -> None:
 
 SPREAD = "parallel.shard=true"  # some runs have their networks spread over the processes, others hold them whole
 STEERED = {
-    "ddpo": ("loss=ddpo", "beta_ft=0", "student.steps=[4,2]", "ddpo.truncate=2", SPREAD),
-    "draft": ("loss=draft", "beta_ft=0", "rg.last=2", "rg.frames=2", "reward._target_=test_steering.Smooth"),
+    "ddpo": ("cycles=2", "loss=ddpo", "beta_ft=0", "student.steps=[4,2]", "ddpo.truncate=2", SPREAD),
+    "draft": (
+        "cycles=2",
+        "loss=draft",
+        "beta_ft=0",
+        "rg.last=2",
+        "rg.frames=2",
+        "reward._target_=test_steering.Smooth",
+    ),
     "blocks": (
         "lrm.backbone=teacher",
         "lrm.fit=pairwise",
@@ -699,7 +711,7 @@ def work(folder: Path, teacher_folder: Path, world: World) -> None:
     for name, settings in (
         ("apart", (*APART, SPREAD)),
         ("joint", (*JOINT, "log.gradients_every=1", "validation.every=3")),
-        ("lora", (*JOINT, "student.lora=4")),
+        ("lora", (*JOINT, "student.lora=4", "cycles=2")),
         *STEERED.items(),
     ):
         loop = loop_of(name, *settings)
