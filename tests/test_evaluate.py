@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,6 @@ HELD_OUT = shapes.captions("held_out")
 MEASURES = {"alignment", "attributes", "reward", "frechet", "sharpness", "vendi", "spread"}
 
 
-@cache
 def render(prompt: str, seed: int) -> np.ndarray:
     return shapes.render(shapes.parse(prompt), seed)
 
