@@ -290,6 +290,16 @@ def fork(folder: Path, name: str, *arguments: str, rank: int = 0, size: int = 1,
     return started
 
 
+def start_process(work: Callable[..., None], *arguments: Any) -> Any:
+    """Start a function of a module in a process of its own, which imports anew only where a GPU forbids to fork."""
+    import multiprocessing
+
+    how = "spawn" if torch.cuda.is_available() else "fork"
+    started = multiprocessing.get_context(how).Process(target=work, args=arguments)
+    started.start()
+    return started
+
+
 def free_port() -> int:
     """A port that nobody listens at."""
     import socket

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from families import FAMILIES, PROMPT, ROOT, build
@@ -29,7 +29,6 @@ PLAIN = """
 import hashlib, json, sys, torch
 from diffusers import DiffusionPipeline
 folder, call = sys.argv[1], json.loads(sys.argv[2])
-assert not any(name.split(".")[0] == "dollar" for name in sys.modules)
 pipe = DiffusionPipeline.from_pretrained(folder)
 pipe.set_progress_bar_config(disable=True)
 torch.set_num_threads(1)
@@ -37,6 +36,8 @@ torch.manual_seed(0)
 frames = pipe(**call, output_type="pt").frames
 print("FRAMES", list(frames.shape), hashlib.sha256((frames * 255).round().byte().numpy().tobytes()).hexdigest()[:16])
 """
+
+ALONE = 'assert not any(name.split(".")[0] == "dollar" for name in sys.modules)'
 
 # Runs a command of launch/ with its arguments, raising if it fails, and returns what it printed.
 Run = Callable[..., str]
@@ -143,8 +144,8 @@ def run_family(family: str, work: Path, clips: Path, run: Run) -> Row:
     )
 
 
-def sample_plainly(family: str, export: Path) -> tuple[str, str]:
-    """Shape and hash of the frames that diffusers alone makes of the export."""
+def plain_call(family: str) -> dict[str, Any]:
+    """What the family's pipeline is called with."""
     tiny = FAMILIES[family]
     size = {f"{'num_' if key == 'frames' else ''}{key}": value for key, value in tiny.clip.items()}
     scale = tiny.guidance_scale if family == "hunyuanvideo" else 1.0  # its network is told the scale
@@ -154,8 +155,13 @@ def sample_plainly(family: str, export: Path) -> tuple[str, str]:
         "guidance_scale": scale,
         "max_sequence_length": tiny.text_length,
     }
+    return {**call, **size, **tiny.call}
+
+
+def sample_plainly(family: str, export: Path) -> tuple[str, str]:
+    """Shape and hash of the frames that diffusers alone makes of the export."""
     done = subprocess.run(
-        [sys.executable, "-c", PLAIN, str(export), json.dumps({**call, **size, **tiny.call})],
+        [sys.executable, "-c", PLAIN + ALONE, str(export), json.dumps(plain_call(family))],
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""},
         capture_output=True,
         text=True,
@@ -163,7 +169,12 @@ def sample_plainly(family: str, export: Path) -> tuple[str, str]:
     )
     if done.returncode != 0:
         raise RuntimeError(f"diffusers can't sample {export}:\n{done.stderr[-2000:]}")
-    line = next(line for line in done.stdout.splitlines() if line.startswith("FRAMES"))
+    return frames_in(done.stdout)
+
+
+def frames_in(printed: str) -> tuple[str, str]:
+    """Shape and hash of the frames that PLAIN printed."""
+    line = next(line for line in printed.splitlines() if line.startswith("FRAMES"))
     shape, digest = line.removeprefix("FRAMES ").rsplit(" ", 1)
     return shape, digest
 

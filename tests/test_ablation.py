@@ -322,10 +322,11 @@ def test_a_table_has_columns_of_what_its_rows_pursue(tmp_path: Path) -> None:
     assert cells[4].strip() == "0.700" and cells[-2].strip() == "40", "the student that the guard kept"
 
 
-def write(results: Results, stale: Sequence[str] = ()) -> None:
-    """The document of these results, next to their folder."""
+def write(results: Results, stale: Sequence[str] = (), drawn: Sequence[str] = ()) -> None:
+    """The document of these results, next to their folder, with all plots or those that are named."""
+    made = {name: plot for name, plot in plots.plots(ROWS, results).items() if name in drawn or not drawn}
     path, titles = results.path.parent.with_suffix(".md"), {n: group.title for n, group in SETTINGS.groups.items()}
-    write_document(path, LAYOUT, ROWS, titles, results, plots.plots(ROWS, results), questions(results, ROWS), stale)
+    write_document(path, LAYOUT, ROWS, titles, results, made, questions(results, ROWS), stale)
 
 
 def test_the_document_has_tables_commands_plots_and_keeps_what_was_written(tmp_path: Path) -> None:
@@ -356,7 +357,7 @@ def test_the_document_has_tables_commands_plots_and_keeps_what_was_written(tmp_p
         assert f"ablation/{name}.svg" in text and "<text" in picture and len(picture) < 150_000
     first = (tmp_path / "ablation" / "reward.svg").read_bytes()
     path.write_text(text.replace(BEGIN, f"{BEGIN}\n## Findings\n\nMine.\n"))
-    write(results, ["vsd/0"])
+    write(results, ["vsd/0"], ["reward"])
     again = path.read_text()
     assert (tmp_path / "ablation" / "reward.svg").read_bytes() == first, "plots are the same when drawn again"
     assert "## Findings\n\nMine." in again and "other settings than those of now: vsd/0" in again

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY_RUN, Said
+from conftest import ROOT, TINY_RUN, Said, start_process
 
 from dollar.cli import entry, overrides
 from dollar.cli import main as console
@@ -120,19 +120,24 @@ def test_options_stand_anywhere() -> None:
     assert overrides.options_first(words) == ["--config-dir", "a b", "-m", "reward=bright", "seed=1"]
 
 
+def launched(folder: Path, printed: Path, path: list[str], *words: str) -> None:
+    """Run launch/train.py from a folder as the interpreter does, whose first place for modules is the file's own."""
+    sys.stdout = sys.stderr = printed.open("w", buffering=1)
+    os.chdir(folder)
+    file = str(ROOT / "launch" / "train.py")
+    sys.path[:], sys.argv = [str(ROOT / "launch"), *path], [file, *words]
+    runpy.run_path(file, run_name="__main__")
+
+
 def test_a_run_with_modules_and_yamls_of_ones_own(own: Path, tiny_teacher_folder: Path, tmp_path: Path) -> None:
     """From another folder, with a package whose name launch/ has, too."""
     tiny = [word for word in TINY_RUN if not word.startswith(("reward.", "cycles="))]
     mine = ("reward=bright", "data=backwards", "--config-dir", "conf", "experiment=mine")
     given = [*tiny, *mine, "cycles=1", f"teacher.folder={tiny_teacher_folder}", f"runs={tmp_path}", "run=own"]
-    ran = subprocess.run(
-        [sys.executable, str(ROOT / "launch" / "train.py"), *given],
-        capture_output=True,
-        text=True,
-        cwd=own,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tests"), "OMP_NUM_THREADS": "1"},
-    )
-    assert ran.returncode == 0, ran.stderr
+    path = [str(ROOT / "tests"), *(p for p in sys.path if p and Path(p).resolve() not in (own, ROOT))]
+    started = start_process(launched, own, tmp_path / "out", path, *given)
+    started.join(200)
+    assert started.exitcode == 0, (tmp_path / "out").read_text()
     assert (tmp_path / "own" / "student" / "student.json").is_file()
 
 

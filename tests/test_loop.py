@@ -5,15 +5,24 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, World, fingerprint, load_tiny_teacher, network_of, new_network, tiny_run
+from conftest import (
+    World,
+    fingerprint,
+    free_port,
+    load_tiny_teacher,
+    network_of,
+    new_network,
+    start_process,
+    tiny_run,
+)
 from test_micro_batches import COMMON, ONE_BY_ONE, TOLERANCE, differences, gradients_of
 from test_micro_batches import WAYS as MICRO_BATCHED
 from torch import Tensor
@@ -175,13 +184,17 @@ def test_every_entry_of_a_state_matters(build: Build) -> None:
     state = run(unbroken, 3)
     expected = run(unbroken, 4)
 
+    new, again = build(*settings), build(*settings)
+    again.validate = None
+    again.data._latents = unbroken.data._latents  # encoded and scored once for all
+
     def loaded(state: checkpoint.State) -> Loop:
-        loop = build(*settings)
-        loop.validate = None
-        loop.data._latents = unbroken.data._latents  # encoded and scored once for all
-        loop.method.run.surrogate._known = dict(unbroken.method.run.surrogate._known)
-        loop.load(state)
-        return loop
+        """One loop goes on from every state: what loading left of the one before would differ from the first."""
+        for name in ("checkpoints", "best"):
+            shutil.rmtree(again.folder / name, ignore_errors=True)
+        again.method.run.surrogate._known = dict(unbroken.method.run.surrogate._known)
+        again.load(state)
+        return again
 
     def goes_on(state: checkpoint.State) -> bool:
         try:
@@ -190,7 +203,6 @@ def test_every_entry_of_a_state_matters(build: Build) -> None:
             return False
 
     assert goes_on(state)
-    new = build(*settings)
     fresh = checkpoint.State(
         {name: value.detach().clone() for name, value in new.state().tensors.items()}, new.state().plain
     )
@@ -211,6 +223,7 @@ def test_every_entry_of_a_state_matters(build: Build) -> None:
         if kind not in moments:  # removed altogether, it is missed at once
             with pytest.raises((KeyError, ValueError)):
                 new.load(checkpoint.State({n: t for n, t in state.tensors.items() if n != names[0]}, state.plain))
+    assert goes_on(state), "the loop itself still does"
 
 
 def test_a_finished_run_does_no_step(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,9 +283,17 @@ def test_rates_fall_over_the_last_cycles_and_resume_where_they_were(build: Build
 # Signals
 
 
+@pytest.fixture(scope="module")
+def unbroken(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> checkpoint.State:
+    """What three cycles that nothing interrupts leave."""
+    loop = tiny_run(teacher, tmp_path_factory.mktemp("unbroken"))
+    state = run(loop, 3)
+    loop.log.close()
+    return state
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_finishes_the_cycle_saves_and_ends(build: Build, number: int) -> None:
-    expected = run(build(), 3)
+def test_a_signal_finishes_the_cycle_saves_and_ends(build: Build, unbroken: checkpoint.State, number: int) -> None:
     stopped = build("cycles=3", "save_every=100")
     cycle = stopped.run_cycle
 
@@ -289,33 +310,41 @@ def test_a_signal_finishes_the_cycle_saves_and_ends(build: Build, number: int) -
     assert state.plain["cycle"] == 2
     again = build()
     again.load(state)
-    assert_same(run(again, 3), expected)
+    assert_same(run(again, 3), unbroken)
 
 
 # What is not finite
 
 
 @pytest.mark.parametrize("name", ["student", "fake", "lrm"])
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_skips_that_update_alone(build: Build, name: str, value: float) -> None:
+def test_a_gradient_that_is_not_finite_skips_that_update_alone(build: Build, name: str) -> None:
     loop = build()
     loop.run_cycle(0)
+    skipped = 0
+    for cycle, value in ((1, float("nan")), (3, float("inf"))):
+        skipped += skips_one(loop, name, value, cycle)
+        loop.run_cycle(cycle + 1)
+        assert loop.learners[name].in_a_row == 0 and loop.learners[name].skipped == skipped
+        assert fingerprint(network_of(loop, name)).isfinite().all()
+
+
+def skips_one(loop: Loop, name: str, value: float, cycle: int) -> int:
+    """A cycle in which a learner's gradient is this value skips its updates alone; returns how many."""
+    skipped = loop.learners[name].skipped
     before = {n: {k: t.clone() for k, t in learner.state().tensors.items()} for n, learner in loop.learners.items()}
     average = averages(loop)
     handle = next(network_of(loop, name).parameters()).register_hook(lambda g: g.fill_(value))
-    measured = loop.run_cycle(1)
+    measured = loop.run_cycle(cycle)
     handle.remove()
     for other, learner in loop.learners.items():
         unchanged = all(torch.equal(t, before[other][k]) for k, t in learner.state().tensors.items())
         assert unchanged == (other == name), other
         assert all(p.grad is None for p in learner.tensors)
     updates = {"student": 1, "fake": 2, "lrm": 2}[name]
-    assert measured[f"skipped/{name}"] == loop.learners[name].in_a_row == updates
+    assert measured[f"skipped/{name}"] - skipped == loop.learners[name].in_a_row == updates
     moved = not torch.equal(average, averages(loop))
     assert moved == (name != "student")
-    loop.run_cycle(2)
-    assert loop.learners[name].in_a_row == 0 and loop.learners[name].skipped == updates
-    assert fingerprint(network_of(loop, name)).isfinite().all()
+    return updates
 
 
 def test_too_many_in_a_row_stop_the_run_with_a_sentence(build: Build) -> None:
@@ -581,17 +610,11 @@ def close(found: Tensor, expected: Tensor, name: str) -> None:
 def test_two_processes_agree_with_one(tmp_path: Path, tiny_teacher_folder: Path) -> None:
     """One launch for all that takes a launch; see `work`."""
     work(tmp_path / "one", tiny_teacher_folder, World())
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    paths = [str(ROOT), str(ROOT / "tests")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, __file__, str(tmp_path / "two"), str(tiny_teacher_folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    port = free_port()
+    both = [start_process(joined, tmp_path / "two", tiny_teacher_folder, rank, port) for rank in (0, 1)]
+    for rank, started in enumerate(both):
+        started.join(240)
+        assert started.exitcode == 0, (tmp_path / f"two-{rank}.out").read_text()[-3000:]
 
     def saved(who: str, which: str) -> checkpoint.State:
         return checkpoint.load(checkpoint.newest(tmp_path / who / which / "checkpoints"))
@@ -648,8 +671,15 @@ def spread_wan(folder: Path, world: World) -> None:
 
 SPREAD = "parallel.shard=true"  # some runs have their networks spread over the processes, others hold them whole
 STEERED = {
-    "ddpo": ("loss=ddpo", "beta_ft=0", "student.steps=[4,2]", "ddpo.truncate=2", SPREAD),
-    "draft": ("loss=draft", "beta_ft=0", "rg.last=2", "rg.frames=2", "reward._target_=test_steering.Smooth"),
+    "ddpo": ("cycles=2", "loss=ddpo", "beta_ft=0", "student.steps=[4,2]", "ddpo.truncate=2", SPREAD),
+    "draft": (
+        "cycles=2",
+        "loss=draft",
+        "beta_ft=0",
+        "rg.last=2",
+        "rg.frames=2",
+        "reward._target_=test_steering.Smooth",
+    ),
     "blocks": (
         "lrm.backbone=teacher",
         "lrm.fit=pairwise",
@@ -697,7 +727,7 @@ def work(folder: Path, teacher_folder: Path, world: World) -> None:
     for name, settings in (
         ("apart", (*APART, SPREAD)),
         ("joint", (*JOINT, "log.gradients_every=1", "validation.every=3")),
-        ("lora", (*JOINT, "student.lora=4")),
+        ("lora", (*JOINT, "student.lora=4", "cycles=2")),
         *STEERED.items(),
     ):
         loop = loop_of(name, *settings)
@@ -735,10 +765,14 @@ def work(folder: Path, teacher_folder: Path, world: World) -> None:
     world.barrier()
 
 
-if __name__ == "__main__":
+def joined(folder: Path, teacher_folder: Path, rank: int, port: int) -> None:
+    """The share in `work` of one of two processes; what it prints is next to the folder."""
     from dollar.parallel.world import finish, start
 
+    sys.stdout = sys.stderr = open(f"{folder}-{rank}.out", "w", buffering=1)  # noqa: SIM115
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
-    joined = start("cpu", timeout_minutes=2)
-    work(Path(sys.argv[1]), Path(sys.argv[2]), joined)
-    finish(joined)
+    world = start("cpu", timeout_minutes=2)
+    work(folder, teacher_folder, world)
+    finish(world)

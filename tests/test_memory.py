@@ -170,8 +170,8 @@ import torch
 from dollar.benchmarks.memory import count, rise
 from dollar.benchmarks.memory import Workload
 torch.set_num_threads(1)
-network = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) if i % 2 else torch.nn.GELU() for i in range(8)))
-x = torch.zeros(8192, 1024, requires_grad=True)
+network = torch.nn.Sequential(*(torch.nn.Linear(256, 256) if i % 2 else torch.nn.GELU() for i in range(8)))
+x = torch.zeros(32768, 256, requires_grad=True)
 work = Workload([network.requires_grad_(False)], [x], lambda: network(x).sum()[None])
 work.forward()
 for function in (work.forward, work.gradient):
@@ -187,8 +187,8 @@ def test_the_count_is_what_becomes_resident() -> None:
     environment = {**os.environ, **memory.FREED_AT_ONCE, "OMP_NUM_THREADS": "1"}
     told = subprocess.run([sys.executable, "-c", RESIDENT], env=environment, cwd=ROOT, capture_output=True, check=True)
     forward, gradient = (float(line) for line in told.stdout.split())
-    network = nn.Sequential(*(nn.Linear(1024, 1024) if i % 2 else nn.GELU() for i in range(8))).to("meta")
-    counted = count(work_of(network, torch.empty(8192, 1024, device="meta")))
+    network = nn.Sequential(*(nn.Linear(256, 256) if i % 2 else nn.GELU() for i in range(8))).to("meta")
+    counted = count(work_of(network, torch.empty(32768, 256, device="meta")))
     assert forward == pytest.approx(counted.forward - counted.held, rel=0.05)
     assert gradient == pytest.approx(counted.backward - counted.held, rel=0.05)
     assert counted.backward - counted.held > 4 * 32 * 2**20

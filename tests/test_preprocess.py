@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -21,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, TINY, Said, fork, free_port
+from conftest import ROOT, TINY, Said, fork, free_port, start_process
 from safetensors import safe_open
 
 from dollar import media
@@ -308,16 +306,24 @@ def test_a_file_system_without_locks_is_noted(
         assert "can't be locked (No locks available); run one command at a time" in capsys.readouterr().out
 
 
-def test_a_killed_process_lets_the_folder_go(tmp_path: Path) -> None:
-    code = "import sys, time; from pathlib import Path; from dollar.parallel.lock import Lock\n"
-    code += "lock = Lock(Path(sys.argv[1]), 1); lock.join(); print('holds', flush=True); time.sleep(100)"
-    line = [sys.executable, "-c", code, str(tmp_path)]
-    held = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert held.stdout is not None and held.stdout.readline() == "holds\n"
+def hold(folder: Path, sign: Path) -> None:
+    """Hold a folder as a further process of a run does, and give a sign of it."""
+    lock = Lock(folder, 1)
+    lock.join()
+    sign.touch()
+    time.sleep(100)
+
+
+def test_a_killed_process_lets_the_folder_go(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    sign = tmp_path_factory.mktemp("sign") / "holds"
+    held = start_process(hold, tmp_path, sign)
+    while not sign.exists() and held.is_alive():
+        time.sleep(0.01)
+    assert held.is_alive()
     with pytest.raises(ValueError, match="processes that it left still run"):
         Lock(tmp_path)
     held.kill()
-    held.communicate()
+    held.join()
     Lock(tmp_path).close()
 
 
@@ -357,19 +363,28 @@ def test_a_signal_ends_it_in_order(
     assert Counter(row["id"] for row in rows_of(tmp_path / "out")) == Counter(f"{name}.mp4" for name in "abcde")
 
 
+def torchrun(line: list[str]) -> None:
+    """What torchrun does with a command line; it and what it starts print nothing."""
+    from torch.distributed import run as launcher
+
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1), os.dup2(nothing, 2)
+    launcher.main(line)
+
+
 def test_processes_end_when_torchrun_is_gone(folder: Path, tmp_path: Path, tiny_teacher_folder: Path) -> None:
     """Long before the work is done, and what they had encoded is kept."""
     for k in range(400):
         for ending in ("mp4", "txt"):
             (folder / f"more{k}.{ending}").hardlink_to(folder / f"a.{ending}")
     out = tmp_path / "out"
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(ROOT / "launch" / "preprocess.py")]
     given = arguments(folder, out, tiny_teacher_folder, "rows_per_shard=2", "batch=1", "readers=1")
-    started = subprocess.Popen([*line, *given], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list(out.rglob("*.parquet")) and started.poll() is None:
+    line = ["--nproc-per-node=2", str(ROOT / "launch" / "preprocess.py"), *given]
+    started = start_process(torchrun, line)
+    while not list(out.rglob("*.parquet")) and started.is_alive():
         time.sleep(0.002)
     os.kill(started.pid, signal.SIGKILL)
-    started.wait()
+    started.join()
     until = time.monotonic() + 60
     while True:
         try:

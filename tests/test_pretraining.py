@@ -18,7 +18,7 @@ import torch
 from dollar.data import shapes
 from dollar.parallel import checkpoint
 from dollar.parallel.world import World
-from dollar.pretraining import stages
+from dollar.pretraining import autoencoder, stages
 from dollar.pretraining.autoencoder import (
     CHANNELS,
     CROP,
@@ -378,14 +378,22 @@ def test_clips_are_encoded_in_their_order() -> None:
     torch.testing.assert_close(latents[4], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_parts_are_trained_resumed_and_written_as_a_pipeline(tmp_path: Path) -> None:
+def test_parts_are_trained_resumed_and_written_as_a_pipeline(
+    cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With latents that fewer clips were fitted to, and a scale of fewer, too."""
     from diffusers import CogVideoXPipeline
 
+    fits: list[int] = []
+    settle = autoencoder._settle_scale
+    monkeypatch.setattr(Cells, "fit", lambda seed: fits.append(seed) or cells)
+    monkeypatch.setattr(autoencoder, "_settle_scale", lambda vae, pixels: settle(vae, pixels[:12]))
     step = {name: Stage(steps=1, batch=1, lr=1e-3) for name in STAGES}
     vae = train_autoencoder(tmp_path / "work", step, 0, World())
     again = train_autoencoder(tmp_path / "work", step, 0, World())
+    assert fits == [0]  # what is finished needs none
     assert all(torch.equal(a, b) for a, b in zip(vae.parameters(), again.parameters(), strict=True))
-    latents = encode_clips(vae, 16, 1, World())[1]
+    latents = encode_clips(vae, 12, 1, World())[1]
     assert 0.7 < latents.std() < 1.4  # the scaling factor was fitted to other clips
     stage = Stage(steps=2, batch=2, lr=1e-3, warmup=1)
     network, tokenizer = train_teacher(tmp_path / "work", vae, stage, 0, clips=4, text_length=12)
