@@ -7,7 +7,6 @@ its weights for every forward, and is for networks that don't fit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,23 +18,17 @@ from dollar.models.pipeline import Weights
 from dollar.models.teacher import Teacher, is_empty
 from dollar.parallel.world import World
 
-
-class Blocks(Protocol):
-    """What a family's adapter offers to parallelism."""
-
-    @property
-    def blocks(self) -> nn.ModuleList: ...
-
-    def checkpoint_activations(self) -> None: ...
-
-
 TRAINED_BYTES = 20  # of a trained number: weight, gradient, two moments and, at most, its average
 MOST = 0.5  # the share of a device's memory that whole networks may take; activations and frozen models need the rest
 
 
-def fits_whole(trained: int, frozen: int, available: int) -> bool:
-    """Whether a process with so many bytes can hold so many trained and frozen float32 numbers whole."""
-    return TRAINED_BYTES * trained + 4 * frozen <= MOST * available
+def fits_whole(size: int, available: int, fake: bool = True, lora: bool = False) -> bool:
+    """Whether a process with so many bytes can hold teacher, student and, if any, fake score of `size` numbers whole.
+
+    lora: whether the student is one, whose base is frozen and whose factors are few.
+    """
+    trained, frozen = fake + (not lora), 1 + lora
+    return (TRAINED_BYTES * trained + 4 * frozen) * size <= MOST * available
 
 
 def parallelize(

@@ -147,7 +147,7 @@ def fit(
     with Log(folder, resume_step=None if state is None else state.plain["cycle"] + 1) as log:
         loop = Loop(
             Timetable(config.steps, config.save_every, keep=1, validate_every=config.every, log_every=10),
-            SurrogateAlone(surrogate, config.seed, config.batch, world),
+            SurrogateAlone(surrogate, config.seed, config.batch, world, config.parallel.micro_batch),
             {"lrm": learner},
             world,
             folder,

@@ -236,7 +236,8 @@ def shards(config: DictConfig, teacher: Teacher, world: World, objective: Object
     if config.parallel.shard != "auto":
         return bool(config.parallel.shard)
     size = sum(p.numel() for p in teacher.denoiser.network.parameters())
-    fits = fits_whole((1 + objective.needs.fake) * size, size, device_memory(world.device))
+    lora = config.student.lora is not None
+    fits = fits_whole(size, device_memory(world.device), objective.needs.fake, lora)
     return world.any(not fits)  # the same in every process, whatever memory each has
 
 

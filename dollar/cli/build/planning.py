@@ -73,7 +73,7 @@ def shards(config: DictConfig, outline: Outline, fake: bool) -> bool:
     if config.parallel.shard != "auto":
         return bool(config.parallel.shard)
     size = sum(math.prod(shape) for shape in outline.shapes)
-    return not fits_whole((1 + fake) * size, size, int(config.memory * 2**30))
+    return not fits_whole(size, int(config.memory * 2**30), fake, config.student.lora is not None)
 
 
 def lrm_shapes(config: DictConfig, outline: Outline) -> list[tuple[int, ...]]:
@@ -115,8 +115,10 @@ def terms_of(objective: Objective) -> list[TermWork]:
 
 
 def not_counted_of(config: DictConfig) -> list[str]:
-    """The parts of this run's loss whose forwards and activations are not counted: rewards' and decoders' gradients."""
+    """The parts of this run's loss whose forwards and activations are not counted: what a term brings along."""
     blocks = ["the teacher's blocks in the latent reward model"]
-    through = [name for name, term in objective_of(config).terms.items() if term.needs.reward == "gradient"]
+    objective = objective_of(config)
+    through = [name for name, term in objective.terms.items() if term.needs.reward == "gradient"]
     decoders = [f"decoder and reward under {name}" for name in through]
-    return [*decoders, *(blocks if config.lrm.backbone == "teacher" else [])]
+    networks = [f"the network of {name}" for name in objective.learning_terms]
+    return [*decoders, *networks, *(blocks if config.lrm.backbone == "teacher" else [])]
