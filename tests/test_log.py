@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import time
 import math
 import subprocess
 import sys
@@ -61,6 +62,7 @@ def test_resuming_drops_what_will_be_written_again(tmp_path: Path) -> None:
             run.scalars(step, {"loss": float(step)})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "lo')  # torn by a crash
+    time.sleep(1.1)  # TensorBoard reads files in the order of their names, which begin with the second
     with Log(tmp_path, resume_step=4) as run:
         assert read_scalars(tmp_path)["loss"].steps.tolist() == [0, 1, 2, 3]
         run.scalars(4, {"loss": 40.0})

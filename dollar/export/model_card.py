@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
+from dollar import __version__
 from dollar.export.recipe import pursued, training
 
-LIBRARIES = ("diffusers", "transformers", "torch", "dollar")
+LIBRARIES = ("diffusers", "transformers", "torch")
 
 
 @dataclass
@@ -72,7 +73,7 @@ def model_card(facts: Facts) -> str:
         *training(config, card, facts.run, facts.choices),
         *figures(facts.run, counts),
         "\n## Versions\n",
-        ", ".join(f"{name} {version(name)}" for name in LIBRARIES) + "\n",
+        ", ".join([*(f"{name} {version(name)}" for name in LIBRARIES), f"dollar {__version__}"]) + "\n",
         *stored(facts.configuration),
     ]
     return "\n".join(lines)
