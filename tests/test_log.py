@@ -3,10 +3,10 @@ from __future__ import annotations
 import importlib
 import io
 import json
-import time
 import math
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
