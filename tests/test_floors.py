@@ -143,3 +143,39 @@ def test_only_commands_print() -> None:
         if inside(module, ("dollar",)) and not inside(module, ("dollar.cli", "dollar.log")):
             names = {node.id for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Name)}
             assert "print" not in names, f"{module} prints; log it by dollar.log.logger"
+
+
+def imports_at_once(body: list[ast.stmt]) -> set[str]:
+    """The modules that are imported when a module is, not those of its functions or of its types."""
+    found: set[str] = set()
+    for node in body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            found |= imports(node)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.unparse(node.test):
+            found |= imports_at_once(node.body)
+    return found
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """A path that leads back to where it begins, or []."""
+    done: set[str] = set()
+
+    def walk(path: list[str]) -> list[str]:
+        for name in sorted(graph[path[-1]]):
+            if name in path:
+                return [*path[path.index(name) :], name]
+            if name not in done and (found := walk([*path, name])):
+                return found
+        done.add(path[-1])
+        return []
+
+    return next((found for name in graph if name not in done and (found := walk([name]))), [])
+
+
+def test_there_is_no_circle_of_imports() -> None:
+    graph = {}
+    for module, path in FILES.items():
+        names = imports_at_once(ast.parse(path.read_text(encoding="utf-8")).body)
+        graph[module] = {n for n in names if n in FILES and n != module and not module.startswith(f"{n}.")}
+    assert circle(graph) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
