@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, Literal
 
 import pytest
+import torch
 from conftest import ROOT, compose
 from omegaconf import OmegaConf
 
@@ -216,3 +217,12 @@ def test_a_wrong_key_is_found_without_torch() -> None:
 
 def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def test_what_helps_where_memory_ran_out_may_change_when_a_run_goes_on() -> None:
+    import re
+
+    from dollar.training.watch import Watch
+
+    advised = re.findall(r"parallel\.\w+", Watch(torch.device("cpu")).remedies)
+    assert len(advised) == 3 and set(advised) <= set(free_keys(COMMANDS["train"]))

@@ -28,8 +28,6 @@ from dollar.training.watch import Watch
 # cycle -> scalars of a validation; the same in every process, or averaged over them
 Validate = Callable[[int], dict[str, float]]
 
-FORMAT = 2  # of checkpoints
-
 
 @dataclass
 class Timetable:
@@ -225,7 +223,7 @@ class Loop:
         tensors = {f"{part}/{name}": t for part, state in parts.items() for name, t in state.tensors.items()}
         plain = {part: state.plain for part, state in parts.items()}
         data = {} if self.data is None else self.data.identity()
-        run = {"format": FORMAT, "cycle": self.cycle, "config": self.config, "data": data}
+        run = {"format": old_checkpoint.FORMAT, "cycle": self.cycle, "config": self.config, "data": data}
         return State(tensors, {**run, "parts": plain})
 
     def save(self) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 from dollar.parallel.checkpoint import State
 
+FORMAT = 2  # of today's checkpoints
+
 
 def renewed(state: State) -> State:
     """The state in today's format; one that has it already comes back as it is."""
@@ -29,7 +31,7 @@ def renewed(state: State) -> State:
         parts["method"]["surrogate"] = {"statistics": plain["statistics"], **counts}
     kept: dict[str, Any] = {key: plain[key] for key in ("cycle", "config") if key in plain}
     tensors = {_name(name, parts): tensor for name, tensor in state.tensors.items()}
-    return State(tensors, {"format": 2, **kept, "data": plain.get("data", {}), "parts": parts})
+    return State(tensors, {"format": FORMAT, **kept, "data": plain.get("data", {}), "parts": parts})
 
 
 def _name(name: str, parts: dict[str, Any]) -> str:

@@ -269,13 +269,17 @@ def learner_of(
     config: DictConfig, name: str, parameters: dict[str, nn.Parameter], rate: Any = constant, **how: Any
 ) -> Learner:
     """A learner with AdamW by the numbers of optim.<name>."""
+    remedy, optimizer = f"Lower optim.{name}.lr", adamw(config, name, parameters)
+    return Learner(name, parameters, [optimizer], config.clip_gradient, rate, remedy=remedy, **how)
+
+
+def adamw(config: DictConfig, name: str, parameters: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
+    """AdamW by the numbers of optim.<name>."""
     keys = OmegaConf.to_container(config.optim[name], resolve=True)
     assert isinstance(keys, dict)
     trained = list(parameters.values())
     fused = all(p.device.type in ("cpu", "cuda") for p in trained)  # a third of the time on a CPU
-    optimizer = torch.optim.AdamW(trained, **{**keys, "betas": tuple(keys["betas"])}, fused=fused)
-    remedy = f"Lower optim.{name}.lr"
-    return Learner(name, parameters, [optimizer], config.clip_gradient, rate, remedy=remedy, **how)
+    return torch.optim.AdamW(trained, **{**keys, "betas": tuple(keys["betas"])}, fused=fused)
 
 
 def monitors_of(config: DictConfig, guard: Guard) -> dict[str, Monitor]:

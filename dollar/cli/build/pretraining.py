@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 CONFIG = "config.yaml"
 CLIP = ("clip", "pictures", "autoencoder")  # keys of make=clip alone
 SHARED = ("seed", "ema", "out", "work", "parallel")
-FREE = ("out", "work", "parallel.device", "parallel.timeout_minutes", "teacher.steps")  # may change on going on
 
 
 def check(config: DictConfig, processes: int) -> dict[str, Any]:

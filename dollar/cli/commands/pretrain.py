@@ -9,11 +9,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from dollar.cli.entry import check_folder_for
 from dollar.cli.same import check_same
+from dollar.cli.settings import COMMANDS, free_keys
 
 
 def main(config: DictConfig) -> None:
     """The teacher, a diffusers folder, or the small CLIP, a folder of transformers and of HPSv2's format."""
-    from dollar.cli.build.pretraining import CLIP, FREE, MAKERS, begun, check, decides
+    from dollar.cli.build.pretraining import CLIP, MAKERS, begun, check, decides
     from dollar.cli.build.teacher import dtype_of, quiet
     from dollar.media import atomically
     from dollar.models.cogvideox import CogVideoX
@@ -31,7 +32,8 @@ def main(config: DictConfig) -> None:
     precision = dtype_of(config, "dtype")
     path, some = begun(config, work)
     if some:  # otherwise nothing could be lost
-        free = FREE if config.make == "clip" else (*FREE, "make", *CLIP)
+        others = () if config.make == "clip" else ("make", *CLIP)
+        free = (*free_keys(COMMANDS["pretrain"]), *others)
         check_same(path, stored, "Give another folder with work=FOLDER, or remove this one", free, config)
     world = start(config.parallel.device, config.parallel.timeout_minutes)
     if world.is_main:

@@ -15,9 +15,9 @@ class Parallel:
     device: Free[str]
     dtype: str
     teacher_dtype: str
-    shard: bool | Literal["auto"]
+    shard: Free[bool | Literal["auto"]]
     shard_teacher: Free[bool]
-    micro_batch: int | None
+    micro_batch: Free[int | None]
     activation_checkpointing: Free[bool]
     timeout_minutes: Free[float]
 
