@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from dollar.cli.build.loop import check_optimizers
+from dollar.cli.build.loop import adamw, check_optimizers
 from dollar.cli.build.rewards import noise_of
 from dollar.data.latents import Samples
 from dollar.log import logger
@@ -134,8 +134,7 @@ def fit(
         shutil.rmtree(folder)
         state = None
     parameters = trainable(surrogate.model)
-    keys: Any = OmegaConf.to_container(config.optim.lrm, resolve=True)
-    optimizer = torch.optim.AdamW(list(parameters.values()), **{**keys, "betas": tuple(keys["betas"])})
+    optimizer = adamw(config, "lrm", parameters)
     rate = partial(falling, start=config.decay_from)
     learner = Learner("lrm", parameters, [optimizer], math.inf, rate, remedy="Lower optim.lrm.lr")
 
