@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from dollar import media
-from dollar.data import clips
-from dollar.data.clips import ClipFolder, fit, read_video, split_captions
+from dollar.data import decoding, probing
+from dollar.data.clips import ClipFolder, split_captions
+from dollar.data.decoding import fit, read_video
 from dollar.data.listed import Entry
 
 REAL = Path(__file__).parents[2] / "shared" / "clips"
@@ -202,8 +203,8 @@ def test_pixels_that_are_not_square_are_shown_as_they_are_meant(tmp_path: Path, 
     bright = (picture[..., 0] > 100).nonzero()
     for axis in bright:
         assert np.ptp(axis) + 1 == pytest.approx(32, abs=2)
-    found = clips.examine(Entry("a.mp4", tmp_path / "a.mp4", "a caption"), 8, "repeat")
-    assert isinstance(found, clips.Examined) and (found.height, found.width) == size
+    found = probing.examine(Entry("a.mp4", tmp_path / "a.mp4", "a caption"), 8, "repeat")
+    assert isinstance(found, probing.Examined) and (found.height, found.width) == size
 
 
 @pytest.mark.parametrize("name", ["x" * 300 + ".mp4", "a/" * 3000 + "b.mp4"])
@@ -261,13 +262,13 @@ def test_seeking_gives_what_reading_from_the_start_gives(long_video: Path) -> No
     assert np.array_equal(read_video(long_video, np.arange(270, 290) / 24), whole[270:290])
     assert np.array_equal(read_video(long_video, np.arange(230, 270) / 24), whole[230:270])
     with av.open(str(long_video)) as container:
-        assert next(clips._pictures(container, 12.0))[0] > 5  # it did not begin at the beginning
+        assert next(decoding._pictures(container, 12.0))[0] > 5  # it did not begin at the beginning
 
 
 def test_a_seek_that_leads_too_far_is_made_good(long_video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     straight = read_video(long_video, np.arange(48, 60) / 24)
-    pictures = clips._pictures
-    monkeypatch.setattr(clips, "_pictures", lambda container, start: pictures(container, 6 * start))
+    pictures = decoding._pictures
+    monkeypatch.setattr(decoding, "_pictures", lambda container, start: pictures(container, 6 * start))
     assert np.array_equal(read_video(long_video, np.arange(48, 60) / 24), straight)
 
 
@@ -276,7 +277,7 @@ def test_a_picture_marked_as_damaged_is_refused() -> None:
     stream = SimpleNamespace(start_time=0, time_base=Fraction(1, 8))
     container = SimpleNamespace(streams=SimpleNamespace(video=[stream]), decode=lambda _: iter([frame]))
     with pytest.raises(ValueError, match="damaged"):
-        next(clips._pictures(container, 0.0))
+        next(decoding._pictures(container, 0.0))
 
 
 @pytest.mark.parametrize(("height", "width"), [(33, 57), (57, 33)])

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from dollar import media
-from dollar.data.clips import read_video
+from dollar.data.decoding import read_video
 
 CONF = ROOT / "conf"
 COMMANDS = sorted(p.stem for p in CONF.glob("*.yaml"))

@@ -23,7 +23,7 @@ from conftest import ROOT, TINY, Said, fork, free_port, start_process
 from safetensors import safe_open
 
 from dollar import media
-from dollar.data import buckets, clips
+from dollar.data import buckets, probing
 from dollar.data.buckets import Bucket, choose, finished, read_ahead, row_ids, spread
 from dollar.data.clips import ClipFolder
 from dollar.data.encoding import work as store
@@ -206,7 +206,7 @@ def test_the_report_and_what_is_remembered(
     run: Callable[..., Said], tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[str] = []
-    real = clips.examine
+    real = probing.examine
     monkeypatch.setattr(buckets, "examine", lambda entry, *how: looked.append(entry.id) or real(entry, *how))
     said = run()
     assert said.code == 0 and f"5 of {NAME}, 1 too short, 1 corrupt" in said.out

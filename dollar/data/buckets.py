@@ -11,8 +11,9 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from dollar.data.clips import DECODING_ERRORS, examine, read_window, too_short
+from dollar.data.decoding import DECODING_ERRORS, read_window
 from dollar.data.listed import Entry, Skipped, load
+from dollar.data.probing import examine, too_short
 
 ALIKE = 1e-6  # difference of two aspect ratios' logarithms below which they are one
 
