@@ -333,6 +333,7 @@ class First(torch.nn.Module):
     """A model whose reward is a latent's first number, scaled and shifted."""
 
     card: dict = {}
+    twice_differentiable = True
 
     def __init__(self, scale: float = 1.0, level: float = 0.0) -> None:
         super().__init__()
@@ -578,6 +579,7 @@ class Plane(torch.nn.Module):
     """A model whose reward is a plane over latents of two numbers, and looks at any time."""
 
     card: dict = {}
+    twice_differentiable = True
 
     def __init__(self, first: float, second: float) -> None:
         super().__init__()

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from dollar.diffusion.schedule import diffuse, expand_like
 from dollar.diffusion.timesteps import FewStep
-from dollar.losses.term import Context, Cost, Needs, Sample, check_choice, check_weight
+from dollar.losses.term import Context, Cost, Needs, Sample, check_choice, check_range, check_weight
+
+THROUGH = ("sample", "teacher", "fake")
+NUDGE = 0.003  # of a clip's norm, over which `nudged_steepness` takes its difference
 
 
 def fit(predicted: Tensor, reward: Tensor) -> Tensor:
@@ -30,6 +35,25 @@ def pairwise(predicted_i: Tensor, predicted_j: Tensor, reward_i: Tensor, reward_
     return binary_cross_entropy_with_logits(predicted_i.float() - predicted_j.float(), label, reduction="none")
 
 
+def steepness(predicted: Tensor, x: Tensor) -> Tensor:
+    """|d predicted / d x|^2, summed over x [B, ...]: what a smooth fit keeps small; predicted: [B]. Returns [B].
+
+    A surrogate says nothing of directions in which no clips differ, and there its gradient is what it was at its start.
+    With p times this on the squared error, the slope fitted to clips on a line is 1 / (1 + p) of the least-squares
+    one along it, for unit variance, and 0 across it.
+    """
+    (gradient,) = torch.autograd.grad(predicted.sum(), x, create_graph=True)
+    return gradient.float().square().flatten(1).sum(1)
+
+
+def nudged_steepness(predict: Callable[[Tensor], Tensor], x: Tensor, u: Tensor) -> Tensor:
+    """`steepness` [B] by a difference, for networks without second derivatives: its mean over normal u [B, ...]."""
+    scale = NUDGE * (x.detach().flatten(1).norm(dim=1) / math.sqrt(x[0].numel())).clamp(min=1e-6)
+    step = expand_like(scale, x) * u
+    slope: Tensor = (predict(x + step) - predict(x)).float() / scale
+    return slope.square()
+
+
 def fine_tune(reward: Tensor) -> Tensor:
     """Minus the latent reward model's reward of the student's samples (Eq. 15); [B] to [B], float32."""
     return -reward.float()
@@ -41,20 +65,31 @@ class LatentRewardTerm:
 
     update: `joint` with the other terms at the student's sample (Eq. 16), or `separate` (Algorithm 1, line 19), from
     the gradients of `accumulate` cycles; unit: the reward's own, or `sd`, the standard deviation of the rewards seen.
+    through: what the latent reward model looks at: the `sample` (Eq. 15), or the x_0 that the `teacher` or the `fake`
+    score sees in the sample noised to a time between the `noise` fractions of T. The gradient then comes back through
+    that network, whose Jacobian, (a / b^2) Cov(x_0 | x_t), keeps what clips vary along and drops the rest.
     """
 
     beta: float = 1.0
     update: Literal["joint", "separate"] = "joint"
     accumulate: int = 7
     unit: Literal["reward", "sd"] = "reward"
-    needs: ClassVar[Needs] = Needs(surrogate=True)
+    through: Literal["sample", "teacher", "fake"] = "sample"
+    noise: tuple[float, float] = (0.1, 0.5)
 
     def __post_init__(self) -> None:
+        self.noise = (self.noise[0], self.noise[1])
         check_weight("beta_ft", self.beta)
         check_choice("ft.unit", self.unit, ("reward", "sd"))
         check_choice("ft.update", self.update, ("joint", "separate"))
+        check_choice("ft.through", self.through, THROUGH)
+        check_range("ft.noise", self.noise)
         if self.accumulate < 1:
             raise ValueError(f"ft.accumulate is {self.accumulate}; it must be at least 1")
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(surrogate=True, fake=self.through == "fake")
 
     @property
     def every(self) -> int:
@@ -65,12 +100,22 @@ class LatentRewardTerm:
         """Any student will do."""
 
     def cost(self, steps: int) -> Cost:
-        return Cost()
+        if self.through == "sample":
+            return Cost()
+        # Its activations are held while the sample's own wait.
+        return Cost(**{f"{self.through}_gradient": 1.0}, kept=2.0)
 
     def loss(self, context: Context, sample: Sample) -> Tensor:
-        reward = context.predict(sample.x_hat, "fine-tuning")
+        x = sample.x_hat if self.through == "sample" else self.denoised(context, sample.x_hat)
+        reward = context.predict(x, "fine-tuning")
         context.log("reward/predicted", float(reward.detach().mean()))
         return fine_tune(reward) / (context.reward_sd if self.unit == "sd" else 1.0)
+
+    def denoised(self, context: Context, x_hat: Tensor) -> Tensor:
+        """The x_0 that the network sees in x_hat noised, with a gradient at x_hat; unguided."""
+        t = context.schedule.uniform(context.draws.uniform("through time"), *self.noise)
+        x_t = diffuse(x_hat, context.draws.normal("through noise", x_hat.shape[1:]), t, context.schedule)
+        return (context.teacher(1.0) if self.through == "teacher" else context.fake)(x_t, t)
 
 
 @dataclass
@@ -85,10 +130,14 @@ class RunningStatistics:
     variance: float = 0.0
 
     @property
+    def varied(self) -> bool:
+        """Whether the rewards differ by more than float32's rounding, so that there is something to follow."""
+        return math.sqrt(self.variance) > 1e-6 * abs(self.mean)
+
+    @property
     def sd(self) -> float:
-        """The standard deviation; 1 while the rewards don't differ by more than float32's rounding."""
-        sd = math.sqrt(self.variance)
-        return sd if sd > 1e-6 * abs(self.mean) else 1.0
+        """The standard deviation; 1 while the rewards don't differ."""
+        return math.sqrt(self.variance) if self.varied else 1.0
 
     def update(self, reward: Tensor) -> None:
         """Take in rewards [B]; ValueError when one is not finite, since it would stay in the statistics for good."""

@@ -45,13 +45,16 @@ def _order(need: bool | str) -> int:
 class Cost(NamedTuple):
     """Forwards that a term adds to a student's update, for each clip of the batch; guided forwards count as two.
 
-    student: without a gradient; student_gradient: carried back; kept: how many of the latter are held at once.
+    student, teacher, fake: without a gradient; student_gradient: carried back to the weights; teacher_gradient,
+    fake_gradient: carried back to the input alone; kept: how many forwards that are carried back are held at once.
     """
 
     student: float = 0.0
     student_gradient: float = 0.0
     teacher: float = 0.0
+    teacher_gradient: float = 0.0
     fake: float = 0.0
+    fake_gradient: float = 0.0
     kept: float = 0.0
 
 
@@ -165,6 +168,12 @@ def check_choice(key: str, value: str, known: Sequence[str]) -> None:
     """Raise ValueError for a value that is none of the known ones."""
     if value not in known:
         raise ValueError(f"{key} is {value!r}; use {' or '.join(known)}")
+
+
+def check_range(key: str, fractions: Sequence[float]) -> None:
+    """Raise ValueError unless these are two rising fractions of T."""
+    if not 0 <= fractions[0] < fractions[1] <= 1:
+        raise ValueError(f"{key} is {list(fractions)}; give two rising fractions of T, as [0.1, 0.5]")
 
 
 def check_guidance(key: str, scale: float) -> None:

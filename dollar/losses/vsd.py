@@ -11,7 +11,17 @@ from torch import Tensor
 
 from dollar.diffusion.schedule import Schedule, diffuse, expand_like, mean_flat
 from dollar.diffusion.timesteps import FewStep
-from dollar.losses.term import Context, Cost, Needs, Sample, check_choice, check_guidance, check_weight, guided
+from dollar.losses.term import (
+    Context,
+    Cost,
+    Needs,
+    Sample,
+    check_choice,
+    check_guidance,
+    check_range,
+    check_weight,
+    guided,
+)
 
 WEIGHTINGS = ("dmd", "score", "constant")
 SMALLEST_DISTANCE = 1e-6
@@ -68,8 +78,7 @@ class VSD:
         self.range, self.lower_half_over = (self.range[0], self.range[1]), tuple(self.lower_half_over)  # type: ignore[assignment]
         check_weight("beta_vsd", self.beta)
         check_choice("vsd.weighting", self.weighting, WEIGHTINGS)
-        if not 0 <= self.range[0] < self.range[1] <= 1:
-            raise ValueError(f"vsd.range is {list(self.range)}; give two rising fractions of T, as [0.02, 0.98]")
+        check_range("vsd.range", self.range)
         if self.lower_half is not None and not 0 <= self.lower_half <= 1:
             raise ValueError(
                 f"vsd.lower_half is {self.lower_half}; it is a share of the draws, 0 to 1, or null for even ones"

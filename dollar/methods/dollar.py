@@ -114,9 +114,14 @@ class Dollar:
         return self.run.draws(cycle * self.fake_updates + update)
 
     def is_warm(self) -> bool:
-        """Whether the student may follow the latent reward model; one that is only read is warm from the start."""
+        """Whether the student may follow the latent reward model; one that is only read is warm from the start.
+
+        One whose rewards are all alike has nothing to lead to: its gradient is that of its first weights.
+        """
         surrogate = self.run.surrogate
-        return surrogate is not None and (not self.run.fitted or surrogate.updates >= self.lrm_warmup)
+        if surrogate is None or not surrogate.statistics.varied:
+            return False
+        return not self.run.fitted or surrogate.updates >= self.lrm_warmup
 
     def samples(self, cycle: int) -> list[int]:
         if not self.run.data.has_latents:

@@ -44,6 +44,8 @@ class LatentRewardModel(nn.Module):
     frame) and can't see their order; `conv3d` sees motion.
     """
 
+    twice_differentiable = True
+
     def __init__(
         self,
         channels: int,

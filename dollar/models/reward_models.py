@@ -26,10 +26,11 @@ class RewardModel(Protocol):
     """What a network of the latent reward model offers, and that it is called as model(x, condition, t) -> [B].
 
     t: the times of noised latents, which a model may ignore; out: the layer that gives the standardised reward; card:
-    the arguments that build another like it.
+    the arguments that build another like it; twice_differentiable: whether a gradient at x has one of its own.
     """
 
     card: dict[str, Any]
+    twice_differentiable: bool
 
     @property
     def out(self) -> nn.Linear: ...

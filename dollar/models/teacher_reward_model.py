@@ -71,6 +71,8 @@ class TeacherRewardModel(nn.Module):
     in the head's own fit, nothing of them is held.
     """
 
+    twice_differentiable = False  # families' attention has no second derivative
+
     def __init__(self, teacher: Denoiser, blocks: int, width: int = 128) -> None:
         super().__init__()
         if width < 1:

@@ -71,8 +71,9 @@ def _forwards(cycle: Cycle, steps: int) -> Forwards:
         student += (cycle.fake_updates - 1) * sample  # the first update takes the sample of the student's own
     for cost in (term.cost(steps) for term in cycle.terms):
         student += cost.student + cost.student_gradient * (1 + back)
-        teacher += cost.teacher
-        fake += cost.fake
+        # A backward pass to the input alone is one forward, to the weights as well it is two.
+        teacher += cost.teacher + cost.teacher_gradient * back
+        fake += cost.fake + cost.fake_gradient * back
     return Forwards(student, fake, teacher)
 
 

@@ -22,6 +22,7 @@ class Aesthetic:
     """
 
     differentiable = True
+    reads_captions = False
 
     def __init__(
         self,

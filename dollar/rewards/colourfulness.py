@@ -19,6 +19,7 @@ class Colourfulness:
     """
 
     differentiable = True
+    reads_captions = False
 
     def __init__(self, frames: Frames = None) -> None:
         self.frames = check_frames(frames)

@@ -36,6 +36,7 @@ class DynamicDegree:
     """
 
     sees_motion = True
+    reads_captions = False
 
     def __init__(self, fps: float = 8, apart: float = 0.125, threshold: float | None = None) -> None:
         for name, value in (("fps", fps), ("apart", apart)):

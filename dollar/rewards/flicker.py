@@ -18,6 +18,7 @@ class Flicker:
     """
 
     differentiable = True
+    reads_captions = False
     sees_motion = True
 
     def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:

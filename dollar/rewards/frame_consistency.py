@@ -24,6 +24,7 @@ class FrameConsistency:
     """
 
     differentiable = True
+    reads_captions = False
     sees_motion = True
 
     def __init__(

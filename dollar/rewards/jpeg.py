@@ -20,6 +20,8 @@ class JpegSize:
     is all. Reads no caption.
     """
 
+    reads_captions = False
+
     def __init__(self, sign: int = 1, quality: int = 95, frames: Frames = None) -> None:
         if sign not in (1, -1):
             raise ValueError(f"reward.sign is {sign}; give 1 for incompressibility or -1 for compressibility")

@@ -50,6 +50,10 @@ class Mixture:
         return all(getattr(part, "differentiable", False) for part in self.parts.values())
 
     @property
+    def reads_captions(self) -> bool:
+        return any(getattr(part, "reads_captions", True) for part in self.parts.values())
+
+    @property
     def sees_motion(self) -> bool:
         return any(getattr(part, "sees_motion", False) for part in self.parts.values())
 

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dollar.diffusion.draws import Draws
 from dollar.diffusion.schedule import Schedule, diffuse, expand_like
-from dollar.losses.latent_reward import RunningStatistics, fit, pairwise
+from dollar.losses.latent_reward import RunningStatistics, fit, nudged_steepness, pairwise, steepness
+from dollar.losses.term import check_range
 from dollar.models.denoiser import Condition
 from dollar.models.reward_models import RewardModel, load_reward_model, save_reward_model
 from dollar.models.teacher import Teacher
@@ -87,6 +89,8 @@ class LatentReward:
     shown clean latents (the paper's), or the noise range: the fractions of T between which the times are drawn to which
     they are noised on this schedule. Noise makes the reward's surface smooth: a model of clean latents may rank clips
     well, and yet its gradient may differ from the reward's own (docs/log.md has where this helped and where it didn't).
+    smooth: weight of the squared gradient at the latents in the fit, which keeps the surface from rising in directions
+    of which the clips say nothing.
     """
 
     def __init__(
@@ -99,13 +103,16 @@ class LatentReward:
         fit: str = "mse",
         noised: tuple[float, float] | None = None,
         schedule: Schedule | None = None,
+        smooth: float = 0.0,
     ) -> None:
+        if smooth < 0:
+            raise ValueError(f"lrm.smooth is {smooth}; it is 0 (off) or positive, as 30")
         if memory < 1:
             raise ValueError(f"lrm.memory is {memory}; an update needs the observations of at least 1 cycle")
         if fit not in FITS:
             raise ValueError(f"lrm.fit is {fit!r}; use {' or '.join(FITS)}")
-        if noised is not None and not 0 <= noised[0] < noised[1] <= 1:
-            raise ValueError(f"lrm.noise is {list(noised)}; give two rising fractions of T, as [0.0, 0.5]")
+        if noised is not None:
+            check_range("lrm.noise", noised)
         assert noised is None or schedule is not None
         self.model: Any = model
         self.pixel = pixel
@@ -115,6 +122,7 @@ class LatentReward:
         self.fit = fit
         self.noised = noised
         self.schedule = schedule
+        self.smooth = smooth
         self.reward_name = None if pixel is None else pixel.name
         self.frames = None if pixel is None else pixel.frames
         self.codec = None if pixel is None else pixel.codec
@@ -298,8 +306,11 @@ class LatentReward:
         chosen = [(age, group * samples + first + i) for group in range(groups) for i, age in enumerate(ages)]
         if self.fit == "mse":
             x, prompts, target, usable = self._recall(chosen)
-            predicted = self._standard(x, self.encode_text(prompts), draws, purpose)
-            return torch.where(usable, fit(predicted, target), 0.0)
+            condition = self.encode_text(prompts)
+            predicted, steep = self._with_steepness(
+                lambda x: self._standard(x, condition, draws, purpose), x, draws, purpose
+            )
+            return torch.where(usable, fit(predicted, target) + self.smooth * steep, 0.0)
         return self._pairwise_loss(draws, purpose, chosen, first, samples)
 
     def _pairwise_loss(
@@ -309,14 +320,33 @@ class LatentReward:
         partners = self._partners(draws, purpose, chosen, first, samples)
         x, prompts, target, usable = self._recall(chosen + partners)
         condition = self.encode_text(prompts)
-        if self.noised is None:
-            predicted = self._predict(x, condition)
-        else:
-            u = self._drawn_for(draws.uniform, f"{purpose} time", x[: len(chosen)])
-            predicted = self._predict_noised(torch.cat([u, u]), x, condition, draws, f"{purpose} noise")
+        u = None if self.noised is None else self._drawn_for(draws.uniform, f"{purpose} time", x[: len(chosen)])
+
+        def predict(x: Tensor) -> Tensor:
+            if u is None:
+                return self._predict(x, condition)
+            return self._predict_noised(torch.cat([u, u]), x, condition, draws, f"{purpose} noise")
+
+        predicted, steep = self._with_steepness(predict, x, draws, purpose)
         others = torch.tensor([a != b for a, b in zip(chosen, partners, strict=True)], device=usable.device)
         both = usable.view(2, -1).all(0) & others  # a pair of one with itself teaches nothing
-        return torch.where(both, pairwise(*predicted.chunk(2), *target.chunk(2)), 0.0)
+        loss = pairwise(*predicted.chunk(2), *target.chunk(2)) + self.smooth * steep.view(2, -1).mean(0)
+        return torch.where(both, loss, 0.0)
+
+    def _with_steepness(
+        self, predict: Callable[[Tensor], Tensor], x: Tensor, draws: Draws, purpose: str
+    ) -> tuple[Tensor, Tensor]:
+        """Predictions [B] of x [B, C, F, h, w], and the squared gradient there [B], 0 where nothing is smoothed."""
+        if self.smooth == 0:
+            predicted = predict(x)
+            return predicted, torch.zeros_like(predicted)
+        if not self.model.twice_differentiable:
+            u = self._drawn_for(lambda p: draws.normal(p, x.shape[1:]), f"{purpose} nudge", x)
+            return predict(x), nudged_steepness(predict, x, u)
+        leaf = x.detach().requires_grad_()
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
+            predicted = predict(leaf)
+        return predicted, steepness(predicted, leaf)
 
     def _partners(
         self, draws: Draws, purpose: str, chosen: list[tuple[int, int]], first: int, samples: int

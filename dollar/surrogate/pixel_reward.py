@@ -16,8 +16,8 @@ class Reward(Protocol):
 
     It may have `frames`, how many evenly spaced frames it looks at, so that no others are decoded; `differentiable`,
     True where a gradient at the pixels comes back through `score`; `sees_motion`, True where the order of frames
-    counts; `name`, which distinguishes it from others of its class; `check(prompts)`, which raises ValueError for a
-    prompt that it can't score.
+    counts; `reads_captions`, False where the prompts make no difference; `name`, which distinguishes it from others of
+    its class; `check(prompts)`, which raises ValueError for a prompt that it can't score.
     """
 
     def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -44,6 +44,11 @@ class PixelReward:
     def frames(self) -> int | None:
         """How many evenly spaced frames the reward looks at; None for all."""
         return getattr(self.reward, "frames", None)
+
+    @property
+    def reads_captions(self) -> bool:
+        """Whether prompts make a difference; of a reward that doesn't say they may."""
+        return bool(getattr(self.reward, "reads_captions", True))
 
     @property
     def differentiable(self) -> bool:

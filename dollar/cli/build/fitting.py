@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from dollar.cli.build.loop import adamw, check_optimizers
-from dollar.cli.build.rewards import noise_of
+from dollar.cli.build.rewards import noise_of, reads_text
 from dollar.data.latents import Samples
 from dollar.log import logger
 from dollar.methods.surrogate_alone import SurrogateAlone
@@ -92,12 +92,14 @@ def new_surrogate(config: DictConfig, teacher: Teacher, pixel: PixelReward, prom
     """A surrogate before its fit; prompt: any that the teacher can encode."""
     lrm: Any = OmegaConf.to_container(config.lrm, resolve=True)
     how, noised = lrm.pop("fit"), noise_of(config.lrm)
+    smooth, lrm["text"] = lrm.pop("smooth"), reads_text(config.lrm, pixel.reward)
     del lrm["noise"], lrm["noised"]
     if getattr(pixel.reward, "sees_motion", False) and (lrm["backbone"], lrm["temporal"]) == ("cnn", "frames"):
         logger.warning(f"note: {pixel.name} sees motion, which lrm.temporal=frames can't; conv3d can")
     torch.manual_seed(config.seed)
     model: Any = make_reward_model(teacher, **lrm, prompt=prompt)
-    return LatentReward(model, pixel, teacher.text, fit=how, noised=noised, schedule=teacher.denoiser.schedule)
+    schedule = teacher.denoiser.schedule
+    return LatentReward(model, pixel, teacher.text, fit=how, noised=noised, schedule=schedule, smooth=smooth)
 
 
 def identity(config: DictConfig, teacher: Teacher, data: Samples) -> dict[str, Any]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any, cast
 
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from dollar.cli.build.loop import check
 from dollar.cli.build.objective import objective_of
+from dollar.cli.build.rewards import reads_text
 from dollar.cli.build.teacher import check_guidance, dtype_of, quiet
 from dollar.losses.objective import Objective
 from dollar.losses.term import SampleTerm
@@ -83,7 +85,9 @@ def lrm_shapes(config: DictConfig, outline: Outline) -> list[tuple[int, ...]]:
     from dollar.models.latent_reward_model import LatentRewardModel
     from dollar.models.teacher_reward_model import QueryHead, width_of
 
-    lrm, text_dim = config.lrm, outline.text_width if config.lrm.text else None
+    target = config.reward.get("_target_")
+    reward = None if target is None else get_class(target)
+    lrm, text_dim = config.lrm, outline.text_width if reads_text(config.lrm, reward) else None
     if lrm.mode == "frozen":
         return []
     with torch.device("meta"):

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from dollar.log import logger
 from dollar.losses.objective import Objective
 from dollar.losses.reward_gradient import number_of
+from dollar.losses.term import check_range
 from dollar.models.reward_models import make_reward_model, read_reward_card
 from dollar.models.teacher import Teacher
 from dollar.parallel.world import World
@@ -73,9 +74,18 @@ def noise_of(lrm: DictConfig) -> tuple[float, float] | None:
 
     ValueError for two that aren't.
     """
-    if not 0 <= lrm.noise[0] < lrm.noise[1] <= 1:
-        raise ValueError(f"lrm.noise is {list(lrm.noise)}; give two rising fractions of T, as [0.0, 0.5]")
+    check_range("lrm.noise", lrm.noise)
     return tuple(lrm.noise) if lrm.noised or lrm.backbone == "teacher" else None
+
+
+def reads_text(lrm: DictConfig, reward: Any) -> bool:
+    """Whether a latent reward model reads the caption; `auto` is as its reward (or the reward's class) does.
+
+    Where the reward reads none, the words explain it and take the latents' part: the gradient is the worse for it.
+    """
+    if lrm.text != "auto":
+        return bool(lrm.text)
+    return bool(lrm.backbone == "teacher" or getattr(reward, "reads_captions", True))
 
 
 def guard_of(config: DictConfig, objective: Objective) -> Guard:
@@ -130,8 +140,9 @@ def build_latent_reward(
     lrm = config.lrm
     if lrm.backbone == "cnn" and lrm.temporal == "frames" and getattr(pixel and pixel.reward, "sees_motion", False):
         logger.warning(f"note: {pixel.name} sees motion, which lrm.temporal=frames can't; conv3d can")  # type: ignore[union-attr]
-    how = {"memory": lrm.memory, "gather": world.gather, "fit": lrm.fit}
-    keys = {key: lrm[key] for key in ("backbone", "text", "width", "temporal", "groups", "blocks")}
+    how = {"memory": lrm.memory, "gather": world.gather, "fit": lrm.fit, "smooth": lrm.smooth}
+    keys = {key: lrm[key] for key in ("backbone", "width", "temporal", "groups", "blocks")}
+    keys["text"] = reads_text(lrm, pixel and pixel.reward)
     if lrm.mode != "online":
         read = LatentReward.from_folder(lrm.path, teacher, pixel, keys, **how)
         follows = read_reward_card(lrm.path).get("reward")

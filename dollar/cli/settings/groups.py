@@ -65,7 +65,8 @@ class LatentRewardModel:
     noise: tuple[float, float]
     fit: Literal["mse", "pairwise"]
     temporal: Literal["conv3d", "frames"]
-    text: bool
+    text: bool | Literal["auto"]
+    smooth: float
     width: int
     groups: int
 
