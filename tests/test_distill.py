@@ -18,7 +18,7 @@ from torch import Tensor
 from dollar.data.latents import Batch
 from dollar.diffusion.draws import Draws
 from dollar.diffusion.schedule import diffuse
-from dollar.export.student import denoiser_of, few_steps
+from dollar.export.student import denoiser_of, few_steps, read_as_x_0
 from dollar.losses.consistency import Consistency
 from dollar.losses.latent_reward import LatentRewardTerm
 from dollar.losses.objective import Objective
@@ -273,8 +273,9 @@ def forbid(*_: object, **__: object) -> None:
 def test_without_vsd_no_fake_score_is_trained_and_the_teacher_is_not_run(build) -> None:
     loop = build("beta_vsd=0", "beta_cd=0", "student.steps=[1]", "lrm.warmup=0")
     assert set(loop.learners) == {"student", "lrm"}
+    loop.run_cycle(0)  # in which rewards are seen for the first time
     with counted(loop) as forwards:
-        loop.run_cycle(0)
+        loop.run_cycle(1)
     assert forwards["teacher"] == 0 and forwards["fake"] == 0 and forwards["student"] == 3
 
 
@@ -575,6 +576,15 @@ def test_a_heterogeneous_student_gives_x_0_itself(teacher: Teacher) -> None:
         assert torch.equal(method.run.student(x, t, condition), method.run.student.network(x, t, condition))
         like_its_teacher = method_of(teacher).run.student(x, t, condition)
         assert not torch.equal(method.run.student(x, t, condition), like_its_teacher)
+        # A run's begins with its sign turned, for without signal minus v is x_0.
+        own = new_network(teacher)
+        read_as_x_0(own, teacher.denoiser.prediction)
+        found = denoiser_of(teacher, own, method.run.samplers[0], "heterogeneous", torch.float32)(x, t, condition)
+        expected = teacher.denoiser(x, t, condition)
+    a = teacher.denoiser.schedule.coefficients(t).a
+    assert a[0] == 0 and (a[1:] > 0).all()
+    torch.testing.assert_close(found[0], expected[0])
+    assert not torch.allclose(found[1:], expected[1:], atol=1e-2)
     assert set(carry_back(method)) == {"vsd+ft", "cd"}
 
 

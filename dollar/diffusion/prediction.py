@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dollar.diffusion.schedule import Schedule, expand_like
@@ -25,6 +26,12 @@ class Prediction:
         """What a perfect network would output for x_0, eps [B, ...] at t [B]."""
         a, b = schedule.coefficients(t)
         return self.target_of(x_0, eps, expand_like(a, x_0), expand_like(b, x_0))
+
+    @property
+    def is_negative(self) -> bool:
+        """Whether the output is minus x_0, up to noise, where there is no signal (a = 0, b = 1)."""
+        one = torch.ones(())
+        return bool(self.target_of(one, 0 * one, 0 * one, one) < 0)
 
     def x_0(self, x_t: Tensor, output: Tensor, t: Tensor, schedule: Schedule) -> Tensor:
         """x_0 from the network's output [B, ...] at t [B]; ValueError where the output can't determine it."""

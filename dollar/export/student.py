@@ -102,6 +102,18 @@ def prediction_of(teacher: Teacher, parameterization: str) -> Prediction:
     return SAMPLE if parameterization == "heterogeneous" else teacher.denoiser.prediction
 
 
+@torch.no_grad()
+def read_as_x_0(network: nn.Module, prediction: Prediction) -> None:
+    """Make a network's copy of which the output will be read as x_0 begin near it.
+
+    The output of v and of flow is nearly minus x_0 where there is little signal, so its sign is turned; of v it is
+    minus x_0 exactly where there is none.
+    """
+    if prediction.is_negative:
+        for parameter in network.projection.parameters():  # type: ignore[union-attr]
+            parameter.neg_()
+
+
 def save_student(
     folder: Path,
     teacher: Teacher,

@@ -57,6 +57,12 @@ class Wrapped(nn.Module):
         """The repeated blocks, which parallelism shards and activation checkpointing wraps one by one."""
         return self.transformer.transformer_blocks
 
+    @property
+    def projection(self) -> nn.Linear:
+        """The last layer, which gives the output."""
+        projection: nn.Linear = self.transformer.proj_out
+        return projection
+
     def checkpoint_activations(self) -> None:
         """Recompute each block in the backward pass instead of keeping what is inside it."""
         self.transformer.enable_gradient_checkpointing()

@@ -18,7 +18,7 @@ from dollar.cli.build.objective import objective_of
 from dollar.cli.build.rewards import Rewards, build_latent_reward, check_rewards, guard_of, rewards_of
 from dollar.cli.build.teacher import check_guidance, check_text, dtype_of, with_text
 from dollar.diffusion.timesteps import FewStep
-from dollar.export.student import check_steps, denoiser_of, few_steps, prediction_of, student_weights
+from dollar.export.student import check_steps, denoiser_of, few_steps, prediction_of, read_as_x_0, student_weights
 from dollar.log import logger
 from dollar.losses.objective import Objective
 from dollar.methods.ingredients import Ingredients
@@ -52,6 +52,11 @@ def check(config: DictConfig, processes: int) -> Objective:
     if config.student.parameterization not in ("homogeneous", "heterogeneous"):
         raise ValueError(
             f"student.parameterization is {config.student.parameterization!r}; use homogeneous or heterogeneous"
+        )
+    if config.student.lora is not None and config.student.parameterization == "heterogeneous":
+        raise ValueError(
+            "student.parameterization is heterogeneous, which turns the sign of the network's output, and a LoRA can't; "
+            "set student.lora=null, or student.parameterization=homogeneous"
         )
     if not 0 <= config.ema < 1:
         raise ValueError(f"ema is {config.ema}; it is a decay, 0 (off) or more and below 1")
@@ -219,6 +224,8 @@ def roles_of(
     recompute, dtype = config.parallel.activation_checkpointing, dtype_of(config, "dtype")
     shard = shards(config, teacher, world, objective)
     student = trainable_copy(teacher, world, recompute, config.student.lora, shard)
+    if config.student.parameterization == "heterogeneous":
+        read_as_x_0(student, teacher.denoiser.prediction)
     if config.init is not None:
         fill_from(student, student_weights(config.init))
     longest = samplers[max(samplers)]
