@@ -55,7 +55,7 @@ def check(config: DictConfig, processes: int) -> Objective:
         )
     if config.student.lora is not None and config.student.parameterization == "heterogeneous":
         raise ValueError(
-            "student.parameterization is heterogeneous, which turns the sign of the network's output, and a LoRA can't; "
+            "student.parameterization is heterogeneous, which turns the sign of the network's output; a LoRA can't, so "
             "set student.lora=null, or student.parameterization=homogeneous"
         )
     if not 0 <= config.ema < 1:
