@@ -27,10 +27,12 @@ WAYS = {
     "ddpo": ("loss=ddpo", "student.steps=[4]", "beta_ft=0"),
     "draft": ("loss=draft", "rg.last=2", "rg.frames=2", *SMOOTH),
     "refl": ("loss=refl", "rg.frames=2", *SMOOTH),
+    "smooth": ("lrm.smooth=3", "ft.through=teacher", "ft.unit=vsd"),
     "pull": ("beta_pull=0.5", "pull.steps=2", "beta_ft=0"),
 }
 UPDATES = {
     "joint": {"student": 1, "fake": 2, "lrm": 2},
+    "smooth": {"student": 1, "fake": 2, "lrm": 2},
     "separate": {"student": 2, "fake": 2, "lrm": 2},  # distillation and fine-tuning
     "noised_data": {"student": 1, "fake": 2, "lrm": 2},
 }

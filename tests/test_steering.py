@@ -39,6 +39,10 @@ WAYS = {
     "teacher": ("lrm.backbone=teacher", "lrm.blocks=1"),
     "pairwise": ("lrm.fit=pairwise",),
     "noised": ("lrm.noised=true", "lrm.noise=[0.2,0.8]"),
+    "smooth": ("lrm.smooth=3", "ft.through=teacher", "ft.unit=vsd"),
+    "smooth pairs": ("lrm.smooth=3", "lrm.fit=pairwise", "lrm.backbone=teacher", "ft.through=fake"),
+    "relative": ("loss=refl", SMOOTH, "rg.frames=2", "beta_ft=0", "rg.unit=vsd"),
+    "relative apart": ("ft.update=separate", "ft.accumulate=1", "ft.unit=vsd", "lrm.warmup=0"),
     "both": ("lrm.backbone=teacher", "lrm.fit=pairwise", "ft.update=separate", "ft.accumulate=2"),
     "tuning": ("experiment=tune_teacher", "student.steps=[10]", "lrm.warmup=1"),
 }
@@ -51,6 +55,13 @@ class Smooth:
 
     def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
         return videos.mean((1, 2, 3, 4)) * torch.tensor([2.0 if "white" in p else 1.0 for p in prompts])
+
+
+class Hundredfold(Smooth):
+    """The same in another unit."""
+
+    def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        return 100 * super().score(videos, prompts)
 
 
 class Failing:
@@ -120,6 +131,25 @@ def test_terms_show_their_size_at_the_sample_and_at_the_weights(build: Build) ->
     assert -1 <= measured["cosine/x_hat/vsd_refl"] <= 1 and "cosine/vsd_refl" in measured
     other = build("loss=ddpo", "student.steps=[4]", "log.gradients_every=1").run_cycle(0)
     assert other["grad_norm/term/ddpo"] > 0 and "reward/true" in other
+
+
+def test_a_weight_in_units_of_vsds_gradient_is_its_share_whatever_the_reward(build: Build) -> None:
+    """The mean size over the cycles before decides, so the first cycle has none; twice the beta is twice the share."""
+    shares = {}
+    for reward in ("Smooth", "Hundredfold"):
+        for beta in (0.2, 0.4):
+            named = f"reward._target_=test_steering.{reward}"
+            loop = build("loss=refl", named, "beta_cd=0", f"beta_rg={beta}", "rg.unit=vsd")
+            sizes = loop.method.student.sizes
+            logged = [loop.run_cycle(cycle) for cycle in range(3)]
+            shares[reward, beta] = [m["grad_norm/x_hat/refl"] / m["grad_norm/x_hat/vsd"] for m in logged]
+            assert shares[reward, beta][0] == 0
+            ratio = sizes.ratio("vsd", "refl")
+            assert ratio > 0 and sizes.ratio("vsd", "pull") == sizes.ratio(None, "refl") == 0
+    for beta in (0.2, 0.4):
+        assert shares["Smooth", beta] == pytest.approx(shares["Hundredfold", beta], rel=1e-3)
+        assert beta / 3 < shares["Smooth", beta][2] < 3 * beta
+    assert shares["Smooth", 0.4][1] == pytest.approx(2 * shares["Smooth", 0.2][1], rel=1e-3)
 
 
 def test_refl_adds_its_gradient_to_the_samples(build: Build) -> None:

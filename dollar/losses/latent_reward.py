@@ -15,6 +15,7 @@ from dollar.diffusion.schedule import diffuse, expand_like
 from dollar.diffusion.timesteps import FewStep
 from dollar.losses.term import Context, Cost, Needs, Sample, check_choice, check_range, check_weight
 
+UNITS = ("reward", "sd", "vsd")
 THROUGH = ("sample", "teacher", "fake")
 NUDGE = 0.003  # of a clip's norm, over which `nudged_steepness` takes its difference
 
@@ -64,7 +65,8 @@ class LatentRewardTerm:
     """Fine-tuning by the latent reward model's gradient (Eq. 15).
 
     update: `joint` with the other terms at the student's sample (Eq. 16), or `separate` (Algorithm 1, line 19), from
-    the gradients of `accumulate` cycles; unit: the reward's own, or `sd`, the standard deviation of the rewards seen.
+    the gradients of `accumulate` cycles; unit: the reward's own, `sd`, the standard deviation of the rewards seen, or
+    `vsd`: beta is the size of the gradient at the sample relative to VSD's, in the mean over the latest cycles.
     through: what the latent reward model looks at: the `sample` (Eq. 15), or the x_0 that the `teacher` or the `fake`
     score sees in the sample noised to a time between the `noise` fractions of T. The gradient then comes back through
     that network, whose Jacobian, (a / b^2) Cov(x_0 | x_t), keeps what clips vary along and drops the rest.
@@ -73,14 +75,14 @@ class LatentRewardTerm:
     beta: float = 1.0
     update: Literal["joint", "separate"] = "joint"
     accumulate: int = 7
-    unit: Literal["reward", "sd"] = "reward"
+    unit: Literal["reward", "sd", "vsd"] = "reward"
     through: Literal["sample", "teacher", "fake"] = "sample"
     noise: tuple[float, float] = (0.1, 0.5)
 
     def __post_init__(self) -> None:
         self.noise = (self.noise[0], self.noise[1])
         check_weight("beta_ft", self.beta)
-        check_choice("ft.unit", self.unit, ("reward", "sd"))
+        check_choice("ft.unit", self.unit, UNITS)
         check_choice("ft.update", self.update, ("joint", "separate"))
         check_choice("ft.through", self.through, THROUGH)
         check_range("ft.noise", self.noise)

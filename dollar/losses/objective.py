@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from dollar.diffusion.schedule import expand_like
-from dollar.losses.term import LearningTerm, Needs, RolloutTerm, SampleTerm, Term
+from dollar.losses.term import LearningTerm, Needs, RolloutTerm, SampleTerm, Term, is_relative
 
 
 @dataclass
@@ -37,6 +37,11 @@ class Objective:
             raise ValueError(
                 f"the term {rolling[0]} has `every` above 0, but only a term that looks at the student's sample can "
                 "have an update of its own; give it `loss(context, sample)`, or every 0"
+            )
+        if self.reference is None and (relative := [n for n, term in self.terms.items() if is_relative(term)]):
+            raise ValueError(
+                f"the weight of the term {relative[0]} is relative to VSD's gradient (its unit is vsd), but beta_vsd "
+                "is 0; set its unit to reward, or beta_vsd above 0"
             )
         if self.balance is not None:
             self._check_balance(self.balance)

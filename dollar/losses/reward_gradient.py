@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dollar.diffusion.timesteps import FewStep
-from dollar.losses.term import Context, Cost, Needs, Sample, check_weight
+from dollar.losses.term import Context, Cost, Needs, Sample, check_choice, check_weight
 
 
 def number_of(frames: int | Literal["all"] | None) -> int | None:
@@ -31,15 +31,18 @@ def lost(reward: Tensor) -> Tensor:
 class ReFL:
     """Minus the reward of the one-step prediction x_hat (ReFL; Eq. 8 gives x_hat).
 
-    frames: how many evenly spaced frames are decoded and carried back through; None or "all" is all.
+    frames: how many evenly spaced frames are decoded and carried back through; None or "all" is all. unit: the reward's
+    own, or `vsd`, in which beta is the size of the gradient at x_hat relative to VSD's.
     """
 
     beta: float = 1.0
     frames: int | Literal["all"] | None = None
+    unit: Literal["reward", "vsd"] = "reward"
     needs: ClassVar[Needs] = Needs(reward="gradient")
 
     def __post_init__(self) -> None:
         check_weight("beta_rg", self.beta)
+        check_choice("rg.unit", self.unit, ("reward", "vsd"))
         self.frames = number_of(self.frames)
 
     def check(self, samplers: Sequence[FewStep]) -> None:

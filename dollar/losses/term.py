@@ -158,6 +158,11 @@ class LearningTerm(Protocol):
         ...
 
 
+def is_relative(term: Term) -> bool:
+    """Whether the weight of a term is in units of the size of VSD's gradient at the student's sample."""
+    return getattr(term, "unit", None) == "vsd"
+
+
 def check_weight(key: str, beta: float) -> None:
     """Raise ValueError for a weight below 0."""
     if beta < 0:

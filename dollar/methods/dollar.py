@@ -13,6 +13,7 @@ from dollar.losses.term import check_choice
 from dollar.methods.fake_score import FakeScore
 from dollar.methods.ingredients import Ingredients
 from dollar.methods.reward_meter import RewardMeter
+from dollar.methods.sizes import Sizes
 from dollar.methods.student import StudentUpdate
 from dollar.methods.surrogate_fit import SurrogateFit
 from dollar.parallel.checkpoint import State
@@ -101,6 +102,7 @@ class Dollar:
                 partial(self._losses_apart, name, term),
                 every=term.every,
                 begin=partial(self._begin_apart, term),
+                end=lambda cycle: self.student.sizes.close(),
                 stepped=run.moved,
                 logged=f"student_{name}",
                 compared=compared,
@@ -149,6 +151,7 @@ class Dollar:
         return self.student.losses(self.draws(when.cycle), apart=compares)
 
     def _end_student(self, cycle: int) -> None:
+        self.student.sizes.close()
         self.meter.close(self.logged, self.max_silent)
         self.meter.note()
 
@@ -177,6 +180,7 @@ class Dollar:
 
     def state(self) -> State:
         plain: dict[str, Any] = {"silent": self.meter.silent, "unusable": self.meter.unusable}
+        plain["sizes"] = self.student.sizes.state()
         found = self._buffers()
         if self.run.surrogate is None:
             return State(found, plain)
@@ -191,6 +195,7 @@ class Dollar:
 
     def load(self, state: State) -> None:
         self.meter.silent, self.meter.unusable = state.plain["silent"], state.plain["unusable"]
+        self.student.sizes.load(state.plain.get("sizes", Sizes(self.run.world.gather).state()))  # before there were any
         for name, buffer in self._buffers().items():
             buffer.copy_(state.tensors[name])
         if self.run.surrogate is not None:

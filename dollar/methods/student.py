@@ -13,9 +13,10 @@ from torch import Tensor
 from dollar.diffusion.draws import Draws
 from dollar.diffusion.schedule import diffuse
 from dollar.diffusion.timesteps import FewStep
-from dollar.losses.term import Context, Sample
+from dollar.losses.term import Context, Sample, is_relative
 from dollar.methods.ingredients import Ingredients, MicroBatch
 from dollar.methods.reward_meter import RewardMeter
+from dollar.methods.sizes import Sizes
 from dollar.models.denoiser import Condition
 from dollar.training.turn import Pullback, Scalars
 
@@ -47,6 +48,7 @@ class StudentUpdate:
     ) -> None:
         self.run, self.input, self.scalars, self.meter, self.warm = run, input, scalars, meter, warm
         self.progress = 0.0
+        self.sizes = Sizes(run.world.gather)
         self.drawn: list[Drawn] = []
 
     @property
@@ -163,7 +165,9 @@ class StudentUpdate:
             leaf = sample._replace(x_hat=sample.x_hat.clone().requires_grad_())
             loss = term.loss(context, leaf).mean()
             self.scalars.add(f"loss/{name}", float(loss.detach()), micro.share)
-            gradient = term.beta * torch.autograd.grad(loss, leaf.x_hat)[0]
+            gradient = term.beta * self._relative(name, term, torch.autograd.grad(loss, leaf.x_hat)[0])
+            if name == self.run.objective.reference:
+                self.sizes.add(name, gradient)
             if term.needs.pursues:
                 reference = gradients.get(self.run.objective.reference or "")
                 gradient = self._scale(term) * self.run.objective.balanced(gradient, reference)
@@ -177,6 +181,13 @@ class StudentUpdate:
         elif gradients:
             # All are added at x_hat and carried back through the student once (Eq. 16).
             yield Pullback("+".join(gradients), x_hat, torch.stack(list(gradients.values())).sum(0))
+
+    def _relative(self, name: str, term: Any, gradient: Tensor) -> Tensor:
+        """A term's gradient in its unit, which may be the size of VSD's."""
+        if not is_relative(term):
+            return gradient
+        self.sizes.add(name, gradient)
+        return gradient * self.sizes.ratio(self.run.objective.reference, name)
 
     def _log_gradients(self, gradients: dict[str, Tensor], share: float) -> None:
         """Sizes at x_hat, in the unit of one sample's gradient, and the cosines with the distillation's."""
@@ -201,5 +212,5 @@ class StudentUpdate:
             leaf = Sample(x, k, x_hat.detach().requires_grad_())
             loss = term.loss(self.context(micro), leaf).mean()
             self.scalars.add(f"loss/{name}", float(loss.detach()), micro.share)
-            (gradient,) = torch.autograd.grad(loss, leaf.x_hat, torch.full_like(loss, scale * micro.share))
-            yield Pullback(name, x_hat, gradient)
+            (gradient,) = torch.autograd.grad(loss, leaf.x_hat)
+            yield Pullback(name, x_hat, scale * micro.share * self._relative(name, term, gradient))
