@@ -27,11 +27,15 @@ WAYS = {
     "ddpo": ("loss=ddpo", "student.steps=[4]", "beta_ft=0"),
     "draft": ("loss=draft", "rg.last=2", "rg.frames=2", *SMOOTH),
     "refl": ("loss=refl", "rg.frames=2", *SMOOTH),
+    "pixels": ("lrm.backbone=pixels",),
+    "small": ("loss=refl", "rg.frames=2", "rg.decoder=small", "lrm.warmup=1", *SMOOTH),
     "smooth": ("lrm.smooth=3", "ft.through=teacher", "ft.unit=vsd"),
     "pull": ("beta_pull=0.5", "pull.steps=2", "beta_ft=0"),
 }
 UPDATES = {
     "joint": {"student": 1, "fake": 2, "lrm": 2},
+    "pixels": {"student": 1, "fake": 2, "lrm": 2, "decoder": 8},
+    "small": {"student": 1, "fake": 2, "decoder": 8},
     "smooth": {"student": 1, "fake": 2, "lrm": 2},
     "separate": {"student": 2, "fake": 2, "lrm": 2},  # distillation and fine-tuning
     "noised_data": {"student": 1, "fake": 2, "lrm": 2},

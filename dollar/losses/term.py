@@ -20,13 +20,15 @@ class Needs:
     """What a run must hold for a term.
 
     clips: real latents x_0; fake: a score network that follows the student's samples; surrogate: the latent reward
-    model; reward: the pixel reward's numbers, or its gradient as well.
+    model; reward: the pixel reward's numbers, or its gradient as well; decoder: a small decoder that follows the
+    autoencoder.
     """
 
     clips: bool = False
     fake: bool = False
     surrogate: bool = False
     reward: Literal["", "numbers", "gradient"] = ""
+    decoder: bool = False
 
     @property
     def pursues(self) -> bool:
@@ -69,7 +71,8 @@ class Context:
     prompts: B; sampler: the student's of this update's step count; student: (x_t, t) -> x_0 with gradients to the
     weights; teacher: guidance scale -> (x_t, t) -> x_0; noise: step index -> the update's noise [B, C, F, h, w].
     reward: latents [B, C, F, h, w] -> the pixel reward [B], nan where there is none; reward_gradient: (latents, number
-    of frames, None for all) -> [B] through decoder and reward. gather: [B] -> that of all processes.
+    of frames, None for all) -> [B] through decoder and reward; small_reward_gradient: the same through the small
+    decoder, which has a frame for each latent frame. gather: [B] -> that of all processes.
     draws: further random numbers of these samples; schedule: the teacher's; progress: the fraction of the run that is
     done; x_0: real latents where the term needs clips; fake: (x_t, t) -> x_0 of the fake score; predict: (latents,
     purpose) -> the latent reward model's reward [B]; reward_sd: the deviation of the rewards seen; averaged: a context
@@ -83,6 +86,7 @@ class Context:
     noise: NoiseFunction
     reward: Callable[[Tensor], Tensor] = _absent
     reward_gradient: Callable[[Tensor, int | None], Tensor] = _absent
+    small_reward_gradient: Callable[[Tensor, int | None], Tensor] = _absent
     gather: Callable[[Tensor], Tensor] = lambda values: values
     draws: Draws = Draws(0, 0, ())  # noqa: RUF009
     schedule: Schedule = None  # type: ignore[assignment]

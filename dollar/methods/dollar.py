@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from dollar.diffusion.draws import Draws
-from dollar.losses.term import check_choice
+from dollar.losses.term import Needs, check_choice
+from dollar.methods.decoder_fit import DecoderFit
 from dollar.methods.fake_score import FakeScore
 from dollar.methods.ingredients import Ingredients
 from dollar.methods.reward_meter import RewardMeter
@@ -26,8 +27,9 @@ class Dollar:
     fake_updates: of the fake score for each of the student's; fake_warmup: cycles at the start without one of the
     student's; student_input: where the student's prediction starts, `simulate` (its own earlier steps) or
     `noised_data`; fake_loss: `native` or `cv`; lrm_clips, lrm_updates, lrm_mismatched: as in `SurrogateFit`;
-    lrm_warmup: its updates before the student first follows it; gradients_every: cycles between comparisons of the
-    terms' gradients, 0 for none; max_silent: cycles without any reward after which the run ends.
+    lrm_warmup: its updates before the student first follows it, and a small decoder's; decoder_updates: of that in a
+    cycle; gradients_every: cycles between comparisons of the terms' gradients, 0 for none; max_silent: cycles without
+    any reward after which the run ends.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Dollar:
         lrm_updates: int = 8,
         lrm_warmup: int = 80,
         lrm_mismatched: bool = False,
+        decoder_updates: int = 8,
         gradients_every: int = 0,
         max_silent: int = 20,
     ) -> None:
@@ -53,7 +56,7 @@ class Dollar:
         self.lrm_warmup, self.gradients_every, self.max_silent = lrm_warmup, gradients_every, max_silent
         self.logged = Scalars()
         self.meter = RewardMeter(run.pixel, run.world.gather)
-        self.student = StudentUpdate(run, student_input, self.logged, self.meter, self.is_warm)
+        self.student = StudentUpdate(run, student_input, self.logged, self.meter, self.is_ready)
         self.fake = FakeScore(run, self.student, self.draws, self.logged, fake_loss)
         self.fit = SurrogateFit(
             run,
@@ -66,6 +69,8 @@ class Dollar:
             lrm_mismatched,
             gradients_every,
         )
+        alone = run.surrogate is None or not run.objective.needs.surrogate
+        self.small = DecoderFit(run, self.student, self.logged, self.fit.turn, lrm_clips, decoder_updates, alone)
 
     def begin(self, cycle: int, progress: float) -> None:
         self.logged.clear()
@@ -95,6 +100,11 @@ class Dollar:
             turns.append(
                 Turn("lrm", "lrm", fit.losses, fit.updates, begin=fit.begin, end=self._end_fit, stepped=fit.stepped)
             )
+        if run.decoder is not None and run.fitted:
+            small = self.small
+            turns.append(
+                Turn("decoder", "decoder", small.losses, small.updates, begin=small.begin, stepped=small.stepped)
+            )
         turns += [
             Turn(  # lines 18-19
                 name,
@@ -123,7 +133,16 @@ class Dollar:
         surrogate = self.run.surrogate
         if surrogate is None or not surrogate.statistics.varied:
             return False
-        return not self.run.fitted or surrogate.updates >= self.lrm_warmup
+        fitted = not self.run.fitted or surrogate.updates >= self.lrm_warmup
+        return fitted and self._decoder_is_warm()
+
+    def is_ready(self, needs: Needs) -> bool:
+        """Whether what a term needs is fitted well enough to be followed."""
+        return (not needs.surrogate or self.is_warm()) and (not needs.decoder or self._decoder_is_warm())
+
+    def _decoder_is_warm(self) -> bool:
+        decoder = self.run.decoder
+        return decoder is None or not self.run.fitted or decoder.updates >= self.lrm_warmup
 
     def samples(self, cycle: int) -> list[int]:
         if not self.run.data.has_latents:
@@ -170,8 +189,7 @@ class Dollar:
         self.meter.note()
 
     def _begin_apart(self, term: Any, cycle: int) -> NoUpdate | None:
-        begun = cycle >= self.fake_warmup and (self.is_warm() or not term.needs.surrogate)
-        return None if begun else NoUpdate()
+        return None if cycle >= self.fake_warmup and self.is_ready(term.needs) else NoUpdate()
 
     def _losses_apart(self, name: str, term: Any, when: Moment) -> Iterator[Pullback]:
         return self.student.losses_apart(name, term, self.draws(when.cycle))
@@ -182,6 +200,9 @@ class Dollar:
         plain: dict[str, Any] = {"silent": self.meter.silent, "unusable": self.meter.unusable}
         plain["sizes"] = self.student.sizes.state()
         found = self._buffers()
+        if self.run.decoder is not None and self.run.fitted:
+            tensors, plain["decoder"] = self.small.state()
+            found |= {f"decoder/{name}": t for name, t in tensors.items()}
         if self.run.surrogate is None:
             return State(found, plain)
         tensors, surrogate = self.fit.state()
@@ -198,7 +219,8 @@ class Dollar:
         self.student.sizes.load(state.plain.get("sizes", Sizes(self.run.world.gather).state()))  # before there were any
         for name, buffer in self._buffers().items():
             buffer.copy_(state.tensors[name])
-        if self.run.surrogate is not None:
-            prefix = "surrogate/"
-            own = {n.removeprefix(prefix): t for n, t in state.tensors.items() if n.startswith(prefix)}
-            self.fit.load(State(own, state.plain["surrogate"]))
+        for name, part in (("surrogate", self.fit), ("decoder", self.small)):
+            if name in state.plain:
+                prefix = f"{name}/"
+                own = {n.removeprefix(prefix): t for n, t in state.tensors.items() if n.startswith(prefix)}
+                part.load(State(own, state.plain[name]))

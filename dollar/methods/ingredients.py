@@ -16,6 +16,7 @@ from dollar.losses.objective import Objective
 from dollar.models.denoiser import Condition, Denoiser
 from dollar.models.roles import Role
 from dollar.parallel.world import World
+from dollar.surrogate.fitted_decoder import FittedDecoder
 from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.pixel_reward import PixelReward
 
@@ -45,8 +46,8 @@ class Ingredients:
     trained for; null: count -> the unconditional (negative-prompt) condition. batch: samples of an update over all
     processes; micro_batch: how many of them a process takes through a network at once, None for all. averaged: a
     context in which the student holds its averaged weights; moved: called after each update of the student.
-    reward_scale: gives what every term that leads towards a reward is multiplied by. fitted: whether the surrogate is
-    trained here; networks: those of terms that have one, by the term's name.
+    reward_scale: gives what every term that leads towards a reward is multiplied by. fitted: whether the surrogate and
+    the small decoder are trained here; networks: those of terms that have one, by the term's name.
     """
 
     teacher: Denoiser
@@ -62,6 +63,7 @@ class Ingredients:
     batch: int = 8
     micro_batch: int | None = None
     surrogate: LatentReward | None = None
+    decoder: FittedDecoder | None = None
     pixel: PixelReward | None = None
     averaged: Callable[[], AbstractContextManager[Any]] = nullcontext
     moved: Callable[[], None] = _nothing

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dollar.log import ANY_RANK, logger
-from dollar.surrogate.pixel_reward import PixelReward
+from dollar.surrogate.pixel_reward import Decode, PixelReward
 from dollar.training.turn import Scalars
 
 
@@ -36,9 +36,11 @@ class RewardMeter:
         self._given.append(reward.to(latents.device))
         return reward
 
-    def with_gradient(self, latents: Tensor, prompts: Sequence[str], frames: int | None) -> Tensor:
-        """The pixel reward [B] with a gradient at the latents, nan where there is none."""
-        reward = self.pixel.with_gradient(latents, prompts, frames)
+    def with_gradient(
+        self, latents: Tensor, prompts: Sequence[str], frames: int | None, decode: Decode | None = None
+    ) -> Tensor:
+        """The pixel reward [B] with a gradient at the latents, nan where there is none; decode: as in `PixelReward`."""
+        reward = self.pixel.with_gradient(latents, prompts, frames, decode)
         self._given.append(reward.detach())
         return reward
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from dollar.diffusion.draws import Draws
 from dollar.diffusion.schedule import diffuse
 from dollar.diffusion.timesteps import FewStep
-from dollar.losses.term import Context, Sample, is_relative
+from dollar.losses.term import Context, Needs, Sample, is_relative
 from dollar.methods.ingredients import Ingredients, MicroBatch
 from dollar.methods.reward_meter import RewardMeter
 from dollar.methods.sizes import Sizes
@@ -40,13 +40,13 @@ class Drawn(NamedTuple):
 class StudentUpdate:
     """The student's samples and the gradients of its terms. input: `simulate` or `noised_data`.
 
-    drawn: the samples of the last update, one for each micro-batch. warm: whether the latent reward model is followed.
+    drawn: the samples of the last update, one for each micro-batch. ready: whether what a term needs may be followed.
     """
 
     def __init__(
-        self, run: Ingredients, input: str, scalars: Scalars, meter: RewardMeter, warm: Callable[[], bool]
+        self, run: Ingredients, input: str, scalars: Scalars, meter: RewardMeter, ready: Callable[[Needs], bool]
     ) -> None:
-        self.run, self.input, self.scalars, self.meter, self.warm = run, input, scalars, meter, warm
+        self.run, self.input, self.scalars, self.meter, self.ready = run, input, scalars, meter, ready
         self.progress = 0.0
         self.sizes = Sizes(run.world.gather)
         self.drawn: list[Drawn] = []
@@ -63,7 +63,7 @@ class StudentUpdate:
     def makes_sample(self) -> bool:
         """Whether any term needs a sample of the student; one is also drawn for other updates alone."""
         o = self.run.objective
-        return bool(o.sample_terms or o.learning_terms or o.needs.surrogate or o.needs.fake)
+        return bool(o.sample_terms or o.learning_terms or o.needs.surrogate or o.needs.decoder or o.needs.fake)
 
     # Line 8: x_hat <- G_theta(c, eps)
 
@@ -104,6 +104,10 @@ class StudentUpdate:
         if run.pixel is not None:
             optional["reward"] = lambda latents: self.meter.score(latents, micro.prompts)
             optional["reward_gradient"] = lambda latents, n: self.meter.with_gradient(latents, micro.prompts, n)
+            if (small := run.decoder) is not None:
+                optional["small_reward_gradient"] = lambda latents, n: self.meter.with_gradient(
+                    latents, micro.prompts, n, small.decode
+                )
         return Context(
             prompts=micro.prompts,
             sampler=self._sampler(micro),
@@ -138,7 +142,7 @@ class StudentUpdate:
                 yield from self._at_sample(micro, contexts[-1], apart)
         samples = len(draws.indices)
         for name, term in self.run.objective.rollout_terms.items():
-            if term.needs.surrogate and not self.warm():
+            if not self.ready(term.needs):
                 continue
             weight = term.beta * self._scale(term)
             self.scalars.add(f"loss/{name}", 0.0)
@@ -153,8 +157,8 @@ class StudentUpdate:
 
     def _at_sample(self, micro: MicroBatch, context: Context, apart: bool) -> Iterator[Pullback]:
         """The terms that look at the student's own sample."""
-        warm, student = self.warm(), self.run.student.given(micro.condition)
-        terms = {n: t for n, t in self.run.objective.sample_terms.items() if warm or not t.needs.surrogate}
+        student = self.run.student.given(micro.condition)
+        terms = {name: term for name, term in self.run.objective.sample_terms.items() if self.ready(term.needs)}
         sampler, k, x = self.start(micro)
         with nullcontext() if terms else torch.no_grad():
             x_hat = sampler.generate(student, x, k)

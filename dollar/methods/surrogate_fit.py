@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -137,16 +137,24 @@ class SurrogateFit:
         self.surrogate.load(state, lambda turn: self.pairs(self.draws(turn)).prompts, own)
 
 
+class Fitted(Protocol):
+    """What is fitted to remembered clips."""
+
+    def loss(self, draws: Draws, purpose: str, first: int = 0, samples: int | None = None) -> Tensor:
+        """[B] for the places of a micro-batch that begins at `first` of this process's `samples`."""
+        ...
+
+
 def fit_losses(
-    surrogate: LatentReward, draws: Draws, purpose: str, micro_batch: int | None, scalars: Scalars
+    fitted: Fitted, draws: Draws, purpose: str, micro_batch: int | None, scalars: Scalars, name: str = "lrm"
 ) -> Iterator[Pullback]:
-    """The branches of one update of a surrogate, micro-batch by micro-batch; logs the update's loss."""
+    """The branches of one update of a fit, micro-batch by micro-batch; logs the update's loss."""
     first, samples = 0, len(draws.indices)
     total = 0.0
     for part in draws.split(micro_batch):
         share = len(part.indices) / samples
-        loss = surrogate.loss(part, purpose, first, samples).mean()
+        loss = fitted.loss(part, purpose, first, samples).mean()
         first += len(part.indices)
         total += float(loss.detach()) * share
-        yield Pullback("lrm", loss, loss.detach().new_full((), share))
-    scalars["loss/lrm"] = total
+        yield Pullback(name, loss, loss.detach().new_full((), share))
+    scalars[f"loss/{name}"] = total

@@ -112,8 +112,17 @@ class Codec:
 
     def held(self, latents: Tensor, frames: Sequence[int]) -> list[int]:
         """The latent frames of latents [B, C, F, h, w] that hold these pixel frames, rising."""
-        padding = latents.shape[2] - self.normalisation.denormalise(latents[:1]).shape[2]
+        padding = self.padding(latents)
         return sorted({padding - (-f // self.ratio) for f in frames})
+
+    def padding(self, latents: Tensor) -> int:
+        """How many of the first latent frames of [B, C, F, h, w] hold no pixel frame."""
+        return latents.shape[2] - self.normalisation.denormalise(latents[:1]).shape[2]
+
+    def ends(self, latents: Tensor, held: Sequence[int]) -> list[int]:
+        """The last pixel frame that each of these latent frames of [B, C, F, h, w] holds."""
+        padding = self.padding(latents)
+        return [(i - padding) * self.ratio for i in held]
 
     def _by_clips(self, function: Change, clips: Tensor) -> Tensor:
         clips = clips.to(self.device, self.dtype)

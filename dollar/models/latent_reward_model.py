@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -94,14 +95,21 @@ class LatentRewardModel(nn.Module):
         x = self.backbone(rearrange(x, "b c f h w -> (b f) c h w"))
         return rearrange(x, "(b f) c h w -> b (f h w) c", f=frames)
 
-    def forward(self, x: Tensor, condition: Condition | None = None, t: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        condition: Condition | None = None,
+        t: Tensor | None = None,
+        held: Sequence[int] | None = None,
+    ) -> Tensor:
         """The reward [B], float32, in standardised units.
 
         x: [B, C, F, H, W]; condition: of the captions, whose mask is non-zero for tokens; a model without `text_dim`
-        ignores it, and every one ignores t. ValueError when the caption is needed and missing.
+        ignores it, and every one ignores t; held: the latent frames that count, None for all. ValueError when the
+        caption is needed and missing.
         """
         dtype = self.out.weight.dtype
-        features = self.features(x.to(dtype))
+        features = self.features((x if held is None else x[:, :, list(held)]).to(dtype))
         if self.attention is not None:
             if condition is None:
                 raise ValueError("this latent reward model reads captions (text_dim is set), but no text was given")

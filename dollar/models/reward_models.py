@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from dollar.media import atomically
 from dollar.models.denoiser import Condition
 from dollar.models.latent_reward_model import LatentRewardModel
+from dollar.models.pixel_reward_model import PixelRewardModel
+from dollar.models.small_decoder import SmallDecoder
 from dollar.models.teacher import Teacher
 from dollar.models.teacher_reward_model import TeacherRewardModel, weights_hash
 
-CARD, WEIGHTS = "lrm.json", "model.safetensors"
+CARD, WEIGHTS, DECODER = "lrm.json", "model.safetensors", "decoder.safetensors"
+BACKBONES = ("cnn", "teacher", "pixels")
 CNN_KEYS = ("channels", "text_dim", "width", "temporal", "groups")
 KEYS = ("model", "statistics", "teacher", "fingerprint")  # what every card has
 
@@ -25,7 +28,8 @@ KEYS = ("model", "statistics", "teacher", "fingerprint")  # what every card has
 class RewardModel(Protocol):
     """What a network of the latent reward model offers, and that it is called as model(x, condition, t) -> [B].
 
-    t: the times of noised latents, which a model may ignore; out: the layer that gives the standardised reward; card:
+    t: the times of noised latents, which a model may ignore; one that averages over frames takes further the latent
+    frames that count; out: the layer that gives the standardised reward; card:
     the arguments that build another like it; twice_differentiable: whether a gradient at x has one of its own.
     """
 
@@ -54,11 +58,13 @@ def make_reward_model(
     groups: int = 8,
     blocks: int = 8,
     prompt: str = "",
+    decoder: SmallDecoder | None = None,
 ) -> nn.Module:
     """A new network on the teacher's device, drawn from torch's own generator, which the caller seeds.
 
     The keys are those of `lrm` in the configuration. prompt: any that the teacher can encode, for the width of its
-    embeddings. ValueError names a key at fault.
+    embeddings; decoder: that of a model that looks at pixels, a new one where there is none. ValueError names a key at
+    fault.
     """
     if backbone == "teacher":
         if not text:
@@ -67,10 +73,19 @@ def make_reward_model(
                 "caption; set lrm.text=true, or lrm.backbone=cnn"
             )
         return TeacherRewardModel(teacher.denoiser, blocks, width).to(teacher.device)
-    if backbone != "cnn":
-        raise ValueError(f"lrm.backbone is {backbone!r}; use cnn or teacher")
+    if backbone not in BACKBONES:
+        raise ValueError(f"lrm.backbone is {backbone!r}; use {' or '.join(BACKBONES)}")
     text_dim = teacher.text([prompt]).embeddings.shape[-1] if text else None
+    if backbone == "pixels":
+        decoder = decoder or new_decoder(teacher)
+        return PixelRewardModel(decoder, text_dim, width, temporal, groups).to(teacher.device)
     return LatentRewardModel(teacher.latent_shape[0], text_dim, width, temporal, groups).to(teacher.device)
+
+
+def new_decoder(teacher: Teacher) -> SmallDecoder:
+    """A small decoder of this teacher's latents, drawn from torch's own generator, which the caller seeds."""
+    channels, _, height, _ = teacher.latent_shape
+    return SmallDecoder(channels, teacher.clip_shape[1] // height).to(teacher.device)
 
 
 def save_reward_model(folder: Path, model: nn.Module, teacher: Teacher, card: Mapping[str, Any]) -> None:
@@ -78,8 +93,10 @@ def save_reward_model(folder: Path, model: nn.Module, teacher: Teacher, card: Ma
 
     card: what else the file is to say, plain values; `statistics` must be among them.
     """
-    with atomically(folder / WEIGHTS) as temporary:
-        save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, temporary)
+    for name, network in {WEIGHTS: model, DECODER: getattr(model, "decoder", None)}.items():
+        if network is not None:
+            with atomically(folder / name) as temporary:
+                save_file({n: p.detach().cpu().contiguous() for n, p in network.state_dict().items()}, temporary)
     full = {
         **card,
         "model": model.card,
@@ -107,11 +124,13 @@ def load_reward_model(folder: str | Path, teacher: Teacher, expected: Mapping[st
     model = _empty(stored, teacher, folder)
     torch.random.set_rng_state(state)  # its first weights are of no account, and draw nothing from anyone
     _check_fits(folder, card, _fingerprint(model, teacher), teacher.name)
-    try:
-        model.load_state_dict(load_file(folder / WEIGHTS))
-    except Exception as error:  # a file cut short, or tensors of another model
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{folder / WEIGHTS} can't be read ({reason}); fit the model again to write it") from None
+    for name, network in {WEIGHTS: model, DECODER: getattr(model, "decoder", None)}.items():
+        try:
+            if network is not None:
+                network.load_state_dict(load_file(folder / name))
+        except Exception as error:  # a file cut short, or tensors of another model
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise ValueError(f"{folder / name} can't be read ({reason}); fit the model again to write it") from None
     return StoredModel(model, card)
 
 
@@ -143,12 +162,16 @@ def _empty(stored: Mapping[str, Any], teacher: Teacher, folder: Path) -> nn.Modu
     """A network like the stored one, whose weights are yet to be read."""
     if stored.get("backbone") == "teacher":
         return make_reward_model(teacher, "teacher", width=stored["width"], blocks=stored["blocks"])
-    if stored["channels"] != teacher.latent_shape[0]:
+    channels = stored["decoder"]["channels"] if stored.get("backbone") == "pixels" else stored["channels"]
+    if channels != teacher.latent_shape[0]:
         raise ValueError(
-            f"the latent reward model in {folder} reads latents of {stored['channels']} channels, and those of "
+            f"the latent reward model in {folder} reads latents of {channels} channels, and those of "
             f"{teacher.name} have {teacher.latent_shape[0]}; fit one on this teacher's latents by launch/fit_reward.py"
         )
     keys = {key: stored[key] for key in CNN_KEYS}
+    if stored.get("backbone") == "pixels":
+        del keys["channels"]
+        return PixelRewardModel(SmallDecoder(**stored["decoder"]), **keys).to(teacher.device)
     return LatentRewardModel(**keys).to(teacher.device)
 
 

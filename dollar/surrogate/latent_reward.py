@@ -21,6 +21,7 @@ from dollar.models.denoiser import Condition
 from dollar.models.reward_models import RewardModel, load_reward_model, save_reward_model
 from dollar.models.teacher import Teacher
 from dollar.parallel.checkpoint import State
+from dollar.surrogate.fitted_decoder import FittedDecoder
 from dollar.surrogate.pixel_reward import PixelReward
 
 FITS = ("mse", "pairwise")
@@ -90,7 +91,7 @@ class LatentReward:
     they are noised on this schedule. Noise makes the reward's surface smooth: a model of clean latents may rank clips
     well, and yet its gradient may differ from the reward's own (docs/log.md has where this helped and where it didn't).
     smooth: weight of the squared gradient at the latents in the fit, which keeps the surface from rising in directions
-    of which the clips say nothing.
+    of which the clips say nothing. decoder: a small decoder, which is shown the generated clips that are decoded here.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class LatentReward:
         noised: tuple[float, float] | None = None,
         schedule: Schedule | None = None,
         smooth: float = 0.0,
+        decoder: FittedDecoder | None = None,
     ) -> None:
         if smooth < 0:
             raise ValueError(f"lrm.smooth is {smooth}; it is 0 (off) or positive, as 30")
@@ -123,6 +125,7 @@ class LatentReward:
         self.noised = noised
         self.schedule = schedule
         self.smooth = smooth
+        self.decoder = decoder
         self.reward_name = None if pixel is None else pixel.name
         self.frames = None if pixel is None else pixel.frames
         self.codec = None if pixel is None else pixel.codec
@@ -202,7 +205,8 @@ class LatentReward:
     def _predict(self, x: Tensor, condition: Condition, t: Tensor | None = None) -> Tensor:
         """The standardised reward [B] that the model predicts of x; one that averages over frames sees the reward's."""
         if self.averages and self.frames is not None and self.codec is not None:
-            x = x[:, :, self.codec.held(x, self.codec.spread(x, self.frames))]
+            held = self.codec.held(x, self.codec.spread(x, self.frames))
+            return self.model(x, condition, t, held)
         return self.model(x, condition, t)
 
     def _predict_noised(self, u: Tensor, x: Tensor, condition: Condition, draws: Draws | None, purpose: str) -> Tensor:
@@ -235,7 +239,7 @@ class LatentReward:
             # A clip that stands under two captions is decoded once.
             first = {keys[i] or (-1, i): i for i in reversed(missing)}
             places = {key: place for place, key in enumerate(first)}
-            decoded = self.pixel.decode(latents[list(first.values())])
+            decoded = self._decode(latents[list(first.values())], [places[-1, i] for i in missing if keys[i] is None])
             # Clips of the data are scored one by one: their neighbours in a batch would depend on what was scored
             # before, which a resumed run doesn't know, and a reward's last bits may depend on its batch.
             single = [[i] for i in missing if keys[i] is not None]
@@ -248,6 +252,16 @@ class LatentReward:
                     self._known[(keys[i], prompts[i])] = float(reward[i])  # type: ignore[index]
         usable = reward.isfinite()
         return Observation(turn, list(prompts), latents.detach(), reward.to(latents.device), usable.to(latents.device))
+
+    def _decode(self, latents: Tensor, generated: Sequence[int]) -> Tensor:
+        """What the pixel reward looks at; a small decoder is shown frames of the generated ones."""
+        assert self.pixel is not None
+        if self.decoder is None or not generated:
+            return self.pixel.decode(latents)
+        held = self.decoder.wanted(latents, self.pixel.seen(latents))
+        videos, ends = self.pixel.decode_with(latents, self.decoder.codec.ends(latents, held))
+        self.decoder.remember(latents[list(generated)], ends[list(generated)], held)
+        return videos
 
     def remember(self, observation: Observation) -> bool:
         """Take an observation into the memory and the statistics; False, and no trace, if no process can use any."""

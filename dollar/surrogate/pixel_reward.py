@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dollar.models.codec import Codec
+
+Decode = Callable[[Tensor, int | None], Tensor]  # latents and a number of frames, None for all -> videos
 
 
 class Reward(Protocol):
@@ -58,28 +60,35 @@ class PixelReward:
         """[B], float32 on the CPU, nan where there is no number, for latents [B, C, F, h, w]."""
         return self.score_videos(self.decode(latents), prompts)
 
-    def with_gradient(self, latents: Tensor, prompts: Sequence[str], frames: int | None = None) -> Tensor:
+    def with_gradient(
+        self, latents: Tensor, prompts: Sequence[str], frames: int | None = None, decode: Decode | None = None
+    ) -> Tensor:
         """[B], float32, through decoder and reward; frames: how many evenly spaced ones are decoded, None for all.
 
-        A clip that the reward can't score gets nan, and no gradient comes to it or from it.
+        decode: what does that in the autoencoder's place. A clip that the reward can't score gets nan, and no gradient
+        comes to it or from it.
         """
-        whole = self._graded(latents, prompts, frames)
+        decode = decode or self._decode_through
+        whole = self._graded(latents, prompts, frames, decode)
         if whole is not None and bool(whole.isfinite().all()):
             return whole
         # A nan would spoil the others' gradients too, so they are scored again without it.
-        single = [self._graded(x[None], [p], frames) for x, p in zip(latents.detach(), prompts, strict=True)]
+        single = [self._graded(x[None], [p], frames, decode) for x, p in zip(latents.detach(), prompts, strict=True)]
         kept = [i for i, one in enumerate(single) if one is not None and bool(one.isfinite().all())]
         # Nothing comes back from a nan, but a backward pass goes through: other processes take part in it.
         found = float("nan") + 0 * latents.float().flatten(1).sum(1)
         if kept:
-            again = self._graded(latents[kept], [prompts[i] for i in kept], frames)
+            again = self._graded(latents[kept], [prompts[i] for i in kept], frames, decode)
             if again is not None:
                 found = found.index_put((torch.tensor(kept, device=latents.device),), again)
         return found
 
-    def _graded(self, latents: Tensor, prompts: Sequence[str], frames: int | None) -> Tensor | None:
+    def _decode_through(self, latents: Tensor, frames: int | None) -> Tensor:
+        return self.codec.decode(latents, self._places(latents, frames), gradient=True)
+
+    def _graded(self, latents: Tensor, prompts: Sequence[str], frames: int | None, decode: Decode) -> Tensor | None:
         """[B] with a gradient, None where the reward fails."""
-        videos = self.codec.decode(latents, self._places(latents, frames), gradient=True)
+        videos = decode(latents, frames)
         try:
             scored = self.reward.score(videos, list(prompts)).float()
         except torch.OutOfMemoryError:
@@ -97,6 +106,21 @@ class PixelReward:
     def decode(self, latents: Tensor) -> Tensor:
         """The frames [B, T, C, H, W] that the reward looks at: all, or evenly spaced ones where it has `frames`."""
         return self.codec.decode(latents, self._places(latents, self.frames))
+
+    def decode_with(self, latents: Tensor, further: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """What `decode` gives, and the further pixel frames [B, n, C, H, W] of these rising numbers; decoded once."""
+        places = self._places(latents, self.frames)
+        if places is None:
+            videos = self.codec.decode(latents)
+            return videos, videos[:, list(further)]
+        both = sorted({*places, *further})
+        videos = self.codec.decode(latents, both)
+        return videos[:, [both.index(i) for i in places]], videos[:, [both.index(i) for i in further]]
+
+    def seen(self, latents: Tensor) -> list[int] | None:
+        """The latent frames of [B, C, F, h, w] that hold what the reward looks at; None for all."""
+        places = self._places(latents, self.frames)
+        return None if places is None else self.codec.held(latents, places)
 
     def score_videos(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
         """[B], float32 on the CPU, of videos [B, T, C, H, W]; where it fails, they are scored one by one."""

@@ -15,7 +15,15 @@ from torch import nn
 
 from dollar.cli.build.data import build_data, some_captions
 from dollar.cli.build.objective import objective_of
-from dollar.cli.build.rewards import Rewards, build_latent_reward, check_rewards, guard_of, rewards_of
+from dollar.cli.build.rewards import (
+    Rewards,
+    build_decoder,
+    build_latent_reward,
+    check_rewards,
+    followed,
+    guard_of,
+    rewards_of,
+)
 from dollar.cli.build.teacher import check_guidance, check_text, dtype_of, with_text
 from dollar.diffusion.timesteps import FewStep
 from dollar.export.student import check_steps, denoiser_of, few_steps, prediction_of, read_as_x_0, student_weights
@@ -26,7 +34,6 @@ from dollar.models.roles import Role, separate, trainable
 from dollar.models.teacher import Teacher
 from dollar.parallel.shard import fill_from, fits_whole, trainable_copy
 from dollar.parallel.world import World, device_memory
-from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.pixel_reward import PixelReward
 from dollar.training.average import Average
 from dollar.training.learner import Learner, constant
@@ -140,8 +147,12 @@ def build_run(
     average = Average(roles["student"].parameters, config.ema)
     pixel, second = (None if reward is None else PixelReward(reward, teacher.codec) for reward in rewards)
     surrogate = None
+    small = build_decoder(config, teacher, objective)
     if objective.needs.surrogate:
-        surrogate = build_latent_reward(config, teacher, world, pixel, data.captions[0])
+        surrogate = build_latent_reward(config, teacher, world, pixel, data.captions[0], small)
+        small = getattr(surrogate.model, "decoder", small)
+        surrogate.decoder = followed(config, teacher, world, small)
+    decoder = followed(config, teacher, world, small) if surrogate is None else surrogate.decoder
     guard = guard_of(config, objective)
     run = Ingredients(
         teacher=teacher.denoiser,
@@ -157,11 +168,12 @@ def build_run(
         batch=config.batch,
         micro_batch=config.parallel.micro_batch,
         surrogate=surrogate,
+        decoder=decoder,
         pixel=pixel,
         averaged=average.swapped,
         moved=average.update,
         reward_scale=lambda: guard.scale,
-        fitted=surrogate is not None and config.lrm.mode != "frozen",
+        fitted=config.lrm.mode != "frozen",
         networks=term_networks(config, objective, teacher, world),
     )
     prompts = instantiate(config.data.held_out) if config.data.held_out else some_captions(data)
@@ -194,7 +206,7 @@ def loop_of(
     return Loop(
         timetable_of(config),
         instantiate(config.method, _convert_="all")(run),
-        learners_of(config, run.roles, run.surrogate if run.fitted else None, run.networks),
+        learners_of(config, run),
         run.world,
         folder,
         log,
@@ -259,16 +271,17 @@ def term_networks(config: DictConfig, objective: Objective, teacher: Teacher, wo
     return networks
 
 
-def learners_of(
-    config: DictConfig, roles: Mapping[str, Role], surrogate: LatentReward | None, networks: Mapping[str, nn.Module]
-) -> dict[str, Learner]:
+def learners_of(config: DictConfig, run: Ingredients) -> dict[str, Learner]:
     """The learners; the rates of student and fake score fall together, the others stay."""
     fall = partial(falling, start=config.decay_from)
     found = {}
-    for name, role in roles.items():
+    for name, role in run.roles.items():
         found[name] = learner_of(config, name, role.parameters, rate=fall, use=role.use)
-    if surrogate is not None:
-        found["lrm"] = learner_of(config, "lrm", trainable(surrogate.model))
+    networks = dict(run.networks)
+    if run.fitted and run.surrogate is not None:
+        networks["lrm"] = run.surrogate.model
+    if run.fitted and run.decoder is not None:
+        networks["decoder"] = run.decoder.model
     return found | {name: learner_of(config, name, trainable(network)) for name, network in networks.items()}
 
 

@@ -94,7 +94,8 @@ def lrm_shapes(config: DictConfig, outline: Outline) -> list[tuple[int, ...]]:
         if lrm.backbone == "teacher":
             model: Any = QueryHead(width_of(outline.network), lrm.width)
         else:
-            model = LatentRewardModel(outline.latent_shape[0], text_dim, lrm.width, lrm.temporal, lrm.groups)
+            channels = 3 if lrm.backbone == "pixels" else outline.latent_shape[0]
+            model = LatentRewardModel(channels, text_dim, lrm.width, lrm.temporal, lrm.groups)
     return [tuple(p.shape) for p in model.parameters()]
 
 

@@ -13,9 +13,11 @@ from dollar.log import logger
 from dollar.losses.objective import Objective
 from dollar.losses.reward_gradient import number_of
 from dollar.losses.term import check_range
-from dollar.models.reward_models import make_reward_model, read_reward_card
+from dollar.models.reward_models import BACKBONES, make_reward_model, new_decoder, read_reward_card
+from dollar.models.small_decoder import SmallDecoder
 from dollar.models.teacher import Teacher
 from dollar.parallel.world import World
+from dollar.surrogate.fitted_decoder import FittedDecoder
 from dollar.surrogate.latent_reward import FITS, LatentReward
 from dollar.surrogate.pixel_reward import PixelReward
 from dollar.training.monitors.guard import Guard
@@ -33,8 +35,8 @@ def check_latent_reward(config: DictConfig, objective: Objective) -> None:
         )
     if lrm.mode == "online" and lrm.path is not None:
         raise ValueError(f"lrm.path is {lrm.path}, but lrm.mode is online, which reads none; set lrm.mode=pretrained")
-    if lrm.backbone not in ("cnn", "teacher"):
-        raise ValueError(f"lrm.backbone is {lrm.backbone!r}; use cnn or teacher")
+    if lrm.backbone not in BACKBONES:
+        raise ValueError(f"lrm.backbone is {lrm.backbone!r}; use {' or '.join(BACKBONES)}")
     if lrm.fit not in FITS:
         raise ValueError(f"lrm.fit is {lrm.fit!r}; use {' or '.join(FITS)}")
     noise_of(lrm)
@@ -134,9 +136,17 @@ def reward_of(node: DictConfig) -> Any:
 
 
 def build_latent_reward(
-    config: DictConfig, teacher: Teacher, world: World, pixel: PixelReward | None, prompt: str = ""
+    config: DictConfig,
+    teacher: Teacher,
+    world: World,
+    pixel: PixelReward | None,
+    prompt: str = "",
+    decoder: SmallDecoder | None = None,
 ) -> LatentReward:
-    """The latent reward model with the pixel reward that it follows; prompt: any that the teacher can encode."""
+    """The latent reward model with the pixel reward that it follows; prompt: any that the teacher can encode.
+
+    decoder: a new small decoder for one that looks at its pixels.
+    """
     lrm = config.lrm
     if lrm.backbone == "cnn" and lrm.temporal == "frames" and getattr(pixel and pixel.reward, "sees_motion", False):
         logger.warning(f"note: {pixel.name} sees motion, which lrm.temporal=frames can't; conv3d can")  # type: ignore[union-attr]
@@ -157,10 +167,30 @@ def build_latent_reward(
         return read
     generator_state = torch.random.get_rng_state()
     torch.manual_seed(config.seed)  # the same first weights in every process
-    model = make_reward_model(teacher, **keys, prompt=prompt).to(world.device)
+    model = make_reward_model(teacher, **keys, prompt=prompt, decoder=decoder).to(world.device)
     torch.random.set_rng_state(generator_state)
     schedule = teacher.denoiser.schedule
     return LatentReward(model, pixel, teacher.text, noised=noise_of(lrm), schedule=schedule, **how)  # type: ignore[arg-type]
+
+
+def build_decoder(config: DictConfig, teacher: Teacher, objective: Objective) -> SmallDecoder | None:
+    """A new small decoder where something in this run would look through it."""
+    looks = objective.needs.surrogate and config.lrm.mode == "online" and config.lrm.backbone == "pixels"
+    if not looks and not objective.needs.decoder:
+        return None
+    generator_state = torch.random.get_rng_state()
+    torch.manual_seed(config.seed)
+    decoder = new_decoder(teacher)
+    torch.random.set_rng_state(generator_state)
+    return decoder
+
+
+def followed(config: DictConfig, teacher: Teacher, world: World, decoder: SmallDecoder | None) -> FittedDecoder | None:
+    """A small decoder with what it is fitted to."""
+    if decoder is None:
+        return None
+    keys = config.decoder
+    return FittedDecoder(decoder, teacher.codec, keys.frames, keys.memory, world.gather)
 
 
 def check_rewards(

@@ -59,7 +59,7 @@ class Optimizer:
 class LatentRewardModel:
     """The latent reward model by itself."""
 
-    backbone: Literal["cnn", "teacher"]
+    backbone: Literal["cnn", "teacher", "pixels"]
     blocks: int
     noised: bool
     noise: tuple[float, float]
@@ -69,6 +69,15 @@ class LatentRewardModel:
     smooth: float
     width: int
     groups: int
+
+
+@dataclass
+class SmallDecoder:
+    """The small decoder."""
+
+    frames: int
+    memory: int
+    updates: int
 
 
 @dataclass

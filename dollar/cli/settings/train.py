@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dollar.cli.settings.base import Free, Place, Target
-from dollar.cli.settings.groups import Data, LatentReward, Optimizer, Parallel, Student
+from dollar.cli.settings.groups import Data, LatentReward, Optimizer, Parallel, SmallDecoder, Student
 
 
 @dataclass
@@ -46,6 +46,7 @@ class Optimizers:
     student: Optimizer
     fake: Optimizer
     lrm: Optimizer
+    decoder: Optimizer
 
 
 @dataclass
@@ -93,6 +94,7 @@ class Train:
     ft: Target
     fake: Fake
     lrm: LatentReward
+    decoder: SmallDecoder
     terms: dict[str, Target]
 
 
