@@ -331,25 +331,39 @@ def test_what_is_logged_of_a_policy_gradient_is_all_its_kernels(build: Build, mo
 # A latent reward model that was fitted before
 
 
-def test_a_stored_model_is_read_and_only_where_asked_fitted_on(build: Build, teacher: Teacher, tmp_path: Path) -> None:
-    first = build("lrm.warmup=0")
+@pytest.mark.parametrize("backbone", ["cnn", "pixels"])
+def test_a_stored_model_is_read_and_only_where_asked_fitted_on(
+    build: Build, teacher: Teacher, tmp_path: Path, backbone: str
+) -> None:
+    first = build("lrm.warmup=0", f"lrm.backbone={backbone}")
     run(first, 2)
     surrogate = first.method.run.surrogate
     surrogate.save(tmp_path / "lrm", teacher)
     stored = fingerprint(surrogate.model)
-    frozen = build("lrm.mode=frozen", f"lrm.path={tmp_path / 'lrm'}", "reward._target_=null", "beta_vsd=0", "beta_cd=0")
-    assert "lrm" not in frozen.learners and frozen.method.run.pixel is None
+    read = ("lrm.mode=frozen", f"lrm.path={tmp_path / 'lrm'}", f"lrm.backbone={backbone}", "reward._target_=null")
+    frozen = build(*read, "beta_vsd=0", "beta_cd=0")
+    assert not {"lrm", "decoder"} & set(frozen.learners) and frozen.method.run.pixel is None
     before = fingerprint(network_of(frozen, "student"))
     measured = frozen.run_cycle(0)
     assert measured["loss/ft"] != 0 and not torch.equal(before, fingerprint(network_of(frozen, "student")))
     assert torch.equal(stored, fingerprint(frozen.method.run.surrogate.model))
     assert frozen.method.run.surrogate.statistics == surrogate.statistics
     state = run(frozen, 1)
-    other = build("lrm.mode=frozen", f"lrm.path={tmp_path / 'lrm'}", "reward._target_=null", "beta_vsd=0", "beta_cd=0")
-    for p in other.method.run.surrogate.model.parameters():
-        p += 1.0  # the folder was written anew since
+    other = build(*read, "beta_vsd=0", "beta_cd=0")
+    networks = [surrogate.model, *([surrogate.model.decoder] if backbone == "pixels" else [])]
+    others = other.method.run.surrogate.model
+    for network in (others, *([others.decoder] if backbone == "pixels" else [])):
+        for p in network.parameters():
+            p.data += 1.0  # the folder was written anew since
     other.load(state)
-    assert torch.equal(stored, fingerprint(other.method.run.surrogate.model))
+    for first, second in zip(networks, (others, getattr(others, "decoder", None)), strict=False):
+        assert torch.equal(fingerprint(first), fingerprint(second))
+    if backbone == "pixels":
+        going_on = build("lrm.mode=pretrained", *read[1:3], "lrm.warmup=50")
+        decoder = fingerprint(going_on.method.run.decoder.model)
+        assert torch.equal(decoder, fingerprint(surrogate.model.decoder)) and "loss/ft" in going_on.run_cycle(0)
+        assert not torch.equal(decoder, fingerprint(going_on.method.run.decoder.model))
+        return
     with pytest.raises(ValueError, match="follows Redness, and reward is Smooth"):
         build("lrm.mode=pretrained", f"lrm.path={tmp_path / 'lrm'}", SMOOTH)
     sign = ("reward=jpeg_compressibility", "reward._target_=dollar.rewards.jpeg.JpegSize")

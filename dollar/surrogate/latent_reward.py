@@ -396,21 +396,27 @@ class LatentReward:
     def state(self) -> State:
         """Statistics, memory and counts, and the weights of a model that is only read, on which a run depends too."""
         tensors: dict[str, Tensor] = {}
-        if not any(p.requires_grad for p in self.model.parameters()):
-            tensors |= {f"model/{n}": p for n, p in self.model.named_parameters()}
+        tensors |= {f"model/{n}": p for n, p in self._only_read().items()}
         for i, observation in enumerate(self.past):
             for name in Observation._fields[2:]:
                 tensors[f"past/{i}/{name}"] = self.gather(getattr(observation, name))
         counts = {"bad": self.bad, "updates": self.updates, "past": [o.turn for o in self.past]}
         return State(tensors, {"statistics": self.statistics.state_dict(), **counts})
 
+    def _only_read(self) -> dict[str, Tensor]:
+        """The weights of a model that is not fitted here, and of the decoder that it looks through."""
+        if any(p.requires_grad for p in self.model.parameters()):
+            return {}
+        decoder = getattr(self.model, "decoder", None)
+        below = {} if decoder is None else {f"decoder.{n}": p for n, p in decoder.named_parameters()}
+        return dict(self.model.named_parameters()) | below
+
     @torch.no_grad()
     def load(self, state: State, prompts: Callable[[int], list[str]], own: slice) -> None:
         """Take up a `state`; prompts: those of a turn's observation here; own: this process's rows."""
         tensors, plain = state
-        if not any(p.requires_grad for p in self.model.parameters()):
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(tensors[f"model/{name}"])
+        for name, parameter in self._only_read().items():
+            parameter.copy_(tensors[f"model/{name}"])
         self.statistics.load_state_dict(plain["statistics"])
         self.bad, self.updates, device = plain["bad"], plain["updates"], self.model.out.weight.device
         self.past = []

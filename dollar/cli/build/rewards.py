@@ -190,7 +190,10 @@ def followed(config: DictConfig, teacher: Teacher, world: World, decoder: SmallD
     if decoder is None:
         return None
     keys = config.decoder
-    return FittedDecoder(decoder, teacher.codec, keys.frames, keys.memory, world.gather)
+    found = FittedDecoder(decoder, teacher.codec, keys.frames, keys.memory, world.gather)
+    if config.lrm.mode != "online":
+        found.updates = config.lrm.warmup  # it has been fitted before
+    return found
 
 
 def check_rewards(
