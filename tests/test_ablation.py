@@ -136,7 +136,7 @@ def made_up_run(folder: Path, cycles: int = 20, alignment: float = 0.9, every: i
         "sharpness": 0.7,
     }
     told = {"mean": 1.5, "scores": {"pickscore": 0.21, "dynamic_degree": 0.14}, "errors": {"pickscore": 0.003}}
-    lrm = {"rank_correlation": 0.6, "clips": 48, "climb_predicted": 0.3, "climb_true": 0.1, "climb_true_se": 0.02}
+    lrm = {"rank_correlation": 0.6, "clips": 48, "climb_3_predicted": 0.3, "climb_3_true": 0.1, "climb_3_true_se": 0.02}
     (folder / "metrics.json").write_text(json.dumps({"student": {"4": {**system, "scored": told}}, "lrm": lrm}))
 
 

@@ -127,8 +127,8 @@ class Planted:
     def score_videos(self, videos: Tensor, prompts: list[str]) -> Tensor:
         return 255 * videos[:, 0, 0, 0, 0]
 
-    def climb(self, x: Tensor, prompts: list[str], draws: Draws) -> Climb:
-        return Climb(2.0, float(x.sum()), 0.5, len(x))
+    def climb(self, x: Tensor, prompts: list[str], draws: Draws) -> list[Climb]:
+        return [Climb(share, 2.0, share * float(x.sum()), 0.5, len(x), 0.6) for share in (0.01, 0.03, 0.1)]
 
 
 def test_the_latent_rewards_figures_are_of_its_guesses(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,8 +151,9 @@ def test_the_latent_rewards_figures_are_of_its_guesses(teacher: Teacher, monkeyp
         and right["clips"] == 6
     )
     assert right["mse"] == pytest.approx(0.25)
-    climb = [right[f"climb_{name}"] for name in ("predicted", "true", "true_se")]
-    assert climb == pytest.approx([2.0, 2.05, 0.5]), "of the last sampler's clips"
+    climb = [right[f"climb_3_{name}"] for name in ("predicted", "true", "true_se")]
+    assert climb == pytest.approx([2.0, 0.03 * 2.05, 0.5]), "of the last sampler's clips"
+    assert right["climb_10_true"] == pytest.approx(0.205) and right["cosine"] == 0.6
     assert right["pairs"] == 13  # of 15: 0 and 0.05, and 0.3 and 0.35, are too close to tell
     backwards = figures(lambda r: -r)
     assert backwards["correlation"] == pytest.approx(-1) and backwards["pairwise"] == 0

@@ -145,22 +145,36 @@ def test_a_step_up_its_gradient_is_tried_and_told(fit: Callable, tmp_path: Path)
     with safe_open(tmp_path / "lrm" / "observations.safetensors", "pt") as opened:
         told = json.loads(opened.metadata()["observations"])
     made = {prompt for prompt, (kind, _) in zip(told["prompts"], told["keys"], strict=True) if kind.startswith("made")}
-    climb = card_of(tmp_path / "lrm")["figures"]["climb"]
-    assert len(ASKED) == climb["clips"] == 2 and set(ASKED) <= made and climb["predicted"] > 0
-    told = f"predicted reward rises by {climb['predicted']:.3g}, the true one by {climb['true']:.3g} ±"
-    assert f"a step of 10% up its gradient, on 2 held-out clips: the {told}" in said.out
+    climbs = card_of(tmp_path / "lrm")["figures"]["climb"]
+    assert [climb["share"] for climb in climbs] == [0.01, 0.03, 0.1]
+    assert len(ASKED) == 3 * climbs[0]["clips"] == 6 and set(ASKED) <= made and climbs[2]["predicted"] > 0
+    assert climbs[0]["cosine"] is None, "this reward has no gradient"
+    told = "; ".join(f"of {c['share']:.0%}: {c['predicted']:.3g} predicted, {c['true']:.3g} ±" for c in climbs[:1])
+    assert f"on 2 held-out clips: {told}" in said.out
+
+
+def test_a_model_on_the_pixels_of_a_small_decoder_is_fitted_and_read(fit: Callable, tmp_path: Path) -> None:
+    said = fit("lrm.backbone=pixels", "lrm.smooth=1", "decoder.steps=60", "decoder.clips=8")
+    assert said.code == 0, said.err
+    assert "grey levels off" in said.out + said.err
+    assert card_of(tmp_path / "lrm")["model"]["backbone"] == "pixels"
+    assert (tmp_path / "lrm" / "decoder.safetensors").is_file()
 
 
 def test_advice_where_little_of_a_step_is_true() -> None:
-    clean, noised, teacher = ((False, "cnn"), (True, "cnn"), (True, "teacher"))
+    clean, noised, pixels = (False, "cnn", 0.0), (True, "cnn", 30.0), (False, "pixels", 30.0)
     little = "little of what it promises is true"
-    assert little not in climb_text(Climb(0.5, 0.2, 0.01, 8), *clean)
-    assert climb_text(Climb(0.5, 0.01, 0.01, 8), *clean).endswith(
-        f"{little}, try lrm.noised=true or lrm.backbone=teacher"
-    )
-    assert climb_text(Climb(0.5, -0.3, 0.01, 8), *noised).endswith(f"{little}, try lrm.backbone=teacher")
-    assert climb_text(Climb(-0.1, -0.3, 0.01, 8), *teacher).endswith(little)
-    assert "isn't known" in climb_text(Climb(math.nan, math.nan, math.nan, 0), *clean)
+
+    def climbs(predicted: float, true: float, cosine: float = math.nan, clips: int = 8) -> list[Climb]:
+        return [Climb(0.01, predicted, true, 0.01, clips, cosine), Climb(0.1, 9.0, -9.0, 0.01, clips, cosine)]
+
+    assert little not in climb_text(climbs(0.5, 0.2), *clean), "the short step decides"
+    ways = "lrm.backbone=pixels or lrm.smooth=30 or lrm.noised=true"
+    assert climb_text(climbs(0.5, 0.01), *clean).endswith(f"{little}, try {ways}")
+    assert climb_text(climbs(0.5, -0.3), *noised).endswith(f"{little}, try lrm.backbone=pixels")
+    assert climb_text(climbs(-0.1, -0.3, 0.25), *pixels).endswith(little)
+    assert "own gradient is 0.25" in climb_text(climbs(-0.1, -0.3, 0.25), *pixels)
+    assert "isn't known" in climb_text(climbs(math.nan, math.nan, clips=0), *clean)
 
 
 def test_the_same_command_and_another_fit_score_nothing_again(fit: Callable, tmp_path: Path) -> None:

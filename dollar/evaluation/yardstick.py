@@ -256,9 +256,9 @@ def latent_reward_figures(
     """How well the latent reward model follows the pixel reward on generated clips of mixed quality.
 
     correlation: Pearson's; rank_correlation: Spearman's; pairwise: how often the better of two clips is found, where
-    rewards differ by more than 0.1; mse: in the reward's unit. climb_predicted, climb_true, climb_true_se: how far a
-    step up its gradient raises what it predicts and the true reward of the last sampler's clips, and the standard
-    error of the latter (`LatentReward.climb`).
+    rewards differ by more than 0.1; mse: in the reward's unit. climb_3_predicted, climb_3_true, climb_3_true_se: by how
+    much a step of 3 % of a norm up its gradient raises what it predicts and the true reward of the last sampler's
+    clips, and the standard error of the latter; so too for 1 and 10 %. cosine: of the gradient with the reward's own.
     """
     assert surrogate.pixel is not None
     true, predicted = [], []
@@ -270,12 +270,15 @@ def latent_reward_figures(
         true.append(surrogate.pixel.score_videos(decode(teacher, latents).float() / 255, prompts))
     p, r = torch.cat(predicted).double(), torch.cat(true).double()
     p, r = p[r.isfinite()], r[r.isfinite()]
-    climb = surrogate.climb(latents, prompts, Draws(0, 0, range(len(prompts)), latents.device))
+    climbs = surrogate.climb(latents, prompts, Draws(0, 0, range(len(prompts)), latents.device))
     return {
         **agreement(p, r, gap=0.1)._asdict(),
         "mse": float(((p - r) ** 2).mean()),
         "clips": len(r),
-        "climb_predicted": climb.predicted,
-        "climb_true": climb.true,
-        "climb_true_se": climb.true_se,
+        **{
+            f"climb_{100 * climb.share:g}_{name}": getattr(climb, name)
+            for climb in climbs
+            for name in ("predicted", "true", "true_se")
+        },
+        "cosine": climbs[0].cosine,
     }

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dollar.diffusion.draws import Draws
-from dollar.surrogate.latent_reward import STEP, Climb, LatentReward, Observation, agreement
+from dollar.surrogate.latent_reward import Climb, LatentReward, Observation, agreement
 from dollar.surrogate.observations import MISMATCHED, REAL, ScoredClip
 
 LITTLE = 0.1  # the share of the predicted rise below which the true one counts as nothing
@@ -99,13 +99,13 @@ def figures_of(
     return figures
 
 
-def climb_of(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, most: int, seed: int) -> Climb | None:
-    """What a step up the gradient brings to `most` held-out clips, generated ones if there are any; None for none."""
+def climb_of(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, most: int, seed: int) -> list[Climb]:
+    """What steps up the gradient bring to `most` held-out clips, generated ones if there are any; empty for none."""
     generated = [row for kind, row in rows if kind not in (REAL, MISMATCHED)]  # which a student's clips are like
     tried = generated or [row for _, row in rows]
     count = min(most, len(tried))
     if count == 0:
-        return None
+        return []
     chosen = [tried[i * len(tried) // count] for i in range(count)]  # of all step counts alike
     draws = Draws(seed, 0, range(count), surrogate.model.out.weight.device)
     x = torch.stack([latents[row.place] for row in chosen]).to(draws.device)
@@ -113,17 +113,23 @@ def climb_of(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, mos
     return surrogate.climb(x, [row.prompt for row in chosen], draws, scored)
 
 
-def climb_text(climb: Climb, noised: bool, backbone: str) -> str:
-    """A climb as a sentence, with advice where little of the predicted rise is true."""
-    if climb.clips == 0:
+def climb_text(climbs: Sequence[Climb], noised: bool, backbone: str, smooth: float) -> str:
+    """Climbs as sentences, with advice where little of what the shortest predicts is true."""
+    first = climbs[0]
+    if first.clips == 0:
         return "no held-out clip got a reward after a step up its gradient, so what that is worth isn't known"
-    text = (
-        f"a step of {STEP:.0%} up its gradient, on {climb.clips} held-out clips: the predicted reward rises by "
-        f"{climb.predicted:.3g}, the true one by {climb.true:.3g} ± {climb.true_se:.2g}"
+    steps = "; ".join(
+        f"of {climb.share:.0%}: {climb.predicted:.3g} predicted, {climb.true:.3g} ± {climb.true_se:.2g} true"
+        for climb in climbs
     )
-    if climb.true > LITTLE * max(climb.predicted, 0.0):
+    tried = f"on {first.clips} held-out clips"
+    text = f"the reward's rise by a step up its gradient, a share of a clip's norm, {tried}: {steps}"
+    if first.cosine == first.cosine:
+        text += f"; its cosine with the reward's own gradient is {first.cosine:.2f}"
+    if first.true > LITTLE * max(first.predicted, 0.0):
         return text
-    ways = ["lrm.noised=true"] * (not noised) + ["lrm.backbone=teacher"] * (backbone != "teacher")
+    ways = ["lrm.backbone=pixels"] * (backbone != "pixels") + ["lrm.smooth=30"] * (smooth == 0)
+    ways += ["lrm.noised=true"] * (not noised and backbone == "cnn")
     return f"{text}; little of what it promises is true" + (f", try {' or '.join(ways)}" if ways else "")
 
 
@@ -148,4 +154,6 @@ def plain(value: Any) -> Any:
     """The same with null for what is not a number, since JSON knows no nan."""
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [plain(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

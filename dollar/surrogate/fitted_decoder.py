@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LinearLR
 
 from dollar.diffusion.draws import Draws
 from dollar.diffusion.schedule import mean_flat
@@ -71,6 +74,28 @@ class FittedDecoder:
             made = self.model(shown.latents[place : place + 1], shown.held)
             losses.append(mean_flat((made - shown.pixels[place : place + 1].float() / 255) ** 2))
         return torch.cat(losses)
+
+    def fit_to(self, latents: Sequence[Tensor], steps: int, batch: int, seed: int, optimizer: Optimizer) -> float:
+        """Fit to some frames of clips [C, F, h, w] by so many updates, the rate falling; the last error's root."""
+        from dollar.log import progress
+
+        self.memory, error = -(-len(latents) // batch), math.nan
+        device = next(self.model.parameters()).device
+        for first in progress(range(0, len(latents), batch), "decoding for the small decoder"):
+            part = [latents[i % len(latents)] for i in range(first, first + batch)]
+            x = torch.stack(part).to(device)
+            held = self.wanted(x)
+            self.remember(x, self.codec.decode(x, self.codec.ends(x, held)), held)
+        rate = LinearLR(optimizer, 1.0, 0.05, steps)
+        for step in progress(range(steps), "fitting the small decoder"):
+            loss = self.loss(Draws(seed, step, range(batch), device), "decoder").mean()
+            loss.backward()
+            optimizer.step()
+            rate.step()
+            optimizer.zero_grad()
+            error = float(loss.detach()) ** 0.5
+        self.updates += steps
+        return error
 
     def decode(self, x: Tensor, count: int | None = None) -> Tensor:
         """Videos [B, n, 3, H, W] in [0, 1] of x [B, C, F, h, w], with a gradient at x alone.

@@ -30,6 +30,7 @@ from dollar.parallel.shard import assign
 from dollar.parallel.signals import STOPPED
 from dollar.parallel.world import World
 from dollar.surrogate.fit import Rows, figures_of, remember
+from dollar.surrogate.fitted_decoder import FittedDecoder
 from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.pixel_reward import PixelReward
 from dollar.training.learner import Learner
@@ -63,9 +64,12 @@ def check(config: DictConfig) -> None:
         ("batch", 1),
         ("every", 1),
         ("save_every", 1),
+        ("decoder.clips", 1),
+        ("decoder.frames", 1),
+        ("decoder.steps", 1),
     ):
-        if config[key] < least:
-            raise ValueError(f"{key} is {config[key]}; it must be at least {least}")
+        if OmegaConf.select(config, key) < least:
+            raise ValueError(f"{key} is {OmegaConf.select(config, key)}; it must be at least {least}")
     if config.patience < 1:
         raise ValueError(f"patience is {config.patience}; it must be at least 1")
     for key in ("held_out", "watched"):
@@ -102,6 +106,20 @@ def new_surrogate(config: DictConfig, teacher: Teacher, pixel: PixelReward, prom
     return LatentReward(model, pixel, teacher.text, fit=how, noised=noised, schedule=schedule, smooth=smooth)
 
 
+def fit_decoder(config: DictConfig, surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows) -> None:
+    """Fit the small decoder of a model that looks at pixels, on some of the clips of rows; others have none."""
+    decoder = getattr(surrogate.model, "decoder", None)
+    if decoder is None:
+        return
+    assert surrogate.codec is not None
+    places = list(dict.fromkeys(row.place for _, row in rows))
+    chosen = places[:: max(1, len(places) // config.decoder.clips)][: config.decoder.clips]
+    fitted = FittedDecoder(decoder, surrogate.codec, config.decoder.frames)
+    optimizer = adamw(config, "decoder", dict(decoder.named_parameters()))
+    error = fitted.fit_to([latents[i] for i in chosen], config.decoder.steps, config.batch, config.seed, optimizer)
+    logger.info(f"the small decoder is {255 * error:.1f} grey levels off (root mean square)")
+
+
 def identity(config: DictConfig, teacher: Teacher, data: Samples) -> dict[str, Any]:
     """What a clip's latents and reward depend on, by names for a sentence."""
     return {
@@ -126,6 +144,7 @@ def fit(
     Goes on where a fit of the same configuration was stopped; another one's state is removed. Stopped by a
     signal, it saves and exits with code 3.
     """
+    fit_decoder(config, surrogate, latents, rows)
     remember(surrogate, latents, rows, config.batch, config.seed)
     folder, started = Path(config.out) / "fit", time.perf_counter()
     whole: Any = OmegaConf.to_container(config, resolve=True)

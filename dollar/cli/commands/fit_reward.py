@@ -60,10 +60,11 @@ def main(config: DictConfig) -> None:
         "scoring_seconds": observed.seconds,
     }
     surrogate.save(out, teacher, plain(figures))  # before what may still fail
-    climb, tried = climb_of(surrogate, observed.latents, held_out, config.climb, config.seed), ""
-    if climb is not None:
-        surrogate.save(out, teacher, plain(figures | {"climb": climb._asdict()}))
-        tried = f"\n{climb_text(climb, noise_of(config.lrm) is not None, config.lrm.backbone)}\n"
+    climbs, tried = climb_of(surrogate, observed.latents, held_out, config.climb, config.seed), ""
+    if climbs:
+        surrogate.save(out, teacher, plain(figures | {"climb": [climb._asdict() for climb in climbs]}))
+        lrm = config.lrm
+        tried = f"\n{climb_text(climbs, noise_of(lrm) is not None, lrm.backbone, lrm.smooth)}\n"
     print(
         f"fitted on {len(fitted_on)} clips in {fitted.seconds:.0f} s, best after {fitted.step} of {fitted.steps} "
         f"updates; scoring took {observed.seconds:.0f} s\n\n{table(figures['held_out'])}\n{tried}\n"

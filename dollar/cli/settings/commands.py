@@ -113,9 +113,19 @@ class Preprocess:
 
 @dataclass
 class LatentRewardOptimizer:
-    """The optimizer of a fit."""
+    """The optimizers of a fit."""
 
     lrm: Optimizer
+    decoder: Optimizer
+
+
+@dataclass
+class FittedAtOnce:
+    """The small decoder of a latent reward model's own fit."""
+
+    clips: int
+    frames: int
+    steps: int
 
 
 @dataclass
@@ -137,6 +147,7 @@ class FitReward:
     watched: float
     climb: int
     lrm: LatentRewardModel
+    decoder: FittedAtOnce
     steps: int
     batch: int
     decay_from: float

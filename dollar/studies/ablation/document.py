@@ -56,7 +56,7 @@ FURTHER = {
         Column("rank correlation, in training ↑", "rank_correlation", "{:.2f}"),
         Column("on held-out prompts ↑", "held_rank", "{:.2f}"),
         Column("pairwise accuracy there ↑", "held_pairwise", "{:.2f}"),
-        Column("a step up its gradient: predicted rise", "climb_predicted", "{:+.4f}"),
+        Column("a step of 3 % up its gradient: predicted rise", "climb_predicted", "{:+.4f}"),
         Column("true rise ↑", "climb_true", "{:+.4f}"),
     ),
     "overoptimisation": (Column("cycles of the student", "kept", "{:.0f}"),),

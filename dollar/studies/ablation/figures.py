@@ -50,7 +50,7 @@ NAMES = {
     "seconds_per_cycle": "seconds a cycle",
     "held_rank": "rank correlation on held-out prompts",
     "held_pairwise": "pairwise accuracy there",
-    "climb_true": "true rise of a step up its gradient",
+    "climb_true": "true rise of a step of 3 % up its gradient",
 }
 FORMS = {"clip": "{:.4f}", "climb_true": "{:+.4f}"}  # of figures that three decimals don't tell apart
 LESS = ("frechet", "peak_gib", "seconds_per_cycle")  # of which less is better
@@ -93,9 +93,9 @@ def measured(folder: Path) -> dict[str, Any]:
         "held_rank": lrm.get("rank_correlation"),
         "held_rank_se": rank_error(lrm.get("rank_correlation"), lrm.get("clips", 0)),
         "held_pairwise": lrm.get("pairwise"),
-        "climb_predicted": lrm.get("climb_predicted"),
-        "climb_true": lrm.get("climb_true"),
-        "climb_true_se": lrm.get("climb_true_se"),
+        "climb_predicted": lrm.get("climb_3_predicted"),
+        "climb_true": lrm.get("climb_3_true"),
+        "climb_true_se": lrm.get("climb_3_true_se"),
         "seconds_per_cycle": float(np.median(times.values)),
         "peak_gib": peak_of(scalars),
         "cycles": int(times.steps[-1]),
