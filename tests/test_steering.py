@@ -136,6 +136,13 @@ def test_terms_show_their_size_at_the_sample_and_at_the_weights(build: Build) ->
     assert other["grad_norm/term/ddpo"] > 0 and "reward/true" in other
 
 
+def test_a_small_step_up_the_latent_rewards_gradient_is_tried_while_training(build: Build) -> None:
+    measured = build(SMOOTH, "log.gradients_every=1", "lrm.updates=20").run_cycle(0)
+    assert measured["reward/rise_predicted"] > 0 and measured["reward/rise_true"] != 0
+    assert -1 <= measured["reward/rise_cosine"] <= 1
+    assert "reward/rise_cosine" not in build("log.gradients_every=1").run_cycle(0), "that reward has no gradient"
+
+
 def test_a_weight_in_units_of_vsds_gradient_is_its_share_whatever_the_reward(build: Build) -> None:
     """The mean size over the cycles before decides, so the first cycle has none; twice the beta is twice the share."""
     shares = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,6 +18,9 @@ from dollar.parallel.checkpoint import State
 from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.observations import MISMATCH
 from dollar.training.turn import Moment, NoUpdate, Pullback, Scalars
+
+CLIMBED = 2  # clips of a process on which a small step up the gradient is tried
+SHARE = 0.01  # of a clip's norm
 
 
 class ToScore(NamedTuple):
@@ -127,6 +131,21 @@ class SurrogateFit:
             agreement = self.surrogate.follow()
             self.scalars["reward/rank_correlation"] = agreement.rank_correlation
             self.scalars["reward/pairwise"] = agreement.pairwise
+            self._log_climb(cycle)
+
+    def _log_climb(self, cycle: int) -> None:
+        """What a small step up the gradient brings to the newest generated clips, as predicted and in truth."""
+        newest = self.surrogate.past[-1]
+        generated = [i for i, key in enumerate(self.pairs(self.draws(newest.turn)).keys) if key is None][:CLIMBED]
+        draws = self.run.draws(newest.turn, self.clips)
+        few = replace(draws, indices=draws.indices[: len(generated)])
+        prompts = [newest.prompts[i] for i in generated]
+        (climb,) = self.surrogate.climb(newest.latents[generated], prompts, few, newest.reward[generated], [SHARE])
+        if climb.clips == 0:
+            return
+        self.scalars |= {"reward/rise_predicted": climb.predicted, "reward/rise_true": climb.true}
+        if climb.cosine == climb.cosine:
+            self.scalars["reward/rise_cosine"] = climb.cosine
 
     def state(self) -> State:
         return self.surrogate.state()
