@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 WHITE = 255
 BT601 = 6  # the code of the matrix that libswscale uses for rgb24 -> yuv420p; untagged files are guessed by height
 SLUG = 60  # letters of the prompt kept in a file name
+BY = 20  # ... and of what made the clip
 
 
 @contextmanager
@@ -79,6 +80,7 @@ def write_mp4(path: str | Path, clip: np.ndarray, fps: float) -> None:
             stream.height, stream.width = clip.shape[1:3]
             stream.pix_fmt = "yuv420p"
             stream.options = {"crf": "12"}
+            stream.codec_context.thread_count = 1  # x264's bytes depend on how many it has: on the cores of a machine
             stream.codec_context.colorspace = BT601
             for picture in clip:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
@@ -138,16 +140,21 @@ def strip(clip: np.ndarray, every: int = 1) -> np.ndarray:
 def safe_name(prompt: str, seed: int, steps: int, by: str) -> str:
     """A file name without ending for the clip of (prompt, seed, steps) by a sampler: ASCII, under 140 characters.
 
-    Readable words come first; the prompt's hash keeps prompts with the same words apart.
+    Readable words come first; the prompt's hash keeps prompts with the same words apart, and a hash long samplers.
     """
+
+    def hash_of(text: str) -> str:
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def plain(text: str) -> str:
         ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
         return re.sub(r"[^a-z0-9]+", "-", ascii_text)
 
     words = plain(prompt)[:SLUG].strip("-") or "prompt"
-    digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    return f"{words}-{digest}-seed{seed}-{plain(by)[:20]}-steps{steps}"
+    who = plain(by)
+    if len(who) > BY or who != by:
+        who = f"{who[: BY - 9]}-{hash_of(by)[:8]}"
+    return f"{words}-{hash_of(prompt)[:12]}-seed{seed}-{who}-steps{steps}"
 
 
 def _join(clips: Sequence[np.ndarray], gap: int, axis: int) -> np.ndarray:

@@ -40,11 +40,7 @@ class Student:
         few_step = self.few_steps.get(steps)
         if few_step is None:
             if not force:
-                trained = " or ".join(str(s) for s in sorted(self.few_steps, reverse=True))
-                raise ValueError(
-                    f"steps is {steps}, but the student in {self.folder} was trained for {trained}; "
-                    "use one of these, or force=true to see what it does"
-                )
+                check_trained(self.folder, list(self.few_steps), steps)
             schedule = self.denoiser.schedule
             longest = self.few_steps[max(self.few_steps)]
             few_step = FewStep(schedule, schedule.grid(steps)[:-1], longest.between, longest.boundary)
@@ -54,6 +50,16 @@ class Student:
     def guided(self) -> bool:
         """Whether it is a tuned teacher, which is sampled with its teacher's guidance."""
         return bool(self.card.get("guided", False))
+
+
+def check_trained(folder: str | Path, trained: Sequence[int], steps: int) -> None:
+    """Raise ValueError for a step count that the student in a folder was not trained for."""
+    if steps not in trained:
+        counts = " or ".join(str(s) for s in sorted(trained, reverse=True))
+        raise ValueError(
+            f"steps is {steps}, but the student in {folder} was trained for {counts}; use one of these, or force=true "
+            "to see what it does"
+        )
 
 
 def check_steps(timesteps: Sequence[float] | None, steps: Sequence[int]) -> None:
