@@ -1,4 +1,4 @@
-"""launch/sample.py's folder: clips that are there are kept, all others are made, and the manifest tells which is which."""
+"""launch/sample.py's folder: clips that are there are kept, all others are made, and the manifest lists them."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from dollar.models.denoiser import Denoiser
 from dollar.models.lora import FILE as LORA_FILE
 from dollar.models.pipeline import Weights, diffusers_class, lack
 from dollar.models.teacher import Teacher
+from dollar.sampling.identity import digest
 from dollar.sampling.samplers import Sampler, student_sampler
 
 CARD = "student.json"
@@ -171,6 +172,11 @@ def student_weights(folder: str | Path) -> Weights:
     if missing := lack(folder / "transformer", "transformer"):
         raise ValueError(f"the student in {folder} lacks {missing}; run the training command again to write it")
     return Weights.of(sorted((folder / "transformer").glob("*.safetensors")))
+
+
+def weights_of(folder: str | Path) -> str:
+    """What tells this student's weights from others'."""
+    return digest(sorted((Path(folder) / "transformer").glob("*.safetensors")))
 
 
 def load_student(folder: str | Path, teacher: Teacher, compute_dtype: torch.dtype = torch.float32) -> Student:

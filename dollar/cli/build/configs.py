@@ -36,6 +36,14 @@ def configs_of_teacher(config: DictConfig) -> Configs:
     return Configs(pipeline, family, given)
 
 
+def check_grid(configs: Configs, steps: int, key: str) -> None:
+    """Raise ValueError for a number of steps that the teacher's scheduler can't be set to."""
+    try:
+        configs.family.grid(steps)
+    except (ValueError, ArithmeticError, IndexError) as error:
+        raise ValueError(f"{key} is {steps}, which this teacher's scheduler can't take: {error}") from None
+
+
 def check_lengths(configs: Configs, prompts: Sequence[str]) -> None:
     """Raise ValueError for prompts of more tokens than the teacher reads."""
     from dollar.models.pipeline import diffusers_class

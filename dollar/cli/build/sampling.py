@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import DictConfig, ListConfig, open_dict
 
-from dollar.cli.build.configs import Configs, check_lengths, configs_of_teacher
+from dollar.cli.build.configs import Configs, check_grid, check_lengths, configs_of_teacher
 
 if TYPE_CHECKING:
     from dollar.models.teacher import Teacher
@@ -124,10 +124,7 @@ def check_before(config: DictConfig, prompts: list[str]) -> Configs:
         student_weights(config.checkpoint)
     else:
         check_scale(configs.family, configs.settings["name"], config.guidance_scale)
-    try:
-        configs.family.grid(steps)
-    except (ValueError, ArithmeticError, IndexError) as error:
-        raise ValueError(f"steps is {steps}, which this teacher's scheduler can't take: {error}") from None
+    check_grid(configs, steps, "steps")
     if not config.force:
         check_lengths(configs, prompts)
     return configs
