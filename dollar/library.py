@@ -15,7 +15,7 @@ training in runs/notebook: ...
 2
 >>> dollar.save_video("square.mp4", videos[0], student.teacher.fps)
 >>> dollar.export_student(folder, "exported", verify=False)  # doctest: +ELLIPSIS
-the student for 2 or 1 steps is in exported
+the student for 2 or 1 steps is in exported, its clips not compared
 ...Path('exported')
 """
 

@@ -99,17 +99,18 @@ def described(extracted: Extracted) -> Described:
     """What a LoRA keeps and leaves of what training changed, by the Frobenius norm, in words."""
     left = extracted.left_out
     kept = f"rank {extracted.rank}, which keeps {1 - left:.1%} of what training changed and leaves {left:.1%} out"
-    ranks = {goal: extracted.rank_for(1 - goal) for goal in GOALS}
-    hints = [f"rank {rank} would keep {goal:.0%}" for goal, rank in ranks.items() if rank is not None]
-    if len(hints) < len(GOALS):
-        share = extracted.rank_for(1.0 - GOALS[0]) is None
-        hints.append(
-            f"no rank keeps {GOALS[0] if share else GOALS[1]:.0%}, for part of the change is in tensors that a LoRA "
-            "doesn't cover; full=true has it all"
-        )
+    hints = [hint(extracted, goal) for goal in GOALS]
     return Described(
         f"{coverage(extracted)}; of all that training changed it leaves {left:.1%} out", kept, "; ".join(hints)
     )
+
+
+def hint(extracted: Extracted, goal: float) -> str:
+    """Which rank would keep this share of what training changed, in words."""
+    if (rank := extracted.rank_for(1 - goal)) is not None:
+        return f"rank {rank} would keep {goal:.0%}"
+    rank = extracted.rank_for(1 - goal, covered=True)
+    return f"rank {rank} would keep {goal:.0%} of what changed in the layers that a LoRA covers, and no rank of all"
 
 
 def coverage(extracted: Extracted) -> str:

@@ -69,6 +69,6 @@ def _last(place: str) -> str:
 def _is_here(text: str) -> bool:
     """Whether this is the relative path of something that exists."""
     try:
-        return "/" in text and Path(text).exists()
+        return "/" in text.strip("/") and Path(text).exists()
     except (OSError, ValueError):  # too long, or with a zero in it
         return False

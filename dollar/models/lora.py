@@ -59,10 +59,13 @@ class Extracted:
         left = sum(layer.left**2 for layer in self.layers) + self._uncovered
         return (left / (sum(layer.changed**2 for layer in self.layers) + self._uncovered)) ** 0.5
 
-    def rank_for(self, left_out: float) -> int | None:
-        """The smallest rank that leaves at most this share of all that training changed; None where no rank does."""
-        cut = self.spectrum.sum() - torch.cumsum(self.spectrum, 0) + self._uncovered
-        enough = cut <= left_out**2 * (self.spectrum.sum() + self._uncovered)
+    def rank_for(self, left_out: float, covered: bool = False) -> int | None:
+        """The smallest rank that leaves at most this share of all that training changed; None where no rank does.
+
+        covered: of what it changed in the covered layers instead.
+        """
+        always, total = 0.0 if covered else self._uncovered, self.spectrum.sum()
+        enough = total - torch.cumsum(self.spectrum, 0) + always <= left_out**2 * (total + always)
         return int(enough.nonzero()[0]) + 1 if enough.any() else None
 
     @property
