@@ -87,6 +87,24 @@ def test_a_stopped_call_goes_on_with_the_clips_that_it_made(
     assert [row["prompt"] for row in rows(tmp_path / "out")] == PROMPTS
 
 
+def test_an_interrupt_ends_in_a_sentence_and_keeps_what_is_there(
+    sample: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, written = media.write_mp4, []
+
+    def interrupted(path: Path, *clip: Any) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(path)
+        own(path, *clip)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(media, "write_mp4", interrupted)
+        said = sample()
+    assert said.code == 3 and "stopped; the same command goes on" in said.out and "Traceback" not in said.err
+    assert "2 made now, 1 kept" in sample().out
+
+
 def test_what_is_all_there_is_kept_without_reading_the_teacher(
     sample: Callable, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -51,6 +52,19 @@ def test_mp4_comes_back_nearly_as_it_was(tmp_path: Path, fps: float) -> None:
     assert error.mean() < 2.5 and np.median(error.max(-1)) <= 4
     assert times == pytest.approx(np.arange(17) / float(fps), abs=1e-3)
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.skipif(len(getattr(os, "sched_getaffinity", lambda _: [])(0)) < 2, reason="needs two cores")
+def test_mp4_is_the_same_to_the_bit_on_any_number_of_cores(tmp_path: Path) -> None:
+    """x264 takes as many threads as there are cores by itself, and pictures depend on how many, by 8 levels here."""
+    clip, cores = shape_clip(), os.sched_getaffinity(0)
+    media.write_mp4(tmp_path / "many.mp4", clip, 8)
+    os.sched_setaffinity(0, [min(cores)])
+    try:
+        media.write_mp4(tmp_path / "one.mp4", clip, 8)
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert (tmp_path / "many.mp4").read_bytes() == (tmp_path / "one.mp4").read_bytes()
 
 
 def test_mp4_keeps_saturated_colours(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ a clip that is there, made with the same settings and weights, is kept.
 
 from __future__ import annotations
 
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,7 @@ def main(config: DictConfig) -> None:
     check_folder_for("out", out)
     from dollar.cli.build.teacher import quiet, take_teacher
     from dollar.parallel.lock import Lock
+    from dollar.parallel.signals import STOPPED
     from dollar.parallel.world import finish, start
     from dollar.sampling.files import ClipFolder, requests
 
@@ -58,7 +60,11 @@ def main(config: DictConfig) -> None:
         missing = folder.missing()
         world.barrier()  # all have seen the same
         if missing:
-            make(config, prompts, folder, missing, world)
+            try:
+                make(config, prompts, folder, missing, world)
+            except KeyboardInterrupt:  # what was made is there and listed
+                print(f"stopped; the same command goes on with the clips that are in {out}")
+                sys.exit(STOPPED)
         if world.is_main:
             folder.close()
             made, count = len(missing), len(wanted)
