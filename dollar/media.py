@@ -79,8 +79,10 @@ def write_mp4(path: str | Path, clip: np.ndarray, fps: float) -> None:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
             stream.height, stream.width = clip.shape[1:3]
             stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": "12"}
-            stream.codec_context.thread_count = 1  # x264's bytes depend on how many it has: on the cores of a machine
+            # The same clip is the same file: x264's macroblock tree comes out otherwise now and then, by 8 levels, and
+            # its pictures depend on its threads, of which it takes as many as there are cores.
+            stream.options = {"crf": "12", "x264-params": "mbtree=0"}
+            stream.codec_context.thread_count = 1
             stream.codec_context.colorspace = BT601
             for picture in clip:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
