@@ -296,6 +296,7 @@ def test_what_cant_be_made_is_told_before_anything_is_read(
         (["seed=9223372036854775807", "clips=2"], ["seed is 9223372036854775807", "the next one"]),
         (["steps=1001"], ["steps is 1001", "scheduler"]),
         (["teacher.parts.vae=/nowhere"], ["no teacher.parts.vae at /nowhere"]),
+        (["teacher.text=stored"], ["teacher.text is stored", "teacher.text=online"]),
         (["parallel.device=gpu"], ["parallel.device is 'gpu'"]),
     ):
         sentence(sample(*keys), *words)

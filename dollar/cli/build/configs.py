@@ -31,6 +31,8 @@ def configs_of_teacher(config: DictConfig) -> Configs:
     plain = cast(dict[str, Any], OmegaConf.to_container(config.teacher, resolve=True))
     given = {key: value for key, value in plain.items() if key != "_target_"}
     settings = TeacherSettings(**given)
+    if settings.text != "online":
+        raise ValueError("teacher.text is stored, but prompts are to be encoded here; set teacher.text=online")
     pipeline, family = configs_of(family_of(plain["_target_"]), settings)
     family.latent_shape(settings.frames, settings.height, settings.width)
     return Configs(pipeline, family, given)
