@@ -50,7 +50,8 @@ def load_student(
     """A finished student by its folder, runs/<run>/student or an export.
 
     teacher: the one that it came from, where that is already loaded; otherwise its autoencoder and text encoder are
-    read from the folder that the student names, and device and dtype are as for `load_teacher`.
+    read from the folder that the student names, and device and dtype are as for `load_teacher`. An export names no
+    folder of the machine that it was made on: give the teacher, unless it is an embedded one or a hub id.
     ValueError where there is no student or it came from another teacher.
     """
     from dollar.cli import calls
