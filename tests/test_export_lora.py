@@ -140,6 +140,19 @@ def test_what_a_student_was_trained_as_is_compared_too_and_has_its_dtype(
         assert {t.dtype for t in load_file(out / lora.FILE).values()} == {getattr(torch, dtype)}
 
 
+def test_a_lora_on_top_of_another_is_not_compared_and_says_so(command: Callable, cog: Teacher, tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", cog, "cogvideox_2b", changed(cog))
+    own = {n.replace(".default", ""): t for n, t in with_factors(cog, 2).items()}
+    save_file(own, run / "student" / lora.FILE)
+    save_file(own, tmp_path / "teachers.safetensors")
+    card = json.loads((run / "student" / "student.json").read_text())
+    card["teacher"]["lora"] = str(tmp_path / "teachers.safetensors")
+    (run / "student" / "student.json").write_text(json.dumps(card))
+    said = exported(command, f"checkpoint={run}", f"out={tmp_path / 'out'}", "steps=1")
+    assert "the LoRA is not compared" in said and "by the teacher with the LoRA" not in said
+    assert str(tmp_path) not in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_an_extracted_lora_is_not_taken_for_a_trained_one(command: Callable, cog: Teacher, tmp_path: Path) -> None:
     """An export with one beside it is exported again as what it is: a student of full weights."""
     run = save_run(tmp_path / "run", cog, "cogvideox_2b", changed(cog))
