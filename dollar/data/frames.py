@@ -1,0 +1,151 @@
+"""A decoded picture of a film as it is shown: BT.709's colours, on white, of square pixels, turned.
+
+What a file doesn't say about its YUV is taken as browsers do: BT.709 for stored pictures of 720 lines and more, BT.601
+below, limited range (mpv starts BT.709 at 1,280 columns or 577 lines, ffplay at 577 lines; ours agrees with them on
+ordinary sizes); BT.2020 for HDR. Gray is of full range unless it is tagged as limited. Alpha is taken as straight.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.sidedata.sidedata import Type
+from av.video.reformatter import Interpolation
+from PIL import Image
+
+from dollar.data.colour import BT709, BT2020, HLG, PQ, UNSPECIFIED, Colours, to_bt709
+from dollar.data.listed import NotShown
+
+HD_LINES = 720
+WHITE = 255  # what lies behind transparent pictures: they are mostly made to be seen on a page
+LIMITED, FULL = 1, 2  # ranges
+MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}  # H.273's numbers of matrices and libswscale's for them
+BT601 = 5
+# Pictures whose numbers are neither a monitor's nor a known HDR's: logarithmic (9, 10) and cinema's X'Y'Z' (17).
+UNKNOWN_TRANSFERS = {9: "logarithmic", 10: "logarithmic", 17: "digital cinema's"}
+FAST = Interpolation.BILINEAR
+ACCURATE = Interpolation.BILINEAR | Interpolation.ACCURATE_RND  # as fast, but for 8 bit
+
+
+class Layout(NamedTuple):
+    """What a pixel format's name means: its bits, and whether it has colours, YUV, a full range, alpha."""
+
+    bits: int
+    gray: bool
+    rgb: bool
+    full: bool
+    alpha: bool
+
+
+def shown(frame: av.VideoFrame, pixel: float) -> np.ndarray:
+    """A decoded picture as uint8 [H, W, 3]; pixel: width over height. NotShown for colours that aren't known.
+
+    Where pixels aren't square the shorter side of them is stretched, so that nothing is lost.
+    """
+    picture = _rgb(frame)
+    height, width = picture.shape[:2]
+    square = max(height, round(height / pixel)), max(width, round(width * pixel))
+    if square != (height, width):
+        picture = np.asarray(Image.fromarray(picture).resize(square[::-1], Image.Resampling.BICUBIC))
+    return np.ascontiguousarray(turned(picture, _matrix(frame)))
+
+
+def turned(picture: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
+    """The picture [H, W, 3] as a display matrix shows it: the nearest of the eight turns and flips by quarters.
+
+    matrix: int32 [9], rows of [a b u; c d v; x y w]; a pixel of column p and row q is shown at (a p + c q, b p + d q).
+    """
+    if matrix is None:
+        return picture
+    a, b, c, d = (int(matrix[i]) for i in (0, 1, 3, 4))
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        picture, a, d = picture.transpose(1, 0, 2), c, b
+    return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def on_white(picture: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3] over white by straight alpha, uint8 [H, W]."""
+    part = alpha[..., None].astype(np.uint16)
+    return ((picture * part + WHITE * (255 - part) + 127) // 255).astype(np.uint8)
+
+
+def _rgb(frame: av.VideoFrame) -> np.ndarray:
+    """A picture in BT.709's colours, uint8 [H, W, 3]."""
+    layout, colours = _layout(frame.format.name), _colours(frame)
+    matrix = None if layout.rgb or layout.gray else _yuv_matrix(frame, colours)
+    how = ACCURATE if layout.bits > 8 else FAST
+    if colours.ordinary:
+        picture = frame.to_ndarray(format="rgb24", src_colorspace=matrix, interpolation=how)
+    else:
+        codes = frame.to_ndarray(format="rgb48le", src_colorspace=matrix, interpolation=how)
+        picture = to_bt709(codes, _white(layout, frame.color_range), colours)
+    if layout.gray and not layout.full and frame.color_range == LIMITED:  # libswscale takes all gray as full
+        picture = _expanded()[picture]
+    if layout.alpha:
+        picture = on_white(picture, frame.to_ndarray(format="rgba")[..., 3])
+    return picture
+
+
+def _colours(frame: av.VideoFrame) -> Colours:
+    """What the file says of its colours, or what goes without saying."""
+    transfer, primaries = frame.color_trc, frame.color_primaries
+    if transfer in UNKNOWN_TRANSFERS:
+        raise NotShown("unknown colours", f"has a {UNKNOWN_TRANSFERS[transfer]} transfer curve; convert it to BT.709")
+    if transfer in (0, UNSPECIFIED) and frame.side_data.get(Type.DOVI_METADATA):
+        raise NotShown(
+            "unknown colours", "is Dolby Vision without an ordinary picture (profile 5); convert it to BT.709"
+        )
+    if primaries in (0, UNSPECIFIED):
+        primaries = BT2020 if transfer in (PQ, HLG) or frame.colorspace == BT2020 else BT709
+    return Colours(transfer, primaries)
+
+
+def _yuv_matrix(frame: av.VideoFrame, colours: Colours) -> int:
+    """libswscale's number of the matrix that makes RGB of this YUV."""
+    stated = frame.colorspace
+    if stated in (0, UNSPECIFIED, 3):
+        if colours.transfer in (PQ, HLG) or colours.primaries == BT2020:
+            return BT2020
+        return BT709 if frame.height >= HD_LINES else BT601
+    if stated not in MATRICES:
+        raise NotShown("unknown colours", f"has a YUV matrix that isn't known (number {stated} of H.273); convert it")
+    return MATRICES[stated]
+
+
+def _white(layout: Layout, stated: int) -> int:
+    """What libswscale's 16 bits hold for white: it shifts what YUV holds, and fills the range of RGB."""
+    if layout.rgb:
+        return 65535
+    if layout.full or stated == FULL:
+        return ((1 << layout.bits) - 1) << (16 - layout.bits)
+    return 65280
+
+
+@cache
+def _layout(name: str) -> Layout:
+    """What a pixel format's name means."""
+    form = av.VideoFormat(name)
+    alpha = sum(c.is_alpha for c in form.components)
+    palette = form.has_palette
+    return Layout(
+        bits=max(c.bits for c in form.components),
+        gray=len(form.components) - alpha == 1 and not palette,
+        rgb=form.is_rgb or palette,
+        full=name.startswith("yuvj"),
+        alpha=bool(alpha or palette),
+    )
+
+
+@cache
+def _expanded() -> np.ndarray:
+    """uint8 [256]: limited range made full."""
+    return np.clip(np.rint((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
+
+
+def _matrix(frame: av.VideoFrame) -> np.ndarray | None:
+    """The display matrix, int32 [9]."""
+    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    return None if data is None else np.frombuffer(bytes(data), np.int32)
