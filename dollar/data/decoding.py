@@ -19,11 +19,10 @@ from PIL import Image
 
 from dollar.data import films, pictures
 from dollar.data.films import Extent
-from dollar.data.frames import shown
+from dollar.data.frames import shown, stated
 from dollar.data.listed import File
 
 TIE = 2e-3  # seconds
-STRETCHED = 16.0  # a stated width of a pixel, or height, beyond which the header is not believed
 EARLIER = 10.0  # seconds, more than lie between most films' key frames
 # What PyAV and PIL raise on damaged files; FFmpegError is not always an OSError or a ValueError.
 DECODING_ERRORS = (
@@ -113,8 +112,8 @@ def _read_film(source: str | io.BytesIO, times: np.ndarray, grace: float) -> lis
         if isinstance(source, io.BytesIO):
             source.seek(0)
         with av.open(source, "r") as container:
-            pixel = _pixel(container)
-            chosen = _nearest(films.pictures(container, start), times, grace, partial(shown, pixel=pixel))
+            show = partial(shown, stated=stated(films.shown_stream(container)))
+            chosen = _nearest(films.pictures(container, start), times, grace, show)
         if chosen is not None:
             return chosen
     return None
@@ -123,7 +122,7 @@ def _read_film(source: str | io.BytesIO, times: np.ndarray, grace: float) -> lis
 def _nearest(
     moments: Iterator[tuple[float, Picture]], times: np.ndarray, grace: float, show: Callable[[Picture], np.ndarray]
 ) -> list[np.ndarray] | None:
-    """The picture nearest to each time, as many as there are; None when the pictures begin after the first time."""
+    """The picture nearest to each time, as many as there are; None when there are none or only after the first time."""
     chosen: list[np.ndarray] = []
     previous, interval = None, 0.0
     for now, picture in moments:
@@ -140,10 +139,4 @@ def _nearest(
         previous, interval = (now, picture), now - previous[0] or interval
     while previous and len(chosen) < len(times) and times[len(chosen)] <= previous[0] + max(interval, grace) + TIE:
         chosen.append(show(previous[1]))
-    return chosen
-
-
-def _pixel(container: av.container.InputContainer) -> float:
-    """Width of a pixel over its height, by the headers; 1 where they have none or can't be believed."""
-    stated = films.shown_stream(container).sample_aspect_ratio
-    return float(stated) if stated and 1 / STRETCHED < stated < STRETCHED else 1.0
+    return None if previous is None else chosen

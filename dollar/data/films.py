@@ -8,7 +8,7 @@ Not read: a container's own cropping (clean aperture, Matroska's PixelCrop), whi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from dollar.data.listed import NotShown
 
 HIDDEN = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 INDEXED = ("mov", "matroska")  # formats whose header tells truly where the first picture lies
+UNTIMED = ("mpeg", "mpegvideo")  # few pictures have a time stamp: right from the beginning only, so there is no seeking
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 JUMP = 1.0  # seconds that time may go back from one packet to the next
 
@@ -32,6 +33,8 @@ class Extent(NamedTuple):
 
 def shown_stream(container: av.container.InputContainer) -> av.VideoStream:
     """The video that a player shows: not a cover; the default one of several, the largest of those, the first."""
+    if not container.streams.video and not container.streams.audio:
+        raise ValueError("it lists neither pictures nor sound; was it cut off?")
     shown = [s for s in container.streams.video if s.codec_context is not None and not s.disposition & HIDDEN]
     if not shown:
         covers = "a cover, but no film" if container.streams.video else "sound only?"
@@ -48,18 +51,43 @@ def extent(container: av.container.InputContainer) -> Extent:
     stream = shown_stream(container)
     unit = _unit(stream)
     listed = [e.timestamp for e in stream.index_entries if not e.is_discard] if stream.frames else []
-    if len(listed) >= stream.frames // 2 > 0 and container.format.name.startswith("mov"):
-        first = _origin(container, stream)
+    if _listed(container) and stream.start_time is not None and listed:
         container.seek(max(listed), stream=stream)
-        end = _moments(container, stream)
-        if end and max(end) >= max(listed):  # a picture is shown when it is decoded, or later
-            last = float((max(end) - first) * unit)
+        end = [p.pts for p in _packets(container, stream) if p.pts is not None and not p.is_discard]
+        if end and max(end) >= max(listed):  # the last picture is shown when it is decoded, or later
+            last = (max(end) - stream.start_time) * unit
             return Extent(last, last / max(1, len(listed) - 1))
         container.seek(0)
-    moments = _moments(container, stream)
-    if not moments:
+    return _counted(container, stream, unit)
+
+
+def _counted(container: av.container.InputContainer, stream: av.VideoStream, unit: float) -> Extent:
+    """The extent by all packets, from the first picture that can be decoded."""
+    stamps: list[int | None] = []
+    order: list[int] = []
+
+    def noted() -> Iterator[av.Packet[av.VideoStream]]:
+        for packet in _packets(container, stream):
+            if not packet.is_discard:
+                stamps.append(_stamp(container, packet))
+            if packet.dts is not None:
+                order.append(packet.dts)
+            yield packet
+
+    packets = noted()
+    first = next(_decoded(packets, stream), None)
+    for _ in packets:  # the others need not be decoded
+        pass
+    if any((after - before) * unit < -JUMP for before, after in pairwise(order)):
+        raise _goes_back()
+    moments = [stamp for stamp in stamps if stamp is not None]
+    begin = None if first is None else _stamp(container, first)
+    if not moments or begin is None:
         raise ValueError("it has no time stamps")
-    last = float((max(moments) - min(moments)) * unit)
+    if _by_order(container):  # a picture's stamp is then that of the packet after which it was decoded
+        begin = min(moments)
+    moments = [stamp for stamp in moments if stamp >= begin] or [begin]
+    last = (max(moments) - begin) * unit
     return Extent(last, last / max(1, len(moments) - 1))
 
 
@@ -70,11 +98,12 @@ def pictures(container: av.container.InputContainer, start: float) -> Iterator[t
     """
     stream = shown_stream(container)
     unit = _unit(stream)
-    origin = _origin(container, stream) if start > 0 else None
-    if origin is not None:
+    origin = None
+    if start > 0 and container.format.name not in UNTIMED:
+        origin = _origin(container, stream)
         container.seek(origin + int(start / unit), stream=stream)
     before, interval = None, 0.0
-    for frame in _deinterlaced(_decoded(container, stream), stream):
+    for frame in _deinterlaced(_decoded(_packets(container, stream), stream), stream):
         if frame.is_corrupt:
             raise ValueError("a damaged picture")
         stamp = _stamp(container, frame)
@@ -93,14 +122,21 @@ def pictures(container: av.container.InputContainer, start: float) -> Iterator[t
         yield now, frame
 
 
-def _decoded(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet[av.VideoStream]]:
+    """The packets from here to the end, but for one that isn't whole where the file was cut off."""
+    for packet in container.demux(stream):
+        if not (packet.is_corrupt and _listed(container)):
+            yield packet
+
+
+def _decoded(packets: Iterable[av.Packet[av.VideoStream]], stream: av.VideoStream) -> Iterator[av.VideoFrame]:
     """Decoded pictures from the first key frame on; what lies before it lacks the pictures that it changes."""
     decoder: av.CodecContext = stream.codec_context
     if stream.metadata.get("alpha_mode") == "1" and decoder.name in ALPHA_DECODERS:
         decoder = av.CodecContext.create(ALPHA_DECODERS[decoder.name], "r")
         decoder.extradata = stream.codec_context.extradata
     begun = False
-    for packet in container.demux(stream):
+    for packet in packets:
         begun = begun or packet.is_keyframe
         if begun:
             yield from decoder.decode(packet)  # type: ignore[attr-defined]  # of pictures and sounds alike
@@ -134,21 +170,14 @@ def _filtered(graph: av.filter.Graph, frame: av.VideoFrame | None) -> Iterator[a
             return
 
 
-def _moments(container: av.container.InputContainer, stream: av.VideoStream) -> list[int]:
-    """The time stamps of the packets from here to the end; NotShown where they go back."""
-    packets = [p for p in container.demux(stream) if p.size and not p.is_discard]
-    decoded = [p.dts for p in packets if p.dts is not None]
-    if any((b - a) * _unit(stream) < -JUMP for a, b in pairwise(decoded)):
-        raise _goes_back()
-    shown = [p.pts for p in packets if p.pts is not None]
-    return decoded if _by_order(container) or not shown else shown
-
-
-def _stamp(container: av.container.InputContainer, frame: av.VideoFrame) -> int | None:
+def _stamp(container: av.container.InputContainer, part: av.VideoFrame | av.Packet[av.VideoStream]) -> int | None:
     """When a picture is shown, in the stream's unit."""
-    if _by_order(container):
-        return frame.dts
-    return frame.pts if frame.pts is not None else frame.dts
+    return part.dts if part.pts is None or _by_order(container) else part.pts
+
+
+def _listed(container: av.container.InputContainer) -> bool:
+    """Whether it is of QuickTime's family, whose header lists every packet."""
+    return container.format.name.startswith("mov")
 
 
 def _by_order(container: av.container.InputContainer) -> bool:
@@ -159,7 +188,7 @@ def _origin(container: av.container.InputContainer, stream: av.VideoStream) -> i
     """The first picture's time stamp: a header's, or what decoding gives first (streams may be cut anywhere)."""
     if container.format.name.startswith(INDEXED) and stream.start_time is not None:
         return stream.start_time
-    first = next(_decoded(container, stream), None)
+    first = next(_decoded(_packets(container, stream), stream), None)
     stream.codec_context.flush_buffers()
     stamp = None if first is None else _stamp(container, first)
     if stamp is None:

@@ -8,11 +8,10 @@ ordinary sizes); BT.2020 for HDR. Gray is of full range unless it is tagged as l
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
-from av.sidedata.sidedata import Type
 from av.video.reformatter import Interpolation
 from PIL import Image
 
@@ -24,10 +23,12 @@ WHITE = 255  # what lies behind transparent pictures: they are mostly made to be
 LIMITED, FULL = 1, 2  # ranges
 MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9}  # H.273's numbers of matrices and libswscale's for them
 BT601 = 5
+UNSAID = (0, UNSPECIFIED, 3)  # 0 and 3 are reserved; as a matrix 0 is RGB, which no YUV has
 # Pictures whose numbers are neither a monitor's nor a known HDR's: logarithmic (9, 10) and cinema's X'Y'Z' (17).
 UNKNOWN_TRANSFERS = {9: "logarithmic", 10: "logarithmic", 17: "digital cinema's"}
+STRETCHED = 16.0  # a stated width of a pixel, or height, beyond which the header is not believed
 FAST = Interpolation.BILINEAR
-ACCURATE = Interpolation.BILINEAR | Interpolation.ACCURATE_RND  # as fast, but for 8 bit
+EXACT = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT  # of more than 8 bits the fast way is 2 of 255 too dark
 
 
 class Layout(NamedTuple):
@@ -40,12 +41,29 @@ class Layout(NamedTuple):
     alpha: bool
 
 
-def shown(frame: av.VideoFrame, pixel: float) -> np.ndarray:
-    """A decoded picture as uint8 [H, W, 3]; pixel: width over height. NotShown for colours that aren't known.
+class Stated(NamedTuple):
+    """What a container says of its pictures: a pixel's width over its height, and numbers of H.273."""
+
+    pixel: float
+    matrix: int
+    transfer: int
+    primaries: int
+
+
+def stated(stream: av.VideoStream) -> Stated:
+    """What the container says, read before decoding, for decoders put their own (ProRes': nothing) in its place."""
+    pixel, context = stream.sample_aspect_ratio, stream.codec_context
+    believed = pixel is not None and 1 / STRETCHED < pixel < STRETCHED
+    width = float(pixel) if pixel and believed else 1.0
+    return Stated(width, context.colorspace, context.color_trc, context.color_primaries)
+
+
+def shown(frame: av.VideoFrame, stated: Stated) -> np.ndarray:
+    """A decoded picture as uint8 [H, W, 3]. NotShown for colours that aren't known.
 
     Where pixels aren't square the shorter side of them is stretched, so that nothing is lost.
     """
-    picture = _rgb(frame)
+    picture, pixel = _rgb(frame, stated), stated.pixel
     height, width = picture.shape[:2]
     square = max(height, round(height / pixel)), max(width, round(width * pixel))
     if square != (height, width):
@@ -72,11 +90,13 @@ def on_white(picture: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return ((picture * part + WHITE * (255 - part) + 127) // 255).astype(np.uint8)
 
 
-def _rgb(frame: av.VideoFrame) -> np.ndarray:
+def _rgb(frame: av.VideoFrame, stated: Stated) -> np.ndarray:
     """A picture in BT.709's colours, uint8 [H, W, 3]."""
-    layout, colours = _layout(frame.format.name), _colours(frame)
-    matrix = None if layout.rgb or layout.gray else _yuv_matrix(frame, colours)
-    how = ACCURATE if layout.bits > 8 else FAST
+    layout = _layout(frame.format.name)
+    stated_matrix = _first_known(frame.colorspace, stated.matrix)
+    colours = _colours(frame, stated_matrix, stated)
+    matrix = None if layout.rgb or layout.gray else _yuv_matrix(stated_matrix, frame.height, colours)
+    how = EXACT if layout.bits > 8 else FAST
     if colours.ordinary:
         picture = frame.to_ndarray(format="rgb24", src_colorspace=matrix, interpolation=how)
     else:
@@ -89,27 +109,32 @@ def _rgb(frame: av.VideoFrame) -> np.ndarray:
     return picture
 
 
-def _colours(frame: av.VideoFrame) -> Colours:
+def _first_known(*numbers: int) -> int:
+    """The first of these numbers of H.273 that says something."""
+    return next((number for number in numbers if number not in UNSAID), UNSPECIFIED)
+
+
+def _colours(frame: av.VideoFrame, matrix: int, stated: Stated) -> Colours:
     """What the file says of its colours, or what goes without saying."""
-    transfer, primaries = frame.color_trc, frame.color_primaries
+    transfer = _first_known(frame.color_trc, stated.transfer)
+    primaries = _first_known(frame.color_primaries, stated.primaries)
     if transfer in UNKNOWN_TRANSFERS:
         raise NotShown("unknown colours", f"has a {UNKNOWN_TRANSFERS[transfer]} transfer curve; convert it to BT.709")
-    if transfer in (0, UNSPECIFIED) and frame.side_data.get(Type.DOVI_METADATA):
+    if transfer == UNSPECIFIED and frame.side_data.get("DOVI_METADATA"):
         raise NotShown(
-            "unknown colours", "is Dolby Vision without an ordinary picture (profile 5); convert it to BT.709"
+            "unknown colours", "is Dolby Vision of profile 5, without ordinary colours; convert it to BT.709"
         )
-    if primaries in (0, UNSPECIFIED):
-        primaries = BT2020 if transfer in (PQ, HLG) or frame.colorspace == BT2020 else BT709
+    if primaries == UNSPECIFIED:
+        primaries = BT2020 if transfer in (PQ, HLG) or matrix == BT2020 else BT709
     return Colours(transfer, primaries)
 
 
-def _yuv_matrix(frame: av.VideoFrame, colours: Colours) -> int:
-    """libswscale's number of the matrix that makes RGB of this YUV."""
-    stated = frame.colorspace
-    if stated in (0, UNSPECIFIED, 3):
+def _yuv_matrix(stated: int, lines: int, colours: Colours) -> int:
+    """libswscale's number of the matrix that makes RGB of YUV."""
+    if stated == UNSPECIFIED:
         if colours.transfer in (PQ, HLG) or colours.primaries == BT2020:
             return BT2020
-        return BT709 if frame.height >= HD_LINES else BT601
+        return BT709 if lines >= HD_LINES else BT601
     if stated not in MATRICES:
         raise NotShown("unknown colours", f"has a YUV matrix that isn't known (number {stated} of H.273); convert it")
     return MATRICES[stated]
@@ -147,5 +172,5 @@ def _expanded() -> np.ndarray:
 
 def _matrix(frame: av.VideoFrame) -> np.ndarray | None:
     """The display matrix, int32 [9]."""
-    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
     return None if data is None else np.frombuffer(bytes(data), np.int32)
