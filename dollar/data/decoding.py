@@ -77,7 +77,7 @@ def read_video(file: File, times: np.ndarray, grace: float = 0.0) -> list[np.nda
         chosen = _read_film(source, times, grace)
     else:
         with image:
-            chosen = _nearest(pictures.animation(image), times, grace, lambda picture: picture)
+            chosen = _nearest(pictures.animation(image), times, grace, pictures.rgb)
     if chosen is None or len(chosen) < len(times):
         raise ValueError(f"{file} ends before {times[-1]:.2f} s")
     return chosen

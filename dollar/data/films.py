@@ -18,6 +18,7 @@ from av.stream import Disposition
 from dollar.data.listed import NotShown
 
 HIDDEN = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
+THUMBNAILS = ("mjpeg", "png", "bmp")
 INDEXED = ("mov", "matroska")  # formats whose header tells truly where the first picture lies
 UNTIMED = ("mpeg", "mpegvideo")  # few pictures have a time stamp: right from the beginning only, so there is no seeking
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
@@ -32,14 +33,22 @@ class Extent(NamedTuple):
 
 
 def shown_stream(container: av.container.InputContainer) -> av.VideoStream:
-    """The video that a player shows: not a cover; the default one of several, the largest of those, the first."""
+    """The video that a player shows: of several that are no covers the default one, of these the largest, the first.
+
+    A stream of pictures (mjpeg, png) is a film only where there is no other, for cameras put previews into them.
+    """
     if not container.streams.video and not container.streams.audio:
         raise ValueError("it lists neither pictures nor sound; was it cut off?")
     shown = [s for s in container.streams.video if s.codec_context is not None and not s.disposition & HIDDEN]
     if not shown:
         covers = "a cover, but no film" if container.streams.video else "sound only?"
         raise NotShown("no video stream", f"has no video stream ({covers})")
-    return max(shown, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
+
+    def rank(stream: av.VideoStream) -> tuple[bool, bool, int]:
+        default = bool(stream.disposition & Disposition.default)
+        return stream.codec_context.name not in THUMBNAILS, default, stream.width * stream.height
+
+    return max(shown, key=rank)
 
 
 def extent(container: av.container.InputContainer) -> Extent:
@@ -98,10 +107,11 @@ def pictures(container: av.container.InputContainer, start: float) -> Iterator[t
     """
     stream = shown_stream(container)
     unit = _unit(stream)
-    origin = None
+    begin = None
     if start > 0 and container.format.name not in UNTIMED:
         origin = _origin(container, stream)
         container.seek(origin + int(start / unit), stream=stream)
+        begin = origin * unit
     before, interval = None, 0.0
     for frame in _deinterlaced(_decoded(_packets(container, stream), stream), stream):
         if frame.is_corrupt:
@@ -112,8 +122,9 @@ def pictures(container: av.container.InputContainer, start: float) -> Iterator[t
                 raise ValueError("no time stamps")
             now = before + interval
         else:
-            origin = stamp if origin is None else origin
-            now = float((stamp - origin) * unit)
+            seconds = stamp * (float(frame.time_base) if frame.time_base else unit)  # the filter's unit is another
+            begin = seconds if begin is None else begin
+            now = seconds - begin
         if before is not None:
             if now < before - JUMP:
                 raise _goes_back()
@@ -144,20 +155,15 @@ def _decoded(packets: Iterable[av.Packet[av.VideoStream]], stream: av.VideoStrea
 
 def _deinterlaced(frames: Iterator[av.VideoFrame], stream: av.VideoStream) -> Iterator[av.VideoFrame]:
     """The same pictures, interlaced ones as whole ones; the filter waits for the next picture, as motion needs it."""
-    first = next(frames, None)
-    if first is None:
-        return
-    if not first.interlaced_frame:
-        yield first
-        yield from frames
-        return
-    graph = av.filter.Graph()
-    source = graph.add_buffer(template=stream, time_base=stream.time_base)
-    graph.link_nodes(source, graph.add("bwdif", "send_frame:auto:interlaced"), graph.add("buffersink")).configure()
-    yield from _filtered(graph, first)
+    graph: av.filter.Graph | None = None
     for frame in frames:
-        yield from _filtered(graph, frame)
-    yield from _filtered(graph, None)
+        if graph is None and frame.interlaced_frame:
+            graph = av.filter.Graph()
+            nodes = graph.add_buffer(template=stream), graph.add("bwdif", "send_frame:auto:interlaced")
+            graph.link_nodes(*nodes, graph.add("buffersink")).configure()
+        yield from [frame] if graph is None else _filtered(graph, frame)
+    if graph is not None:
+        yield from _filtered(graph, None)
 
 
 def _filtered(graph: av.filter.Graph, frame: av.VideoFrame | None) -> Iterator[av.VideoFrame]:

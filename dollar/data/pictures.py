@@ -61,7 +61,7 @@ def is_animated(image: Image.Image) -> bool:
 
 
 def rgb(image: Image.Image) -> np.ndarray:
-    """The picture that is at hand of an opened file: uint8 [H, W, 3]."""
+    """The picture that is at hand of an opened file, or one of an animation: uint8 [H, W, 3]."""
     image.load()
     picture = ImageOps.exif_transpose(image)
     if picture.mode.startswith(("I", "F")):
@@ -77,13 +77,13 @@ def rgb(image: Image.Image) -> np.ndarray:
     return np.asarray(picture)
 
 
-def animation(image: Image.Image) -> Iterator[tuple[float, np.ndarray]]:
-    """(seconds from the first picture, uint8 [H, W, 3]) of an animation's pictures, once through."""
+def animation(image: Image.Image) -> Iterator[tuple[float, Image.Image]]:
+    """(seconds from the first picture, picture) of an animation, once through."""
     now = 0
     for number in _numbers(image):
         image.seek(number)
         image.load()
-        yield now / 1000, rgb(image)
+        yield now / 1000, image.copy()
         now += _shown_for(image)
 
 
