@@ -17,7 +17,9 @@ def planes(form: str, values: Sequence[float], height: int = 64, width: int = 64
     frame = av.VideoFrame(width, height, form)
     kind = np.uint8 if frame.format.components[0].bits == 8 else np.uint16
     for plane, value in zip(frame.planes, values, strict=True):
-        plane.update(np.full(plane.buffer_size // kind().itemsize, round(value), kind).tobytes())
+        plane.update(
+            np.full(plane.buffer_size // kind().itemsize, min(round(value), np.iinfo(kind).max), kind).tobytes()
+        )
     return frame
 
 

@@ -27,7 +27,7 @@ UNSAID = (0, UNSPECIFIED, 3)  # 0 and 3 are reserved; as a matrix 0 is RGB, whic
 # Pictures whose numbers are neither a monitor's nor a known HDR's: logarithmic (9, 10) and cinema's X'Y'Z' (17).
 UNKNOWN_TRANSFERS = {9: "logarithmic", 10: "logarithmic", 17: "digital cinema's"}
 STRETCHED = 16.0  # a stated width of a pixel, or height, beyond which the header is not believed
-# Of more than 8 bits the fast way to 8 is 2 of 255 too dark; the other is right for 8 bits alone.
+# From more than 8 bits to 8 the fast way is 2 of 255 too dark; to 16 bits the exact one is wrong.
 FAST = Interpolation.BILINEAR
 EXACT = Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT
 
