@@ -190,6 +190,11 @@ def test_a_song_with_a_cover_has_no_film(tmp_path: Path) -> None:
     assert "a cover, but no film" in skipped(tmp_path / "a.mp4").sentence
 
 
+def test_an_unknown_codec_is_a_cause(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mp4", numbered(2))
+    assert skipped(patch(path, b"avc1\0\0", 0, b"zzzz")).cause == "unknown codec"
+
+
 def fields() -> Iterator[av.VideoFrame]:
     """A bar that moves 4 pixels from one field to the next, both in one picture as cameras interlace them."""
     for number in range(10):

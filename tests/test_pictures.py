@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from dollar import media
 from dollar.data import pictures
@@ -148,15 +151,21 @@ def test_premultiplied_colours_are_divided() -> None:
     )
 
 
-def png(colour: int, values: np.ndarray) -> bytes:
-    """A PNG of 16 bits a channel: values uint16 [H, W, C]."""
+def png(colour: int, values: np.ndarray, *more: tuple[bytes, bytes]) -> bytes:
+    """A PNG of 16 bits a channel: values uint16 [H, W, C]; more: chunks before the picture's."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
     head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + b"".join(chunk(*m) for m in more)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(("colour", "channels"), [(0, [1]), (2, [1, 1, 1]), (4, [1, 0.5]), (6, [1, 1, 1, 0.5])])
@@ -166,6 +175,15 @@ def test_sixteen_bits_are_scaled(tmp_path: Path, colour: int, channels: list[flo
     (tmp_path / "a.png").write_bytes(png(colour, np.broadcast_to(values, (16, 16, len(channels)))))
     want = 100 if len(channels) in (1, 3) else 100 / 2 + 255 / 2
     assert shown(tmp_path / "a.png")[0] == pytest.approx([want] * 3, abs=1)
+
+
+def test_the_gamma_of_a_png_counts_unless_it_says_srgb(tmp_path: Path) -> None:
+    """Linear light of a half is 186 of 255 in a gamma of 2.2."""
+    half, linear = np.full((16, 16, 3), 32896, np.uint16), (b"gAMA", struct.pack(">I", 100000))
+    (tmp_path / "a.png").write_bytes(png(2, half, linear))
+    (tmp_path / "b.png").write_bytes(png(2, half, linear, (b"sRGB", b"\0")))
+    (tmp_path / "c.png").write_bytes(png(2, half, (b"gAMA", struct.pack(">I", 45455))))
+    assert [shown(tmp_path / name)[0][0] for name in ("a.png", "b.png", "c.png")] == [186, 128, 128]
 
 
 @pytest.mark.parametrize(("name", "image", "want"), [
@@ -246,6 +264,7 @@ def skips() -> list[tuple[str, bytes, str, str]]:
     return [
         ("a.heic", struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic" + b"\0" * 400, "HEIC picture", "pillow-heif"),
         ("a.avif", avif[:place] + b"\0\x10" + avif[place + 2 :], "HDR still", "convert it to SDR"),
+        ("a.png", png(2, np.zeros((4, 4, 3), np.uint16), (b"cICP", bytes([9, 16, 0, 1]))), "HDR still", "PQ or HLG"),
         ("a.tif", saved(Image.fromarray(np.full((16, 16), 200, np.float32)), "TIFF"), "unknown range", "0 to 1"),
         ("b.tif", saved(Image.fromarray(np.full((16, 16), 70000, np.int32)), "TIFF"), "unknown range", "32 bits"),
         ("a.jpg", saved(Image.effect_noise((64, 64), 50), "JPEG")[:-300], "corrupt", "runcated"),
@@ -258,6 +277,22 @@ def test_what_cannot_be_shown_right_is_a_cause(tmp_path: Path, name: str, data: 
     got = found(tmp_path / name)
     assert isinstance(got, Skipped) and got.cause == cause and words in got.sentence
     assert got.sentence.startswith(str(tmp_path / name)) and got.sentence.endswith(".")
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in registers itself with Pillow as the real one does."""
+
+    def register() -> None:
+        Image.register_open("HEIF", lambda *_: PngImageFile(io.BytesIO(whole)), lambda head: head[4:12] == b"ftypheic")
+
+    grays(1)[0].save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    monkeypatch.setitem(sys.modules, "pillow_heif", cast(Any, SimpleNamespace(register_heif_opener=register)))
+    monkeypatch.setattr(pictures, "_readable", pictures._readable.__wrapped__)
+    monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
+    monkeypatch.setattr(Image, "ID", list(Image.ID))
+    (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 400)
+    assert shown(tmp_path / "a.heic")[0] == [10, 10, 10]
 
 
 def test_a_picture_that_is_too_large_is_a_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,12 +37,17 @@ def shown_stream(container: av.container.InputContainer) -> av.VideoStream:
 
     A stream of pictures (mjpeg, png) is a film only where there is no other, for cameras put previews into them.
     """
-    if not container.streams.video and not container.streams.audio:
+    streams = container.streams.video
+    if not streams and not container.streams.audio:
         raise ValueError("it lists neither pictures nor sound; was it cut off?")
-    shown = [s for s in container.streams.video if s.codec_context is not None and not s.disposition & HIDDEN]
+    if not streams:
+        raise NotShown("no video stream", "has no video stream (sound only?)")
+    moving = [s for s in streams if s.codec_context is None or not s.disposition & HIDDEN]
+    if not moving:
+        raise NotShown("no video stream", "has no video stream (a cover, but no film)")
+    shown = [s for s in moving if s.codec_context is not None]
     if not shown:
-        covers = "a cover, but no film" if container.streams.video else "sound only?"
-        raise NotShown("no video stream", f"has no video stream ({covers})")
+        raise NotShown("unknown codec", "is of a codec that can't be decoded here; convert it, for instance to H.264")
 
     def rank(stream: av.VideoStream) -> tuple[bool, bool, int]:
         default = bool(stream.disposition & Disposition.default)
