@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import struct
 from fractions import Fraction
@@ -13,11 +14,11 @@ import av
 import films
 import numpy as np
 import pytest
+from av.video.reformatter import VideoReformatter
 from films import planes, write, yuv
 from PIL import Image, ImageOps
 
 from dollar import media
-from dollar.data import frames
 from dollar.data.colour import (
     BT709,
     BT2020,
@@ -33,6 +34,7 @@ from dollar.data.colour import (
     to_bt709,
 )
 from dollar.data.decoding import read_video
+from dollar.data.frames import Screen, Stated
 from dollar.data.listed import Entry, Skipped
 from dollar.data.probing import examine
 
@@ -197,7 +199,7 @@ def test_gray_and_deep_white(tmp_path: Path, codec: str, name: str, form: str, v
 def test_gray_of_limited_range() -> None:
     frame = planes("gray", [16 + 219 * 0.6])
     frame.color_range = LIMITED
-    assert frames.shown(frame, frames.Stated(1.0, 2, 2, 2))[5, 5].tolist() == pytest.approx([153] * 3, abs=1)
+    assert Screen(Stated(1.0, 2, 2, 2)).show(frame)[5, 5].tolist() == pytest.approx([153] * 3, abs=1)
 
 
 @pytest.mark.parametrize(("codec", "name", "form"), [
@@ -229,10 +231,26 @@ def test_colours_that_nobody_knows_are_a_cause(tmp_path: Path) -> None:
 
 
 def test_dolby_vision_without_ordinary_colours_is_refused() -> None:
-    untagged = {"color_trc": 2, "color_primaries": 2, "colorspace": 2, "height": 64, "color_range": 0}
-    frame = SimpleNamespace(**untagged, format=av.VideoFormat("yuv420p10le"), side_data={"DOVI_METADATA": b"x"})
+    frame = planes("yuv420p10le", [500, 500, 500])
+    small = SimpleNamespace(side_data={"DOVI_METADATA": b"metadata"})
+    screen = Screen(Stated(1.0, 2, 2, 2))
+    screen._converter = cast(Any, SimpleNamespace(reformat=lambda *_, **__: small))
     with pytest.raises(ValueError, match="Dolby Vision of profile 5"):
-        frames.shown(cast(av.VideoFrame, frame), frames.Stated(1.0, 2, 2, 2))
+        screen.show(frame)
+
+
+def test_shown_pictures_are_freed_at_once(tmp_path: Path) -> None:
+    """PyAV's frames, which may be large, don't wait for the garbage collector, nor do the converter's threads."""
+    path = write(tmp_path / "a.mp4", films.numbered(9))
+    gc.collect()
+    gc.disable()
+    try:
+        first(path)
+        left = [o for o in gc.get_objects() if isinstance(o, (av.VideoFrame, VideoReformatter))]
+        assert [frame.width for frame in left if isinstance(frame, av.VideoFrame)] == [16]
+        assert not any(isinstance(o, VideoReformatter) for o in left)
+    finally:
+        gc.enable()
 
 
 def transparent() -> np.ndarray:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -19,7 +18,7 @@ from PIL import Image
 
 from dollar.data import films, pictures
 from dollar.data.films import Extent
-from dollar.data.frames import shown, stated
+from dollar.data.frames import Screen, stated
 from dollar.data.listed import File
 
 TIE = 2e-3  # seconds
@@ -112,8 +111,8 @@ def _read_film(source: str | io.BytesIO, times: np.ndarray, grace: float) -> lis
         if isinstance(source, io.BytesIO):
             source.seek(0)
         with av.open(source, "r") as container:
-            show = partial(shown, stated=stated(films.shown_stream(container)))
-            chosen = _nearest(films.pictures(container, start), times, grace, show)
+            screen = Screen(stated(films.shown_stream(container)))
+            chosen = _nearest(films.pictures(container, start), times, grace, screen.show)
         if chosen is not None:
             return chosen
     return None

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation
+from av.video.reformatter import Interpolation, VideoReformatter
 from PIL import Image
 
 from dollar.data.colour import BT709, BT2020, HLG, PQ, UNSPECIFIED, Colours, to_bt709
@@ -59,17 +59,64 @@ def stated(stream: av.VideoStream) -> Stated:
     return Stated(width, context.colorspace, context.color_trc, context.color_primaries)
 
 
-def shown(frame: av.VideoFrame, stated: Stated) -> np.ndarray:
-    """A decoded picture as uint8 [H, W, 3]. NotShown for colours that aren't known.
+class Screen:
+    """Shows the pictures of one film: decoded ones as uint8 [H, W, 3]; NotShown for colours that aren't known.
 
-    Where pixels aren't square the shorter side of them is stretched, so that nothing is lost.
+    Where pixels aren't square the shorter side of them is stretched, so that nothing is lost. A film is turned as its
+    first picture is.
     """
-    picture, pixel = _rgb(frame, stated), stated.pixel
-    height, width = picture.shape[:2]
-    square = max(height, round(height / pixel)), max(width, round(width * pixel))
-    if square != (height, width):
-        picture = np.asarray(Image.fromarray(picture).resize(square[::-1], Image.Resampling.BICUBIC))
-    return np.ascontiguousarray(turned(picture, _matrix(frame)))
+
+    def __init__(self, stated: Stated) -> None:
+        self.stated = stated
+        self._converter = VideoReformatter()  # one for all pictures: it has threads and tables
+        self._turn: np.ndarray | None = None
+        self._begun = False
+
+    def show(self, frame: av.VideoFrame) -> np.ndarray:
+        """A picture as it is shown."""
+        if not self._begun:
+            self._turn, self._begun = self._besides(frame), True
+        picture, pixel = self._rgb(frame), self.stated.pixel
+        height, width = picture.shape[:2]
+        square = max(height, round(height / pixel)), max(width, round(width * pixel))
+        if square != (height, width):
+            picture = np.asarray(Image.fromarray(picture).resize(square[::-1], Image.Resampling.BICUBIC))
+        return np.ascontiguousarray(turned(picture, self._turn))
+
+    def _besides(self, frame: av.VideoFrame) -> np.ndarray | None:
+        """The display matrix, int32 [9]; NotShown for Dolby Vision without other colours.
+
+        Looked up in a small copy, since a PyAV frame whose side data was asked for is freed by the garbage collector
+        only: large ones would pile up.
+        """
+        matrix = None if _layout(frame.format.name).rgb else BT601  # libswscale refuses those that it doesn't know
+        small = self._converter.reformat(frame, width=16, height=16, format="rgb24", src_colorspace=matrix)
+        side: Any = small.side_data
+        if side.get("DOVI_METADATA") and _first_known(frame.color_trc, self.stated.transfer) == UNSPECIFIED:
+            raise NotShown("unknown colours", "is Dolby Vision of profile 5, without ordinary colours; convert it")
+        turn = side.get("DISPLAYMATRIX")
+        return None if turn is None else np.frombuffer(bytes(turn), np.int32)
+
+    def _rgb(self, frame: av.VideoFrame) -> np.ndarray:
+        """A picture in BT.709's colours, uint8 [H, W, 3]."""
+        layout = _layout(frame.format.name)
+        stated_matrix = _first_known(frame.colorspace, self.stated.matrix)
+        colours = _colours(frame, stated_matrix, self.stated)
+        matrix = None if layout.rgb or layout.gray else _yuv_matrix(stated_matrix, frame.height, colours)
+        if colours.ordinary:
+            picture = self._converted(frame, "rgb24", matrix, EXACT if layout.bits > 8 else FAST)
+        else:
+            codes = self._converted(frame, "rgb48le", matrix, FAST)
+            picture = to_bt709(codes, _white(layout, frame.color_range), colours)
+        if layout.gray and not layout.full and frame.color_range == LIMITED:  # libswscale takes all gray as full
+            picture = _expanded()[picture]
+        if layout.alpha:
+            picture = on_white(picture, self._converted(frame, "rgba", matrix, FAST)[..., 3])
+        return picture
+
+    def _converted(self, frame: av.VideoFrame, form: str, matrix: int | None, how: Interpolation) -> np.ndarray:
+        made = self._converter.reformat(frame, format=form, src_colorspace=matrix, interpolation=how)
+        return made.to_ndarray()
 
 
 def turned(picture: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
@@ -91,25 +138,6 @@ def on_white(picture: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return ((picture * part + WHITE * (255 - part) + 127) // 255).astype(np.uint8)
 
 
-def _rgb(frame: av.VideoFrame, stated: Stated) -> np.ndarray:
-    """A picture in BT.709's colours, uint8 [H, W, 3]."""
-    layout = _layout(frame.format.name)
-    stated_matrix = _first_known(frame.colorspace, stated.matrix)
-    colours = _colours(frame, stated_matrix, stated)
-    matrix = None if layout.rgb or layout.gray else _yuv_matrix(stated_matrix, frame.height, colours)
-    if colours.ordinary:
-        how = EXACT if layout.bits > 8 else FAST
-        picture = frame.to_ndarray(format="rgb24", src_colorspace=matrix, interpolation=how)
-    else:
-        codes = frame.to_ndarray(format="rgb48le", src_colorspace=matrix, interpolation=FAST)
-        picture = to_bt709(codes, _white(layout, frame.color_range), colours)
-    if layout.gray and not layout.full and frame.color_range == LIMITED:  # libswscale takes all gray as full
-        picture = _expanded()[picture]
-    if layout.alpha:
-        picture = on_white(picture, frame.to_ndarray(format="rgba")[..., 3])
-    return picture
-
-
 def _first_known(*numbers: int) -> int:
     """The first of these numbers of H.273 that says something."""
     return next((number for number in numbers if number not in UNSAID), UNSPECIFIED)
@@ -121,10 +149,6 @@ def _colours(frame: av.VideoFrame, matrix: int, stated: Stated) -> Colours:
     primaries = _first_known(frame.color_primaries, stated.primaries)
     if transfer in UNKNOWN_TRANSFERS:
         raise NotShown("unknown colours", f"has a {UNKNOWN_TRANSFERS[transfer]} transfer curve; convert it to BT.709")
-    if transfer == UNSPECIFIED and frame.side_data.get("DOVI_METADATA"):
-        raise NotShown(
-            "unknown colours", "is Dolby Vision of profile 5, without ordinary colours; convert it to BT.709"
-        )
     if primaries == UNSPECIFIED:
         primaries = BT2020 if transfer in (PQ, HLG) or matrix == BT2020 else BT709
     return Colours(transfer, primaries)
@@ -169,9 +193,3 @@ def _layout(name: str) -> Layout:
 def _expanded() -> np.ndarray:
     """uint8 [256]: limited range made full."""
     return np.clip(np.rint((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
-
-
-def _matrix(frame: av.VideoFrame) -> np.ndarray | None:
-    """The display matrix, int32 [9]."""
-    data: Any = frame.side_data.get("DISPLAYMATRIX")
-    return None if data is None else np.frombuffer(bytes(data), np.int32)
