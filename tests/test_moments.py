@@ -152,9 +152,12 @@ def test_a_stream_that_begins_within_a_group(tmp_path: Path, codec: str, options
     check(path, first, 50 - first)
 
 
-def test_a_film_that_was_cut_off_ends_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("begin", [0, 100])
+def test_a_film_that_was_cut_off_ends_there(tmp_path: Path, begin: int) -> None:
     """The header in front lists 50 pictures; those that are there can be read to the last."""
-    path = write(tmp_path / "a.mp4", numbered(50), container={"movflags": "faststart"}, bf="0", **PLAIN)
+    moments = [begin + k for k in range(50)]
+    how: Any = {"container": {"movflags": "faststart"}, "moments": moments, "unit": Fraction(1, 24)}
+    path = write(tmp_path / "a.mp4", numbered(50), bf="0", **how, **PLAIN)
     with av.open(str(path)) as file:
         places = [p.pos + p.size for p in file.demux(video=0) if p.pos is not None and p.size]
     path.write_bytes(path.read_bytes()[: places[29] + 5])  # five bytes of the next one

@@ -71,7 +71,7 @@ def extent(container: av.container.InputContainer) -> Extent:
         if end and max(end) >= max(listed):  # the last picture is shown when it is decoded, or later
             last = (max(end) - stream.start_time) * unit
             return Extent(last, last / max(1, len(listed) - 1))
-        container.seek(0)
+        container.seek(min(listed), stream=stream)
     return _counted(container, stream, unit)
 
 
@@ -95,7 +95,9 @@ def _counted(container: av.container.InputContainer, stream: av.VideoStream, uni
     if any((after - before) * unit < -JUMP for before, after in pairwise(order)):
         raise _goes_back()
     moments = [stamp for stamp in stamps if stamp is not None]
-    begin = None if first is None else _stamp(container, first)
+    if first is None:
+        raise ValueError("it holds no whole picture")
+    begin = _stamp(container, first)
     if not moments or begin is None:
         raise ValueError("it has no time stamps")
     if _by_order(container):  # a picture's stamp is then that of the packet after which it was decoded
