@@ -14,15 +14,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_DATA, TINY_RUN, Said, compose
+from conftest import PROMPT, TINY_DATA, TINY_RUN, Said, compose
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from dollar.cli.build.planning import cycle_of, setup_of
 from dollar.diffusion.draws import Draws
 from dollar.losses.term import Cost
 from dollar.models.outline import Outline, measure, outline
 from dollar.models.teacher import Teacher
+from dollar.parallel.shard import trainable_copy
 from dollar.parallel.world import World
 from dollar.planning.memory import Setup, checkpoint_bytes, elements, memory, remedies, roles, way_to_fit
 from dollar.planning.work import Cycle, TermWork, forwards, most_kept
@@ -51,7 +53,7 @@ SMALL = Setup(
     lrm=[(5, 5)],
     frozen={"autoencoder": 100, "text encoder": 1000},
     processes=2,
-    clips=4,
+    batch=8,
     outside=10,
     inputs=20,
     inside=3000,
@@ -175,6 +177,26 @@ def test_activations_are_those_of_a_real_network(teacher: Teacher, tiny_outline:
     assert work.largest == work.inside // len(network.blocks)
 
 
+def test_a_loras_forward_and_backward(teacher: Teacher, tiny_outline: Outline) -> None:
+    """The operations of a real network on the CPU, those of attention aside, which has no count there."""
+    network = trainable_copy(teacher, World(), lora=2)
+    x, t = torch.zeros(1, *teacher.latent_shape, requires_grad=True), torch.zeros(1)
+    condition = teacher.text([PROMPT])
+    condition.embeddings.requires_grad_()  # as inside a deep network, where all but the first layers' inputs do
+    with FlopCounterMode(display=False) as forward:
+        out = network(x, t, condition)
+    with FlopCounterMode(display=False) as backward:
+        out.sum().backward()
+    work, whole = (measure(tiny_outline, torch.float32, rank) for rank in (2, None))
+    d, tokens, text, blocks = 32, work.tokens, 12, 2
+    pairs = blocks * 4 * (tokens + text) ** 2 * d
+    assert work.flops - pairs == forward.get_total_flops()
+    # Nothing goes back to the time, whose layers are a small part of a large network.
+    of_time = 2 * 16 * ((32 + 16) + 2 * blocks * (6 * d + 2) + 2 * d)  # its embedding, and each norm's with its LoRA
+    assert work.backward - 2 * pairs - of_time == backward.get_total_flops()
+    assert whole.backward == 2 * whole.flops and work.backward < 1.7 * work.flops < 1.9 * whole.flops
+
+
 # Forwards of a cycle
 
 
@@ -283,7 +305,18 @@ def test_a_share_is_that_of_the_fullest_process() -> None:
         assert elements(shapes, processes) == max(held)
 
 
-@pytest.mark.parametrize("overrides", [(), ("ft.update=separate", "ft.accumulate=3"), ("beta_vsd=0",), ("beta_ft=0",)])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("ft.update=separate", "ft.accumulate=3"),
+        ("beta_vsd=0",),
+        ("beta_ft=0",),
+        ("lrm.backbone=teacher", "lrm.blocks=1", "lrm.clips=4"),
+        ("student.lora=2",),
+        ("student.lora=2", "ft.update=separate", "ft.accumulate=3", "beta_vsd=0"),
+    ],
+)
 def test_bytes_are_those_that_a_trainer_holds(
     overrides: tuple[str, ...], build: Callable[..., Loop], teacher: Teacher, tiny_outline: Outline
 ) -> None:
@@ -305,7 +338,8 @@ def test_bytes_are_those_that_a_trainer_holds(
     for cycle in range(2):  # as many as the latent reward model remembers
         trainer.run_cycle(cycle)
     found = {role.name: role for role in roles(setup)}
-    names = {"student": "student", "fake": "fake score", "lrm": "latent reward model"}
+    lora = config.student.lora is not None
+    names = {"student": "student's LoRA" if lora else "student", "fake": "fake score", "lrm": "latent reward model"}
     gathered = sum(g.nbytes for kept in trainer.gathered.values() for g in kept.held)
     for name, learner in trainer.learners.items():
         role = found.pop(names[name])
@@ -320,6 +354,12 @@ def test_bytes_are_those_that_a_trainer_holds(
         "autoencoder": teacher.codec.vae.parameters(),
         "text encoder": [p for model in teacher.text.models for p in model.parameters()],
     }
+    if lora:
+        network = trainer.method.run.student.network
+        rest["student's frozen weights"] = [p for p in network.parameters() if not p.requires_grad]
+    if config.beta_ft > 0:
+        past = trainer.method.run.surrogate.past
+        rest["latents with rewards"] = [t for o in past for t in (o.latents, o.reward, o.usable)]
     assert {name: role.held for name, role in found.items()} == {n: sum(t.nbytes for t in ts) for n, ts in rest.items()}
     tensors = trainer.state().tensors
     assert sum(t.nbytes for t in tensors.values()) == checkpoint_bytes(setup)
@@ -398,11 +438,17 @@ def test_the_command_names_settings_that_keep_their_word(command: Callable[..., 
     given = ("teacher=wan_2_1_14b", *shallow, "processes=8", "lrm.clips=8", "parallel.dtype=bfloat16", "memory=70")
     said = command("plan", *given)
     assert said.code == 0 and "it doesn't fit" in said.out
-    lines = [line.split() for line in said.out.splitlines() if " saves " in line]
-    assert len(lines) == 2 and peak_of(said) > 70 and said.out.endswith("with which it fits\n")
-    for i, words in enumerate(lines):
-        taken = [word for line in lines[: i + 1] for word in line[: line.index("saves")]]
-        assert peak_of(command("plan", *given, *taken)) == pytest.approx(float(words[-1].replace(",", "")), abs=0.01)
+    plain, lora = said.out.split("or student.lora=64")
+    assert peak_of(said) > 70 and plain.endswith("with which it fits\n") and lora.endswith("with which it fits\n")
+    factors = 12 * 64 * (8 * 2 * 5120 + 2 * (5120 + 13_824))  # of eight layers of attention and two of the MLP
+    assert f"which trains {factors:,} numbers (2.1% of the student's): about" in lora
+    for text, first in ((plain, []), (lora, ["student.lora=64"])):
+        lines = [line.split() for line in text.splitlines() if " saves " in line]
+        assert lines
+        for i in range(len(lines)) if text is plain else [len(lines) - 1]:
+            taken = [word for line in lines[: i + 1] for word in line[: line.index("saves")]]
+            left = float(lines[i][-1].replace(",", ""))
+            assert peak_of(command("plan", *given, *first, *taken)) == pytest.approx(left, abs=0.01)
 
 
 def test_the_command_plans_what_training_composes(command: Callable[..., Said]) -> None:

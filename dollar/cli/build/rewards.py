@@ -50,8 +50,6 @@ def check_latent_reward(config: DictConfig, objective: Objective) -> None:
         raise ValueError(
             "lrm.backbone is teacher, but parallel.shard_teacher spreads the teacher's blocks; set one of them back"
         )
-    if lrm.mode != "online":
-        check_noise(lrm)
 
 
 def check_noise(lrm: DictConfig) -> None:
