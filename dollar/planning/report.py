@@ -35,13 +35,14 @@ NOT_COUNTED = (
 
 def clip_text(outline: Outline, work: ForwardCost, setup: Setup, frames: int, height: int, width: int) -> str:
     """Who is distilled on what."""
+    share = setup.batch // setup.processes
     return (
         f"{outline.name}, known from {outline.source}\n"
         f"a clip: {frames} frames of {height}x{width}, latents {'x'.join(map(str, outline.latent_shape))}, "
         f"{work.tokens:,} tokens and {outline.text_length} of its prompt; a forward of it is "
         f"{large(work.flops)}FLOP\n"
-        f"{setup.clips} clip{'s' if setup.clips > 1 else ''} on {'each of ' * (setup.processes > 1)}{setup.processes} "
-        f"process{'es' if setup.processes > 1 else ''}"
+        f"{share} clip{'s' if share > 1 else ''} of an update on {'each of ' * (setup.processes > 1)}{setup.processes} "
+        f"process{'es' if setup.processes > 1 else ''}{f', {setup.clips} at once' * (setup.clips < share)}"
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from dollar.cli.build.loop import check, timetable_of
+from dollar.cli.build.notes import notes_of
 from dollar.cli.build.objective import check_supplied, objective_of
 from dollar.cli.build.teacher import check_guidance, dtype_of, quiet
 from dollar.cli.declared import flat
@@ -90,7 +91,8 @@ def lora_instead(config: DictConfig, outline: Outline, work: ForwardCost, setup:
     if config.student.lora is not None or (config.processes == 1 and memory(setup).peak <= config.memory * 2**30):
         return None
     other = cast(DictConfig, OmegaConf.merge(config, {"student": {"lora": RANK}}))
-    return RANK, setup_of(other, outline, work, student_work(other, outline, work))
+    changed = setup_of(other, outline, work, student_work(other, outline, work))
+    return (RANK, changed) if elements(changed.lora) < elements(changed.shapes) else None
 
 
 def free_bytes(config: DictConfig) -> int:
@@ -99,16 +101,17 @@ def free_bytes(config: DictConfig) -> int:
     return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
 
 
-def supplied_text(config: DictConfig) -> str:
-    """What has to be given before this can be trained, one sentence a line; nothing where all is there."""
-    lines = []
+def further_text(config: DictConfig) -> str:
+    """Notes on the settings, and what has to be given before this can be trained, one sentence a line."""
+    objective, lines = objective_of(config), []
     plain: Any = OmegaConf.to_container(config, resolve=False)
     lines += [f"{key} has no default; give {key}=VALUE" for key, value in flat(plain).items() if value == "???"]
     try:
-        check_supplied(config, objective_of(config))
+        check_supplied(config, objective)
     except (ValueError, OSError) as error:
         lines.append(str(error))
-    return "".join(f"to train it: {line}\n" for line in lines).rstrip()
+    notes = [f"note: {note}" for note in notes_of(config, objective, config.processes)]
+    return "\n".join([*notes, *(f"to train it: {line}" for line in lines)])
 
 
 def student_work(config: DictConfig, outline: Outline, work: ForwardCost) -> ForwardCost:

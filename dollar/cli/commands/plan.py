@@ -10,12 +10,12 @@ def main(config: DictConfig) -> None:
     from dollar.cli.build.planning import (
         cycle_of,
         free_bytes,
+        further_text,
         lora_instead,
         not_counted_of,
         outline_of,
         setup_of,
         student_work,
-        supplied_text,
         validations_of,
     )
     from dollar.cli.build.teacher import dtype_of
@@ -42,5 +42,5 @@ def main(config: DictConfig) -> None:
     print()
     print(report.not_counted(not_counted_of(config)))
     print(report.verdict(setup, config.memory, lora_instead(config, outline, work, setup)))
-    if text := supplied_text(config):
+    if text := further_text(config):
         print(text)
