@@ -15,6 +15,12 @@ EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 # What the user has to supply; a run without it ends with a sentence.
 SUPPLIED = {"wan": ("data.path=latents",)}
 
+# Numbers of a LoRA of rank 64: in and out of each linear layer of a block, times the rank and the blocks.
+FACTORS = {
+    "wan": 30 * 64 * (8 * 2 * 1536 + 2 * (1536 + 8960)),
+    "dollar_paper": 30 * 64 * (4 * 2 * 1920 + 2 * (1920 + 7680) + 2 * (512 + 6 * 1920)),
+}
+
 
 def stated(name: str) -> str:
     """An experiment's comments as one line."""
@@ -39,6 +45,8 @@ def test_a_plan_says_what_the_experiment_states(name: str, command: Callable[...
         assert f"For {processes} H100" in text or f"On {processes} H100" in text
         assert f" {hours[1]} hours on {processes}," in said.out
         assert f"it fits: about {gib[1]} of 80 GiB" in said.out
+        factors = FACTORS[name]
+        assert f"; 1 with student.lora=64, which trains {factors:,} numbers" in said.out
         assert f"{hours[1]} hours" in (ROOT / "README.md").read_text()
 
 

@@ -22,12 +22,24 @@ from torch.utils.flop_counter import FlopCounterMode
 from dollar.cli.build.planning import cycle_of, setup_of
 from dollar.diffusion.draws import Draws
 from dollar.losses.term import Cost
-from dollar.models.outline import Outline, measure, outline
+from dollar.models.outline import ForwardCost, Outline, measure, outline
 from dollar.models.teacher import Teacher
 from dollar.parallel.shard import trainable_copy
 from dollar.parallel.world import World
-from dollar.planning.memory import Setup, checkpoint_bytes, elements, memory, remedies, roles, way_to_fit
-from dollar.planning.work import Cycle, TermWork, forwards, most_kept
+from dollar.planning import report
+from dollar.planning.memory import (
+    Setup,
+    checkpoint_bytes,
+    elements,
+    enough,
+    fewest,
+    kept_bytes,
+    memory,
+    remedies,
+    roles,
+    way_to_fit,
+)
+from dollar.planning.work import Cycle, Forwards, TermWork, forwards, most_kept, validations
 from dollar.training.comparison import GradientComparison
 from dollar.training.loop import Loop
 
@@ -365,6 +377,23 @@ def test_bytes_are_those_that_a_trainer_holds(
     assert sum(t.nbytes for t in tensors.values()) == checkpoint_bytes(setup)
 
 
+def test_a_latent_reward_model_that_is_only_read_is_counted(
+    build: Callable[..., Loop], teacher: Teacher, tiny_outline: Outline, tmp_path: Path
+) -> None:
+    first = build("lrm.warmup=0")
+    first.run_cycle(0)
+    first.method.run.surrogate.save(tmp_path, teacher)
+    frozen = ("lrm.mode=frozen", f"lrm.path={tmp_path}", "reward._target_=null")
+    run = build(*frozen)
+    run.run_cycle(0)
+    config = compose("plan", *TINY_RUN, *TINY_DATA, *frozen)
+    setup = setup_of(config, tiny_outline, measure(tiny_outline, torch.float32))
+    model = list(run.method.run.surrogate.model.parameters())
+    (role,) = (role for role in roles(setup) if role.name == "latent reward model")
+    assert (role.parameters, role.held) == (sum(p.numel() for p in model), sum(p.nbytes for p in model))
+    assert sum(t.nbytes for t in run.state().tensors.values()) == checkpoint_bytes(setup)
+
+
 def test_what_comes_on_top_of_what_is_held() -> None:
     share, held = 4 * 30, sum(role.held for role in roles(SMALL))
     found = memory(SMALL)
@@ -378,6 +407,11 @@ def test_what_comes_on_top_of_what_is_held() -> None:
     still = replace(SMALL, processes=1, outside=0, inputs=0, inside=0)
     alone = sum(role.held for role in roles(still))
     assert memory(still).peak == alone + 4 * 4 * 54  # each term, and before and after the last
+    # Held whole, the gradients of the largest trained network are averaged in one message of their size.
+    whole = replace(still, processes=2, shard=False, compares=False)
+    assert memory(whole).peak == sum(role.held for role in roles(whole)) + 4 * 54
+    lora = replace(whole, lora=[(2, 4), (3, 2)], fake=False)
+    assert memory(lora).peak == sum(role.held for role in roles(lora)) + 4 * 14
     shared = {role.name: role.held for role in roles(replace(SMALL, shard_teacher=True))}
     assert shared["teacher"] == shared["averaged weights"] == 4 * (16 + 10 + 4)
 
@@ -423,6 +457,36 @@ def test_the_way_to_fit_is_short_and_each_step_saves_the_most() -> None:
     assert len(way) == 3 and len({r.setting.partition("=")[0] for r in way}) == 3
     assert way[0] == found[0] and memory(way[-1].setup).peak == peak - sum(r.saves for r in way)
     assert way_to_fit(SMALL, peak) == [] and way_to_fit(SMALL, peak - 1) == found[:1]
+
+
+def test_the_fewest_processes_that_hold_a_run() -> None:
+    """A batch of 8: 1, 2, 4 or 8 processes; what is held is cut among them, the clips at once stay."""
+    eight = replace(SMALL, processes=8, compares=False)
+    peaks = {n: memory(replace(eight, processes=n, micro_batch=1)).peak for n in (1, 2, 4, 8)}
+    assert peaks[2] > peaks[4] > peaks[8]
+    assert fewest(eight, peaks[4]) == 4 and fewest(eight, peaks[4] - 1) == 8 and fewest(eight, peaks[8] - 1) is None
+    two = replace(eight, processes=2, micro_batch=1)
+    assert enough(two, peaks[4]) == 4 and enough(two, 1) is None
+
+
+def test_hours_are_of_training_and_of_validation() -> None:
+    """Guided, 4 clips of the teacher in 50 steps once; 16 of the student's steps at each of 3 validations."""
+    looks = validations(100, 40, False, 4, [4], 4, 50, 2)
+    assert looks == (3, 16, 400) and validations(100, 0, True, 4, [4], 4, 50, 2) == (0, 0, 0)
+    assert validations(80, 40, True, 4, [4, 2], 9, 50, 1, 2) == (3, 48, 200)
+    one, own = ForwardCost(10, 20, 1, 0, 0, 0, 0), ForwardCost(12, 18, 1, 0, 0, 0, 0)
+    work = report.work_of(Forwards(2, 3, 5), own, one, 8, looks)
+    assert work == (8 * (2 * 12 + 8 * 10), 3 * 16 * 12 + 400 * 10)
+    assert work.hours(100, 4) == pytest.approx((100 * 832 / 4 + 4576) / report.SPEED / 3600)
+
+
+def test_a_disk_that_is_too_small_is_told() -> None:
+    best = replace(SMALL, best=True)
+    assert kept_bytes(SMALL, 2) == 3 * checkpoint_bytes(SMALL) and kept_bytes(best, 2) == kept_bytes(SMALL, 2) + 8 * 54
+    enough_bytes = kept_bytes(SMALL, 2)
+    assert "too little" not in report.disk_text(SMALL, 2, enough_bytes)
+    assert "too little: give runs=FOLDER on another disk, or keep=1" in report.disk_text(SMALL, 2, enough_bytes - 1)
+    assert "or keep=1" not in report.disk_text(SMALL, 1, 0)
 
 
 # The command

@@ -93,7 +93,11 @@ def work_text(f: Forwards, work: Work, batch: int, cycles: int, updates: int, pr
     """The forwards of a cycle, and the hours of the run; updates: of the fake score in a cycle."""
     hours, looking = work.hours(cycles, processes), Work(0, work.validation).hours(0, 1)
     fake = f", {cycles * updates:,} of the fake score" if f.fake else ""
-    looks = f", {short(looking)} of them for {v.times} validations" if v.times else "; there is no validation"
+    looks = (
+        f", {short(looking)} of them for {v.times} validation{'s' * (v.times > 1)}"
+        if v.times
+        else "; there is no validation"
+    )
     return (
         f"a cycle: {f.total:.2f} forwards of {batch} clips, a backward pass counting as two (student "
         f"{f.student:.2f}, fake score {f.fake:.2f}, teacher {f.teacher:.2f}), {large(work.cycle)}FLOP\n"

@@ -89,7 +89,7 @@ def check_batch(config: DictConfig, objective: Objective, processes: int) -> Non
         fewer = max(n for n in range(1, processes + 1) if config.batch % n == 0)
         raise ValueError(
             f"batch={config.batch} must be a multiple of the {processes} processes; the next is "
-            f"batch={-(-config.batch // processes) * processes}, or start {fewer}"
+            f"batch={-(-config.batch // processes) * processes}, or start {fewer} process{'es' * (fewer > 1)}"
         )
 
 

@@ -45,5 +45,10 @@ def check_supplied(config: DictConfig, objective: Objective) -> None:
         raise ValueError("beta_ft is above 0 but reward=none; name a reward with reward=NAME, or set beta_ft=0")
     if wanting := [name for name, term in objective.terms.items() if term.needs.reward and not there]:
         raise ValueError(f"the loss's {wanting[0]} needs a reward, but reward=none; name one with reward=NAME")
-    if config.lrm.mode != "online":
+    if (mode := config.lrm.mode) != "online":
+        if config.lrm.path is None:
+            raise ValueError(
+                f"lrm.mode is {mode}, but lrm.path is null; give the folder of a latent reward model, which "
+                "launch/fit_reward.py writes, or runs/<run>/lrm of another run"
+            )
         check_noise(config.lrm)

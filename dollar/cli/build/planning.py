@@ -19,6 +19,7 @@ from dollar.losses.term import SampleTerm
 from dollar.methods.surrogate_fit import scored_clips
 from dollar.models.assemble import DTYPES
 from dollar.models.outline import ForwardCost, Outline, measure, outline
+from dollar.models.roles import trainable
 from dollar.parallel.shard import fits_whole
 from dollar.planning.memory import FLOAT, Setup, elements, memory
 from dollar.planning.work import Cycle, TermWork, Validations, most_kept, validations
@@ -46,6 +47,7 @@ def setup_of(config: DictConfig, outline: Outline, work: ForwardCost, own: Forwa
     cycle, objective = cycle_of(config), objective_of(config)
     surrogate, fitted = objective.needs.surrogate, config.lrm.mode != "frozen"  # a frozen one scores no clips
     model = lrm_shapes(config, outline) if surrogate else []
+    networks = networks_of(objective, outline)
     clips = scored_clips(config.lrm.clips, config.batch, config.processes)
     has_latents = config.data.get("latents", True)
     pairs = clips * (1 + has_latents * (1 + config.lrm.mismatched))
@@ -56,7 +58,8 @@ def setup_of(config: DictConfig, outline: Outline, work: ForwardCost, own: Forwa
         blocks=outline.block_shapes,
         lora=[] if config.student.lora is None else outline.lora_shapes(config.student.lora),
         lrm=model if fitted else [],
-        networks=network_shapes(objective, outline),
+        networks={name: [tuple(p.shape) for p in trainable(n).values()] for name, n in networks.items()},
+        buffers={name: sum(b.nbytes for b in network.buffers()) for name, network in networks.items()},
         read={} if fitted or not model else {"latent reward model": elements(model)},
         frozen={FROZEN.get(name, name.replace("_", " ")): count for name, count in outline.frozen.items()},
         processes=config.processes,
@@ -120,15 +123,12 @@ def student_work(config: DictConfig, outline: Outline, work: ForwardCost) -> For
     return work if rank is None else measure(outline, dtype_of(config, "dtype"), rank)
 
 
-def network_shapes(objective: Objective, outline: Outline) -> dict[str, list[tuple[int, ...]]]:
-    """The shapes of the parameters of each term's own network."""
+def networks_of(objective: Objective, outline: Outline) -> dict[str, Any]:
+    """Each term's own network, without its values."""
     import torch
 
-    found = {}
-    for name, term in objective.learning_terms.items():
-        with torch.device("meta"):
-            found[name] = [tuple(p.shape) for p in term.network(outline.latent_shape).parameters() if p.requires_grad]
-    return found
+    with torch.device("meta"):
+        return {name: term.network(outline.latent_shape) for name, term in objective.learning_terms.items()}
 
 
 def shards(config: DictConfig, outline: Outline, fake: bool) -> bool:
