@@ -172,20 +172,21 @@ def tiny_outline(teacher: Teacher) -> Outline:
     return outline(settings(*TINY_RUN[:7], f"teacher.folder={teacher.folder}"))
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_activations_are_those_of_a_real_network(teacher: Teacher, tiny_outline: Outline, recompute: bool) -> None:
-    network = teacher.empty_network().to_empty(device="cpu")
-    if recompute:
-        network.checkpoint_activations()
+@pytest.mark.parametrize(("recompute", "lora"), [(False, None), (True, None), (False, 2)])
+def test_activations_are_those_of_a_real_network(
+    teacher: Teacher, tiny_outline: Outline, recompute: bool, lora: int | None
+) -> None:
+    network = trainable_copy(teacher, World(), recompute, lora)
     saved = Saved(network)
     condition = teacher.text(["a small red circle moving left"])
     x = torch.zeros(1, *teacher.latent_shape)
     with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda t: t):
         network(x, torch.zeros(1), condition)
-    work = measure(tiny_outline, torch.float32)
+    work = measure(tiny_outline, torch.float32, lora)
     # Recomputing, a block's inside is made again in the backward pass. A GPU's attention keeps a few bytes of its own.
     kept = work.outside + work.inputs + (0 if recompute else work.inside)
-    assert saved.bytes == pytest.approx(kept, rel=1e-3)
+    # Of a LoRA's first block a few inputs are not needed, for nothing trained comes before them.
+    assert saved.bytes == pytest.approx(kept, rel=1e-3 if lora is None else 0.025)
     assert work.largest == work.inside // len(network.blocks)
 
 
