@@ -767,10 +767,10 @@ def test_a_missing_or_partial_folder_is_a_sentence(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"frames": 16}, r"16 frames.*8k \+ 1, for example 9"),
+        ({"frames": 16}, r"16 frames.*8k \+ 1, for example 17"),
         ({"frames": 13}, r"13 frames.*8k \+ 1, for example 9"),
         ({"frames": 0}, "0 frames.*for example 1"),
-        ({"height": 35}, "35x32 pixels.*multiples of 8, for example 32x32"),
+        ({"height": 37}, "37x32 pixels.*multiples of 8, for example 40x32"),
         ({"width": 7}, "32x7 pixels.*for example 32x8"),
     ],
 )

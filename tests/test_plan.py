@@ -187,7 +187,7 @@ def test_activations_are_those_of_a_real_network(
     kept = work.outside + work.inputs + (0 if recompute else work.inside)
     # Of a LoRA's first block a few inputs are not needed, for nothing trained comes before them.
     assert saved.bytes == pytest.approx(kept, rel=1e-3 if lora is None else 0.025)
-    assert work.largest == work.inside // len(network.blocks)
+    assert lora or work.largest == work.inside // len(network.blocks)
 
 
 def test_a_loras_forward_and_backward(teacher: Teacher, tiny_outline: Outline) -> None:
@@ -475,6 +475,7 @@ def test_hours_are_of_training_and_of_validation() -> None:
     looks = validations(100, 40, False, 4, [4], 4, 50, 2)
     assert looks == (3, 16, 400) and validations(100, 0, True, 4, [4], 4, 50, 2) == (0, 0, 0)
     assert validations(80, 40, True, 4, [4, 2], 9, 50, 1, 2) == (3, 48, 200)
+    assert validations(80, 40, True, 9, [4, 2], 4, 50, 1, processes=4) == (3, 3 * 6, 50)  # three of nine, one of four
     one, own = ForwardCost(10, 20, 1, 0, 0, 0, 0), ForwardCost(12, 18, 1, 0, 0, 0, 0)
     work = report.work_of(Forwards(2, 3, 5), own, one, 8, looks)
     assert work == (8 * (2 * 12 + 8 * 10), 3 * 16 * 12 + 400 * 10)

@@ -79,9 +79,9 @@ def _forwards(cycle: Cycle, steps: int) -> Forwards:
 
 
 class Validations(NamedTuple):
-    """The validations of a run: how many, forwards of the student in each, and of the teacher in the first alone.
+    """The validations of a run: how many, and the forwards of each process.
 
-    Every process makes all of them.
+    student: of the student's in each; teacher: of the teacher's, in the first alone.
     """
 
     times: int = 0
@@ -99,8 +99,11 @@ def validations(
     teacher_steps: int,
     guided: int,
     student_guided: int = 1,
+    processes: int = 1,
 ) -> Validations:
     """What validations of `prompts` clips at each step count compute; every: cycles between them, 0 for none.
+
+    The processes share the clips, and all make as many forwards as the one that has the most.
 
     first: whether there is one before training; shown: clips of the teacher beside the student's; guided and
     student_guided: forwards of a step of theirs, 2 with guidance.
@@ -108,7 +111,8 @@ def validations(
     if every == 0:
         return Validations()
     times = first + -(-cycles // every)
-    return Validations(times, prompts * sum(steps) * student_guided, min(shown, prompts) * teacher_steps * guided)
+    own, others = -(-prompts // processes), -(-min(shown, prompts) // processes)
+    return Validations(times, own * sum(steps) * student_guided, others * teacher_steps * guided)
 
 
 def most_kept(cycle: Cycle) -> float:

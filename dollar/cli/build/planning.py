@@ -181,6 +181,7 @@ def validations_of(config: DictConfig, outline: Outline) -> Validations:
         v.guidance_steps,
         guided,
         guided if config.student.guided else 1,
+        config.processes,
     )
 
 
