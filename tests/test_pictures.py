@@ -195,6 +195,8 @@ def test_the_gamma_of_a_png_counts_unless_it_says_srgb(tmp_path: Path) -> None:
     ("a.tif", Image.new("YCbCr", (16, 16), (76, 85, 255)), (254, 0, 0)),
     ("a.tif", Image.new("LAB", (16, 16), (136, 208, 195)), (250, 3, 11)),
     ("a.bmp", Image.new("RGB", (16, 16), (200, 100, 50)), (200, 100, 50)),
+    ("a.tga", Image.new("RGB", (16, 16), (200, 100, 50)), (200, 100, 50)),
+    ("a.ppm", Image.new("RGB", (16, 16), (200, 100, 50)), (200, 100, 50)),
     ("a.jp2", Image.new("RGB", (16, 16), (200, 100, 50)), (200, 100, 50)),
 ])  # fmt: skip
 def test_every_depth_and_colour_model(tmp_path: Path, name: str, image: Image.Image, want: tuple[int, ...]) -> None:

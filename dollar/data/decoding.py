@@ -44,7 +44,7 @@ class Measured(NamedTuple):
 def measure(file: File) -> Measured:
     """What a file holds, by its content, its headers and its first picture; raises DECODING_ERRORS, NotShown too."""
     source = opened(file)
-    image = pictures.open_picture(source)
+    image = pictures.open_picture(source, file.suffix)
     if image is None:
         with av.open(source, "r") as container:
             extent = films.extent(container)
@@ -71,7 +71,7 @@ def read_video(file: File, times: np.ndarray, grace: float = 0.0) -> list[np.nda
     Raises ValueError (or PyAV's errors) when the file is damaged or ends before the last time.
     """
     source = opened(file)
-    image = pictures.open_picture(source)
+    image = pictures.open_picture(source, file.suffix)
     if image is None:
         chosen = _read_film(source, times, grace)
     else:
@@ -84,7 +84,7 @@ def read_video(file: File, times: np.ndarray, grace: float = 0.0) -> list[np.nda
 
 def read_still(file: File) -> np.ndarray:
     """A picture, the first of several, turned as its EXIF tag says: uint8 [H, W, 3]."""
-    image = pictures.open_picture(opened(file))
+    image = pictures.open_picture(opened(file), file.suffix)
     if image is None:
         raise ValueError(f"{file} is no picture")
     with image:

@@ -22,7 +22,7 @@ from dollar.data.films import Extent
 from dollar.data.frames import WHITE
 from dollar.data.listed import NotShown
 
-FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000", "HEIF")
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF")
 ANIMATED = {"GIF", "WEBP", "PNG", "AVIF"}
 SHORTEST, INSTEAD = 10, 100  # ms: browsers show a picture that says no more than the first for the second
 HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
@@ -32,10 +32,13 @@ GAMMA, SAME_GAMMA = 2.2, 0.05  # what a PNG's gamma is taken against, and how ne
 BITS_PER_SAMPLE, WHITE_IS_ZERO = 258, 262  # TIFF's tags
 
 
-def open_picture(file: str | io.BytesIO) -> Image.Image | None:
-    """The opened picture or animation; None for what is none. NotShown for one that can't be read here."""
+def open_picture(file: str | io.BytesIO, suffix: str = "") -> Image.Image | None:
+    """The opened picture or animation; None for what is none. NotShown for one that can't be read here.
+
+    suffix: the ending of its name, which counts for TGA alone, for that begins with no mark of its own.
+    """
     try:
-        image = Image.open(file, formats=_readable())
+        image = Image.open(file, formats=[*_readable(), *(["TGA"] if suffix.lower() == ".tga" else [])])
     except UnidentifiedImageError:
         if (head := _head(file))[4:8] == b"ftyp" and head[8:12] in HEIC:
             advice = "install pillow-heif (pip install pillow-heif) or convert it to JPEG or PNG"
