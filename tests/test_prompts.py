@@ -35,9 +35,14 @@ def test_a_bad_byte_is_named_by_its_offset_in_the_file(tmp_path: Path, bom: byte
         read_prompts(write(tmp_path, start + b"\xff bad\n"))
 
 
-def test_utf16_is_recognised(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="UTF-16"):
-        read_prompts(write(tmp_path, "a red circle".encode("utf-16")))
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_text_with_a_mark_is_read_by_it(tmp_path: Path, encoding: str) -> None:
+    assert read_prompts(write(tmp_path, "a red circle\r\nein 🦆".encode(encoding))) == ["a red circle", "ein 🦆"]
+
+
+def test_utf16_without_a_mark_is_recognised(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="character 0 .*UTF-16"):
+        read_prompts(write(tmp_path, "a red circle".encode("utf-16-le")))
 
 
 @pytest.mark.parametrize("data", [b"", b"\n \r\n\n", b"\xef\xbb\xbf"])

@@ -53,8 +53,8 @@ def read_still(file: File) -> np.ndarray:
 
 
 def opened(file: File) -> str | io.BytesIO:
-    """What av and PIL read from: a path as it is, anything else from memory."""
-    return str(file) if isinstance(file, Path) else io.BytesIO(file.read_bytes())
+    """What av and PIL read from: a whole path, for `12:30.mp4` would be a protocol; anything else from memory."""
+    return str(file.absolute()) if isinstance(file, Path) else io.BytesIO(file.read_bytes())
 
 
 def fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 
 from dollar.data.buckets import Bucket, Prepared, finished, prepare, read_ahead
-from dollar.data.clips import NOT_BAD
 from dollar.data.encoding.report import SKIPPED, check_bad
-from dollar.data.listed import Entry, Skipped, Source, plain
+from dollar.data.listed import NOT_BAD, Entry, Skipped, Source, plain
 from dollar.data.shard_format import StoredClip
 from dollar.data.shard_writer import ShardWriter
 from dollar.data.shards import done_ids

@@ -1,0 +1,216 @@
+"""The clips of a folder and all folders below it, by one set of rules; what has a caption and isn't used is counted.
+
+A list (captions or metadata) governs its folder and those below it. Elsewhere pairs count. Only where there is neither,
+tars are read, and only where there are none, tables.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+
+from dollar.data.listed import NOT_BAD, STILLS, VIDEOS, Entry, Skipped, Source, cut, plain
+from dollar.data.lists import LISTS, Listing, Pair, read_list
+from dollar.data.pairs import Place, pairs
+from dollar.data.places import Names, packed, unpack
+from dollar.data.rows import NoColumns
+from dollar.data.tables import Tables
+from dollar.data.tars import Tars
+from dollar.data.tree import Tree, walk
+from dollar.log import logger
+
+TABLES = {".parquet", ".arrow"}
+SHOWN = 5  # endings, and lists, that a sentence names
+NEEDED = (
+    "It needs captions.jsonl (one {'file': ..., 'caption': ...} a line), captions.csv with the columns file and "
+    "caption, captions.json, or metadata.jsonl, .csv or .json with file_name and text, pairs name.mp4 + name.txt (or "
+    ".caption or .json), tars of such pairs, or parquet or arrow files with a column of videos"
+)
+
+
+class Joined:
+    """Sources one after the other."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = sources
+        self._starts = [0, *accumulate(len(source) for source in sources)]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def id(self, index: int) -> str:
+        """The id that its source gives it."""
+        source, place = self._place(index)
+        return source.id(place)
+
+    def __getitem__(self, index: int) -> Entry | Skipped:
+        source, place = self._place(index)
+        return source[place]
+
+    def _place(self, index: int) -> tuple[Source, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = bisect_right(self._starts, index) - 1
+        return self.sources[number], index - self._starts[number]
+
+
+class _Lists:
+    """The lists that govern folders: for each the clips, and for all what is to be said of the others."""
+
+    def __init__(self, root: Path, tree: Tree) -> None:
+        self.root, self.tree = root, tree
+        self.clips: dict[str, list[Entry | Skipped]] = {}
+        self.unfit: list[str] = []  # why lists aren't ones
+        self._rest: dict[str, list[Entry | Skipped]] = {}  # of lists without a single clip
+        names = Names()
+        for below in sorted(tree.files, key=_parts):
+            if self.governor(below) is None:
+                self._look(below, names)
+
+    def governor(self, below: str) -> str | None:
+        """The folder whose list governs this one."""
+        parts = _parts(below)
+        return next((up for n in range(len(parts) + 1) if (up := "/".join(parts[:n])) in self.clips), None)
+
+    def _look(self, below: str, names: Names) -> None:
+        there = {name.lower(): name for name in self.tree.files[below]}
+        tables = [self.root / below / there[name] for name in LISTS if name in there]
+        for table in tables:
+            try:
+                clips = read_list(table, below, names)
+            except NoColumns as error:
+                self.unfit.append(str(error))
+                continue
+            if any(isinstance(clip, Entry) for clip in clips):
+                self.clips[below] = clips
+                if others := [other.name for other in tables if other != table]:
+                    logger.warning(f"note: {table} counts, and of its folder {', '.join(others)} is not read")
+                return
+            if clips:
+                self._rest.setdefault(below, clips)
+            self.unfit.append(f"the list {table} {'names no clip that can be used' if clips else 'is empty'}")
+
+    def last_resort(self) -> list[Entry | Skipped]:
+        """What lists without a single clip hold."""
+        return [clip for clips in self._rest.values() for clip in clips]
+
+
+def open_folder(folder: Path, video_column: str | None, caption_column: str | None) -> Source:
+    """The clips of a folder; ValueError where it has none."""
+    tree = walk(folder)
+    if "" in tree.closed:
+        raise ValueError(f"the clip folder {folder} can't be looked into: {tree.closed['']}")
+    lists = _Lists(folder, tree)
+    apart = _apart(folder, tree)
+    beside = _beside(folder, {b: names for b, names in tree.files.items() if lists.governor(b) is None})
+    if lists.clips or any(isinstance(clip, Pair) for clip in beside):
+        _say(folder, lists)
+        clips = [clip for found in lists.clips.values() for clip in found]
+        known = {clip.id for clip in beside}
+        rest = [skip for skip in apart if skip.id not in known]
+        return Listing([*clips, *beside, *_unlisted(folder, tree, lists), *rest])
+    closed = [skip for skip in apart if skip.cause != "other kind of source"]
+    for kinds in ({".tar"}, TABLES):
+        if files := files_below(folder, tree, kinds):
+            _say(folder, lists)
+            source = Tars(files) if kinds == {".tar"} else Tables(files, folder, video_column, caption_column)
+            if len(source) == 0:
+                raise ValueError(f"the clip folder {folder} lists no clips: its list is empty. {NEEDED}.")
+            return Joined([source, Listing(closed)]) if closed else source
+    if found := lists.last_resort():
+        return Listing([*found, *closed])
+    if beside:
+        return Listing([*beside, *closed])
+    raise ValueError(_nothing(folder, tree, lists))
+
+
+def files_below(folder: Path, tree: Tree, endings: set[str]) -> list[tuple[str, Path]]:
+    """(path below the folder as text, path) of the tars or tables of a tree, in order."""
+    found = [Path(b, n) for b, names in tree.files.items() for n in names if cut(n)[1] in endings]
+    # Hugging Face leaves its own caches next to the data.
+    return [(plain(p.as_posix()), folder / p) for p in sorted(found) if not (TABLES & endings and _cached(p.name))]
+
+
+def counted(endings: Counter[str]) -> str:
+    """How many files there are of each ending, in words."""
+    shown = [f"{n} {'file' if n == 1 else 'files'} {ending or 'without ending'}" for ending, n in endings.most_common()]
+    return ", ".join(shown[:SHOWN]) or "nothing"
+
+
+def _cached(name: str) -> bool:
+    return name.startswith("cache-")
+
+
+def _parts(below: str) -> tuple[str, ...]:
+    return tuple(below.split("/")) if below else ()
+
+
+def _beside(root: Path, files: dict[str, list[str]]) -> list[Pair | Skipped]:
+    """The pairs of all these folders, ordered as paths are, and after them what is left out by rule."""
+    found = [((*_parts(b), name), clip) for b, names in files.items() for name, clip in pairs(root, b, names)]
+    aside = [isinstance(clip, Skipped) and clip.cause in NOT_BAD for _, clip in found]
+    return [found[n][1] for n in sorted(range(len(found)), key=lambda n: (aside[n], found[n][0]))]
+
+
+def _unlisted(root: Path, tree: Tree, lists: _Lists) -> list[Skipped]:
+    """Videos and pictures in the folders that lists govern which no list names."""
+    real = lru_cache(None)(os.path.realpath)
+
+    def key(path: object) -> tuple[str, str]:
+        folder, name = os.path.split(str(path))
+        return real(folder or "."), name
+
+    used = {key(clip.file) for clips in lists.clips.values() for clip in clips}
+    found = []
+    for below, names in sorted(tree.files.items(), key=lambda item: _parts(item[0])):
+        if (governor := lists.governor(below)) is None:
+            continue
+        for name in sorted(n for n in names if cut(n)[1] in VIDEOS | STILLS):
+            place = Place(root, below, name)
+            if key(place.path) not in used:
+                found.append(place.skipped("not listed", f"is not named by the list of {root / governor}"))
+    return found
+
+
+def _apart(root: Path, tree: Tree) -> list[Skipped]:
+    """What is in the folder and can't be read, or is another kind of source than lists and pairs."""
+    found = [
+        Place(root, below, "").skipped("unreadable folder", f"can't be looked into: {why}")
+        for below, why in sorted(tree.closed.items())
+    ]
+    for below, names in sorted(tree.files.items(), key=lambda item: _parts(item[0])):
+        for name in sorted(names):
+            place, ending = Place(root, below, name), cut(name)[1]
+            if packed(name):
+                found.append(Skipped(place.id, place.path, "packed archive", f"{unpack(place.path)}."))
+            elif ending == ".tar" or (ending in TABLES and not _cached(name)):
+                other = "isn't read, for lists and pairs come first; give its own path to read it"
+                found.append(place.skipped("other kind of source", other))
+    return found
+
+
+def _say(folder: Path, lists: _Lists) -> None:
+    """A note of lists that aren't used, and where several are, of which."""
+    for why in lists.unfit:
+        logger.warning(f"note: {why}; so it is passed over")
+    if len(lists.clips) > 1:
+        each = [f"{folder / below} ({len(clips)})" for below, clips in lists.clips.items()]
+        more = f" and {len(each) - SHOWN} more" if len(each) > SHOWN else ""
+        logger.warning(
+            f"note: the lists of {', '.join(each[:SHOWN])}{more} are read together; give one of these folders to read "
+            "it alone"
+        )
+
+
+def _nothing(folder: Path, tree: Tree, lists: _Lists) -> str:
+    names = [name for found in tree.files.values() for name in found]
+    sentence = f"the clip folder {folder} lists no clips; it holds {counted(Counter(cut(n)[1] for n in names))}."
+    why = [f" {reason}." for reason in lists.unfit[:SHOWN]]
+    if archives := [name for name in names if packed(name)]:
+        why.append(f" {unpack(folder / archives[0])}.")
+    return f"{sentence}{''.join(why)} {NEEDED}."
