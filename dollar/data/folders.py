@@ -124,7 +124,7 @@ def open_folder(folder: Path, video_column: str | None, caption_column: str | No
             return Joined([source, Listing(closed)]) if closed else source
     if found := lists.last_resort():
         return Listing([*found, *closed])
-    if beside:
+    if beside and not lists.unfit:
         return Listing([*beside, *closed])
     raise ValueError(_nothing(folder, tree, lists))
 
@@ -209,8 +209,7 @@ def _say(folder: Path, lists: _Lists) -> None:
 
 def _nothing(folder: Path, tree: Tree, lists: _Lists) -> str:
     names = [name for found in tree.files.values() for name in found]
-    sentence = f"the clip folder {folder} lists no clips; it holds {counted(Counter(cut(n)[1] for n in names))}."
-    why = [f" {reason}." for reason in lists.unfit[:SHOWN]]
-    if archives := [name for name in names if packed(name)]:
-        why.append(f" {unpack(folder / archives[0])}.")
-    return f"{sentence}{''.join(why)} {NEEDED}."
+    holds = f"it holds {counted(Counter(cut(n)[1] for n in names))}"
+    archives = [unpack(folder / name) for name in names if packed(name)][:1]
+    why = "; ".join([holds, *lists.unfit[:SHOWN], *archives])
+    return f"the clip folder {folder} lists no clips; {why}. {NEEDED}."

@@ -80,15 +80,15 @@ def _clip(table: Path, below: str, row: Row, names: Names) -> Entry | Skipped:
     try:
         name = caption_of(file)
         if address := network(name):
-            return Skipped(skip_id, table, "on a network", f"line {row.number} of {table}: {address}.")
+            return Skipped(skip_id, table, "on a network", f"{row.where} of {table}: {address}.")
         id = plain((PurePosixPath(below) / name).as_posix())
         return Entry(id, names.find(table.parent, name), caption_of(text))
     except HalfCharacter as error:
-        sentence = f"the file or the caption in line {row.number} of {table} can't be stored: {error}."
+        sentence = f"the file or the caption in {row.where} of {table} can't be stored: {error}."
         return Skipped(skip_id, table, "unreadable caption", sentence)
     except ValueError:
         odd = next((value for value in row.values if value is not None and not isinstance(value, str)), None)
         why = f"it has {', '.join(row.there) or 'nothing'}" if odd is None else f"{str(odd)[:60]!r} is no text"
-        sentence = f"line {row.number} of {table} has no `file` and `caption`, or one is empty; {why}."
+        sentence = f"{row.where} of {table} has no `file` and `caption`, or one is empty; {why}."
         where = table.parent / file if isinstance(file, str) else table
         return Skipped(skip_id, where, "unreadable caption", sentence)

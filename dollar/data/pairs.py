@@ -106,6 +106,6 @@ def _alone(root: Path, below: str, names: Sequence[str], texts: dict[str, str]) 
             found.append((place.name, Skipped(place.id, place.path, "packed archive", f"{unpack(place.path)}.")))
         else:
             ending = cut(place.name)[1] or "a name without an ending"
-            sentence = f"has a caption, {text}, but {ending} is not known for a video; a list may name it as well"
+            sentence = f"has a caption, {text}, but {ending} is not known for a video; a captions.jsonl may name it"
             found.append((place.name, place.skipped("unknown ending", sentence)))
     return found

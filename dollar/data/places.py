@@ -21,6 +21,7 @@ PACKED = {
     b"7z\xbc\xaf\x27\x1c": "7z",
     b"Rar!": "rar",
 }
+ENDINGS = (*sorted(VIDEOS), *sorted(STILLS))
 POINTER = b"version https://git-lfs"
 FETCH = {
     "hf": "hf download NAME --repo-type dataset --local-dir FOLDER",
@@ -100,7 +101,7 @@ class Names:
             if there is not None and part != ".." and part not in there.names:
                 known = there.by_form.get(same_form(part))
                 if known is None and number == len(parts) and cut(part)[1] not in VIDEOS | STILLS:
-                    named = (same_form(part + e) for e in (*sorted(VIDEOS), *sorted(STILLS)))
+                    named = (same_form(part + ending) for ending in ENDINGS)
                     known = next((there.by_form[n] for n in named if n in there.by_form), None)
                 if known is None:
                     return None

@@ -1,4 +1,4 @@
-"""Prompt files, UTF-8 text with one prompt a line, and training on prompts alone."""
+"""Prompt files, text with one prompt a line, tables or json, and training on prompts alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from dollar.data.latents import Batch, Fit, epoch_order, hash_of
+from dollar.data.listed import CAPTIONS, caption_of
+from dollar.data.places import network
+from dollar.data.rows import JSON, TABLES, NoColumns, read_rows
 from dollar.data.text import decode
+
+PROMPTS = tuple(dict.fromkeys(("prompt", *CAPTIONS, "prompt_en")))  # what tables and json call it, the likeliest first
 
 
 class PromptData:
@@ -63,17 +68,40 @@ class PromptData:
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """The file's prompts in their order, duplicates kept, blank lines skipped; BOM, LF, CRLF and CR are accepted.
+    """The file's prompts in their order, duplicates kept: one a line, or those of a table or of json by its ending.
 
-    Raises ValueError when the file is missing, is not UTF-8 or has no prompt.
+    Of text, blank lines are skipped, and BOM, LF, CRLF and CR are accepted. A csv or tsv has a column `prompt` (or one
+    of the other names in PROMPTS), jsonl a key, and json is a list of texts or objects. Raises ValueError when the file
+    is missing, is no text or has no prompt, and where one of a table's can't be read.
     """
+    if address := network(path):
+        raise ValueError(address)
     path = Path(path)
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise ValueError(f"the prompt file {path} {found}; give a UTF-8 text file with one prompt a line")
-    # Not str.splitlines: it also cuts at characters (U+2028, form feed) that a pasted prompt may hold.
-    text = decode(path.read_bytes(), path).replace("\r\n", "\n").replace("\r", "\n")
-    prompts = [line.strip() for line in text.split("\n") if line.strip()]
+    if path.suffix.lower() in TABLES | JSON:
+        prompts = _of_rows(path)
+    else:
+        # Not str.splitlines: it also cuts at characters (U+2028, form feed) that a pasted prompt may hold.
+        text = decode(path.read_bytes(), path).replace("\r\n", "\n").replace("\r", "\n")
+        prompts = [line.strip() for line in text.split("\n") if line.strip()]
     if not prompts:
         raise ValueError(f"the prompt file {path} has no prompts in it; write one prompt a line")
+    return prompts
+
+
+def _of_rows(path: Path) -> list[str]:
+    """The prompts of a table or of json; ValueError for a row without one, for none may be lost."""
+    prompts = []
+    try:
+        for row in read_rows(path, (PROMPTS,)):
+            if row.cause:
+                raise ValueError(row.problem)
+            try:
+                prompts.append(caption_of(row.values[0]))
+            except ValueError as error:
+                raise ValueError(f"{row.where} of {path} has no prompt that can be used: {error}") from None
+    except NoColumns as error:
+        raise ValueError(f"{error}. A file with the ending txt has one prompt a line, and no header") from None
     return prompts

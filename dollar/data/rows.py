@@ -29,7 +29,7 @@ Groups = Sequence[tuple[str, ...]]  # what is wanted: the names of a column, the
 class Row(NamedTuple):
     """One row: `values`, one for each group of names that was wanted, or what is wrong with it and its cause.
 
-    number: its line in the file; of a json object's members, which one it is. there: the names that the row has.
+    number: its line in the file, or which entry of a json object it is. there: the names that the row has.
     """
 
     number: int
@@ -37,6 +37,12 @@ class Row(NamedTuple):
     there: tuple[str, ...] = ()
     cause: str = ""
     problem: str = ""
+    unit: str = "line"
+
+    @property
+    def where(self) -> str:
+        """What sentences call it."""
+        return f"{self.unit} {self.number}"
 
 
 class NoColumns(ValueError):
@@ -129,14 +135,30 @@ def _records(lines: Sequence[str], start: int, header: _Header) -> Iterator[tupl
                 first = after
             return
         except csv.Error as error:
-            yield first + 1, error, ""
+            yield first + 1, _literal(lines[first], header) or error, lines[first]
             at = first + 1
+
+
+def _literal(line: str, header: _Header) -> list[str] | None:
+    """The fields of a row with quotes of its text's own, as `a.mp4,"Stop" says a sign`; None where one is left open."""
+    if line.count('"') % 2 or header.places[-1] != len(header.names) - 1:
+        return None
+    last = len(header.names) - 1
+    parts = line.split(header.delimiter, last)
+    fields = [part.strip() for part in parts]
+    fields = [f[1:-1] if len(f) > 1 and f[0] == f[-1] == '"' else f for f in fields]
+    return fields if len(fields) > last and _named(fields, header) else None
+
+
+def _named(fields: Sequence[str], header: _Header) -> bool:
+    """Whether the field of the file, if files are wanted, has the ending of one."""
+    return len(header.places) < 2 or cut(fields[header.places[0]].strip())[1] in VIDEOS | STILLS
 
 
 def _is_row(line: str, header: _Header) -> bool:
     """Whether a line within quotes is a row itself, so that the quotes were left open."""
-    fields, place = _cut(line, header.delimiter), header.places[0]
-    return len(header.places) > 1 and len(fields) >= len(header.names) and cut(fields[place])[1] in VIDEOS | STILLS
+    fields = _cut(line, header.delimiter)
+    return len(header.places) > 1 and len(fields) >= len(header.names) and _named(fields, header)
 
 
 def _of_quotes(number: int, path: Path, error: csv.Error) -> str:
@@ -153,8 +175,7 @@ def _row(number: int, fields: list[str], raw: str, header: _Header, path: Path) 
         fields.pop()
     if len(fields) > len(names):
         last = len(names) - 1
-        file = fields[places[0]] if len(places) > 1 else ""
-        if places[-1] != last or (len(places) > 1 and cut(file.strip())[1] not in VIDEOS | STILLS):
+        if places[-1] != last or not _named(fields, header):
             sentence = (
                 f"line {number} of {path} has {len(fields)} fields, and its header {len(names)}; put a text that has "
                 f"{delimiter!r} in it into double quotes."
@@ -187,7 +208,7 @@ def _json(text: str, path: Path, groups: Groups) -> Iterator[Row]:
 def _whole(whole: _Pairs, path: Path, groups: Groups) -> list[Row]:
     """The rows of a file that is one object: a list with a name, a single row, or files with their texts."""
     if len(whole) == 1 and isinstance(whole[0][1], list) and not isinstance(whole[0][1], _Pairs):
-        return [_object(n, _plain(value), path, groups) for n, value in enumerate(whole[0][1], 1)]
+        return [_object(n, _plain(value), path, groups, "entry") for n, value in enumerate(whole[0][1], 1)]
     if path.suffix.lower() != ".json" or first_of(dict(whole), groups[0]) is not None:
         return [_object(1, _plain(whole), path, groups)]
     named = any(cut(key)[1] in VIDEOS | STILLS for key, _ in whole)
@@ -195,7 +216,7 @@ def _whole(whole: _Pairs, path: Path, groups: Groups) -> list[Row]:
     for number, (key, value) in enumerate(whole, 1):
         text = first_of(dict(value), groups[-1]) if isinstance(value, _Pairs) else value
         named = named or (isinstance(value, _Pairs) and isinstance(text, str))
-        rows.append(Row(number, (key, text)[-len(groups) :], (key,)))
+        rows.append(Row(number, (key, text)[-len(groups) :], (key,), unit="entry"))
     if not named:
         keys = ", ".join(repr(key) for key, _ in whole[:4]) or "none"
         raise NoColumns(f"it is one object, and no list of clips or texts, nor are its keys files; they are {keys}")
@@ -235,13 +256,13 @@ def _elements(text: str, at: int, path: Path, groups: Groups) -> Iterator[Row]:
         at += text[at] == ","
 
 
-def _object(number: int, value: Any, path: Path, groups: Groups) -> Row:
+def _object(number: int, value: Any, path: Path, groups: Groups, unit: str = "line") -> Row:
     if isinstance(value, str) and len(groups) == 1:
-        return Row(number, (value,))
+        return Row(number, (value,), unit=unit)
     if not isinstance(value, Mapping):
-        sentence = f"line {number} of {path} is no json object ({{...}})."
-        return Row(number, (), cause="unreadable caption", problem=sentence)
-    return Row(number, tuple(first_of(value, group) for group in groups), tuple(map(str, value)))
+        sentence = f"{unit} {number} of {path} is no json object ({{...}})."
+        return Row(number, (), (), "unreadable caption", sentence, unit)
+    return Row(number, tuple(first_of(value, group) for group in groups), tuple(map(str, value)), unit=unit)
 
 
 def _value(line: str) -> Any:
