@@ -494,7 +494,7 @@ def test_what_is_no_source_is_a_sentence(tmp_path: Path, clips: list[Path]) -> N
     tar = write_tar(tmp_path / "0.tar", pairs_in_tar(clips))
     with pytest.raises(ValueError, match=r"1 file .tar, 1 file .parquet; give tars alone"):
         open_source([tar, as_bytes(tmp_path, clips)])
-    (tmp_path / "odd" / "captions.csv").write_bytes(b"file,caption\n" + b'a.mp4,"' + b"x" * 200_000 + b'"\n')
+    (tmp_path / "odd" / "captions.csv").write_bytes(b"file,caption\n" + b'a.mp4,"' + b"x" * 200_000 + b"\n")
     assert causes(open_source(tmp_path / "odd")) == {"captions.csv:2": "broken quotes"}
     with pytest.raises(ValueError, match="empty"):
         open_source([])

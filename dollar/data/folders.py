@@ -15,7 +15,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from dollar.data.listed import NOT_BAD, STILLS, VIDEOS, Entry, Skipped, Source, cut, plain
-from dollar.data.lists import LISTS, Listing, Pair, read_list
+from dollar.data.lists import LISTS, Columns, Listing, Pair, read_list
 from dollar.data.pairs import Place, pairs
 from dollar.data.places import Names, packed, unpack
 from dollar.data.rows import NoColumns
@@ -62,8 +62,8 @@ class Joined:
 class _Lists:
     """The lists that govern folders: for each the clips, and for all what is to be said of the others."""
 
-    def __init__(self, root: Path, tree: Tree) -> None:
-        self.root, self.tree = root, tree
+    def __init__(self, root: Path, tree: Tree, columns: Columns) -> None:
+        self.root, self.tree, self.columns = root, tree, columns
         self.clips: dict[str, list[Entry | Skipped]] = {}
         self.unfit: list[str] = []  # why lists aren't ones
         self._rest: dict[str, list[Entry | Skipped]] = {}  # of lists without a single clip
@@ -82,7 +82,7 @@ class _Lists:
         tables = [self.root / below / there[name] for name in LISTS if name in there]
         for table in tables:
             try:
-                clips = read_list(table, below, names)
+                clips = read_list(table, self.columns, below, names)
             except NoColumns as error:
                 self.unfit.append(str(error))
                 continue
@@ -105,7 +105,7 @@ def open_folder(folder: Path, video_column: str | None, caption_column: str | No
     tree = walk(folder)
     if "" in tree.closed:
         raise ValueError(f"the clip folder {folder} can't be looked into: {tree.closed['']}")
-    lists = _Lists(folder, tree)
+    lists = _Lists(folder, tree, Columns.named(video_column, caption_column))
     apart = _apart(folder, tree)
     beside = _beside(folder, {b: names for b, names in tree.files.items() if lists.governor(b) is None})
     if lists.clips or any(isinstance(clip, Pair) for clip in beside):

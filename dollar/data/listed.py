@@ -26,8 +26,8 @@ NOT_BAD = {
 # What lists, tables and json call the file and its caption, the likeliest first; capitals, blanks and signs between
 # words don't matter.
 FILES = (
-    *("file", "file_name", "path", "video", "file_path", "video_path", "video_file", "video_name", "media", "clip"),
-    *("image", "image_path", "image_file"),
+    *("file", "file_name", "path", "video", "file_path", "video_path", "video_file", "video_name", "video_file_name"),
+    *("media", "media_path", "clip", "clip_path", "image", "image_path", "image_file", "image_file_name"),
 )
 CAPTIONS = ("caption", "text", "prompt", "description", "captions", "prompts", "cap")
 

@@ -14,7 +14,6 @@ from dollar.data.text import caption_from
 
 ENDINGS = (".jsonl", ".csv", ".tsv", ".json", ".ndjson")
 LISTS = tuple(f"{name}{ending}" for name in ("captions", "metadata") for ending in ENDINGS)  # the one that counts first
-COLUMNS = (FILES, CAPTIONS)
 
 
 class Pair(NamedTuple):
@@ -62,13 +61,25 @@ class Listing:
         return item.read() if isinstance(item, Pair) else item
 
 
-def read_list(table: Path, below: str = "", names: Names | None = None) -> list[Entry | Skipped]:
+class Columns(NamedTuple):
+    """The names of a list's columns of files and captions, the likeliest first."""
+
+    files: tuple[str, ...] = FILES
+    captions: tuple[str, ...] = CAPTIONS
+
+    @classmethod
+    def named(cls, file: str | None, caption: str | None) -> Columns:
+        """These names, or the usual ones."""
+        return cls(FILES if file is None else (file,), CAPTIONS if caption is None else (caption,))
+
+
+def read_list(table: Path, columns: Columns, below: str = "", names: Names | None = None) -> list[Entry | Skipped]:
     """The clips of a list, in its order. below: its folder's path below the one that was given.
 
     ValueError for what is no text, NoColumns (of dollar/data/rows.py) for what is no list of clips.
     """
     names = names or Names()
-    return [_clip(table, below, row, names) for row in read_rows(table, COLUMNS)]
+    return [_clip(table, below, row, names) for row in read_rows(table, columns)]
 
 
 def _clip(table: Path, below: str, row: Row, names: Names) -> Entry | Skipped:

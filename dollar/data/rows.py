@@ -85,9 +85,9 @@ def _table(text: str, path: Path, groups: Groups) -> Iterator[Row]:
 
 def _header(line: str, path: Path, groups: Groups, given: str) -> _Header:
     """How the table is cut: by the delimiter that finds the most of what is wanted in its first line."""
-    tried = [given] if given else sorted(DELIMITERS, key=lambda d: d != "\t") if path.suffix == ".tsv" else DELIMITERS
+    usual = sorted(DELIMITERS, key=lambda delimiter: path.suffix.lower() == ".tsv" and delimiter != "\t")
     found: list[_Header] = []
-    for delimiter in tried:
+    for delimiter in [given] if given else usual:
         names = [name.strip() for name in _cut(line, delimiter)]
         while names and not names[-1]:
             names.pop()
@@ -95,16 +95,15 @@ def _header(line: str, path: Path, groups: Groups, given: str) -> _Header:
         wanted = [next((tidy(n) for n in group if tidy(n) in alike), None) for group in groups]
         found.append(_Header(delimiter, names, [alike.index(name) for name in wanted if name is not None]))
     best = max(found, key=lambda header: len(header.places))
-    first = line.strip()[:SHOWN]
+    alike, first = [tidy(name) for name in best.names], line.strip()[:SHOWN]
     if len(best.places) < len(groups):
-        missing = " and ".join(f"{group[0]} (or {', '.join(group[1:4])}, ...)" for group in groups)
         if any(cut(field.strip())[1] in VIDEOS | STILLS for field in _cut(line, best.delimiter)):
             raise NoColumns(
                 f"{path} has no header, for its first line is a clip: {first!r}; it needs the names of its columns "
                 f"above: {','.join(group[0] for group in groups)}"
             )
-        raise NoColumns(f"{path} lacks columns: its first line is {first!r}, and {missing} should be named there")
-    alike = [tidy(name) for name in best.names]
+        missing = [" or ".join(group[:4]) for group in groups if not {tidy(name) for name in group} & set(alike)]
+        raise NoColumns(f"{path} lacks a column: its first line is {first!r}, and doesn't name {' and '.join(missing)}")
     for place in best.places:
         if alike.count(alike[place]) > 1:
             raise ValueError(f"{path} has the column {best.names[place]!r} more than once; leave one of them")

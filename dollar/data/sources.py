@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dollar.data.folders import NEEDED, TABLES, counted, files_below, open_folder
 from dollar.data.listed import Source, cut, plain
-from dollar.data.lists import ENDINGS, Listing, read_list
+from dollar.data.lists import ENDINGS, Columns, Listing, read_list
 from dollar.data.places import Names, network, packed, unpack
 from dollar.data.tables import Tables
 from dollar.data.tars import Tars
@@ -29,7 +29,8 @@ Given = str | Path | Sequence[str | Path]
 def open_source(given: Given, video_column: str | None = None, caption_column: str | None = None) -> Source:
     """The clips of a folder or file, of a pattern such as `shards/*.tar`, or of a list of tars or tables.
 
-    video_column, caption_column: a table's columns, where they have no usual name. ValueError when nothing fits.
+    video_column, caption_column: a table's or list's columns, where they have no usual name. ValueError when nothing
+    fits.
     """
     parts = [_there(part) for part in ([given] if isinstance(given, (str, Path)) else given)]
     if len(parts) == 1 and parts[0].is_dir():
@@ -46,7 +47,7 @@ def open_source(given: Given, video_column: str | None = None, caption_column: s
         raise ValueError(unpack(archives[0]))
     endings = Counter(cut(path.name)[1] for _, path in found)
     if len(found) == 1 and set(endings) <= set(ENDINGS):
-        if not (clips := read_list(found[0][1])):
+        if not (clips := read_list(found[0][1], Columns.named(video_column, caption_column))):
             raise ValueError(f"the list {found[0][1]} is empty. {NEEDED}.")
         return Listing(clips)
     if set(endings) <= {".tar"}:
