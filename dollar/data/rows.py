@@ -163,7 +163,7 @@ def _is_row(line: str, header: _Header) -> bool:
 def _of_quotes(number: int, path: Path, error: csv.Error) -> str:
     return (
         f"line {number} of {path} has a quote \" that isn't closed, or goes on after it ({error}); close it, and write "
-        'a quote within quotes twice (""). It is left out, and the line after it is read by itself.'
+        'a quote within quotes twice ("").'
     )
 
 
@@ -198,7 +198,9 @@ def _json(text: str, path: Path, groups: Groups) -> Iterator[Row]:
             return iter(_whole(json.loads(text[at:], object_pairs_hook=_Pairs), path, groups))
         except (ValueError, RecursionError) as error:
             # An object a line is usual in files of either ending.
-            if isinstance(error, NoColumns) or (path.suffix.lower() == ".json" and _value(text.split("\n")[0]) is None):
+            if isinstance(error, NoColumns) or (
+                path.suffix.lower() == ".json" and _value(text.partition("\n")[0]) is None
+            ):
                 raise NoColumns(f"{path} can't be read as json: {error}") from None
     lines = enumerate(LINE.findall(text), 1)
     return (_object(n, _value(line), path, groups) for n, line in lines if line.strip("\ufeff \t\r\n"))
