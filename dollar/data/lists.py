@@ -29,7 +29,7 @@ class Pair(NamedTuple):
             caption = caption_in(self.text)
         except (OSError, ValueError) as error:
             sentence = f"the caption of {self.file} can't be read: {self.text}: {error}."
-            return Skipped(self.id, self.file, "unreadable caption", sentence)
+            return Skipped(self.id, self.file, "unreadable caption", plain(sentence))
         return Entry(self.id, self.file, caption)
 
 

@@ -32,7 +32,7 @@ class Place(NamedTuple):
 
     def skipped(self, cause: str, sentence: str) -> Skipped:
         """It isn't used; the sentence goes on after its path."""
-        return Skipped(self.id, self.path, cause, f"{self.path} {sentence}.")
+        return Skipped(self.id, self.path, cause, plain(f"{self.path} {sentence}."))
 
 
 def pairs(root: Path, below: str, names: Sequence[str]) -> list[tuple[str, Pair | Skipped]]:

@@ -180,8 +180,12 @@ def _row(number: int, fields: list[str], raw: str, header: _Header, path: Path) 
                 f"{delimiter!r} in it into double quotes."
             )
             return Row(number, (), cause="too many fields", problem=sentence)
-        whole = _cut(raw, delimiter, blanks=True) if "\n" not in raw.strip() else fields
-        fields = [*fields[:last], delimiter.join(whole[last:]).strip()]
+        literal = _literal(raw, header)
+        if literal and literal[:last] == [field.strip() for field in fields[:last]]:
+            fields = literal
+        else:  # what comes before the text has delimiters within quotes, or the text goes over several lines
+            whole = _cut(raw, delimiter, blanks=True) if "\n" not in raw.strip() else fields
+            fields = [*fields[:last], delimiter.join(whole[last:]).strip()]
     values = tuple(fields[place] if place < len(fields) else None for place in places)
     return Row(number, values, tuple(names[: len(fields)]))
 
