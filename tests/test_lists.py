@@ -1,4 +1,4 @@
-"""Lists as people write them: no caption is cut, no row lost in silence, and files are found by what they are called."""
+"""Lists as people write them: no caption is cut, no row lost in silence, and files found by what they are called."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def _unlisted(root: Path, tree: Tree, lists: _Lists) -> list[Skipped]:
 def _apart(root: Path, tree: Tree) -> list[Skipped]:
     """What is in the folder and can't be read, or is another kind of source than lists and pairs."""
     found = [
-        Place(root, below, "").skipped("unreadable folder", f"can't be looked into: {why}")
+        Skipped(plain(below), root / below, "unreadable folder", plain(f"{root / below} can't be looked into: {why}."))
         for below, why in sorted(tree.closed.items())
     ]
     for below, names in sorted(tree.files.items(), key=lambda item: _parts(item[0])):
