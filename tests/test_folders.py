@@ -44,10 +44,23 @@ def read(source: Source) -> tuple[dict[str, str], dict[str, str]]:
 
 def test_captions_next_to_clips(tmp_path: Path) -> None:
     fill(tmp_path, "a.mp4", "a.txt", "a.json", "b.mp4", "b.mp4.txt", "c.mp4", "c.caption", "d.mp4", "d.json")
-    fill(tmp_path, "CLIP1.MP4", "CLIP1.TXT", f"{NFD}.mov", f"{NFC}.txt", "e.mp4", "e.webm", "e.txt", "e.webm.txt")
+    fill(
+        tmp_path,
+        "CLIP1.MP4",
+        "CLIP1.TXT",
+        "Clip2.MOV",
+        "clip2.txt",
+        f"{NFD}.mov",
+        f"{NFC}.txt",
+        "e.mp4",
+        "e.webm",
+        "e.txt",
+        "e.webm.txt",
+    )
     assert read(open_source(tmp_path)) == (
         {
             "CLIP1.MP4": "CLIP1.TXT",
+            "Clip2.MOV": "clip2.txt",
             f"{NFD}.mov": f"{NFC}.txt",
             "a.mp4": "a.txt",
             "b.mp4": "b.mp4.txt",
@@ -238,6 +251,17 @@ def test_tars_have_the_rules_of_folders_and_links_are_followed(tmp_path: Path) -
     assert files["0.TAR:h"].read_bytes() == files["0.TAR:s/j"].read_bytes() == b"b.mp4"
     with pytest.raises(ValueError, match="it is a link to /i, which is not in the tar"):
         files["0.TAR:i"].read_bytes()
+
+
+def test_what_lies_beside_tars_is_counted(tmp_path: Path) -> None:
+    fill(tmp_path, "b.tar.gz", "c.parquet", "cache-d.arrow")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("a.mp4", "a.txt"):
+            info = tarfile.TarInfo(name)
+            info.size = len(name)
+            tar.addfile(info, io.BytesIO(name.encode()))
+    expected = {"a.tar:a": "a.txt"}, {"b.tar.gz": "packed archive", "c.parquet": "other kind of source"}
+    assert read(open_source(tmp_path)) == expected
 
 
 def test_captions_in_utf16_are_read_and_other_encodings_told(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_columns_of_a_list_can_be_named(tmp_path: Path) -> None:
     [
         json.dumps([{"file": file, "caption": text} for file, text in DOG], indent=1),
         json.dumps({"clips": [{"file_name": file, "text": text, "width": 3} for file, text in DOG]}),
-        "\n".join(json.dumps({"Video Path": file, "Prompt": text}) for file, text in DOG),
+        "\n".join(json.dumps({"Video Path": file, "Prompt": [text]}) for file, text in DOG),
         "\r\n\ufeff".join(json.dumps({"file": file, "caption": text}) for file, text in DOG),
     ],
 )
@@ -143,20 +143,21 @@ def test_a_json_list_that_breaks_off_gives_what_is_before(tmp_path: Path) -> Non
 
 
 def test_names_are_found_as_people_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the other Unicode form, with backslashes, with ~, without an ending, whole, with colons."""
+    """In the other Unicode form, with backslashes, in other capitals, with ~, without an ending, whole, with colons."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    there = ["deep/ü/a é.mp4", "home/b.mp4", "c.mov", "12:30:05.mp4", "d.mp4"]
-    for name, form in zip(there, ("NFD", "NFC", "NFC", "NFC", "NFC"), strict=True):
+    there = ["deep/ü/a é.mp4", "home/b.mp4", "c.mov", "12:30:05.mp4", "d.mp4", "Take 1/F.MP4"]
+    for name, form in zip(there, ["NFD"] + ["NFC"] * 5, strict=True):
         path = tmp_path / unicodedata.normalize(form, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
     names = ["deep\\ü\\a é.mp4", "./deep/ü/a é.mp4", "~/b.mp4", "c", "12:30:05.mp4", str(tmp_path / "d.mp4"), "e.mp4"]
+    names.append("take 1\\f.mp4")
     rows = [json.dumps({"file": name, "caption": "a"}) for name in names]
     (tmp_path / "captions.jsonl").write_text("\n".join(rows))
     source = open_source(tmp_path / "captions.jsonl")
     files = [entry.file for k in range(len(names)) if isinstance(entry := source[k], Entry)]
     deep = tmp_path / unicodedata.normalize("NFD", "deep/ü/a é.mp4")
-    rest = [tmp_path / name for name in ("home/b.mp4", "c.mov", "12:30:05.mp4", "d.mp4", "e.mp4")]
+    rest = [tmp_path / name for name in ("home/b.mp4", "c.mov", "12:30:05.mp4", "d.mp4", "e.mp4", "Take 1/F.MP4")]
     assert files == [deep, deep, *rest]
     assert source.id(0) == names[0] and source.id(1) == "deep/ü/a é.mp4" and source.id(3) == "c"
 

@@ -114,18 +114,18 @@ def open_folder(folder: Path, video_column: str | None, caption_column: str | No
         known = {clip.id for clip in beside}
         rest = [skip for skip in apart if skip.id not in known]
         return Listing([*clips, *beside, *_unlisted(folder, tree, lists), *rest])
-    closed = [skip for skip in apart if skip.cause != "other kind of source"]
     for kinds in ({".tar"}, TABLES):
         if files := files_below(folder, tree, kinds):
             _say(folder, lists)
             source = Tars(files) if kinds == {".tar"} else Tables(files, folder, video_column, caption_column)
             if len(source) == 0:
                 raise ValueError(f"the clip folder {folder} lists no clips: its list is empty. {NEEDED}.")
-            return Joined([source, Listing(closed)]) if closed else source
+            rest = [skip for skip in apart if cut(skip.file.name)[1] not in kinds]
+            return Joined([source, Listing(rest)]) if rest else source
     if found := lists.last_resort():
-        return Listing([*found, *closed])
+        return Listing([*found, *apart])
     if beside and not lists.unfit:
-        return Listing([*beside, *closed])
+        return Listing([*beside, *apart])
     raise ValueError(_nothing(folder, tree, lists))
 
 
@@ -189,7 +189,7 @@ def _apart(root: Path, tree: Tree) -> list[Skipped]:
             if packed(name):
                 found.append(Skipped(place.id, place.path, "packed archive", f"{unpack(place.path)}."))
             elif ending == ".tar" or (ending in TABLES and not _cached(name)):
-                other = "isn't read, for lists and pairs come first; give its own path to read it"
+                other = "isn't read, for lists, pairs and tars come first, in this order; give its own path to read it"
                 found.append(place.skipped("other kind of source", other))
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -105,7 +105,12 @@ class HalfCharacter(ValueError):
 
 
 def caption_of(value: object) -> str:
-    """The caption without the blanks around it; ValueError for one that is missing, empty or no text."""
+    """The caption without the blanks around it; ValueError for one that is missing, empty or no text.
+
+    A list of a single text, as some json has it, is that text.
+    """
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     if not isinstance(value, str) or not value.strip():
         raise ValueError("it is missing or empty")
     try:
@@ -136,6 +141,13 @@ def tidy(name: str) -> str:
 def same_form(name: str) -> str:
     """A name in one of the Unicode forms that it may have, so that names that look the same are the same."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def form_of(names: Iterable[str]) -> Callable[[str], str]:
+    """What makes names of these files comparable: without capitals where all stay different, or in one Unicode form."""
+    names = list(names)
+    alone = len({same_form(name).casefold() for name in names}) == len(names)
+    return (lambda name: same_form(name).casefold()) if alone else same_form
 
 
 def cut(name: str) -> tuple[str, str]:

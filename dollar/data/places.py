@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dollar.data.listed import STILLS, VIDEOS, cut, same_form
+from dollar.data.listed import STILLS, VIDEOS, cut, form_of
 
 ARCHIVES = re.compile(r"\.(tar\.[a-z0-9]+|t[gbx]z2?|tzst|zip|7z|rar|gz|bz2|xz|zst)$", re.IGNORECASE)
 ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}(?=[^/]|/[^/])", re.IGNORECASE)  # pathlib makes one slash of two
@@ -72,7 +72,8 @@ class Names:
     """Looks files up by the names that lists give; each folder is listed once.
 
     Where there is no file of exactly this name, one counts that is the same in the other Unicode form (as from a Mac),
-    with slashes for a Windows path's backslashes, with `~` for the home, or with an ending where the name has none.
+    with slashes for a Windows path's backslashes, in other capitals where that is clear, with `~` for the home, or with
+    an ending where the name has none.
     """
 
     def __init__(self) -> None:
@@ -99,9 +100,9 @@ class Names:
         for number, part in enumerate(parts, 1):
             there = self._list(at)
             if there is not None and part != ".." and part not in there.names:
-                known = there.by_form.get(same_form(part))
+                known = there.by_form.get(there.form(part))
                 if known is None and number == len(parts) and cut(part)[1] not in VIDEOS | STILLS:
-                    named = (same_form(part + ending) for ending in ENDINGS)
+                    named = (there.form(part + ending) for ending in ENDINGS)
                     known = next((there.by_form[n] for n in named if n in there.by_form), None)
                 if known is None:
                     return None
@@ -120,10 +121,12 @@ class Names:
             except (OSError, ValueError):
                 self._there[key] = None
                 return None
-            self._there[key] = _Folder(names, {same_form(name): name for name in sorted(names, reverse=True)})
+            form = form_of(names)
+            self._there[key] = _Folder(names, form, {form(name): name for name in sorted(names, reverse=True)})
         return self._there[key]
 
 
 class _Folder(NamedTuple):
     names: set[str]
+    form: Callable[[str], str]
     by_form: dict[str, str]
