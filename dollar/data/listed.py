@@ -18,10 +18,15 @@ STILLS = {
     *(".apng", ".tga", ".ppm"),
 }
 TEXTS = (".txt", ".caption", ".json")  # endings of captions next to a clip, the one that counts first
-# Causes of skipping that are no fault of what was given: left out by choice or by rule, and counted.
-NOT_BAD = {
-    *("still image", "thumbnail", "picture without a caption", "caption without a video", "not listed"),
-    *("packed archive", "other kind of source"),
+# Causes of skipping that are no fault of what was given: left out by rule, and counted.
+BY_RULE = {
+    *("thumbnail", "picture without a caption", "caption without a video", "not listed", "packed archive"),
+    "other kind of source",
+}
+NOT_BAD = BY_RULE | {"still image"}
+# Causes that are found without opening a clip, and are over when a list or a name is mended; nothing remembers them.
+PASSING = BY_RULE | {
+    *("too many fields", "broken quotes", "torn list", "on a network", "unknown ending", "unreadable folder"),
 }
 # What lists, tables and json call the file and its caption, the likeliest first; capitals, blanks and signs between
 # words don't matter.
