@@ -143,6 +143,28 @@ def test_a_folder_that_may_not_be_looked_into_is_counted(tmp_path: Path, monkeyp
         open_source(tmp_path / "shut")
 
 
+def test_what_cannot_be_reached_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="xxx can't be reached: File name too long"):
+        open_source("x" * 5000)
+    (tmp_path / "captions.csv").write_text("file,caption\na.mp4,a\n")
+
+    def refused(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(ValueError, match=r"captions.csv can't be read: Permission denied"):
+        open_source(tmp_path)
+
+
+def test_a_pattern_meets_each_file_once(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("a.txt"))
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "loop").symlink_to("..")
+    assert [open_source(f"{tmp_path}/**/*.tar").id(n) for n in range(1)] == ["a.tar:a"]
+    assert len(open_source(f"{tmp_path}/**/*.tar")) == 1
+
+
 def test_hugging_face_splits_are_read_together(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fill(
         tmp_path,

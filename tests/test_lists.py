@@ -120,6 +120,7 @@ def test_columns_of_a_list_can_be_named(tmp_path: Path) -> None:
         json.dumps([{"file": file, "caption": text} for file, text in DOG], indent=1),
         json.dumps({"clips": [{"file_name": file, "text": text, "width": 3} for file, text in DOG]}),
         "\n".join(json.dumps({"Video Path": file, "Prompt": [text]}) for file, text in DOG),
+        ",\n".join(json.dumps({"path": file, "cap": text}) for file, text in DOG),
         "\r\n\ufeff".join(json.dumps({"file": file, "caption": text}) for file, text in DOG),
     ],
 )

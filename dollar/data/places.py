@@ -42,6 +42,20 @@ def network(place: str | Path) -> str:
     return f"{place} is on a network, and only files are read; fetch it first{how}, and give the path it has then"
 
 
+def reachable(place: str | Path) -> Path:
+    """The path, whether there is something or not; ValueError for an address, and for what can't be looked at."""
+    if address := network(place):
+        raise ValueError(address)
+    try:
+        os.stat(place)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be looked into
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise ValueError(f"{str(place)[:200]} can't be reached: {reason}") from None
+    return Path(place)
+
+
 def packed(name: str) -> bool:
     """Whether the name is that of a packed file or an archive, a plain tar apart."""
     return ARCHIVES.search(name) is not None

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dollar.data.latents import Batch, Fit, epoch_order, hash_of
 from dollar.data.listed import CAPTIONS, caption_of
-from dollar.data.places import network
+from dollar.data.places import reachable
 from dollar.data.rows import JSON, TABLES, NoColumns, read_rows
-from dollar.data.text import decode
+from dollar.data.text import read_text
 
 PROMPTS = tuple(dict.fromkeys(("prompt", *CAPTIONS, "prompt_en")))  # what tables and json call it, the likeliest first
 
@@ -74,9 +74,7 @@ def read_prompts(path: str | Path) -> list[str]:
     of the other names in PROMPTS), jsonl a key, and json is a list of texts or objects. Raises ValueError when the file
     is missing, is no text or has no prompt, and where one of a table's can't be read.
     """
-    if address := network(path):
-        raise ValueError(address)
-    path = Path(path)
+    path = reachable(path)
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
         raise ValueError(f"the prompt file {path} {found}; give a UTF-8 text file with one prompt a line")
@@ -84,7 +82,7 @@ def read_prompts(path: str | Path) -> list[str]:
         prompts = _of_rows(path)
     else:
         # Not str.splitlines: it also cuts at characters (U+2028, form feed) that a pasted prompt may hold.
-        text = decode(path.read_bytes(), path).replace("\r\n", "\n").replace("\r", "\n")
+        text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
         prompts = [line.strip() for line in text.split("\n") if line.strip()]
     if not prompts:
         raise ValueError(f"the prompt file {path} has no prompts in it; write one prompt a line")

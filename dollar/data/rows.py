@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dollar.data.listed import STILLS, VIDEOS, cut, first_of, tidy
-from dollar.data.text import decode
+from dollar.data.text import read_text
 
 DELIMITERS = (",", ";", "\t", "|")
 TABLES = {".csv", ".tsv"}
@@ -54,7 +54,7 @@ def read_rows(path: Path, groups: Groups) -> list[Row]:
 
     Raises ValueError for what is no text, NoColumns where a whole list can't have what is wanted.
     """
-    text, ending = decode(path.read_bytes(), path), path.suffix.lower()
+    text, ending = read_text(path), path.suffix.lower()
     return list(_table(text, path, groups) if ending in TABLES else _json(text, path, groups))
 
 
@@ -272,7 +272,7 @@ def _object(number: int, value: Any, path: Path, groups: Groups, unit: str = "li
 
 def _value(line: str) -> Any:
     try:
-        return json.loads(line.strip("\ufeff \t\r\n"))
+        return json.loads(line.strip("\ufeff \t\r\n,"))  # objects of a list, a line each, have commas between them
     except (ValueError, RecursionError):
         return None
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import glob
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dollar.data.folders import NEEDED, TABLES, counted, files_below, open_folder
 from dollar.data.listed import Source, cut, plain
 from dollar.data.lists import ENDINGS, Columns, Listing, read_list
-from dollar.data.places import Names, network, packed, unpack
+from dollar.data.places import Names, packed, reachable, unpack
 from dollar.data.tables import Tables
 from dollar.data.tars import Tars
 from dollar.data.tree import walk
@@ -60,10 +60,8 @@ def open_source(given: Given, video_column: str | None = None, caption_column: s
 
 
 def _there(part: str | Path) -> Path:
-    """The path that is meant; ValueError for an address."""
-    if address := network(part):
-        raise ValueError(address)
-    path = Path(part)
+    """The path that is meant; ValueError for what can't be one."""
+    path = reachable(part)
     return path if os.path.lexists(path) or glob.has_magic(str(part)) else Names().find(Path(), str(part))
 
 
@@ -74,9 +72,17 @@ def _files(part: Path) -> list[tuple[str, Path]]:
     if part.exists():
         return [(plain(part.name), part)]
     fixed = Path(*_until_magic(part))
-    if files := sorted(Path(p) for p in glob.glob(str(part), recursive=True) if os.path.isfile(p)):
+    if files := _each_once(Path(p) for p in glob.glob(str(part), recursive=True) if os.path.isfile(p)):
         return [(plain(p.relative_to(fixed).as_posix()), p) for p in files]
     raise ValueError(f"{part} does not exist; give a folder or a file of videos with captions")
+
+
+def _each_once(files: Iterable[Path]) -> list[Path]:
+    """The files in order, each by its shortest path: `**` goes through loops of links many times."""
+    found: dict[tuple[str, str], Path] = {}
+    for path in sorted(files, key=lambda path: (len(path.parts), path)):
+        found.setdefault((os.path.realpath(path.parent), path.name), path)
+    return sorted(found.values())
 
 
 def _until_magic(part: Path) -> list[str]:

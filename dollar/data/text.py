@@ -17,6 +17,15 @@ MARKS = (
 )
 
 
+def read_text(path: Path) -> str:
+    """The text of a file; ValueError for one that can't be read or is no text."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror or error}") from None
+    return decode(data, path)
+
+
 def decode(data: bytes, name: str | Path) -> str:
     """The text of these bytes without its mark (BOM).
 
