@@ -81,6 +81,14 @@ def test_quotes(tmp_path: Path, rows: str, clips: list[str], bad: list[int]) -> 
     )
 
 
+def test_a_caption_of_two_lines_may_come_first(tmp_path: Path) -> None:
+    text = 'caption,file\n"a dog,\n then a cat",a.mp4\n"a dog,b.mp4\na cow,c.mp4\n'
+    assert in_list(tmp_path, text) == (
+        [("a.mp4", "a dog,\n then a cat"), ("c.mp4", "a cow")],
+        {"captions.csv:4": "broken quotes"},
+    )
+
+
 def test_many_open_quotes_are_quick(tmp_path: Path) -> None:
     rows = "".join(f'{k}.mp4,"a dog\n' for k in range(3000))
     clips, skipped = in_list(tmp_path, f"file,caption\n{rows}last.mp4,a cat\n")

@@ -155,9 +155,15 @@ def _named(fields: Sequence[str], header: _Header) -> bool:
 
 
 def _is_row(line: str, header: _Header) -> bool:
-    """Whether a line within quotes is a row itself, so that the quotes were left open."""
-    fields = _cut(line, header.delimiter)
-    return len(header.places) > 1 and len(fields) >= len(header.names) and _named(fields, header)
+    """Whether a line within quotes is a row itself, so that the quotes were left open.
+
+    A line with a quote that closes is one by what comes before: `b.mp4,a cat"` is a row, and `of a text",b.mp4` is not.
+    """
+    if len(header.places) < 2:
+        return False
+    closes = line.count('"') % 2 == 1
+    fields = _cut(line.partition('"')[0] if closes else line, header.delimiter)
+    return len(fields) >= (header.places[0] + 2 if closes else len(header.names)) and _named(fields, header)
 
 
 def _of_quotes(number: int, path: Path, error: csv.Error) -> str:
