@@ -227,6 +227,17 @@ def test_archives_are_to_be_unpacked(tmp_path: Path) -> None:
         assert isinstance(skipped, Skipped) and skipped.cause == cause and said in skipped.sentence
 
 
+def test_what_a_clip_is_instead_is_told(tmp_path: Path) -> None:
+    media.write_mp4(tmp_path / "a.mp4", np.zeros((9, 16, 16, 3), np.uint8), 8)
+    (tmp_path / "b.mp4").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    (tmp_path / "c.png").write_bytes(b"\n<!DOCTYPE html><html>404</html>")
+    fill(tmp_path, "a.txt", "b.txt", "c.txt")
+    report = ClipFolder(tmp_path, 9, 16, 16, 8, max_bad_fraction=0.9).report
+    assert report.causes == {"corrupt": 2}
+    assert "b.mp4 can't be decoded: it is a pointer of Git LFS" in str(report) and "c.png can't" in str(report)
+    assert "it is a web page" in str(report)
+
+
 def test_tars_have_the_rules_of_folders_and_links_are_followed(tmp_path: Path) -> None:
     links = {
         "h.mp4": (tarfile.LNKTYPE, "b.mp4"),

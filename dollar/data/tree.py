@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,8 +28,7 @@ def walk(root: Path) -> Tree:
     tree, waiting, links = Tree({}, {}), [""], list[str]()
     while waiting or links:
         if not waiting:
-            links.sort(reverse=True)
-            waiting.append(links.pop())
+            waiting.append(heappop(links))
         below = waiting.pop()
         try:
             identity = _identity(os.path.join(root, below))
@@ -40,7 +40,8 @@ def walk(root: Path) -> Tree:
             tree.closed[below] = error.strerror or str(error)
             continue
         waiting += folders
-        links += linked
+        for link in linked:
+            heappush(links, link)
     return tree
 
 
