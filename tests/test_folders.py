@@ -143,6 +143,17 @@ def test_a_folder_that_may_not_be_looked_into_is_counted(tmp_path: Path, monkeyp
         open_source(tmp_path / "shut")
 
 
+def test_several_folders_are_read_together(tmp_path: Path) -> None:
+    fill(tmp_path, "x/a.mp4", "x/a.txt", "y/a.mp4", "y/mute.mp4", "y/a.txt", "deep/x/a.mp4", "deep/x/a.txt")
+    places = [tmp_path / "x", tmp_path / "y", tmp_path / "y" / ".." / "x"]
+    assert read(open_source(places)) == (
+        {"x/a.mp4": "x/a.txt", "y/a.mp4": "y/a.txt"},
+        {"y/mute.mp4": "unreadable caption"},
+    )
+    twice = [tmp_path / "x", tmp_path / "deep" / "x"]
+    assert list(read(open_source(twice))[0]) == [f"{place.as_posix()}/a.mp4" for place in twice]
+
+
 def test_what_cannot_be_reached_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="xxx can't be reached: File name too long"):
         open_source("x" * 5000)

@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dollar.data.folders import NEEDED, TABLES, counted, files_below, open_folder
-from dollar.data.listed import Source, cut, plain
+from dollar.data.folders import NEEDED, TABLES, Joined, counted, files_below, open_folder
+from dollar.data.listed import Entry, Skipped, Source, cut, plain
 from dollar.data.lists import ENDINGS, Columns, Listing, read_list
 from dollar.data.places import Names, packed, reachable, unpack
 from dollar.data.tables import Tables
@@ -21,28 +21,26 @@ from dollar.data.tars import Tars
 from dollar.data.tree import walk
 from dollar.log import logger
 
-ONE = "of several places only these are read together, so give one folder, with links to the others in it"
-
 Given = str | Path | Sequence[str | Path]
 
 
 def open_source(given: Given, video_column: str | None = None, caption_column: str | None = None) -> Source:
-    """The clips of a folder or file, of a pattern such as `shards/*.tar`, or of a list of tars or tables.
+    """The clips of a folder or file, of a pattern such as `shards/*.tar`, or of a list of folders, tars or tables.
 
     video_column, caption_column: a table's or list's columns, where they have no usual name. ValueError when nothing
     fits.
     """
     parts = [_there(part) for part in ([given] if isinstance(given, (str, Path)) else given)]
+    if not parts:
+        raise ValueError(f"the list of what to read is empty. {NEEDED}.")
     if len(parts) == 1 and parts[0].is_dir():
         return open_folder(parts[0], video_column, caption_column)
     files = {part: _files(part) for part in parts}
     found = [pair for part in parts for pair in files[part]]
     if not found:
-        given = f"{', '.join(map(str, parts))} hold no tars or tables; {ONE}" if parts else "the list to read is empty"
-        raise ValueError(f"{given}. {NEEDED}.")
-    for part in parts:
-        if not files[part]:
-            logger.warning(f"note: {part} is not read, for it holds no tars or tables; {ONE}")
+        return Joined([Named(name, open_folder(p, video_column, caption_column)) for name, p in _called(parts)])
+    if left := [str(part) for part in parts if not files[part]]:
+        logger.warning(f"note: {', '.join(left)} is not read, for it has no tars or tables, as the other places have")
     if archives := [path for _, path in found if packed(path.name)]:
         raise ValueError(unpack(archives[0]))
     endings = Counter(cut(path.name)[1] for _, path in found)
@@ -57,6 +55,30 @@ def open_source(given: Given, video_column: str | None = None, caption_column: s
     raise ValueError(
         f"{given} is {counted(endings)}; give tars alone, parquet or arrow files alone, or one folder. {NEEDED}."
     )
+
+
+class Named:
+    """A source of several, with its name before its ids."""
+
+    def __init__(self, name: str, source: Source) -> None:
+        self.name, self.source = name, source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def id(self, index: int) -> str:
+        """Its name and the id that the source gives."""
+        return f"{self.name}/{self.source.id(index)}"
+
+    def __getitem__(self, index: int) -> Entry | Skipped:
+        item = self.source[index]
+        return item._replace(id=f"{self.name}/{item.id}")
+
+
+def _called(folders: Sequence[Path]) -> list[tuple[str, Path]]:
+    """(name, path) of folders, each once; with their whole paths for names where the short ones repeat."""
+    each = list({folder.resolve(): folder for folder in reversed(folders)}.values())[::-1]
+    return _named([(plain(os.path.basename(os.path.abspath(folder))), folder) for folder in each])
 
 
 def _there(part: str | Path) -> Path:
