@@ -113,6 +113,17 @@ def test_a_table_without_its_columns_is_a_sentence(tmp_path: Path, text: str, sa
         found(tmp_path / "captions.csv")
 
 
+@pytest.mark.parametrize("name", ["my captions.csv", "train.json"])
+def test_a_list_by_another_name_is_pointed_at(tmp_path: Path, name: str) -> None:
+    """The captions are there, so nobody is asked for a.txt."""
+    (tmp_path / "a.mp4").write_bytes(b"")
+    (tmp_path / "other.json").write_text('{"width": 3}')
+    text = "file,caption\na.mp4,a dog\n" if name.endswith("csv") else '[{"file": "a.mp4", "caption": "a dog"}]'
+    with pytest.raises(ValueError, match=rf"{name} is a list of clips; give its path, or call it captions\.(csv|json)"):
+        in_list(tmp_path, text, name)
+    assert found(tmp_path / name) == ([("a.mp4", "a dog")], {})
+
+
 def test_columns_of_a_list_can_be_named(tmp_path: Path) -> None:
     (tmp_path / "captions.csv").write_text("clip id,long,caption\na.mp4,a dog,dog\n")
     assert found(tmp_path, video_column="clip id", caption_column="long")[0] == [("a.mp4", "a dog")]

@@ -15,7 +15,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from dollar.data.listed import NOT_BAD, STILLS, VIDEOS, Entry, Skipped, Source, cut, plain
-from dollar.data.lists import LISTS, Columns, Listing, Pair, read_list
+from dollar.data.lists import ENDINGS, LISTS, Columns, Listing, Pair, read_list
 from dollar.data.pairs import Place, pairs
 from dollar.data.places import Names, packed, unpack
 from dollar.data.rows import NoColumns
@@ -124,9 +124,10 @@ def open_folder(folder: Path, video_column: str | None, caption_column: str | No
             return Joined([source, Listing(rest)]) if rest else source
     if found := lists.last_resort():
         return Listing([*found, *apart])
-    if beside and not lists.unfit:
+    why = [*lists.unfit[:SHOWN], *_by_another_name(folder, tree, lists.columns)]
+    if beside and not why:
         return Listing([*beside, *apart])
-    raise ValueError(_nothing(folder, tree, lists))
+    raise ValueError(_nothing(folder, tree, why))
 
 
 def files_below(folder: Path, tree: Tree, endings: set[str]) -> list[tuple[str, Path]]:
@@ -207,9 +208,21 @@ def _say(folder: Path, lists: _Lists) -> None:
         )
 
 
-def _nothing(folder: Path, tree: Tree, lists: _Lists) -> str:
+def _by_another_name(folder: Path, tree: Tree, columns: Columns) -> list[str]:
+    """What to do with a list on top that isn't called one."""
+    for name in sorted(tree.files[""]):
+        if cut(name)[1] in ENDINGS and name.lower() not in LISTS:
+            try:
+                fits = any(isinstance(clip, Entry) for clip in read_list(folder / name, columns))
+            except ValueError:
+                continue
+            if fits:
+                return [f"{folder / name} is a list of clips; give its path, or call it captions{cut(name)[1]}"]
+    return []
+
+
+def _nothing(folder: Path, tree: Tree, why: Sequence[str]) -> str:
     names = [name for found in tree.files.values() for name in found]
     holds = f"it holds {counted(Counter(cut(n)[1] for n in names))}"
     archives = [unpack(folder / name) for name in names if packed(name)][:1]
-    why = "; ".join([holds, *lists.unfit[:SHOWN], *archives])
-    return f"the clip folder {folder} lists no clips; {why}. {NEEDED}."
+    return f"the clip folder {folder} lists no clips; {'; '.join([holds, *why, *archives])}. {NEEDED}."

@@ -76,7 +76,7 @@ def read_prompts(path: str | Path) -> list[str]:
     """
     path = reachable(path)
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
+        found = "is a folder" if path.is_dir() else "is no file" if path.exists() else "does not exist"
         raise ValueError(f"the prompt file {path} {found}; give a UTF-8 text file with one prompt a line")
     if path.suffix.lower() in TABLES | JSON:
         prompts = _of_rows(path)

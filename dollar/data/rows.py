@@ -102,8 +102,11 @@ def _header(line: str, path: Path, groups: Groups, given: str) -> _Header:
                 f"{path} has no header, for its first line is a clip: {first!r}; it needs the names of its columns "
                 f"above: {','.join(group[0] for group in groups)}"
             )
+        other = "; video_column=NAME and caption_column=NAME name others" if len(groups) > 1 else ""
         missing = [" or ".join(group[:4]) for group in groups if not {tidy(name) for name in group} & set(alike)]
-        raise NoColumns(f"{path} lacks a column: its first line is {first!r}, and doesn't name {' and '.join(missing)}")
+        raise NoColumns(
+            f"{path} lacks a column: its first line is {first!r}, and doesn't name {' and '.join(missing)}{other}"
+        )
     for place in best.places:
         if alike.count(alike[place]) > 1:
             raise ValueError(f"{path} has the column {best.names[place]!r} more than once; leave one of them")
