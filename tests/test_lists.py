@@ -124,6 +124,18 @@ def test_a_list_by_another_name_is_pointed_at(tmp_path: Path, name: str) -> None
     assert found(tmp_path / name) == ([("a.mp4", "a dog")], {})
 
 
+def test_files_and_captions_of_the_same_lines(tmp_path: Path) -> None:
+    (tmp_path / "videos.txt").write_text("deep/a.mp4\nb.mp4\n\n")
+    (tmp_path / "prompts.txt").write_bytes("a dog,\u2028running\r\na cat\r\n".encode("utf-16"))
+    assert found(tmp_path) == ([("a.mp4", "a dog,\u2028running"), ("b.mp4", "a cat")], {})
+    (tmp_path / "prompts.txt").write_text("one\n")
+    with pytest.raises(ValueError, match=r"videos.txt has 2 lines and .*prompts.txt 1; each line of one"):
+        found(tmp_path)
+    (tmp_path / "prompts.txt").unlink()
+    with pytest.raises(ValueError, match=r"videos.txt has no prompts.txt next to it"):
+        found(tmp_path)
+
+
 def test_columns_of_a_list_can_be_named(tmp_path: Path) -> None:
     (tmp_path / "captions.csv").write_text("clip id,long,caption\na.mp4,a dog,dog\n")
     assert found(tmp_path, video_column="clip id", caption_column="long")[0] == [("a.mp4", "a dog")]

@@ -9,11 +9,14 @@ from typing import NamedTuple
 
 from dollar.data.listed import CAPTIONS, FILES, Entry, HalfCharacter, Skipped, caption_of, cut, plain
 from dollar.data.places import Names, network
-from dollar.data.rows import Row, read_rows
-from dollar.data.text import caption_from
+from dollar.data.rows import NoColumns, Row, lines_of, read_rows
+from dollar.data.text import caption_from, read_text
 
 ENDINGS = (".jsonl", ".csv", ".tsv", ".json", ".ndjson")
-LISTS = tuple(f"{name}{ending}" for name in ("captions", "metadata") for ending in ENDINGS)  # the one that counts first
+FILE_LINES = "videos.txt"  # a file a line, with the captions in the same lines of one of the others
+TEXT_LINES = ("prompts.txt", "prompt.txt", "captions.txt")
+# The one that counts first.
+LISTS = (*(f"{name}{ending}" for name in ("captions", "metadata") for ending in ENDINGS), FILE_LINES)
 
 
 class Pair(NamedTuple):
@@ -79,7 +82,21 @@ def read_list(table: Path, columns: Columns, below: str = "", names: Names | Non
     ValueError for what is no text, NoColumns (of dollar/data/rows.py) for what is no list of clips.
     """
     names = names or Names()
-    return [_clip(table, below, row, names) for row in read_rows(table, columns)]
+    rows = _lines(table) if table.name.lower() == FILE_LINES else read_rows(table, columns)
+    return [_clip(table, below, row, names) for row in rows]
+
+
+def _lines(files: Path) -> list[Row]:
+    """The rows of two files of lines, as several trainers have them."""
+    if (texts := next((p for name in TEXT_LINES if (p := files.with_name(name)).is_file()), None)) is None:
+        raise NoColumns(f"{files} has no {TEXT_LINES[0]} next to it, with the caption of each of its lines")
+    columns = [lines_of(read_text(path).rstrip()) for path in (files, texts)]
+    if len(columns[0]) != len(columns[1]):
+        raise ValueError(
+            f"{files} has {len(columns[0])} lines and {texts} {len(columns[1])}; each line of one is the clip of the "
+            "same line of the other"
+        )
+    return [Row(number, (file, text)) for number, (file, text) in enumerate(zip(*columns, strict=True), 1)]
 
 
 def _clip(table: Path, below: str, row: Row, names: Names) -> Entry | Skipped:

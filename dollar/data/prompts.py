@@ -12,7 +12,7 @@ from torch import Tensor
 from dollar.data.latents import Batch, Fit, epoch_order, hash_of
 from dollar.data.listed import CAPTIONS, caption_of
 from dollar.data.places import reachable
-from dollar.data.rows import JSON, TABLES, NoColumns, read_rows
+from dollar.data.rows import JSON, TABLES, NoColumns, lines_of, read_rows
 from dollar.data.text import read_text
 
 PROMPTS = tuple(dict.fromkeys(("prompt", *CAPTIONS, "prompt_en")))  # what tables and json call it, the likeliest first
@@ -81,9 +81,7 @@ def read_prompts(path: str | Path) -> list[str]:
     if path.suffix.lower() in TABLES | JSON:
         prompts = _of_rows(path)
     else:
-        # Not str.splitlines: it also cuts at characters (U+2028, form feed) that a pasted prompt may hold.
-        text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
-        prompts = [line.strip() for line in text.split("\n") if line.strip()]
+        prompts = [line.strip() for line in lines_of(read_text(path)) if line.strip()]
     if not prompts:
         raise ValueError(f"the prompt file {path} has no prompts in it; write one prompt a line")
     return prompts

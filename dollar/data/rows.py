@@ -18,7 +18,7 @@ from dollar.data.text import read_text
 DELIMITERS = (",", ";", "\t", "|")
 TABLES = {".csv", ".tsv"}
 JSON = {".json", ".jsonl", ".ndjson"}
-LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")  # not str.splitlines, which also cuts within captions (U+2028)
+LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")  # with its end, which a caption within quotes may have
 SPACE = re.compile(r"[\s\ufeff]*")
 BROKEN = "broken quotes"
 SHOWN = 200  # letters of a line that a sentence shows
@@ -43,6 +43,11 @@ class Row(NamedTuple):
     def where(self) -> str:
         """What sentences call it."""
         return f"{self.unit} {self.number}"
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text; not str.splitlines, which also cuts at what captions may hold (U+2028, form feed)."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 class NoColumns(ValueError):
