@@ -28,9 +28,9 @@ TABLES = {".parquet", ".arrow"}
 SHOWN = 5  # endings, and lists, that a sentence names
 NEEDED = (
     "It needs captions.jsonl (one {'file': ..., 'caption': ...} a line), captions.csv with the columns file and "
-    "caption, captions.json, or metadata.jsonl, .csv or .json with file_name and text, videos.txt + prompts.txt line by "
-    "line, pairs name.mp4 + name.txt (or .caption or .json), tars of such pairs, or parquet or arrow files with a column "
-    "of videos"
+    "caption, captions.json, or metadata.jsonl, .csv or .json with file_name and text, videos.txt + prompts.txt line "
+    "by line, pairs name.mp4 + name.txt (or .caption or .json), tars of such pairs, or parquet or arrow files with a "
+    "column of videos"
 )
 
 
