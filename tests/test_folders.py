@@ -194,10 +194,12 @@ def test_hugging_face_splits_are_read_together(tmp_path: Path, caplog: pytest.Lo
         {"train/c.mp4": "not listed"},
     )
     assert f"the lists of {tmp_path}/test (1), {tmp_path}/train (2) are read together" in caplog.text
+    caplog.clear()
     # A list above the others governs them all.
     (tmp_path / "captions.csv").write_text("file,caption\ntrain/c.mp4,five\n")
     unlisted = ("free/d.mp4", "test/a.mp4", "train/a.mp4", "train/more/b.mp4")
     assert read(open_source(tmp_path)) == ({"train/c.mp4": "five"}, dict.fromkeys(unlisted, "not listed"))
+    assert f"a list above them counts: {tmp_path}/test/metadata.jsonl, {tmp_path}/train/metadata.csv" in caplog.text
 
 
 def test_tables_of_splits_find_their_own_files(tmp_path: Path) -> None:

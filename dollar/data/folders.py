@@ -67,11 +67,14 @@ class _Lists:
         self.root, self.tree, self.columns = root, tree, columns
         self.clips: dict[str, list[Entry | Skipped]] = {}
         self.unfit: list[str] = []  # why lists aren't ones
+        self.governed: list[Path] = []  # lists below others
         self._rest: dict[str, list[Entry | Skipped]] = {}  # of lists without a single clip
         names = Names()
         for below in sorted(tree.files, key=_parts):
             if self.governor(below) is None:
                 self._look(below, names)
+            else:
+                self.governed += [root / below / name for name in tree.files[below] if name.lower() in LISTS]
 
     def governor(self, below: str) -> str | None:
         """The folder whose list governs this one."""
@@ -133,9 +136,8 @@ def open_folder(folder: Path, video_column: str | None, caption_column: str | No
 
 def files_below(folder: Path, tree: Tree, endings: set[str]) -> list[tuple[str, Path]]:
     """(path below the folder as text, path) of the tars or tables of a tree, in order."""
-    found = [Path(b, n) for b, names in tree.files.items() for n in names if cut(n)[1] in endings]
-    # Hugging Face leaves its own caches next to the data.
-    return [(plain(p.as_posix()), folder / p) for p in sorted(found) if not (TABLES & endings and _cached(p.name))]
+    found = [Path(b, n) for b, names in tree.files.items() for n in names if _shard(n) in endings]
+    return [(plain(p.as_posix()), folder / p) for p in sorted(found)]
 
 
 def counted(endings: Counter[str]) -> str:
@@ -144,8 +146,10 @@ def counted(endings: Counter[str]) -> str:
     return ", ".join(shown[:SHOWN]) or "nothing"
 
 
-def _cached(name: str) -> bool:
-    return name.startswith("cache-")
+def _shard(name: str) -> str:
+    """The ending of a tar or a table; empty for others, and for the caches that Hugging Face leaves next to the data."""
+    ending = cut(name)[1]
+    return ending if ending == ".tar" or (ending in TABLES and not name.startswith("cache-")) else ""
 
 
 def _parts(below: str) -> tuple[str, ...]:
@@ -187,12 +191,12 @@ def _apart(root: Path, tree: Tree) -> list[Skipped]:
     ]
     for below, names in sorted(tree.files.items(), key=lambda item: _parts(item[0])):
         for name in sorted(names):
-            place, ending = Place(root, below, name), cut(name)[1]
             if packed(name):
+                place = Place(root, below, name)
                 found.append(Skipped(place.id, place.path, "packed archive", f"{unpack(place.path)}."))
-            elif ending == ".tar" or (ending in TABLES and not _cached(name)):
+            elif _shard(name):
                 other = "isn't read, for lists, pairs and tars come first, in this order; give its own path to read it"
-                found.append(place.skipped("other kind of source", other))
+                found.append(Place(root, below, name).skipped("other kind of source", other))
     return found
 
 
@@ -200,13 +204,18 @@ def _say(folder: Path, lists: _Lists) -> None:
     """A note of lists that aren't used, and where several are, of which."""
     for why in lists.unfit:
         logger.warning(f"note: {why}; so it is passed over")
+    if lists.governed:
+        logger.warning(f"note: not read, for a list above them counts: {_some(lists.governed)}")
     if len(lists.clips) > 1:
         each = [f"{folder / below} ({len(clips)})" for below, clips in lists.clips.items()]
-        more = f" and {len(each) - SHOWN} more" if len(each) > SHOWN else ""
         logger.warning(
-            f"note: the lists of {', '.join(each[:SHOWN])}{more} are read together; give one of these folders to read "
-            "it alone"
+            f"note: the lists of {_some(each)} are read together; give one of these folders to read it alone"
         )
+
+
+def _some(items: Sequence[object]) -> str:
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return ", ".join(map(str, items[:SHOWN])) + more
 
 
 def _by_another_name(folder: Path, tree: Tree, columns: Columns) -> list[str]:

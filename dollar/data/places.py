@@ -63,8 +63,10 @@ def packed(name: str) -> bool:
 
 def unpack(place: object) -> str:
     """What to do with an archive."""
-    how = "gunzip or tar xf" if re.search(r"gz$", str(place), re.IGNORECASE) else "unzip or tar xf"
-    return f"{place} is packed, and clips are read where they lie; unpack it (with {how}) into a folder, and give that"
+    name = str(place).lower()
+    tool = {"zip": "unzip", "gz": "gunzip", "7z": "7z x", "rar": "unrar x"}.get(name.rpartition(".")[2], "tar xf")
+    tool = "tar xf" if re.search(r"\.(tar\.\w+|t\w+)$", name) else tool
+    return f"{place} is packed, and clips are read where they lie; unpack it (with {tool}) into a folder, and give that"
 
 
 def in_fact(path: Path) -> str:
