@@ -147,7 +147,7 @@ def counted(endings: Counter[str]) -> str:
 
 
 def _shard(name: str) -> str:
-    """The ending of a tar or a table; empty for others, and for the caches that Hugging Face leaves next to the data."""
+    """The ending of a tar or a table; empty for others, and for caches that Hugging Face leaves next to the data."""
     ending = cut(name)[1]
     return ending if ending == ".tar" or (ending in TABLES and not name.startswith("cache-")) else ""
 

@@ -22,6 +22,15 @@ PACKED = {
     b"Rar!": "rar",
 }
 ENDINGS = (*sorted(VIDEOS), *sorted(STILLS))
+TOOLS = {
+    "gz": "gunzip",
+    "bz2": "bunzip2",
+    "xz": "unxz",
+    "zst": "unzstd",
+    "zip": "unzip",
+    "7z": "7z x",
+    "rar": "unrar x",
+}
 POINTER = b"version https://git-lfs"
 FETCH = {
     "hf": "hf download NAME --repo-type dataset --local-dir FOLDER",
@@ -64,8 +73,7 @@ def packed(name: str) -> bool:
 def unpack(place: object) -> str:
     """What to do with an archive."""
     name = str(place).lower()
-    tool = {"zip": "unzip", "gz": "gunzip", "7z": "7z x", "rar": "unrar x"}.get(name.rpartition(".")[2], "tar xf")
-    tool = "tar xf" if re.search(r"\.(tar\.\w+|t\w+)$", name) else tool
+    tool = "tar xf" if re.search(r"\.(tar\.\w+|t\w+)$", name) else TOOLS.get(name.rpartition(".")[2], "tar xf")
     return f"{place} is packed, and clips are read where they lie; unpack it (with {tool}) into a folder, and give that"
 
 
