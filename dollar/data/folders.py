@@ -193,7 +193,7 @@ def _apart(root: Path, tree: Tree) -> list[Skipped]:
         for name in sorted(names):
             if packed(name):
                 place = Place(root, below, name)
-                found.append(Skipped(place.id, place.path, "packed archive", f"{unpack(place.path)}."))
+                found.append(Skipped(place.id, place.path, "packed archive", plain(f"{unpack(place.path)}.")))
             elif _shard(name):
                 other = "isn't read, for lists, pairs and tars come first, in this order; give its own path to read it"
                 found.append(Place(root, below, name).skipped("other kind of source", other))

@@ -107,7 +107,7 @@ def _alone(
             if key.lower() not in ABOUT:
                 found.append((text, place.skipped("caption without a video", "lies next to no clip of its name")))
         elif packed(place.name):
-            found.append((place.name, Skipped(place.id, place.path, "packed archive", f"{unpack(place.path)}.")))
+            found.append((place.name, Skipped(place.id, place.path, "packed archive", plain(f"{unpack(place.path)}."))))
         else:
             ending = cut(place.name)[1] or "a name without an ending"
             sentence = f"has a caption, {text}, but {ending} is not known for a video; a captions.jsonl may name it"

@@ -22,15 +22,7 @@ PACKED = {
     b"Rar!": "rar",
 }
 ENDINGS = (*sorted(VIDEOS), *sorted(STILLS))
-TOOLS = {
-    "gz": "gunzip",
-    "bz2": "bunzip2",
-    "xz": "unxz",
-    "zst": "unzstd",
-    "zip": "unzip",
-    "7z": "7z x",
-    "rar": "unrar x",
-}
+TOOLS = {"gz": "gunzip", "bz2": "bunzip2", "xz": "unxz", "zst": "unzstd", "zip": "unzip", "7z": "7z x", "rar": "unrar"}
 POINTER = b"version https://git-lfs"
 FETCH = {
     "hf": "hf download NAME --repo-type dataset --local-dir FOLDER",
