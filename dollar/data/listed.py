@@ -93,6 +93,17 @@ class Skipped(NamedTuple):
     sentence: str
 
 
+class NotShown(ValueError):
+    """A file that can't be shown right, though it isn't damaged: `cause` is a few words to count by.
+
+    The message goes on from the file's name: "is a HEIC picture; ...".
+    """
+
+    def __init__(self, cause: str, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+
+
 class Source(Protocol):
     """Captioned clips in a fixed order; reading one never raises, for what is damaged is a Skipped."""
 
