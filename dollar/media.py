@@ -75,7 +75,7 @@ def write_mp4(path: str | Path, clip: np.ndarray, fps: float) -> None:
     clip = np.pad(clip, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     with atomically(path) as temporary:  # noqa: SIM117
         # The temporary name has no .mp4 ending, so the format is named.
-        with av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        with av.open(str(temporary.absolute()), "w", format="mp4", options={"movflags": "faststart"}) as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
             stream.height, stream.width = clip.shape[1:3]
             stream.pix_fmt = "yuv420p"

@@ -20,7 +20,9 @@ from dollar.data import films, pictures
 from dollar.data.films import Extent
 from dollar.data.frames import Screen, stated
 from dollar.data.listed import File
+from dollar.data.places import in_fact
 
+SMALL = 2**16  # bytes; pointers and web pages in place of a clip are smaller
 TIE = 2e-3  # seconds
 EARLIER = 10.0  # seconds, more than lie between most films' key frames
 # What PyAV and PIL raise on damaged files; FFmpegError is not always an OSError or a ValueError.
@@ -92,8 +94,15 @@ def read_still(file: File) -> np.ndarray:
 
 
 def opened(file: File) -> str | io.BytesIO:
-    """What av and PIL read from: a path as it is, anything else from memory."""
-    return str(file) if isinstance(file, Path) else io.BytesIO(file.read_bytes())
+    """What av and PIL read from: a whole path, for `12:30.mp4` would be a protocol; anything else from memory.
+
+    ValueError where a small file is known to be something else, as a pointer of Git LFS.
+    """
+    if not isinstance(file, Path):
+        return io.BytesIO(file.read_bytes())
+    if file.stat().st_size < SMALL and (fact := in_fact(file)):
+        raise ValueError(fact)
+    return str(file.absolute())
 
 
 def fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:
