@@ -587,12 +587,11 @@ def test_tars_and_names_that_are_no_text(run: Callable[..., Said], folder: Path,
 
 def test_training_commands_keep_their_data(command: Callable[..., Said]) -> None:
     """data=PATH is preprocess's; where data is a group it stays one."""
-    from dollar.cli import overrides
+    from dollar.cli.arguments import as_they_stand
 
-    assert overrides.whole_data("train", "data=clips") == "data=clips"
-    assert overrides.whole_data("preprocess", "data=a b") == 'data.path="a b"'
-    assert overrides.whole_data("preprocess", "data=[a,b]") == "data.path=[a,b]"
-    assert overrides.whole_data("preprocess", "database=a") == "database=a"
+    assert as_they_stand("train", ["data=shapes"]) == ["data=shapes"]
+    assert as_they_stand("preprocess", ["data=a b"]) == ['data.path="a b"']
+    assert as_they_stand("preprocess", ["data=[a,b]"]) == ['data.path=["a","b"]']
 
 
 @pytest.mark.skipif(not (ROOT.parent / "shared" / "clips").is_dir(), reason="the ten real clips are not here")

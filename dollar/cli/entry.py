@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dollar.cli.overrides import CONF, PACKAGE, check_overrides, options_first, quote_prompt, text_keys, whole_data
-from dollar.cli.sweeps import FAILED
+from dollar.cli.arguments import as_they_stand
+from dollar.cli.overrides import CONF, PACKAGE, check_overrides
+from dollar.cli.sweeps import FAILED, named_by
+from dollar.cli.texts import settle_text
+from dollar.cli.written import expanded
 from dollar.log import speak
 
-__all__ = ["CONF", "ROOT", "check_folder_for", "check_given", "enter", "make_text"]
+__all__ = ["CONF", "ROOT", "check_folder_for", "check_given", "enter"]
 
 ROOT = PACKAGE.parent
 # Mistakes of the user's, or of his machine, that a sentence explains better than a traceback.
 EXPLAINED = (ValueError, OSError, FloatingPointError, OmegaConfBaseException)
+OmegaConf.register_new_resolver("home", expanded, replace=True)  # for what hydra reads before a command does
 OmegaConf.register_new_resolver("embedded", lambda name: str(PACKAGE / "assets" / name), replace=True)
 
 
@@ -39,17 +43,17 @@ def enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
     failures = []
     speak()
     see_own_modules()
-    sys.argv[1:] = [whole_data(config_name, quote_prompt(a)) for a in options_first(sys.argv[1:])]
     try:
-        given_text = check_overrides(config_name, sys.argv[1:])
+        words = as_they_stand(config_name, sys.argv[1:])
+        given_text = check_overrides(config_name, words)
+        sys.argv[1:] = [*words, *named_by(words)]
     except ValueError as error:
         _refuse(error)
 
     def guarded(config: DictConfig) -> Any:
         try:
             check_given(config)
-            plain: Any = OmegaConf.to_container(config, resolve=False)
-            make_text(config, [*given_text, *text_keys(config_name, plain)])
+            settle_text(config_name, config, given_text)
             return main(config)
         except (*EXPLAINED, InstantiationException) as error:
             # Hydra wraps what a constructor raises; the user's sentence is inside.
@@ -68,7 +72,7 @@ def enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
                 raise
         except Exception:  # whatever it was, the other jobs go on and the table names this one
             traceback.print_exc()
-        failures.append(HydraConfig.get().job.override_dirname)
+        failures.append(HydraConfig.get().job.num)
         return FAILED
 
     job.__module__ = config_name  # as which --help introduces the command
@@ -96,17 +100,6 @@ def check_folder_for(key: str, path: Path) -> None:
         raise ValueError(f"{key}={path}: {there} is a file; name a folder")
     if not os.access(there, os.W_OK):
         raise ValueError(f"{key}={path}: nothing may be written to {there}; name another folder")
-
-
-def make_text(config: DictConfig, keys: Sequence[str]) -> None:
-    """Make the values of these keys text, for a name may look like a number."""
-    for key in keys:
-        given = OmegaConf.select(config, key)
-        several = list(given) if OmegaConf.is_list(given) else [given]
-        if all(value is None or isinstance(value, str) for value in several):
-            continue  # written anew, a name with ${ in it would be looked up
-        text = [None if value is None else str(value).replace("${", "\\${") for value in several]
-        OmegaConf.update(config, key, text if OmegaConf.is_list(given) else text[0])
 
 
 def check_given(config: DictConfig) -> None:

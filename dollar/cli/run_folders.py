@@ -17,13 +17,13 @@ CONFIG = "config.yaml"
 
 
 def run_folder(config: DictConfig) -> Path:
-    """runs/<run>, or a folder below it for each job of a sweep, named by its overrides; ValueError for no name."""
+    """runs/<run>, or a folder below it for each job of a sweep, named by what varies; ValueError for no name."""
     name = "" if config.run is None else str(config.run).strip()
     if name in ("", ".") or ".." in Path(name).parts or Path(name).is_absolute():
         raise ValueError(f"run={name} names no folder below runs={config.runs}; give run=NAME, a word of its own")
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:
-        return job_folder(config, hydra_config.job.override_dirname)
+        return job_folder(config, hydra_config)
     return Path(config.runs) / str(config.run)
 
 
