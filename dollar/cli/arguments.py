@@ -11,7 +11,7 @@ from dollar.cli import kinds
 from dollar.cli.declared import UNDECLARED
 from dollar.cli.options import absolute, check_words, further_folder, settings_in, several_in
 from dollar.cli.overrides import CONF, Known, check_key, known_of
-from dollar.cli.written import is_enclosed, pieces, written
+from dollar.cli.written import exists, is_enclosed, pieces, written
 
 
 def as_they_stand(config_name: str, arguments: Sequence[str]) -> list[str]:
@@ -32,7 +32,7 @@ def as_they_stand(config_name: str, arguments: Sequence[str]) -> list[str]:
 def _whole_data(config_name: str, word: str) -> str:
     """data=PATH as data.path=PATH where data is no group, in which hydra would look for a choice."""
     key, equals, value = word.partition("=")
-    if key != "data" or not equals or is_enclosed(value, "{"):
+    if key != "data" or not equals or (is_enclosed(value, "{") and not exists(value)):
         return word
     path = OmegaConf.select(OmegaConf.load(CONF / f"{config_name}.yaml"), "data.path", default=0)
     return word if path == 0 else f"data.path={value}"

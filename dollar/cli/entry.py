@@ -24,6 +24,7 @@ from dollar.cli.overrides import CONF, PACKAGE, check_overrides
 from dollar.cli.sweeps import FAILED, named_by
 from dollar.cli.texts import settle_text
 from dollar.cli.written import expanded
+from dollar.lazy import dotted
 from dollar.log import speak
 
 __all__ = ["CONF", "ROOT", "check_folder_for", "check_given", "enter"]
@@ -89,8 +90,17 @@ def see_own_modules() -> None:
 
 
 def _refuse(error: BaseException) -> None:
-    print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: {_sentence(error)}", file=sys.stderr)
     sys.exit(2)
+
+
+def _sentence(error: BaseException) -> str:
+    """What an error says; of OmegaConf's, its first line with the key that it is about."""
+    if not isinstance(error, OmegaConfBaseException):
+        return str(error)
+    said = str(error).splitlines()[0].partition("raised while resolving interpolation: ")
+    text = (said[2] or said[0]).strip('"')
+    return f"{error.full_key}: {text}" if error.full_key else text
 
 
 def check_folder_for(key: str, path: Path) -> None:
@@ -108,6 +118,8 @@ def check_given(config: DictConfig) -> None:
     while stack:
         prefix, values = stack.pop()
         for key, value in values.items():
+            if key == "_target_" and isinstance(value, str) and (meant := dotted(value)) is not None:
+                raise ValueError(f"{prefix}{key} is {value!r}; write it with dots, as {meant}")
             if value == "???":
                 raise ValueError(f"{prefix}{key} is missing, and has no default; give {prefix}{key}=VALUE")
             if isinstance(value, dict):

@@ -80,6 +80,6 @@ def check_words(arguments: Sequence[str]) -> None:
         if ("=" in word and not word.startswith("=")) or re.fullmatch(r"~[\w.@]+", word):
             continue
         said = f"{word!r} says nothing; everything is given as key=value"
-        if word.startswith("=") or before.endswith("="):
+        if before.endswith("=") or any(other.startswith("=") for other in words):
             raise ValueError(f"{said}, without blanks around =")
         raise ValueError(f"{said}" + (f", what has blanks in quotes: '{before} {word}'" if "=" in before else ""))

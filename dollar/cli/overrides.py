@@ -121,9 +121,9 @@ def _check_choice(group: str, value: str, places: Sequence[Path]) -> None:
     files = {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
     options = sorted(files, key=_naturally)
     if "/" in value or (value not in files and exists(value)):
-        keys = {key: name for name in options for key in re.findall(r"^(folder|path):", files[name].read_text(), re.M)}
+        keys = [(k, name) for name in options for k in re.findall(r"^(folder|path):", files[name].read_text(), re.M)]
         if keys and value not in files:
-            key, name = next(iter(keys.items()))
+            key, name = keys[0]
             raise ValueError(
                 f"{group}={value} names a place; name a choice and give the place by its key, as {group}={name} "
                 f"{group}.{key}={value} ({', '.join(options)})"
@@ -141,7 +141,7 @@ def _nearest_choice(word: str, options: Sequence[str]) -> str:
     parts = [option for option in options if given and given in plain[option]]
     inside = [option for option in options if len(plain[option]) > 2 and given.startswith(plain[option])]
     near = difflib.get_close_matches(given, list(plain.values()), 1, 0.5)
-    found = begin or ([o for o in options if plain[o] in near] if near else []) or parts or inside
+    found = begin or parts or inside or [option for option in options if plain[option] in near]
     if not found:
         return "the choices are "
     others = f", then {', '.join(map(repr, found[1:]))}" if found[1:] else ""
@@ -183,8 +183,15 @@ def _leaves(key: str, text: str, known: Mapping[str, Any]) -> list[tuple[str, st
     if not isinstance(values, dict):
         own = [k for k in inner if not k.rpartition(".")[2].startswith("_") and source_of(known[k]) is None] or inner
         raise ValueError(f"{key}={text}: {key} holds keys of its own; give one of them, as {own[0]}=VALUE")
-    written = [(f"{key}.{k}", "null" if v is None else str(v)) for k, v in values.items()]
+    written = [(f"{key}.{k}", _again(v)) for k, v in values.items()]
     return [leaf for k, v in written for leaf in _leaves(k, v, known)]
+
+
+def _again(value: Any) -> str:
+    """A value of a dictionary, as it was read, in hydra's grammar."""
+    if isinstance(value, str):
+        return quoted(value)
+    return "null" if value is None else str(value)
 
 
 def _values(key: str, text: str) -> Iterator[tuple[str, Any]]:
@@ -207,11 +214,14 @@ def _check_value(key: str, text: str, kind: Any, default: Any) -> None:
     for part, value in _values(key, text):
         if kinds.accepts(kind, value) or (isinstance(value, str) and "${" in value):
             continue
+        part = value if isinstance(value, str) else part  # without the quotes that it was given for hydra
         lists = next((m for m in kinds.members(kind) if kinds.is_list(m)), None)
         if value is not None and all(kinds.is_choice(m) or m is type(None) for m in kinds.members(kind)):
             raise ValueError(f"{key} is {value!r}; use {kinds.named(kind)}")
         if lists is None or value is None or not isinstance(value, list):
             write = "" if lists is None or value is None else f"; write {key}=[{part}]"
+            if isinstance(value, float) and value.is_integer() and int in kinds.members(kind):
+                write = f"; write {key}={int(value)}"
             raise ValueError(f"{key}={part}: {key} is {kinds.named(kind)}{now}{write}")
         for place, item in enumerate(value):
             if not kinds.accepts(inner := kinds.item_of(lists, place), item):

@@ -50,9 +50,9 @@ def expand_homes(config_name: str, config: DictConfig) -> None:
             continue
         try:
             now = OmegaConf.select(config, key)
+            texts = list(now) if OmegaConf.is_list(now) else [now]
         except OmegaConfBaseException:  # better explained where it is read
             continue
-        texts = list(now) if OmegaConf.is_list(now) else [now]
         if not any(isinstance(text, str) and text.startswith("~") for text in texts):
             continue
         kind = kind_of(COMMANDS[config_name], plain, key)

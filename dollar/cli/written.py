@@ -74,7 +74,7 @@ def is_enclosed(text: str, bracket: str) -> bool:
     """Whether the whole text is one list or dictionary: [a] and [b] is none."""
     text = text.strip()
     opened = text[:1] == bracket and text[-1:] == CLOSING[bracket] and len(text) > 1
-    return opened and _balanced(text) and not any(_balanced(text[:end]) for end in range(1, len(text)))
+    return opened and not any(_balanced(text[:end]) for end in range(1, len(text)))
 
 
 def pieces(text: str, comma: str, places: bool = False) -> list[str]:
