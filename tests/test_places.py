@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -320,3 +323,57 @@ def test_a_name_of_code_given_as_a_file(command: Callable[..., Said]) -> None:
 def test_an_environment_variable_that_is_not_there(command: Callable[..., Said]) -> None:
     said = command("sample", "checkpoint=${oc.env:NO_SUCH_FOLDER}/a")
     assert said.code == 2 and len(said.err.splitlines()) == 1 and "NO_SUCH_FOLDER" in said.err
+
+
+# Under torchrun
+
+
+def plugged(folder: Path) -> dict[str, str]:
+    """The environment of a shell in which this package is installed, as setup.cfg has it."""
+    import configparser
+
+    read = configparser.ConfigParser()
+    read.read(ROOT / "setup.cfg")
+    (folder / "own-0.dist-info").mkdir(parents=True)
+    (folder / "own-0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 0\n")
+    points = f"[torchrun.handlers]\n{read['options.entry_points']['torchrun.handlers'].strip()}\n"
+    (folder / "own-0.dist-info" / "entry_points.txt").write_text(points)
+    return {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "OMP_NUM_THREADS": "1"}
+
+
+def test_a_mistake_under_torchrun_is_one_sentence(tmp_path: Path) -> None:
+    words = ["--standalone", "--nproc-per-node=2", str(ROOT / "launch" / "train.py"), "cycles=abc"]
+    line = [sys.executable, "-m", "torch.distributed.run", *words]
+    said = subprocess.run(line, env=plugged(tmp_path), capture_output=True, text=True, cwd=tmp_path)
+    assert (said.returncode, said.stdout) == (2, "")
+    assert said.stderr == "train.py: cycles=abc: cycles is a whole number (now 200)\n"
+
+
+def test_the_exit_code_of_processes_that_left_theirs(tmp_path: Path) -> None:
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    from dollar.parallel.outcome import exit_code
+
+    def failed(**codes: int) -> ChildFailedError:
+        given = {int(pid[1:]): code for pid, code in codes.items()}
+        return ChildFailedError("x", {i: ProcessFailure(i, p, c, "") for i, (p, c) in enumerate(given.items())})
+
+    stopped = SignalException("", sigval=signal.SIGTERM)
+    assert exit_code(tmp_path, failed(p1=1)) is None and exit_code(tmp_path, stopped) == 143
+    (tmp_path / "1").write_text("3")
+    assert exit_code(tmp_path, failed(p1=3, p2=-signal.SIGTERM)) == 3 and exit_code(tmp_path, stopped) == 3
+    assert exit_code(tmp_path, failed(p1=3, p2=1)) is None  # a process that failed by itself
+    (tmp_path / "2").write_text("2")
+    assert exit_code(tmp_path, failed(p1=3, p2=2)) == 2 and exit_code(tmp_path, ValueError()) is None
+
+
+def test_a_sentence_is_said_by_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dollar.parallel import outcome
+
+    assert [outcome.first_to_say("a") for _ in range(2)] == [True, True]  # alone
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "attempt_0" / "1" / "error.json"))
+    assert [outcome.first_to_say(text) for text in "aab"] == [True, False, True]
+    monkeypatch.setenv(outcome.FOLDER, str(tmp_path / "gone"))
+    assert outcome.first_to_say("a")
+    outcome.leave(2)  # torchrun is gone, and with it the folder

@@ -26,10 +26,13 @@ from dollar.cli.texts import settle_text
 from dollar.cli.written import expanded
 from dollar.lazy import dotted
 from dollar.log import speak
+from dollar.parallel.outcome import REFUSED, first_to_say, leave
+from dollar.parallel.signals import STOPPED
 
 __all__ = ["CONF", "ROOT", "check_folder_for", "check_given", "enter"]
 
 ROOT = PACKAGE.parent
+INTERRUPTED = 130  # as a shell has it for Ctrl-C
 # Mistakes of the user's, or of his machine, that a sentence explains better than a traceback.
 EXPLAINED = (ValueError, OSError, FloatingPointError, OmegaConfBaseException)
 OmegaConf.register_new_resolver("home", expanded, replace=True)  # for what hydra reads before a command does
@@ -39,8 +42,21 @@ OmegaConf.register_new_resolver("embedded", lambda name: str(PACKAGE / "assets" 
 def enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
     """Run `main` with the composed configuration; a mistake is printed as its sentence, with exit code 2.
 
-    In a sweep an error ends its own job only; the exit code is 2 when any job failed.
+    In a sweep an error ends its own job only; the exit code is 2 when any job failed. Under torchrun a sentence is
+    printed once, and torchrun ends by the same code.
     """
+    try:
+        _enter(main, config_name)
+    except SystemExit as end:
+        if end.code in (REFUSED, STOPPED):
+            leave(end.code)
+        raise
+    except KeyboardInterrupt:
+        leave(INTERRUPTED)
+        sys.exit(INTERRUPTED)
+
+
+def _enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
     failures = []
     speak()
     see_own_modules()
@@ -90,8 +106,9 @@ def see_own_modules() -> None:
 
 
 def _refuse(error: BaseException) -> None:
-    print(f"{Path(sys.argv[0]).name}: {_sentence(error)}", file=sys.stderr)
-    sys.exit(2)
+    if first_to_say(sentence := _sentence(error)):
+        print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+    sys.exit(REFUSED)
 
 
 def _sentence(error: BaseException) -> str:
