@@ -176,7 +176,7 @@ def test_a_verb_that_is_none(dollar: Callable[..., Said]) -> None:
 def test_a_verb_says_what_it_takes(dollar: Callable[..., Said]) -> None:
     said = dollar("train", "--help")
     assert said.code == 0 and said.out.startswith("Distil a teacher into a student of a few steps.")
-    assert "guidance_steps: 50" in said.out and "train is powered by Hydra" in said.out
+    assert "validation.guidance_steps=50" in said.out and "cd.target=student" in said.out
     said = dollar("plan", "processes=4", "--cfg", "job")
     assert said.code == 0 and "processes: 4" in said.out
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Said, compose
+from conftest import ROOT, Said, compose
 from omegaconf import OmegaConf
 from test_settings import COMPOSED, unresolved
 

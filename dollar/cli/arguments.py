@@ -20,13 +20,19 @@ def as_they_stand(config_name: str, arguments: Sequence[str]) -> list[str]:
     data=PATH is data.path=PATH for a command whose data is no group. ValueError for words that are no key=value, for an
     unknown choice and for an unknown key.
     """
-    check_words(arguments)
+    known, several = known_to(config_name, arguments), several_in(arguments)
     words = [_whole_data(config_name, word) for word in settings_in(arguments)]
-    known, several = known_of(config_name, words, further_folder(arguments)), several_in(arguments)
     for key in (word.lstrip("+").partition("=")[0] for word in words if not word.startswith(("hydra", "~"))):
         if key not in known.groups:
             check_key(key, known)
     return [*absolute(arguments), *(_as_it_stands(word, known, several) for word in words)]
+
+
+def known_to(config_name: str, arguments: Sequence[str]) -> Known:
+    """What can be given along with these words; ValueError for an unknown choice, and for what is no key=value."""
+    check_words(arguments)
+    words = [_whole_data(config_name, word) for word in settings_in(arguments)]
+    return known_of(config_name, words, further_folder(arguments))
 
 
 def _whole_data(config_name: str, word: str) -> str:

@@ -20,6 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dollar.cli.arguments import as_they_stand
+from dollar.cli.help import help_of
+from dollar.cli.options import HELP
 from dollar.cli.overrides import CONF, PACKAGE, check_overrides
 from dollar.cli.sweeps import FAILED, named_by
 from dollar.cli.texts import settle_text
@@ -61,6 +63,9 @@ def _enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
     speak()
     see_own_modules()
     try:
+        if {*HELP} & {*sys.argv[1:]}:
+            print(help_of(config_name, sys.argv[1:]))
+            return
         words = as_they_stand(config_name, sys.argv[1:])
         given_text = check_overrides(config_name, words)
         sys.argv[1:] = [*words, *named_by(words)]
@@ -92,7 +97,7 @@ def _enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
         failures.append(HydraConfig.get().job.num)
         return FAILED
 
-    job.__module__ = config_name  # as which --help introduces the command
+    job.__module__ = config_name  # as which hydra introduces the command
     hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
     if failures:
         sys.exit(2)

@@ -35,6 +35,8 @@ class Known(NamedTuple):
     keys: Mapping[str, Any]
     """Every dotted key with its default."""
     groups: frozenset[str]
+    choices: Mapping[str, str | None]
+    """Of each group that the command reads, the choice."""
 
     def kind(self, key: str) -> Any:
         """The declared kind of a key, or UNDECLARED."""
@@ -73,10 +75,12 @@ def known_of(config_name: str, words: Sequence[str], further: Path | None) -> Kn
         if key in groups:
             _check_choice(key, value, places)
     config = composed(config_name, words, groups, places)
-    return Known(COMMANDS[config_name], config, _keys(config), frozenset(groups))
+    choices = {k: v for k, v in config.pop("hydra")["runtime"]["choices"].items() if not k.startswith("hydra/")}
+    return Known(COMMANDS[config_name], config, _keys(config), frozenset(groups), choices)
 
 
 def check_key(key: str, known: Known) -> None:
+    """Raise ValueError, with the nearest key, for one that there is not."""
     if key not in known.keys:
         raise ValueError(f"there is no key {key!r}; {_nearest(key, sorted({*known.keys, *known.groups}))}")
 
@@ -95,7 +99,10 @@ def _check_words(words: Sequence[str], several: bool) -> None:
 
 
 def composed(config_name: str, words: Sequence[str], groups: set[str], places: Sequence[Path]) -> dict[str, Any]:
-    """The configuration of these choices, with everything else at its default: plain values, interpolations as text."""
+    """The configuration of these choices, hydra's own with it, with everything else at its default.
+
+    Plain values; interpolations are text.
+    """
     chosen = []
     for word in words:
         key, equals, value = word.lstrip("+").partition("=")
@@ -106,7 +113,7 @@ def composed(config_name: str, words: Sequence[str], groups: set[str], places: S
     further = [f"hydra.searchpath=[{','.join(quoted(f'file://{place}') for place in places[1:])}]"] * (len(places) > 1)
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            config = hydra.compose(config_name, overrides=[*further, *chosen])
+            config = hydra.compose(config_name, overrides=[*further, *chosen], return_hydra_config=True)
     except HydraException as error:
         raise ValueError(f"{' '.join(chosen)} can't be read: {str(error).splitlines()[0]}") from None
     finally:
@@ -130,7 +137,9 @@ def _check_choice(group: str, value: str, places: Sequence[Path]) -> None:
             )
     for choice in value.split(","):
         if choice not in files and not (choice == "null" and group == "experiment"):
-            raise ValueError(f"there is no {group}={choice}; {_nearest_choice(choice, options)}({', '.join(options)})")
+            near, every = _nearest_choice(choice, options), ", ".join(options)
+            use = f"{near} ({every})" if near else f"use one of {every}"
+            raise ValueError(f"there is no {group}={choice}; {use}")
 
 
 def _nearest_choice(word: str, options: Sequence[str]) -> str:
@@ -143,9 +152,9 @@ def _nearest_choice(word: str, options: Sequence[str]) -> str:
     near = difflib.get_close_matches(given, list(plain.values()), 1, 0.5)
     found = begin or parts or inside or [option for option in options if plain[option] in near]
     if not found:
-        return "the choices are "
+        return ""
     others = f", then {', '.join(map(repr, found[1:]))}" if found[1:] else ""
-    return f"the nearest is {found[0]!r}{others} "
+    return f"the nearest is {found[0]!r}{others}"
 
 
 def _naturally(name: str) -> list[tuple[int, str]]:
