@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Said, compose
+from conftest import PROMPT, ROOT, TINY_DATA, TINY_RUN, Said, compose
 from omegaconf import OmegaConf
 from test_settings import COMPOSED, unresolved
 
@@ -257,6 +259,45 @@ def test_places_and_texts_have_short_names_of_their_own() -> None:
     assert any("teacher.folder=a_b" in name for name in found)
     with pytest.raises(ValueError, match="seed=1,1 gives a value twice"):
         named_by(["-m", "seed=1,1"])
+
+
+@pytest.mark.parametrize("text", ["${x}", "${x", "a\\${b}", "a\\\\${", "plain\\"])
+def test_an_object_gets_the_text_that_a_key_holds(text: str, tmp_path: Path) -> None:
+    from dollar.cli.build.objects import as_text, instantiate
+    from dollar.cli.written import escaped
+
+    inner = {"_target_": "builtins.dict", "d": "${place}"}
+    node = {"_target_": "builtins.dict", "a": "${place}", "b": ["${place}"], "c": inner}
+    made = instantiate(OmegaConf.create({"place": escaped(text), "node": node}).node)
+    assert (made["a"], list(made["b"]), made["c"]["d"]) == (text, [text], text)
+    OmegaConf.save(OmegaConf.create(as_text({"place": text})), tmp_path / "stored.yaml")
+    assert OmegaConf.load(tmp_path / "stored.yaml").place == text
+
+
+def test_a_sweep_below_a_folder_of_any_name(
+    command: Callable[..., Said], tiny_teacher_folder: Path, tmp_path: Path
+) -> None:
+    """Its jobs' students are sampled, exported, started from and looked at by their paths as they are."""
+    place = tmp_path / "größe, (1) it's #$x=y [z] ${a}"
+    own = place / "teacher=tiny, b"
+    shutil.copytree(tiny_teacher_folder, own)
+    common = (*TINY_RUN, *TINY_DATA, f"teacher.folder={own}", f"runs={place}", "cycles=1")
+    said = command("train", "-m", *common, "run=a=b", "beta_cd=0,0.5")
+    assert said.code == 0, said.err
+    jobs = [place / "a=b" / name for name in ("beta_cd=0", "beta_cd=0.5")]
+    assert sorted(path for path in (place / "a=b").iterdir() if path.is_dir()) == jobs
+    assert [row["run"] for row in json.loads((place / "a=b" / "sweep.json").read_text())] == [job.name for job in jobs]
+    assert "beta_cd=0.5 is finished" in command("train", "-m", *common, "run=a=b", "beta_cd=0,0.5").out
+    student = f"checkpoint={jobs[1] / 'student'}"
+    small = ("parallel.device=cpu", f"teacher.folder={own}")
+    said = command("sample", student, *small, f"prompt={PROMPT}", f"out={place}/clips", "gif=false")
+    assert said.code == 0 and len(list((place / "clips").glob("*.mp4"))) == 1, said.err
+    said = command("export", f"checkpoint={jobs[0]}", *small, f"out={place}/export, 1", "verify=false")
+    assert said.code == 0 and (place / "export, 1" / "model_index.json").is_file(), said.err
+    said = command("train", *common, "run=c", f"init={jobs[0] / 'student'}")
+    assert said.code == 0 and (place / "c" / "student" / "student.json").is_file(), said.err
+    said = command("evaluate", student, *small)
+    assert said.code == 2 and "evaluation reads the shapes world's" in said.err  # it has read student and teacher
 
 
 # Sentences

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from omegaconf import OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
 from dollar.cli import kinds
 from dollar.cli.declared import UNDECLARED
@@ -26,6 +29,16 @@ def as_they_stand(config_name: str, arguments: Sequence[str]) -> list[str]:
         if key not in known.groups:
             check_key(key, known)
     return [*absolute(arguments), *(_as_it_stands(word, known, several) for word in words)]
+
+
+def given_below(node: str) -> DictConfig:
+    """What the command line gives for the keys below a node, as a configuration of its own."""
+    found = OmegaConf.create()
+    words: Any = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)
+    for override in map(OverridesParser.create().parse_override, words):
+        if override.key_or_group.startswith(f"{node}."):
+            OmegaConf.update(found, override.key_or_group.removeprefix(f"{node}."), override.value(), merge=True)
+    return found
 
 
 def known_to(config_name: str, arguments: Sequence[str]) -> Known:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from dollar.cli.build.objects import instantiate
 from dollar.cli.entry import check_given
 from dollar.cli.overrides import CONF, check_overrides
 from dollar.cli.texts import settle_text

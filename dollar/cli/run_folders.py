@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from dollar.cli.build.objects import as_text
 from dollar.cli.same import check_same
 from dollar.cli.settings import COMMANDS, free_keys
 from dollar.cli.sweeps import job_folder
@@ -51,7 +52,7 @@ def check_init(config: DictConfig) -> None:
 def to_store(config: DictConfig) -> dict[str, Any]:
     """The configuration as it is stored: resolved, but for the embedded folders, which may move with the project."""
     unresolved: Any = OmegaConf.to_container(config.teacher, resolve=False)
-    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    resolved: Any = as_text(OmegaConf.to_container(config, resolve=True))
     if "${embedded:" in str(unresolved["folder"]):
         resolved["teacher"]["folder"] = unresolved["folder"]
     return resolved

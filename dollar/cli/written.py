@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from dollar.cli import kinds
@@ -41,6 +42,8 @@ def _one(kind: Any, text: str) -> str:
         parts = pieces(inner, ",", kinds.is_place(kind)) if inner.strip() else []
         return f"[{','.join(_one(kinds.item_of(several), part.strip()) for part in parts)}]"
     literal = Prompt in kinds.members(kind) or not INTERPOLATION.search(text)
+    if kinds.is_place(kind):  # what is to be written into a folder that exists is meant as it stands, too
+        literal |= any("${" in folder.name and exists(str(folder)) for folder in Path(text).parents)
     return quoted(expanded(text) if kinds.is_place(kind) else text, literal)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from dollar.cli.build.objects import instantiate
 from dollar.cli.written import exists, is_enclosed, pieces
 from dollar.data.latents import Fit, Samples
 from dollar.data.mixture import shares
