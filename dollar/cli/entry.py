@@ -64,7 +64,8 @@ def _enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
     see_own_modules()
     try:
         if {*HELP} & {*sys.argv[1:]}:
-            print(help_of(config_name, sys.argv[1:]))
+            if first_to_say(text := help_of(config_name, sys.argv[1:])):
+                print(text)
             return
         words = as_they_stand(config_name, sys.argv[1:])
         given_text = check_overrides(config_name, words)
