@@ -35,6 +35,7 @@ __all__ = ["CONF", "ROOT", "check_folder_for", "check_given", "enter"]
 
 ROOT = PACKAGE.parent
 INTERRUPTED = 130  # as a shell has it for Ctrl-C
+READS_NOTHING = ("plan",)  # commands for which places without a default need not be given
 # Mistakes of the user's, or of his machine, that a sentence explains better than a traceback.
 EXPLAINED = (ValueError, OSError, FloatingPointError, OmegaConfBaseException)
 OmegaConf.register_new_resolver("home", expanded, replace=True)  # for what hydra reads before a command does
@@ -75,7 +76,8 @@ def _enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
 
     def guarded(config: DictConfig) -> Any:
         try:
-            check_given(config)
+            if config_name not in READS_NOTHING:
+                check_given(config)
             settle_text(config_name, config, given_text)
             return main(config)
         except (*EXPLAINED, InstantiationException) as error:
