@@ -535,8 +535,10 @@ def test_a_bad_job_ends_alone_and_the_table_says_so(train: Callable, runs: Path)
 def test_a_prompt_may_hold_anything(text: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from dollar.cli.overrides import quote_prompt
+    from dollar.cli.arguments import as_they_stand
 
-    quoted = OverridesParser.create().parse_override(quote_prompt(f"prompt={text}")).value()
+    (word,) = as_they_stand("sample", [f"prompt={text}"])
+    quoted = OverridesParser.create().parse_override(word).value()
     assert OmegaConf.create({"prompt": quoted}).prompt == text
-    assert quote_prompt("prompt=['a','b']") == "prompt=['a','b']" and quote_prompt("steps=4") == "steps=4"
+    given = ["prompt=['a','b']", "steps=4"]
+    assert as_they_stand("sample", given) == given

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from dollar.cli.build.objects import instantiate
 from dollar.cli.entry import check_given
-from dollar.cli.overrides import CONF, check_overrides, quoted
+from dollar.cli.overrides import CONF, check_overrides
+from dollar.cli.texts import settle_text
+from dollar.cli.written import quoted
 
 if TYPE_CHECKING:
     from dollar.models.teacher import Teacher
@@ -38,7 +40,7 @@ SIZES = (
 def composed(command: str, settings: Mapping[str, Any]) -> Iterator[DictConfig]:
     """conf/<command>.yaml with these settings, as the command line would compose it; ValueError for a mistake."""
     words = overrides(settings)
-    check_overrides(command, words)
+    text = check_overrides(command, words)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose(command, overrides=words, return_hydra_config=True)
     before = HydraConfig.instance().cfg
@@ -47,6 +49,7 @@ def composed(command: str, settings: Mapping[str, Any]) -> Iterator[DictConfig]:
         del config["hydra"]
     try:
         check_given(config)
+        settle_text(command, config, text)
         with unwrapped():
             yield config
     finally:

@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from dollar.cli.build.objects import as_text
 from dollar.cli.same import check_same
 from dollar.cli.settings import COMMANDS, free_keys
 from dollar.cli.sweeps import job_folder
@@ -17,13 +18,13 @@ CONFIG = "config.yaml"
 
 
 def run_folder(config: DictConfig) -> Path:
-    """runs/<run>, or a folder below it for each job of a sweep, named by its overrides; ValueError for no name."""
+    """runs/<run>, or a folder below it for each job of a sweep, named by what varies; ValueError for no name."""
     name = "" if config.run is None else str(config.run).strip()
     if name in ("", ".") or ".." in Path(name).parts or Path(name).is_absolute():
         raise ValueError(f"run={name} names no folder below runs={config.runs}; give run=NAME, a word of its own")
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:
-        return job_folder(config, hydra_config.job.override_dirname)
+        return job_folder(config, hydra_config)
     return Path(config.runs) / str(config.run)
 
 
@@ -51,7 +52,7 @@ def check_init(config: DictConfig) -> None:
 def to_store(config: DictConfig) -> dict[str, Any]:
     """The configuration as it is stored: resolved, but for the embedded folders, which may move with the project."""
     unresolved: Any = OmegaConf.to_container(config.teacher, resolve=False)
-    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    resolved: Any = as_text(OmegaConf.to_container(config, resolve=True))
     if "${embedded:" in str(unresolved["folder"]):
         resolved["teacher"]["folder"] = unresolved["folder"]
     return resolved

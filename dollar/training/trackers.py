@@ -12,6 +12,8 @@ from typing import Any, Protocol, cast
 import numpy as np
 from PIL import Image
 
+from dollar.lazy import dotted
+
 TENSORBOARD = "tensorboard"
 DEFAULT = (TENSORBOARD,)
 PROJECT = "dollar"  # what services that group runs by project file them under
@@ -127,6 +129,8 @@ def class_of(name: str) -> Any:
                 f"name others of {', '.join(sorted(map(str, known)))}"
             )
         return known[name]
+    if (meant := dotted(name)) is not None:
+        raise ValueError(f"log.trackers names {name!r}; write it with dots, as {meant}")
     module, _, attribute = name.rpartition(".")
     if not module:
         raise ValueError(

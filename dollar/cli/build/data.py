@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from dollar.cli.build.objects import instantiate
+from dollar.cli.written import exists, is_enclosed, pieces
 from dollar.data.latents import Fit, Samples
 from dollar.data.mixture import shares
 from dollar.data.shards import listed
@@ -19,12 +20,19 @@ def check_data(config: DictConfig) -> None:
     for key in ("cache", "cache_bytes", "block_bytes"):
         if data.get(key, 0) < 0:
             raise ValueError(f"data.{key} is {data[key]}; it must be at least 0")
-    if OmegaConf.is_list(data.get("path")) and "clips" not in data:
-        raise ValueError(f"data.path is {list(data.path)}; it is one place here. data=mixture takes several, of shards")
+    if "clips" not in data and (several := _several(data.get("path"))):
+        raise ValueError(f"data.path is {several}; it is one place here. data=mixture takes several, of shards")
     if data.get("weights") is not None and data.get("paths") is not None:
         shares(data.weights, len(listed(data.paths)))
     if config.teacher.get("text") == "stored" and data.get("text") is None:
         raise ValueError("teacher.text is stored, but this data stores none; use data=latents, or teacher.text=online")
+
+
+def _several(path: Any) -> list[str]:
+    """The places of a list that was given where one is taken, [] where it is one."""
+    if isinstance(path, str) and is_enclosed(path, "[") and not exists(path):
+        return pieces(path.strip()[1:-1], ",")
+    return list(path) if OmegaConf.is_list(path) else []
 
 
 def build_data(config: DictConfig, teacher: Teacher) -> Samples:

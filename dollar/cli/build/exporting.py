@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from dollar.cli.arguments import given_below
+from dollar.cli.build.objects import instantiate
 from dollar.cli.entry import check_alone
 from dollar.cli.overrides import CONF
 from dollar.export.places import by_name
@@ -53,9 +54,8 @@ def teacher_of(config: DictConfig, source: StudentSource, device: Any, weights: 
             f"teacher is {config.teacher.name}, but the student in {source.place} came from the teacher "
             f"{source.card['teacher_name']}; leave teacher= out"
         )
-    given = [o.removeprefix("teacher.") for o in overrides if o.startswith("teacher.")]
     shift = {} if source.card.get("shift") is None else {"shift": source.card["shift"]}
-    config.teacher = OmegaConf.merge(source.card["teacher"], shift, OmegaConf.from_dotlist(given))
+    config.teacher = OmegaConf.merge(source.card["teacher"], shift, given_below("teacher"))
     try:
         plain = AS_PLAIN if weights else {**AS_PLAIN, "lora": None}
         return instantiate(config.teacher, device=device, weights=weights, **plain)

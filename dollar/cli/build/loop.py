@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from dollar.cli.build.data import build_data, some_captions
 from dollar.cli.build.notes import notes_of
 from dollar.cli.build.objective import check_supplied, objective_of
+from dollar.cli.build.objects import instantiate
 from dollar.cli.build.rewards import Rewards, build_latent_reward, check_rewards, guard_of, rewards_of
 from dollar.cli.build.teacher import check_guidance, check_text, dtype_of, with_text
 from dollar.diffusion.timesteps import FewStep

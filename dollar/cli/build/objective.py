@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dollar.cli.build.data import check_data
+from dollar.cli.build.objects import instantiate
 from dollar.cli.build.rewards import check_latent_reward, check_noise
 from dollar.losses.objective import Objective
 from dollar.losses.term import Term

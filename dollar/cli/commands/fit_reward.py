@@ -12,10 +12,9 @@ from dollar.cli.entry import check_folder_for
 
 def main(config: DictConfig) -> None:
     """Score the clips that are not scored yet, fit, print how well, and write the folder."""
-    from hydra.utils import instantiate
-
     from dollar.cli.build.data import build_data, check_data
     from dollar.cli.build.fitting import check, fit, identity, new_surrogate
+    from dollar.cli.build.objects import instantiate
     from dollar.cli.build.rewards import check_captions, noise_of
     from dollar.cli.build.teacher import build_teacher, quiet, with_text
     from dollar.log import logger

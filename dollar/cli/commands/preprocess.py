@@ -50,8 +50,7 @@ def main(config: DictConfig) -> None:
 
 def encode(config: DictConfig, source: Source, lock: Lock, stop: Stop) -> bool:
     """This process's part of the work, and of the report; whether it was stopped before the end."""
-    from hydra.utils import instantiate
-
+    from dollar.cli.build.objects import instantiate
     from dollar.data.encoding import Encoding, begin, check_buckets, fingerprint_of, report_on
     from dollar.parallel.world import finish, start
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dollar.cli.settings.base import Free, Place, Target
+from dollar.cli.settings.base import Free, Place, Prompt, Target
 from dollar.cli.settings.groups import Data, LatentRewardModel, Optimizer, Parallel
 
 
@@ -17,7 +17,7 @@ class Sample:
     parallel: Parallel
     checkpoint: Place | None
     steps: int | None
-    prompt: str | list[str] | None
+    prompt: Prompt | list[Prompt] | None
     prompts: Place | None
     seed: int
     clips: int
@@ -77,7 +77,7 @@ class Export:
     full: bool
     license: str | None
     verify: bool
-    prompt: str | None
+    prompt: Prompt | None
     seed: int
 
 
