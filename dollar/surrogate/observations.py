@@ -134,8 +134,7 @@ class Scoring:
         """
         from dollar.log import progress
 
-        missing = [chunk for chunk in self._chunks() if not all(map(observed.has, self._keys(*chunk)))]
-        tried = False
+        missing, tried = self.missing(observed), False
         written = started = time.perf_counter()
         bar = progress(missing, "scoring clips", active=bool(missing))
         for kind, samples in bar:
@@ -150,6 +149,10 @@ class Scoring:
                 written = time.perf_counter()
         if missing:
             observed.save(path)
+
+    def missing(self, observed: Observations) -> list[tuple[str, range]]:
+        """The clips, by kind and samples, of which some have no reward that is a number."""
+        return [chunk for chunk in self._chunks() if not all(map(observed.has, self._keys(*chunk)))]
 
     def wanted(self, observed: Observations) -> list[tuple[str, ScoredClip]]:
         """Kind and row of each clip and caption that is configured, where the reward gave a number."""

@@ -63,7 +63,8 @@ class Loop:
     learners: by name; average: of the learner whose network is sampled, None for none; monitors: by name, they look at
     each validation. data: the source of the samples that are read ahead, whose identity is kept; None for none. config:
     of this run, kept with every checkpoint. validate: called while the network holds the average. kept: the parameters
-    that are saved as the best. ended: why the run ended before its last cycle, or "".
+    that are saved as the best. still_there: raises OSError where the folder isn't this run's any more. ended: why the
+    run ended before its last cycle, or "".
     """
 
     timetable: Timetable
@@ -79,6 +80,7 @@ class Loop:
     config: dict[str, Any] = field(default_factory=dict)
     description: str = "training"
     kept: Callable[[], Mapping[str, Tensor]] | None = None
+    still_there: Callable[[], None] = lambda: None
     cycle: int = 0
     ended: str = ""
     best: dict[str, Any] = field(default_factory=dict)
@@ -101,6 +103,8 @@ class Loop:
             ):
                 scalars = self.run_cycle(cycle)
                 self.cycle = cycle + 1
+                if self.world.is_main:
+                    self.still_there()
                 if self.timetable.log_every == 1 or cycle % self.timetable.log_every == 0:
                     self.log.scalars(self.cycle, scalars)
                 if self.validate is not None and self.timetable.due(self.cycle, self.timetable.validate_every):

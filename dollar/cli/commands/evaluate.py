@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,19 @@ if TYPE_CHECKING:
 def main(config: DictConfig) -> None:
     """Print the table and write metrics.json and report.html."""
     check_keys(config)
-    from dollar.cli.build.teacher import build_teacher, dtype_of, quiet, take_teacher
+    from dollar.cli.build.teacher import take_teacher
+    from dollar.parallel.lock import EVALUATION, Lock
+
+    if config.checkpoint is not None:
+        take_teacher(config)
+    out = out_of(config)
+    with closing(Lock(out, name=EVALUATION)):  # a training of the run may go on
+        evaluate(config, out)
+
+
+def evaluate(config: DictConfig, out: Path) -> None:
+    """Measure, and write into a folder that no other evaluation has."""
+    from dollar.cli.build.teacher import build_teacher, dtype_of, quiet
     from dollar.evaluation.files import store_figures
     from dollar.evaluation.report.table import format_table
     from dollar.evaluation.systems import Evaluation
@@ -24,10 +37,6 @@ def main(config: DictConfig) -> None:
     from dollar.export.student import load_student
     from dollar.parallel.world import start
 
-    if config.checkpoint is not None:
-        take_teacher(config)
-    out = out_of(config)
-    out.mkdir(parents=True, exist_ok=True)
     quiet()
     world = start(config.parallel.device, config.parallel.timeout_minutes)
     teacher = build_teacher(config, world)

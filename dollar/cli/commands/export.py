@@ -38,7 +38,7 @@ def main(config: DictConfig) -> None:
     exporter = Exporter(source, lora, teacher, settings, out)
     dtype, tuned, counts = exporter.dtype, source.tuned, " or ".join(map(str, exporter.samplers))
     expected = exporter.expected() if config.verify and config.full else None
-    with whole_folder(out) as aside:
+    with whole_folder(out, config.overwrite) as aside:
         exporter.write(aside)
         del exporter, teacher  # before the pipeline is read
         if expected is not None:
