@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import PROMPT, TINY_DATA, TINY_RUN, Said, fork, free_port
 from safetensors import SafetensorError
 from test_launch import sentence
@@ -151,7 +152,6 @@ SAID = {
 def test_the_disk_is_blamed_where_it_is_full_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, moment: str
 ) -> None:
-    import torch
 
     def fails(*_: Any, **__: Any) -> None:
         raise OSError(number, os.strerror(number), "x")
@@ -165,7 +165,6 @@ def test_the_disk_is_blamed_where_it_is_full_alone(
 def test_what_a_library_says_of_a_full_disk_and_a_folder_that_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
 
     def fails(*_: Any) -> None:
         raise SafetensorError('IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })')
@@ -182,7 +181,6 @@ def test_what_a_library_says_of_a_full_disk_and_a_folder_that_is_gone(
 def test_a_checkpoint_that_may_not_be_read_now_is_no_damaged_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
 
     for step in (1, 2):
         checkpoint.save(tmp_path, step, {"w": torch.zeros(3)}, {}, World())
@@ -199,3 +197,117 @@ def test_a_checkpoint_that_may_not_be_read_now_is_no_damaged_one(
     number = errno.EIO
     with pytest.warns(UserWarning, match="step-00000002 is damaged: it can't be read"):
         assert checkpoint.newest(tmp_path) == tmp_path / "step-00000001"
+
+
+# Runs that turn to what is no number near their end
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, cycle: int, change: Callable[[Loop], None]) -> None:
+    """Change something in a run after this cycle's updates."""
+    real = Loop.run_cycle
+
+    def run_cycle(self: Loop, number: int) -> dict[str, float]:
+        scalars = real(self, number)
+        if number == cycle:
+            change(self)
+        return scalars
+
+    monkeypatch.setattr(Loop, "run_cycle", run_cycle)
+
+
+def first_of(loop: Loop, name: str) -> torch.Tensor:
+    """The first weight of a learner or the average, or the last of its moments."""
+    if name == "ema":
+        return next(iter(loop.average.average.values())).data
+    learner = loop.learners[name.removesuffix(" moment")]
+    parameter = learner.tensors[0]
+    return learner.optimizers[0].state[parameter]["exp_avg_sq"] if "moment" in name else parameter.data
+
+
+@pytest.mark.parametrize("validation", ["validation.every=0", "validation.every=2"])
+@pytest.mark.parametrize("name", ["student", "fake", "lrm", "ema", "student moment"])
+def test_a_run_that_ends_in_no_number_saves_none_of_it(
+    train: Callable[..., Said], runs: Path, monkeypatch: pytest.MonkeyPatch, name: str, validation: str
+) -> None:
+    given = (f"run=spoilt {name} {validation[-1]}", "cycles=2", "save_every=1", validation, "validation.clips=0")
+    folder = runs / f"spoilt {name} {validation[-1]}"
+    with monkeypatch.context() as patch:
+        spoil(patch, 1, lambda loop: first_of(loop, name).view(-1)[:1].fill_(float("nan")))
+        said = train(*given)
+    what = "the averaged weights" if name == "ema" else f"the {name.split()[0]}'s weights or moments"
+    last = said.err.splitlines()[-1]
+    assert said.code == 2 and f"after cycle 2 {what} (" in last and "are not finite, so they are not saved" in last
+    assert not (folder / "student").exists()
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["step-00000001"]
+    assert train(*given).code == 0 and (folder / "student" / "student.json").is_file()  # from the older one
+
+
+def test_a_student_whose_weights_are_numbers_and_whose_clips_are_not(
+    train: Callable[..., Said], runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, 1, lambda loop: loop.average.average["transformer.proj_out.weight"].fill_(3e38))
+    said = train("run=huge", "cycles=2", "save_every=1")
+    assert said.code == 2 and "the clips that the student makes are not finite, so it is not saved" in said.err
+    assert "Lower optim.student.lr" in said.err and not (runs / "huge" / "student").exists()
+    assert [p.name for p in (runs / "huge" / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_a_checkpoint_of_no_numbers_is_not_gone_on_from(build: Callable[..., Loop]) -> None:
+    loop = build()
+    state = loop.state()
+    name = next(n for n in state.tensors if n.startswith("student/transformer."))
+    tensors = {n: t.detach().clone() for n, t in state.tensors.items()}
+    tensors[name].view(-1)[0] = float("inf")
+    with pytest.raises(ValueError, match=r"step-00000000 can't be gone on from: .*student's weights.*Remove .*step-0"):
+        build().load(checkpoint.State(tensors, state.plain))
+
+
+class Darkness:
+    """A reward that is highest for black clips, which a decoder's missing numbers become."""
+
+    def score(self, videos: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        return -videos.nan_to_num().mean((1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("keeper", [("keep_best=reward_4",), ("guard.action=stop",)])
+def test_the_best_is_never_a_student_of_no_numbers(
+    build: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch, keeper: tuple[str, ...]
+) -> None:
+    loop = build(
+        "reward._target_=test_runs.Darkness",
+        "validation.every=1",
+        "validation.clips=0",
+        "cycles=3",
+        "lrm.warmup=1",
+        *keeper,
+    )
+
+    def huge(self: Loop) -> None:
+        self.average.average["transformer.proj_out.weight"].fill_(3e38)
+
+    spoil(monkeypatch, 1, huge)
+    scores = {}
+    monkeypatch.setattr(loop, "_keep", lambda record: scores.update({record["cycle"]: record}))
+    with pytest.raises(FloatingPointError, match="clips that the student makes are not finite"):
+        loop.train()
+    assert scores.keys() <= {0, 1} and 1 in scores
+    lines = [line for line in (loop.folder / "metrics.jsonl").read_text().splitlines() if "validation/reward_4" in line]
+    assert '"validation/reward_4": "nan"' in lines[-1] and "nan" not in lines[-3].split("validation/reward_4")[1][:12]
+
+
+def test_updates_that_were_skipped_at_the_end_are_said(
+    train: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dollar.training.learner import Learner, Stepped
+
+    real = Learner.step
+
+    def step(self: Learner, world: World) -> Stepped:
+        if self.name == "fake":
+            self.tensors[0].grad.fill_(float("nan"))
+        return real(self, world)
+
+    monkeypatch.setattr(Learner, "step", step)
+    said = train("run=skipped", "cycles=2")
+    assert said.code == 0
+    assert "note: the last 4 updates of the fake had gradients that were not finite and were skipped" in said.out

@@ -111,6 +111,8 @@ def load_reward_model(folder: str | Path, teacher: Teacher, expected: Mapping[st
     except Exception as error:  # a file cut short, or tensors of another model
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"{folder / WEIGHTS} can't be read ({reason}); fit the model again to write it") from None
+    if broken := [name for name, t in model.state_dict().items() if not t.isfinite().all()]:
+        raise ValueError(f"{folder / WEIGHTS}: {broken[0]} is not finite; fit the model again")
     return StoredModel(model, card)
 
 

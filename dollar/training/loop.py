@@ -19,7 +19,7 @@ from dollar.parallel.world import World
 from dollar.training import old_checkpoint
 from dollar.training.average import Average
 from dollar.training.comparison import GradientComparison
-from dollar.training.learner import Gathered, Learner
+from dollar.training.learner import Gathered, Learner, not_finite
 from dollar.training.log import Log
 from dollar.training.monitors.monitor import Monitor
 from dollar.training.turn import Method, Moment, Turn
@@ -63,8 +63,9 @@ class Loop:
     learners: by name; average: of the learner whose network is sampled, None for none; monitors: by name, they look at
     each validation. data: the source of the samples that are read ahead, whose identity is kept; None for none. config:
     of this run, kept with every checkpoint. validate: called while the network holds the average. kept: the parameters
-    that are saved as the best. still_there: raises OSError where the folder isn't this run's any more. ended: why the
-    run ended before its last cycle, or "".
+    that are saved as the best. still_there: raises OSError where the folder isn't this run's any more. probe: what is
+    wrong with what the network that holds the average makes, as a sentence's part, or "". ended: why the run ended
+    before its last cycle, or "".
     """
 
     timetable: Timetable
@@ -81,6 +82,7 @@ class Loop:
     description: str = "training"
     kept: Callable[[], Mapping[str, Tensor]] | None = None
     still_there: Callable[[], None] = lambda: None
+    probe: Callable[[], str] = lambda: ""
     cycle: int = 0
     ended: str = ""
     best: dict[str, Any] = field(default_factory=dict)
@@ -93,7 +95,8 @@ class Loop:
 
     def train(self) -> bool:
         """Run the remaining cycles; True when nothing remains to be done, False when stopped before."""
-        if self.ended:
+        if self.ended or self.cycle >= self.timetable.cycles:
+            self._check_result()
             return True
         with self.stop.in_order():
             if self.cycle == 0 and self.validate is not None and self.timetable.validate_first:
@@ -109,6 +112,8 @@ class Loop:
                     self.log.scalars(self.cycle, scalars)
                 if self.validate is not None and self.timetable.due(self.cycle, self.timetable.validate_every):
                     self._validate()
+                if self.ended or self.cycle == self.timetable.cycles:
+                    self._check_result()  # before the last checkpoint takes the place of older ones
                 stop = self.world.any(self.stop.requested)
                 if stop or self.ended or self.timetable.due(self.cycle, self.timetable.save_every):
                     self.save()
@@ -184,8 +189,48 @@ class Loop:
                 f"{trouble(learner.in_a_row)}, or go on from an older checkpoint in {self.folder / 'checkpoints'}"
             )
 
+    def _check_weights(self) -> None:
+        """Raise FloatingPointError where something trained is no finite number in any process."""
+        for name, learner in self.learners.items():
+            if self.world.any(bool(broken := learner.broken())):
+                raise FloatingPointError(self._broken(f"the {name}'s weights or moments", broken, learner.remedy))
+        if self.average is not None and self.world.any(bool(broken := not_finite(self.average.average))):
+            raise FloatingPointError(self._broken("the averaged weights", broken, ""))
+
+    def _broken(self, what: str, names: list[str], remedy: str) -> str:
+        named = f" ({names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''})" if names else ""
+        return f"after cycle {self.cycle} {what}{named} are not finite, so they are not saved. {self._way_back(remedy)}"
+
+    def _way_back(self, remedy: str) -> str:
+        """What the user can do once numbers have gone wrong."""
+        older = f"start the same command again, which goes on from the newest checkpoint in {self.folder}/checkpoints"
+        return f"{remedy} in a run of its own, or {older}" if remedy else older[0].upper() + older[1:]
+
+    def _check_result(self) -> None:
+        """Raise FloatingPointError where the finished run's result isn't sound; what a monitor kept was looked at."""
+        if self.uses_best and self.best:
+            return
+        self._check_weights()
+        with self.average.swapped() if self.average is not None else torch.no_grad():
+            trouble = self.probe()
+        if self.world.any(bool(trouble)):
+            raise FloatingPointError(
+                f"after cycle {self.cycle} {trouble or 'a process finds the result unsound'}, so it is not saved. "
+                + self._way_back(next((learner.remedy for learner in self.learners.values()), ""))
+            )
+
+    def remarks(self) -> list[str]:
+        """What the user should know of how the run ended, as sentences."""
+        found = [
+            f"the last {learner.in_a_row} updates of the {name} had gradients that were not finite and were skipped"
+            for name, learner in self.learners.items()
+            if learner.in_a_row > 0
+        ]
+        return [*found, *getattr(self.method, "remarks", list)()]
+
     def _validate(self) -> None:
         assert self.validate is not None
+        self._check_weights()
         with self.average.swapped() if self.average is not None else torch.no_grad():
             scores = self.world.mean(self.validate(self.cycle))  # one verdict, so that all keep the best or none
             self.log.scalars(self.cycle, {f"validation/{name}": value for name, value in scores.items()})
@@ -231,12 +276,16 @@ class Loop:
         return State(tensors, {**run, "parts": plain})
 
     def save(self) -> None:
-        """Write a checkpoint from which the same command goes on exactly."""
+        """Write a checkpoint from which the same command goes on exactly; none of weights that are no numbers."""
+        self._check_weights()
         tensors, plain = self.state()
         checkpoint.save(self.folder / "checkpoints", self.cycle, tensors, plain, self.world, self.timetable.keep)
 
     def load(self, state: State) -> None:
-        """Take up a state on any number of processes; ValueError where the data is another than it was."""
+        """Take up a state on any number of processes.
+
+        ValueError where the data is another than it was, or the weights are not finite, as earlier versions saved them.
+        """
         state = old_checkpoint.renewed(state)
         if self.data is not None:
             check_identity(state.plain.get("data", {}), self.data.identity())
@@ -255,6 +304,11 @@ class Loop:
         for turn in self.method.turns(self.cycle):
             if (part := parts.get(f"gathered {turn.name}")) is not None:
                 self._gathered(turn).load(part)
+        try:
+            self._check_weights()
+        except FloatingPointError as error:
+            step = self.folder / "checkpoints" / f"step-{self.cycle:08d}"
+            raise ValueError(f"{step} can't be gone on from: {error}. Remove {step} for an older one") from None
 
 
 def _divided(state: State) -> dict[str, State]:

@@ -22,14 +22,16 @@ from dollar.export.student import check_steps, denoiser_of, few_steps, predictio
 from dollar.log import logger
 from dollar.losses.objective import Objective
 from dollar.methods.ingredients import Ingredients
+from dollar.models.denoiser import Denoiser
 from dollar.models.roles import Role, separate, trainable
 from dollar.models.teacher import Teacher
 from dollar.parallel.shard import fill_from, fits_whole, trainable_copy
 from dollar.parallel.world import World, device_memory
+from dollar.sampling.samplers import finite, make_latents, student_sampler
 from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.pixel_reward import PixelReward
 from dollar.training.average import Average
-from dollar.training.learner import Learner, constant
+from dollar.training.learner import Learner, constant, not_finite
 from dollar.training.log import Log
 from dollar.training.loop import Loop, Timetable
 from dollar.training.lr_schedule import falling
@@ -199,7 +201,15 @@ def loop_of(
         monitors,
         settings,
         kept=lambda: {f"ema/{name}": p for name, p in student.items()},
+        probe=partial(probe, shown[0], run.student, shown[1], run.data.captions[0]),
     )
+
+
+def probe(teacher: Teacher, student: Denoiser, samplers: Mapping[int, FewStep], prompt: str) -> str:
+    """What is wrong with a clip that the student makes as it is now, as a sentence's part; "" where nothing is."""
+    sampler = student_sampler(teacher, student, samplers[max(samplers)])
+    latents = make_latents(sampler, teacher, [prompt], [0], show=False)
+    return "" if bool(finite(latents).all()) else "the clips that the student makes are not finite"
 
 
 def check_terms(config: DictConfig, objective: Objective, teacher: Teacher, samplers: Mapping[int, FewStep]) -> None:
@@ -221,6 +231,8 @@ def roles_of(
     student = trainable_copy(teacher, world, recompute, config.student.lora, shard)
     if config.init is not None:
         fill_from(student, student_weights(config.init))
+        if broken := not_finite(dict(student.named_parameters())):
+            raise ValueError(f"init={config.init}: {broken[0]} of this student is not finite; name another one")
     longest = samplers[max(samplers)]
     roles = {
         "student": separate("student", denoiser_of(teacher, student, longest, config.student.parameterization, dtype))

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dollar.cli.entry import check_folder_for
 from dollar.cli.run_folders import CONFIG, announce, check_init, check_run, last_reward, run_folder, to_store
+from dollar.log import logger
 
 if TYPE_CHECKING:
     from dollar.losses.objective import Objective
@@ -75,9 +76,14 @@ def distil(config: DictConfig, objective: Objective, folder: Path, lock: Lock) -
         announce(config, run, folder, done)
     if state is not None:
         loop.load(state)
-    finished = loop.train()
-    if finished:
-        write_student(run, teacher, config)
+    loop.stop.watch()
+    with loop.stop.busy():
+        finished = loop.train()
+        if finished:
+            write_student(run, teacher, config)
+    if finished and world.is_main:
+        for remark in loop.remarks():
+            logger.warning(f"note: {remark}")
     elif world.is_main:
         print(f"stopped after cycle {loop.cycle} and saved; the same command goes on from there")
     loop.log.close()
