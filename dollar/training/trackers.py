@@ -29,7 +29,8 @@ SINGLE = ("aim", "clearml")  # whose log_images takes one picture a name; the ot
 class Tracker(Protocol):
     """What a run's log needs of a tracker, as accelerate's `GeneralTracker` has it.
 
-    One that has `log_clip(step, name, gif, strip)` shows clips in its own way; one that has `log_images` gets strips.
+    One that has `log_clip(step, name, gif, strip)` shows clips in its own way; one that has `log_images` gets strips;
+    one that has `log_note(step, text)` gets sentences for the user.
     """
 
     name: str
@@ -72,6 +73,10 @@ class Board:
         png = io.BytesIO()
         Image.fromarray(strip).save(png, "PNG")
         self._image(step, f"{name}/frames", png.getvalue(), *strip.shape[:2])
+
+    def log_note(self, step: int, text: str) -> None:
+        """A sentence, among the texts."""
+        self.writer.add_text("notes", text, step)
 
     def finish(self) -> None:
         """Flush and close the files."""

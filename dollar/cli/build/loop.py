@@ -13,10 +13,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from dollar.cli.build.data import build_data, some_captions
+from dollar.cli.build.data import build_data
 from dollar.cli.build.objective import objective_of
 from dollar.cli.build.rewards import Rewards, build_latent_reward, check_rewards, guard_of, rewards_of
 from dollar.cli.build.teacher import check_guidance, check_text, dtype_of, with_text
+from dollar.cli.build.validation import check_validation, how_validated, prompts_of
 from dollar.diffusion.timesteps import FewStep
 from dollar.export.student import check_steps, denoiser_of, few_steps, prediction_of, student_weights
 from dollar.log import logger
@@ -31,6 +32,7 @@ from dollar.sampling.samplers import finite, make_latents, student_sampler
 from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.pixel_reward import PixelReward
 from dollar.training.average import Average
+from dollar.training.clip_files import ClipFiles
 from dollar.training.learner import Learner, constant, not_finite
 from dollar.training.log import Log
 from dollar.training.loop import Loop, Timetable
@@ -44,7 +46,8 @@ from dollar.training.validation import Scores, Validation
 def check(config: DictConfig, processes: int) -> Objective:
     """The objective; ValueError, naming the key, for all mistakes that show before anything is loaded."""
     objective = objective_of(config)
-    timetable_of(config), validation_of(config), guard_of(config, objective), monitors_of(config, Guard())
+    timetable_of(config), guard_of(config, objective), monitors_of(config, Guard())
+    check_validation(config)
     dtype_of(config, "dtype"), dtype_of(config, "teacher_dtype")
     check_steps(config.student.timesteps, config.student.steps)
     check_batch(config, objective, processes)
@@ -161,7 +164,7 @@ def build_run(
         fitted=surrogate is not None and config.lrm.mode != "frozen",
         networks=term_networks(config, objective, teacher, world),
     )
-    prompts = instantiate(config.data.held_out) if config.data.held_out else some_captions(data)
+    prompts = prompts_of(config, teacher, data)
     check_rewards(pixel, second, itertools.chain(data.captions, prompts), teacher, objective)
     scores, monitors = Scores(pixel, second, surrogate), monitors_of(config, guard)
     for monitor in monitors.values():
@@ -185,8 +188,9 @@ def loop_of(
     validation = None
     if config.validation.every > 0:
         teacher, samplers, prompts, scores = shown
-        keys = validation_of(config)
-        validation = Validation(teacher, run.student, samplers, prompts, scores, log, run.world, **keys)
+        files = ClipFiles(folder, config.validation.mp4s, resume_step) if run.world.is_main else None
+        how = how_validated(config, files)
+        validation = Validation(teacher, run.student, samplers, prompts, scores, log, run.world, **how)
     student = run.roles["student"].parameters
     return Loop(
         timetable_of(config),
@@ -308,12 +312,3 @@ def monitors_of(config: DictConfig, guard: Guard) -> dict[str, Monitor]:
     if guard.active:
         found["guard"] = guard
     return found | {name: instantiate(node, _convert_="all") for name, node in config.monitors.items()}
-
-
-def validation_of(config: DictConfig) -> dict[str, Any]:
-    """The numbers of validation; ValueError names a key at fault."""
-    v = config.validation
-    for key, least in (("every", 0), ("prompts", 1), ("clips", 0), ("guidance_steps", 1)):
-        if v[key] < least:
-            raise ValueError(f"validation.{key} is {v[key]}; it must be at least {least}")
-    return {"count": v.prompts, "shown": v.clips, "teacher_steps": v.guidance_steps, "guided": config.student.guided}
