@@ -564,9 +564,9 @@ def test_a_checkpoint_of_the_first_format_goes_on_as_one_of_today(build: Build) 
     assert any(name.startswith("student.optim/") and name.endswith("/exp_avg") for name in old.tensors)
     second, third = build(*settings), build(*settings)
     second.load(old)
-    assert_same(checkpoint.State(*second.state()), state)
+    assert differing(checkpoint.State(*second.state()), state) == ["method/spread"]  # of the rewards, came later
     third.load(state)
-    assert_same(run(second, 4), run(third, 4))
+    assert differing(run(second, 4), run(third, 4)) == ["method/spread"]
     without = {name: value for name, value in old.plain.items() if name not in ("guard", "ended", "silent")}
     fourth = build(*settings)
     fourth.load(checkpoint.State(old.tensors, without))  # what came later within the first format

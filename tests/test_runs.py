@@ -310,4 +310,4 @@ def test_updates_that_were_skipped_at_the_end_are_said(
     monkeypatch.setattr(Learner, "step", step)
     said = train("run=skipped", "cycles=2")
     assert said.code == 0
-    assert "note: the last 4 updates of the fake had gradients that were not finite and were skipped" in said.out
+    assert "note: at the end 4 updates of the fake in a row had gradients that were not finite. Lower optim" in said.out

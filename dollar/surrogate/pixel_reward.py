@@ -25,6 +25,11 @@ class Reward(Protocol):
         ...
 
 
+def alike(lowest: float, highest: float) -> bool:
+    """Whether rewards in this range differ by no more than their rounding in float32."""
+    return highest - lowest <= 1e-6 * max(abs(lowest), abs(highest))
+
+
 class PixelReward:
     """A reward behind the decoder. A clip that it can't score gets nan, whatever went wrong, and `trouble` says what.
 

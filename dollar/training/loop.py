@@ -88,6 +88,8 @@ class Loop:
     best: dict[str, Any] = field(default_factory=dict)
     stop: Stop = field(default_factory=Stop)
     gathered: dict[str, Gathered] = field(default_factory=dict)
+    remarked: set[str] = field(default_factory=set)
+    troubles: dict[str, Callable[[int], str]] = field(default_factory=dict)
     watch: Watch = field(init=False)
 
     def __post_init__(self) -> None:
@@ -110,6 +112,7 @@ class Loop:
                     self.still_there()
                 if self.timetable.log_every == 1 or cycle % self.timetable.log_every == 0:
                     self.log.scalars(self.cycle, scalars)
+                self._remark()
                 if self.validate is not None and self.timetable.due(self.cycle, self.timetable.validate_every):
                     self._validate()
                 if self.ended or self.cycle == self.timetable.cycles:
@@ -166,13 +169,7 @@ class Loop:
             return
         norm, sound = learner.step(self.world)
         self.method.logged[f"grad_norm/{turn.logged or turn.learner}"] = norm
-        self._count(
-            learner,
-            sound,
-            lambda times: (
-                f"{times} updates of the {learner.name} in a row had gradients that were not finite. {learner.remedy}"
-            ),
-        )
+        self._count(learner, sound, _skipped(learner))
         if sound:
             turn.stepped()
 
@@ -184,6 +181,7 @@ class Loop:
     def _count(self, learner: Learner, sound: bool, trouble: Callable[[int], str]) -> None:
         """Keep count of skipped updates; FloatingPointError, naming the trouble, when too many came in a row."""
         learner.count(sound)
+        self.troubles[learner.name] = trouble
         if learner.in_a_row >= self.timetable.max_skipped:
             raise FloatingPointError(
                 f"{trouble(learner.in_a_row)}, or go on from an older checkpoint in {self.folder / 'checkpoints'}"
@@ -221,12 +219,24 @@ class Loop:
 
     def remarks(self) -> list[str]:
         """What the user should know of how the run ended, as sentences."""
+        skipping = [learner for learner in self.learners.values() if learner.in_a_row > 0]
         found = [
-            f"the last {learner.in_a_row} updates of the {name} had gradients that were not finite and were skipped"
-            for name, learner in self.learners.items()
-            if learner.in_a_row > 0
+            f"at the end {self.troubles.get(learner.name, _skipped(learner))(learner.in_a_row)}" for learner in skipping
         ]
-        return [*found, *getattr(self.method, "remarks", list)()]
+        return [*found, *self._of_method(ended=True).values()]
+
+    def _of_method(self, ended: bool = False) -> dict[str, str]:
+        """The method's remarks, where it makes any."""
+        remarks = getattr(self.method, "remarks", None)
+        return {} if remarks is None else remarks(ended=ended)
+
+    def _remark(self) -> None:
+        """Say what the method remarks, each of its kinds once."""
+        for name, sentence in self._of_method().items():
+            if name not in self.remarked:
+                self.remarked.add(name)
+                logger.warning(f"note: cycle {self.cycle}: {sentence}")
+                self.log.note(self.cycle, sentence)
 
     def _validate(self) -> None:
         assert self.validate is not None
@@ -309,6 +319,13 @@ class Loop:
         except FloatingPointError as error:
             step = self.folder / "checkpoints" / f"step-{self.cycle:08d}"
             raise ValueError(f"{step} can't be gone on from: {error}. Remove {step} for an older one") from None
+
+
+def _skipped(learner: Learner) -> Callable[[int], str]:
+    """The sentence for so many updates in a row of this learner that were skipped."""
+    return lambda times: (
+        f"{times} updates of the {learner.name} in a row had gradients that were not finite. {learner.remedy}"
+    )
 
 
 def _divided(state: State) -> dict[str, State]:

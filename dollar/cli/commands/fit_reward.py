@@ -36,7 +36,16 @@ def fit_in(config: DictConfig, out: Path) -> None:
     from dollar.log import logger
     from dollar.parallel.lock import Lock
     from dollar.parallel.world import start
-    from dollar.surrogate.fit import check_rewards, climb_of, climb_text, figures_of, plain, split, table
+    from dollar.surrogate.fit import (
+        check_measured,
+        check_rewards,
+        climb_of,
+        climb_text,
+        figures_of,
+        plain,
+        split,
+        table,
+    )
     from dollar.surrogate.observations import FILE, Observations, Scoring
     from dollar.surrogate.pixel_reward import PixelReward
 
@@ -64,6 +73,7 @@ def fit_in(config: DictConfig, out: Path) -> None:
     rest, held_out = split(rows, config.held_out, config.seed, file)
     fitted_on, watched = split(rest, config.watched, config.seed, file)  # the best is not chosen by what is reported
     check_rewards([row.reward for _, row in fitted_on], file)
+    check_measured({"watched": watched, "held-out": held_out})
     fitted = fit(config, surrogate, world, observed.latents, fitted_on, watched)
     figures: dict[str, Any] = {
         "held_out": figures_of(surrogate, observed.latents, held_out, config.batch),
