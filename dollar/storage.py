@@ -49,6 +49,8 @@ def explained(what: str, folder: Path, needed: int | None = None, after: str = "
     """Within this, what can't be written is an OSError that says so, and why; after: a sentence that ends it."""
     try:
         yield
+    except Unwritten:  # it is explained already
+        raise
     except FAILED as error:
         end = f". {after}" if after else ""
         number = getattr(error, "errno", None)

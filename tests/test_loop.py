@@ -164,9 +164,17 @@ def kinds(state: checkpoint.State) -> dict[str, list[str]]:
     return found
 
 
-# The configuration tells a reader what made this; other data is refused, and a run that has ended goes no further.
+# The configuration tells a reader what made this; other data is refused, other prompts are noted, and a run that has
+# ended goes no further.
 # How many updates were skipped in a row is forgotten by the first that is not.
-READ = {"config", "data", "format", "loop/ended", *(f"{name}/in_a_row" for name in ("student", "fake", "lrm"))}
+READ = {
+    "config",
+    "data",
+    "format",
+    "validation",
+    "loop/ended",
+    *(f"{name}/in_a_row" for name in ("student", "fake", "lrm")),
+}
 
 
 def test_every_entry_of_a_state_matters(build: Build) -> None:

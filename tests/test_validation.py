@@ -218,3 +218,22 @@ def test_every_longer_than_the_run_validates_at_its_end(build: Build) -> None:
     assert loop.train()
     lines = [json.loads(line) for line in (loop.folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if any(k.startswith("validation/") for k in line)] == [2]
+
+
+def test_other_prompts_begin_the_comparison_anew(
+    build: Build, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("validation.every=1", "validation.clips=0", "keep_best=reward_4", "patience=3", "guard.action=lower")
+    first, same, other = build(*given), build(*given), build(*given, f"validation.prompts_file={prompts}")
+    first.monitors["best"].best = {"reward_4": 0.9, "cycle": 1}
+    first.monitors["guard"].scale, first.monitors["guard"].best = 0.5, {"reward": (0.9, None)}
+    first.cycle = 2
+    same.load(first.state())
+    assert same.monitors["best"].best == {"reward_4": 0.9, "cycle": 1} and "note:" not in capsys.readouterr().out
+    other.load(first.state())
+    assert "note: validations look at other prompts than before cycle 2" in capsys.readouterr().out
+    best, guard = other.monitors["best"], other.monitors["guard"]
+    assert best.best == {"cycle": 2} and (guard.scale, guard.best) == (0.5, {})
+    assert best.look(4, {"reward_4": math.nan}).ended == ""
+    assert best.look(5, {"reward_4": math.nan}).ended == "reward_4 was no number since cycle 2"
+    assert best.look(5, {"reward_4": 0.1}).keep == {"reward_4": 0.1, "cycle": 5}

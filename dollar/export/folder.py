@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from dollar.storage import FAILED, Unwritten, is_full, why
+
 
 def check_out(out: Path, what: str, place: Path, overwrite: bool) -> None:
     """Raise ValueError unless `out` may be written and neither it nor the needed `place` lies in the other."""
@@ -54,5 +56,9 @@ def whole_folder(out: Path, overwrite: bool = True) -> Iterator[Path]:
                 shutil.rmtree(out)
             os.replace(aside, out)
             (out / LOCK).unlink()  # after the folder has moved, or another export could take what is left of it
+        except FAILED as error:
+            if not is_full(error):
+                raise
+            raise Unwritten(f"the export could not be written to {out.parent}: {why(error, out.parent)}") from error
         finally:
             shutil.rmtree(aside, ignore_errors=True)

@@ -16,6 +16,7 @@ from dollar.models.denoiser import Condition
 from dollar.models.latent_reward_model import LatentRewardModel
 from dollar.models.teacher import Teacher
 from dollar.models.teacher_reward_model import TeacherRewardModel, weights_hash
+from dollar.storage import explained
 
 CARD, WEIGHTS = "lrm.json", "model.safetensors"
 CNN_KEYS = ("channels", "text_dim", "width", "temporal", "groups")
@@ -77,7 +78,7 @@ def save_reward_model(folder: Path, model: nn.Module, teacher: Teacher, card: Ma
 
     card: what else the file is to say, plain values; `statistics` must be among them.
     """
-    with atomically(folder / WEIGHTS) as temporary:
+    with explained("the latent reward model", folder), atomically(folder / WEIGHTS) as temporary:
         save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, temporary)
     full = {
         **card,

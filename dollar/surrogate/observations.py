@@ -63,6 +63,7 @@ class Observations:
         from safetensors.torch import save_file
 
         from dollar.media import atomically
+        from dollar.storage import explained
 
         rows = list(self.rows.values())
         places = {place: i for i, place in enumerate(sorted({row.place for row in rows}))}  # without those scored again
@@ -78,7 +79,7 @@ class Observations:
             "prompts": [row.prompt for row in rows],
             "seconds": self.seconds,
         }
-        with atomically(path) as temporary:
+        with explained("the scored clips", path.parent), atomically(path) as temporary:
             save_file(tensors, temporary, {"observations": json.dumps(plain)})
 
     @classmethod

@@ -64,8 +64,8 @@ class Loop:
     each validation. data: the source of the samples that are read ahead, whose identity is kept; None for none. config:
     of this run, kept with every checkpoint. validate: called while the network holds the average. kept: the parameters
     that are saved as the best. still_there: raises OSError where the folder isn't this run's any more. probe: what is
-    wrong with what the network that holds the average makes, as a sentence's part, or "". ended: why the run ended
-    before its last cycle, or "".
+    wrong with what the network that holds the average makes, as a sentence's part, or "". validated_on: a hash of
+    what validations look at. ended: why the run ended before its last cycle, or "".
     """
 
     timetable: Timetable
@@ -83,6 +83,7 @@ class Loop:
     kept: Callable[[], Mapping[str, Tensor]] | None = None
     still_there: Callable[[], None] = lambda: None
     probe: Callable[[], str] = lambda: ""
+    validated_on: str = ""
     cycle: int = 0
     ended: str = ""
     best: dict[str, Any] = field(default_factory=dict)
@@ -254,6 +255,16 @@ class Loop:
                     self._keep(dict(verdict.keep))
                 self.ended = verdict.ended or self.ended
 
+    def _forget(self) -> None:
+        """Begin the comparison of scores anew, for validations look at other prompts from here on."""
+        logger.warning(
+            f"note: validations look at other prompts than before cycle {self.cycle}, so their scores are compared "
+            "from here on alone"
+        )
+        for monitor in self.monitors.values():
+            if (forget := getattr(monitor, "forget", None)) is not None:
+                forget(self.cycle)
+
     def _keep(self, record: dict[str, Any]) -> None:
         """Save what is validated as the best so far."""
         self.best = record
@@ -283,7 +294,7 @@ class Loop:
         plain = {part: state.plain for part, state in parts.items()}
         data = {} if self.data is None else self.data.identity()
         run = {"format": old_checkpoint.FORMAT, "cycle": self.cycle, "config": self.config, "data": data}
-        return State(tensors, {**run, "parts": plain})
+        return State(tensors, {**run, "validation": self.validated_on, "parts": plain})
 
     def save(self) -> None:
         """Write a checkpoint from which the same command goes on exactly; none of weights that are no numbers."""
@@ -307,6 +318,9 @@ class Loop:
         for name, monitor in self.monitors.items():
             if f"monitor {name}" in parts:  # a monitor may have come later
                 monitor.load_state_dict(parts[f"monitor {name}"].plain)
+        before, now = state.plain.get("validation"), self.validated_on
+        if before and now and before != now:  # "" where there were none
+            self._forget()
         if self.average is not None:
             self.average.load(parts["ema"])
         self.method.load(parts["method"])

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dollar import media
+from dollar.data.latents import hash_of
 from dollar.diffusion.timesteps import FewStep
 from dollar.log import logger, progress
 from dollar.models.denoiser import Denoiser
@@ -137,6 +138,10 @@ class Validation:
         # Shares are filled up with the last prompt, so that all are as long.
         self.own = [min(world.rank + i * world.size, last) for i in range(share)]
         self._teachers: list[np.ndarray] | None = None
+
+    def identity(self) -> str:
+        """A hash of the prompts, in their order, which the seeds follow."""
+        return hash_of(self.prompts)
 
     def __call__(self, cycle: int) -> dict[str, float]:
         """Scores of the student as it is now; logs its clips at this cycle."""

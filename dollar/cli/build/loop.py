@@ -205,6 +205,7 @@ def loop_of(
         monitors,
         settings,
         kept=lambda: {f"ema/{name}": p for name, p in student.items()},
+        validated_on="" if validation is None else validation.identity(),
         probe=partial(probe, shown[0], run.student, shown[1], run.data.captions[0]),
     )
 

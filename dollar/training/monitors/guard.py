@@ -118,6 +118,10 @@ class Guard:
         """Whether the last check ends the run."""
         return self.action == "stop" and self.troubled >= self.patience
 
+    def forget(self, cycle: int) -> None:
+        """Compare later scores with each other alone; the reward's weight stays."""
+        self.troubled, self.best = 0, {}
+
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, for a checkpoint."""
         return {"scale": self.scale, "troubled": self.troubled, "best": self.best}
