@@ -95,6 +95,17 @@ def test_every_command_that_writes_over_time_has_its_folder_alone(
     assert said.code == 2 and [p.name for p in (tmp_path / "x").iterdir()] == [".lock"]
 
 
+def test_a_folder_in_which_nothing_was_written_is_not_left(tmp_path: Path) -> None:
+    for there in (False, True):
+        with closing(Lock(tmp_path / "new")):
+            pass
+        assert (tmp_path / "new").exists() == there
+        (tmp_path / "new").mkdir(exist_ok=True)
+    with closing(Lock(tmp_path / "other")):
+        (tmp_path / "other" / "a").touch()
+    assert (tmp_path / "other" / "a").exists()
+
+
 def test_two_exports_do_not_replace_one_another(tmp_path: Path) -> None:
     from dollar.export.folder import whole_folder
 

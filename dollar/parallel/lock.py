@@ -39,6 +39,7 @@ class Lock:
     """
 
     def __init__(self, folder: Path, rank: int = 0, way_out: str = ANOTHER, name: str = LOCK) -> None:
+        self._made = rank == 0 and not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.way_out = folder, way_out
         self._own = _lock(folder / (name if rank == 0 else f"{name}-{rank}"))
@@ -74,7 +75,13 @@ class Lock:
             )
 
     def close(self) -> None:
-        """Let the folder go."""
+        """Let the folder go, and leave none where there was none and nothing was written."""
+        path = Path(self._own.lock_file)
+        if self._made and self._own.is_locked:
+            with contextlib.suppress(OSError):
+                if list(self.folder.iterdir()) == [path]:
+                    path.unlink()
+                    self.folder.rmdir()
         self._own.release()
 
     def _sign(self) -> None:
