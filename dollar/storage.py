@@ -45,13 +45,20 @@ def free_bytes(folder: Path) -> int:
 
 
 @contextmanager
-def explained(what: str, folder: Path, needed: int | None = None, after: str = "") -> Iterator[None]:
-    """Within this, what can't be written is an OSError that says so, and why; after: a sentence that ends it."""
+def explained(
+    what: str, folder: Path, needed: int | None = None, after: str = "", full: bool = False
+) -> Iterator[None]:
+    """Within this, what can't be written is an OSError that says so, and why.
+
+    after: a sentence that ends it; full: explain a full disk alone, where more than writing is done inside.
+    """
     try:
         yield
     except Unwritten:  # it is explained already
         raise
     except FAILED as error:
+        if full and not is_full(error):
+            raise
         end = f". {after}" if after else ""
         number = getattr(error, "errno", None)
         sentence = f"{what} could not be written to {folder}: {why(error, folder, needed)}{end}"

@@ -20,6 +20,7 @@ from test_launch import sentence
 from dollar.parallel import checkpoint
 from dollar.parallel.lock import EVALUATION, Lock
 from dollar.parallel.world import World
+from dollar.storage import explained, why
 from dollar.training.loop import Loop
 
 
@@ -75,7 +76,7 @@ def test_a_second_launch_on_two_processes_is_refused(arguments: list[str], runs:
         assert both[0].exitcode == 2 and both[1].is_alive()  # until torchrun ends it: it waits for the first
         both[1].kill()
         both[1].join()
-        assert [p.name for p in folder.iterdir()] == [".lock"]
+        assert {p.name for p in folder.iterdir()} == {".lock", ".held.lock"}
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,7 @@ def test_a_second_launch_on_two_processes_is_refused(arguments: list[str], runs:
 def test_every_command_that_writes_over_time_has_its_folder_alone(
     command: Callable[..., Said], tmp_path: Path, name: str, key: str, given: tuple[str, ...]
 ) -> None:
+    (tmp_path / "x").mkdir()
     with closing(Lock(tmp_path / "x")):
         said = command(name, f"{key}={tmp_path / 'x'}", *given)
     sentence(said, f"another command writes to {tmp_path / 'x'} (", f"with {key}=FOLDER")
@@ -97,27 +99,31 @@ def test_every_command_that_writes_over_time_has_its_folder_alone(
 
 def test_a_folder_in_which_nothing_was_written_is_not_left(tmp_path: Path) -> None:
     for there in (False, True):
-        with closing(Lock(tmp_path / "new")):
-            pass
+        with closing(Lock(tmp_path / "new", stays=False)):
+            assert {p.name for p in (tmp_path / "new").iterdir()} == {".lock", ".held.lock"}
         assert (tmp_path / "new").exists() == there
         (tmp_path / "new").mkdir(exist_ok=True)
-    with closing(Lock(tmp_path / "other")):
-        (tmp_path / "other" / "a").touch()
-    assert (tmp_path / "other" / "a").exists()
-
-
-def test_two_exports_do_not_replace_one_another(tmp_path: Path) -> None:
-    from dollar.export.folder import whole_folder
-
-    out = tmp_path / "out"
-    with whole_folder(out, overwrite=False) as aside:
-        (aside / "a").write_text("first")
-        with pytest.raises(ValueError, match="another command writes to .*out"), whole_folder(out, overwrite=False):
-            pass
-    assert [p.name for p in out.iterdir()] == ["a"] and list(tmp_path.iterdir()) == [out]
-    with pytest.raises(ValueError, match="was filled by another command meanwhile"), whole_folder(out, overwrite=False):
+    with closing(Lock(tmp_path / "new")):
         pass
-    assert (out / "a").read_text() == "first" and list(tmp_path.iterdir()) == [out]
+    assert [p.name for p in (tmp_path / "new").iterdir()] == [".lock"]
+    with closing(Lock(tmp_path / "other", stays=False)):
+        (tmp_path / "other" / "a").touch()
+    assert [p.name for p in (tmp_path / "other").iterdir()] == ["a"]
+
+
+def test_two_exports_do_not_replace_one_another(
+    command: Callable[..., Said], train: Callable[..., Said], runs: Path, tmp_path: Path
+) -> None:
+    given = ("run=exported", "cycles=1", "student.steps=[2]", "beta_ft=0", "beta_vsd=0")
+    assert train(*given).code == 0
+    out = tmp_path / "out"
+    export = (f"checkpoint={runs / 'exported'}", f"out={out}", "verify=false")
+    with closing(Lock(tmp_path, name=".out.lock")):
+        said = command("export", *export)
+        sentence(said, f"another command writes to {tmp_path} (")
+        assert said.code == 2 and not out.exists()
+    (tmp_path / ".out.lock").unlink()
+    assert command("export", *export).code == 0 and list(tmp_path.iterdir()) == [out]
 
 
 def test_a_run_whose_folder_is_taken_away_ends_with_a_sentence(
@@ -129,7 +135,7 @@ def test_a_run_whose_folder_is_taken_away_ends_with_a_sentence(
         shutil.rmtree(folder)
         if begun_anew:
             folder.mkdir()
-            (folder / ".lock").write_text("of another command")
+            (folder / ".held.lock").write_text("of another command")
         return real(self, cycle)
 
     monkeypatch.setattr(Loop, "run_cycle", removed)
@@ -140,9 +146,17 @@ def test_a_run_whose_folder_is_taken_away_ends_with_a_sentence(
         assert (
             said.code == 2
             and "Traceback" not in said.err
-            and [p.name for p in folder.glob("*")] == [".lock"] * begun_anew
+            and [p.name for p in folder.glob("*")] == [".held.lock"] * begun_anew
         )
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_loop_does_not_make_its_folder_anew(build: Callable[..., Loop]) -> None:
+    loop = build("cycles=2")
+    shutil.rmtree(loop.folder)
+    with pytest.raises(OSError, match=f"{loop.folder} was removed, renamed or unmounted"):
+        loop.save()
+    assert not loop.folder.exists()
 
 
 # What the disk is blamed for
@@ -173,6 +187,16 @@ def test_the_disk_is_blamed_where_it_is_full_alone(
     assert told.value.errno == number
 
 
+def test_a_full_disk_alone_is_explained_where_more_than_writing_is_done(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match="a could not be written to .*: no space is left"),
+        explained("a", tmp_path, full=True),
+    ):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+    with pytest.raises(PermissionError), explained("a", tmp_path, full=True):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+
 def test_what_a_library_says_of_a_full_disk_and_a_folder_that_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,9 +205,9 @@ def test_what_a_library_says_of_a_full_disk_and_a_folder_that_is_gone(
         raise SafetensorError('IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })')
 
     weights = {"w": torch.zeros(3)}
-    with pytest.raises(OSError, match=r"run/checkpoints: the folder is gone \(No such file or directory\), removed"):
-        checkpoint.save(tmp_path / "run" / "checkpoints", 2, weights, {}, World())
-    assert not (tmp_path / "run").exists()  # it isn't begun anew, without its settings
+    assert why(FileNotFoundError(errno.ENOENT, "No such file or directory"), tmp_path / "run") == (
+        "the folder is gone (No such file or directory), removed, renamed or unmounted while the command ran"
+    )
     monkeypatch.setattr(checkpoint, "save_file", fails)
     with pytest.raises(OSError, match=r"no space is left .*It needs 12 bytes"):
         checkpoint.save(tmp_path, 2, weights, {}, World())

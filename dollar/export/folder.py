@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-
-from dollar.storage import FAILED, Unwritten, is_full, why
 
 
 def check_out(out: Path, what: str, place: Path, overwrite: bool) -> None:
@@ -36,29 +34,15 @@ def check_space(out: Path, needed: int, link: bool) -> None:
 
 
 @contextmanager
-def whole_folder(out: Path, overwrite: bool = True) -> Iterator[Path]:
-    """A folder next to `out` that takes its place when the block ends well, and is removed when it doesn't.
-
-    ValueError where another export to `out` runs, or, unless `out` may be overwritten, where it was filled meanwhile.
-    """
-    from dollar.parallel.lock import LOCK, Lock
-
-    aside = out.with_name(f".{out.name}.tmp")
-    with closing(Lock(aside)):
-        for left in aside.iterdir():  # by an export that was killed
-            if left.name != LOCK:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-        try:
-            yield aside
-            if not overwrite and out.is_dir() and any(out.iterdir()):
-                raise ValueError(f"out={out} was filled by another command meanwhile; name another folder")
-            if out.exists():
-                shutil.rmtree(out)
-            os.replace(aside, out)
-            (out / LOCK).unlink()  # after the folder has moved, or another export could take what is left of it
-        except FAILED as error:
-            if not is_full(error):
-                raise
-            raise Unwritten(f"the export could not be written to {out.parent}: {why(error, out.parent)}") from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder next to `out` that takes its place when the block ends well, and is removed when it doesn't."""
+    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(aside, out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

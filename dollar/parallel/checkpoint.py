@@ -59,9 +59,8 @@ def _write(folder: Path, step: int, tensors: dict[str, Tensor], plain: dict[str,
     aside = folder / f"step-{step:08d}.tmp"
     needed = sum(t.numel() * t.element_size() for t in tensors.values())
     with explained(f"the checkpoint of step {step}", folder, needed, "The older checkpoints are untouched"):
-        folder.mkdir(exist_ok=True)  # not its parents: a run whose folder was removed is not begun anew elsewhere
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
+        aside.mkdir(parents=True)
         try:
             save_file(tensors, aside / TENSORS)
             (aside / PLAIN).write_text(json.dumps(plain))

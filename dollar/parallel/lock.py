@@ -35,15 +35,18 @@ class Lock:
     therefore refused as long as any process of the first lives, for a lock is let go with its process at the latest.
     Held, a ValueError, when another command, or a process that it left, has the folder; it says which, where, and since
     when. way_out: what else the user can do, which ends the sentence; name: of the lock file, where commands that don't
-    disturb one another write into the same folder.
+    disturb one another write into the same folder; stays: whether the lock file is left there, and the folder where it
+    was made for the lock alone.
     """
 
-    def __init__(self, folder: Path, rank: int = 0, way_out: str = ANOTHER, name: str = LOCK) -> None:
-        self._made = rank == 0 and not folder.exists()
+    def __init__(
+        self, folder: Path, rank: int = 0, way_out: str = ANOTHER, name: str = LOCK, stays: bool = True
+    ) -> None:
+        self._made, self._stays = rank == 0 and not folder.exists(), stays
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.way_out = folder, way_out
-        self._own = _lock(folder / (name if rank == 0 else f"{name}-{rank}"))
-        self._mark = ""
+        self._file = folder / (name if rank == 0 else f"{name}-{rank}")
+        self._own, self._inode, self._mark = _lock(self._file), -1, ""
         if rank == 0 and self._take(self._own):
             for path in folder.glob(f"{name}-*"):
                 left = _lock(path)
@@ -60,13 +63,12 @@ class Lock:
 
     def check(self) -> None:
         """Raise OSError where the folder is no longer the one that was locked: removed, renamed, or begun anew."""
-        path = Path(self._own.lock_file)
         try:
-            same = not self._mark or path.read_text(encoding="utf-8") == self._mark
+            same = not self._mark or _signature(self._file).read_text(encoding="utf-8") == self._mark
         except FileNotFoundError:
             same = False
         except OSError as error:  # a file system that is slow to answer says nothing of the folder
-            logger.warning(f"note: {path} can't be read ({error.strerror})")
+            logger.warning(f"note: {_signature(self._file)} can't be read ({error.strerror})")
             return
         if not same:
             raise OSError(
@@ -75,17 +77,20 @@ class Lock:
             )
 
     def close(self) -> None:
-        """Let the folder go, and leave none where there was none and nothing was written."""
-        path = Path(self._own.lock_file)
-        if self._made and self._own.is_locked:
-            with contextlib.suppress(OSError):
-                if list(self.folder.iterdir()) == [path]:
-                    path.unlink()
-                    self.folder.rmdir()
+        """Let the folder go."""
+        with contextlib.suppress(OSError):
+            if self._mark and _signature(self._file).read_text(encoding="utf-8") == self._mark:
+                _signature(self._file).unlink()
+        with contextlib.suppress(OSError):
+            # One who waits for a file that is removed doesn't get it: filelock looks whether it is still there.
+            if not self._stays and self._own.is_locked and self._file.stat().st_ino == self._inode:
+                self._file.unlink()
+                if self._made:
+                    self.folder.rmdir()  # where nothing was written
         self._own.release()
 
     def _sign(self) -> None:
-        """Write into the lock file who holds it; without room for that, the lock itself still holds."""
+        """Write beside the lock file who holds it; without room for that, the lock itself still holds."""
         mark = json.dumps(
             {
                 "command": Path(sys.argv[0]).name or "python",
@@ -95,7 +100,8 @@ class Lock:
             }
         )
         with contextlib.suppress(OSError):
-            Path(self._own.lock_file).write_text(mark, encoding="utf-8")
+            self._inode = self._file.stat().st_ino
+            _signature(self._file).write_text(mark, encoding="utf-8")
             self._mark = mark
 
     def _take(self, lock: FileLock) -> bool:
@@ -116,10 +122,15 @@ class Lock:
         return True
 
 
+def _signature(path: Path) -> Path:
+    """The file beside a lock file that says who holds it; it goes with the lock."""
+    return path.with_name(f".held{path.name}")
+
+
 def _holder(path: Path) -> str:
-    """Who holds a lock file, by what it says."""
+    """Who holds a lock file."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(_signature(path).read_text(encoding="utf-8"))
         return f"{found['command']}, process {found['process']} on {found['host']}, since {found['since']}"
     except (OSError, ValueError, KeyError, TypeError):  # of an earlier version, or taken this moment
         return "it doesn't say which"

@@ -196,6 +196,13 @@ class Loop:
         if self.average is not None and self.world.any(bool(broken := not_finite(self.average.average))):
             raise FloatingPointError(self._broken("the averaged weights", broken, ""))
 
+    def _check_folder(self) -> None:
+        """Raise OSError where the run's folder, which the log made, isn't there any more; it is not begun anew."""
+        if self.world.is_main and not self.folder.is_dir():
+            raise OSError(
+                f"{self.folder} was removed, renamed or unmounted while the command ran; nothing is saved there"
+            )
+
     def _broken(self, what: str, names: list[str], remedy: str) -> str:
         named = f" ({names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''})" if names else ""
         return f"after cycle {self.cycle} {what}{named} are not finite, so they are not saved. {self._way_back(remedy)}"
@@ -268,6 +275,7 @@ class Loop:
     def _keep(self, record: dict[str, Any]) -> None:
         """Save what is validated as the best so far."""
         self.best = record
+        self._check_folder()
         assert self.kept is not None, "a run whose monitors keep something says what"
         checkpoint.save(self.folder / "best", self.cycle, self.kept(), {"best": record}, self.world, keep=1)
 
@@ -299,6 +307,7 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint from which the same command goes on exactly; none of weights that are no numbers."""
         self._check_weights()
+        self._check_folder()
         tensors, plain = self.state()
         checkpoint.save(self.folder / "checkpoints", self.cycle, tensors, plain, self.world, self.timetable.keep)
 

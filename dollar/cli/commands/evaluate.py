@@ -23,7 +23,7 @@ def main(config: DictConfig) -> None:
     if config.checkpoint is not None:
         take_teacher(config)
     out = out_of(config)
-    with closing(Lock(out, name=EVALUATION)):  # a training of the run may go on
+    with closing(Lock(out, name=EVALUATION, stays=False)):  # a training of the run may go on
         evaluate(config, out)
 
 

@@ -5,6 +5,7 @@ PATH is a student's folder, a run's, or one of its checkpoints.
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -28,7 +29,9 @@ def main(config: DictConfig) -> None:
     from dollar.cli.build.teacher import quiet
     from dollar.export.exporter import Exporter
     from dollar.export.pipeline import verify
+    from dollar.parallel.lock import Lock
     from dollar.parallel.world import start
+    from dollar.storage import explained
 
     quiet()
     device = start(config.parallel.device, config.parallel.timeout_minutes).device
@@ -38,7 +41,9 @@ def main(config: DictConfig) -> None:
     exporter = Exporter(source, lora, teacher, settings, out)
     dtype, tuned, counts = exporter.dtype, source.tuned, " or ".join(map(str, exporter.samplers))
     expected = exporter.expected() if config.verify and config.full else None
-    with whole_folder(out, config.overwrite) as aside:
+    beside = Lock(out.parent, name=f".{out.name}.lock", stays=False)
+    with closing(beside), explained("the export", out.parent, full=True), whole_folder(out) as aside:
+        check_out(out, "checkpoint", source.place, config.overwrite)  # another may have been written meanwhile
         exporter.write(aside)
         del exporter, teacher  # before the pipeline is read
         if expected is not None:

@@ -21,7 +21,7 @@ def main(config: DictConfig) -> None:
     out = Path(config.out)
     check_folder_for("out", out)
     check_data(config)
-    with closing(Lock(out)):
+    with closing(Lock(out, stays=False)):
         fit_in(config, out)
 
 
@@ -64,7 +64,7 @@ def fit_in(config: DictConfig, out: Path) -> None:
     scoring, made_by = Scoring(teacher, data, pixel, *chosen), identity(config, teacher, data)
     observed = Observations.at(file, made_by)
     if scoring.missing(observed):
-        with nullcontext() if file.parent.samefile(out) else closing(Lock(file.parent)):
+        with nullcontext() if file.parent.samefile(out) else closing(Lock(file.parent, stays=False)):
             observed = Observations.at(file, made_by)  # another fit may have written since
             scoring.run(observed, file)
     rows = scoring.wanted(observed)

@@ -38,7 +38,7 @@ def main(config: DictConfig) -> None:
         free = (*free_keys(COMMANDS["pretrain"]), *others)
         check_same(path, stored, "Give another folder with work=FOLDER, or remove this one", free, config)
     way_out = "name another folder with work=FOLDER"
-    with closing(Lock(path.parent, int(os.environ.get("RANK", 0)), way_out)) as lock:
+    with closing(Lock(path.parent, int(os.environ.get("RANK", 0)), way_out, stays=False)) as lock:
         world = start(config.parallel.device, config.parallel.timeout_minutes)
         lock.join()
         if world.is_main:

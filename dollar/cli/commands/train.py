@@ -33,7 +33,9 @@ def main(config: DictConfig) -> float | None:
     folder = run_folder(config)
     check_run(config, folder)
     check_folder_for("runs", folder)
-    with closing(Lock(folder, int(os.environ.get("RANK", 0)), "give this run a name of its own with run=NAME")) as lock:
+    with closing(
+        Lock(folder, int(os.environ.get("RANK", 0)), "give this run a name of its own with run=NAME", stays=False)
+    ) as lock:
         finished = distil(config, objective, folder, lock)
     if not finished:
         sys.exit(STOPPED)
