@@ -50,9 +50,12 @@ def distil(config: DictConfig, objective: Objective, folder: Path, lock: Lock) -
     from dollar.cli.build.teacher import build_teacher, quiet
     from dollar.media import atomically
     from dollar.parallel import checkpoint
+    from dollar.parallel.signals import Stop
     from dollar.parallel.world import finish, start
     from dollar.training.old_checkpoint import renewed
 
+    stop = Stop()
+    stop.watch()
     world = start(config.parallel.device, config.parallel.timeout_minutes)
     lock.join()  # the first process had it before the others could start
     quiet()
@@ -71,15 +74,14 @@ def distil(config: DictConfig, objective: Objective, folder: Path, lock: Lock) -
     teacher = build_teacher(config, world)
     run = build_run(config, world, teacher, folder, done, rewards)
     loop = run.loop
-    loop.still_there = lock.check
+    loop.still_there, loop.stop = lock.check, stop
     if world.is_main:
         with atomically(folder / CONFIG) as temporary:
             OmegaConf.save(OmegaConf.create(to_store(config)), temporary)
         announce(config, run, folder, done)
     if state is not None:
         loop.load(state)
-    loop.stop.watch()
-    with loop.stop.busy():
+    with stop.busy():
         finished = loop.train()
         if finished:
             write_student(run, teacher, config)
