@@ -26,6 +26,7 @@ from dollar.log import speak
 __all__ = ["CONF", "ROOT", "check_folder_for", "check_given", "enter", "make_text"]
 
 ROOT = PACKAGE.parent
+READS_NOTHING = ("plan",)  # commands for which places without a default need not be given
 # Mistakes of the user's, or of his machine, that a sentence explains better than a traceback.
 EXPLAINED = (ValueError, OSError, FloatingPointError, OmegaConfBaseException)
 OmegaConf.register_new_resolver("embedded", lambda name: str(PACKAGE / "assets" / name), replace=True)
@@ -47,7 +48,8 @@ def enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
 
     def guarded(config: DictConfig) -> Any:
         try:
-            check_given(config)
+            if config_name not in READS_NOTHING:
+                check_given(config)
             plain: Any = OmegaConf.to_container(config, resolve=False)
             make_text(config, [*given_text, *text_keys(config_name, plain)])
             return main(config)

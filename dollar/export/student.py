@@ -66,11 +66,14 @@ def check_steps(timesteps: Sequence[float] | None, steps: Sequence[int]) -> None
     for count in steps:
         if list(steps).count(count) > 1:
             raise ValueError(f"student.steps has {count} twice; give each step count once")
-        if count < 1 or longest % count:
+        if count < 1:
+            raise ValueError(f"student.steps has {count}; a step count is 1 or more")
+        if longest % count:
             fitting = [n for n in range(longest, 0, -1) if longest % n == 0]
+            whose = "its largest" if timesteps is None else f"the {longest} of student.timesteps"
             raise ValueError(
-                f"student.steps has {count}, which doesn't divide the {longest} "
-                f"{'of its largest' if timesteps is None else 'of student.timesteps'}; use of {fitting}"
+                f"student.steps has {count}, which doesn't divide {whose}"
+                f"{f', {longest}' * (timesteps is None)}; use some of {fitting}"
             )
 
 

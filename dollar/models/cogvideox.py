@@ -173,7 +173,9 @@ class CogVideoX:
         return self.schedule.grid(steps)
 
     def even(self, steps: int) -> list[float]:
-        return self.schedule.grid(steps)[:-1].tolist()
+        # As far apart as LCM's scheduler has them, in whole timesteps: three are [998, 665, 332].
+        apart = len(self.scheduler.alphas_cumprod) // steps
+        return [float(apart * i - 1) for i in range(steps, 0, -1)]
 
     def student_scheduler(self, timesteps: Sequence[float], between: str) -> Any:
         return student_scheduler(self.scheduler, [int(t) for t in timesteps], between)
