@@ -31,7 +31,7 @@ def main(config: DictConfig) -> None:
     settle(config)
     out = Path(config.out)
     check_folder_for("out", out)
-    with closing(Lock(out, int(os.environ.get("RANK", 0)))) as lock:
+    with closing(Lock(out, int(os.environ.get("RANK", 0)), stays=False)) as lock:
         sample(config, prompts, out, lock)
 
 
