@@ -6,11 +6,8 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-import av
-import numpy as np
-
-from dollar.data.decoding import DECODING_ERRORS, extent, opened, read_still, read_video
-from dollar.data.listed import STILLS, Entry, File, Skipped, load
+from dollar.data.decoding import DECODING_ERRORS, measure
+from dollar.data.listed import STILLS, Entry, File, NotShown, Skipped, load
 
 MOST_REPEATED = 2  # frames that one picture may stand for; more of them would be a motion that stutters
 
@@ -50,7 +47,6 @@ def probe(entry: Entry, frames: int, fps: float, stills: str) -> Item | Skipped:
 def examine(entry: Entry, fps: float, stills: str) -> Examined | Skipped:
     """What a clip can give at `fps`, by its headers and its first picture; a still image gives one frame."""
     id, file, caption = entry
-    still = file.suffix.lower() in STILLS
     try:
         if isinstance(file, Path):
             if not file.is_file():
@@ -59,21 +55,20 @@ def examine(entry: Entry, fps: float, stills: str) -> Examined | Skipped:
                 return Skipped(id, file, "empty", f"{file} is empty (0 bytes).")
     except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be looked into
         return Skipped(id, file, "missing file", f"{str(file)[:200]} can't be reached: {_reason(error)}.")
-    if still and stills == "skip":
-        return Skipped(id, file, "still image", f"{file} is a picture; stills=repeat would use it.")
+    unwanted = Skipped(id, file, "still image", f"{file} is a picture; stills=repeat would use it.")
     try:
         loaded = load(file)
         if not isinstance(loaded, Path) and not loaded.read_bytes():
             return Skipped(id, file, "empty", f"{file} is empty (0 bytes).")
-        if still:
-            return Examined(file, caption, 1, True, *read_still(loaded).shape[:2])
-        with av.open(opened(loaded), "r") as container:
-            if not container.streams.video:
-                return Skipped(id, file, "no video stream", f"{file} has no video stream (sound only?).")
-            last, interval = extent(container)
-        height, width = read_video(loaded, np.zeros(1))[0].shape[:2]
+        still, (last, interval), height, width = measure(loaded)
     except DECODING_ERRORS as error:
+        if stills == "skip" and file.suffix.lower() in STILLS:
+            return unwanted
+        if isinstance(error, NotShown):
+            return Skipped(id, file, error.cause, f"{file} {error}.")
         return Skipped(id, file, "corrupt", f"{file} can't be decoded: {error}.")
+    if still:
+        return unwanted if stills == "skip" else Examined(file, caption, 1, True, height, width)
     if interval * fps > MOST_REPEATED + 1e-6:
         sentence = f"{file} has {1 / interval:.3g} pictures a second; {fps:g} are needed, or at least half as many."
         return Skipped(id, file, "too few pictures a second", sentence)

@@ -164,7 +164,7 @@ def family_of(target: str) -> type[Family]:
     kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and hasattr(kind, "pipeline_class")]
     own = [kind for kind in kinds if kind.__module__ == module.__name__]
     if len(own) != 1:
-        raise ValueError(f"{module.__name__} has {len(own)} adapters of a family; a plan needs a module of one")
+        raise ValueError(f"{module.__name__} has {len(own)} adapters of a family; name a loader in a module of one")
     return own[0]
 
 
