@@ -64,7 +64,7 @@ def test_a_second_launch_of_a_run_is_refused_at_once(
         assert sampled.code == 0, sampled.err  # it only reads the run
     with closing(Lock(folder, name=EVALUATION)):
         assert train(*given, "cycles=2").code == 0  # an evaluation beside it has files of its own
-        sentence(command("evaluate", f"checkpoint={folder / 'student'}"), f"another command writes to {folder}")
+        sentence(command("evaluate", f"out={folder}"), f"another command writes to {folder} (")
 
 
 def test_a_second_launch_on_two_processes_is_refused(arguments: list[str], runs: Path, tmp_path: Path) -> None:

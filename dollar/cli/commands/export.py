@@ -5,6 +5,7 @@ PATH is a student's folder, a run's, or one of its checkpoints. `lora=RANK full=
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
