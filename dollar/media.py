@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 WHITE = 255
 BT601 = 6  # the code of the matrix that libswscale uses for rgb24 -> yuv420p; untagged files are guessed by height
+UNWRITTEN = (OSError, av.FFmpegError)  # what writing a clip raises where the system doesn't let it be written
 SLUG = 60  # letters of the prompt kept in a file name
 BY = 20  # ... and of what made the clip
 
@@ -134,9 +135,9 @@ def grid(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
 
 
 def strip(clip: np.ndarray, every: int = 1) -> np.ndarray:
-    """Every n-th frame, left to right: uint8 [H, W * n, 3]."""
+    """Every n-th frame, from the top down: uint8 [H * n, W, 3]."""
     check_clip(clip)
-    return np.concatenate(list(clip[::every]), axis=1)
+    return np.concatenate(list(clip[::every]), axis=0)
 
 
 def safe_name(prompt: str, seed: int, steps: int, by: str) -> str:

@@ -294,11 +294,11 @@ def test_a_killed_run_goes_on_with_other_processes(
 
 def test_a_second_command_in_the_folder_is_refused(run: Callable[..., Said], tmp_path: Path) -> None:
     first = Lock(tmp_path / "out")
-    sentence(run(), "another command writes to out=", "out=FOLDER")
+    sentence(run(), f"another command writes to {tmp_path / 'out'} (", f"process {os.getpid()} on ", "out=FOLDER")
     also = Lock(tmp_path / "out", rank=1)  # another process of the first command
     also.join()
     first.close()
-    sentence(run(), "processes that it left still run")
+    sentence(run(), "processes that another command left still write")
     assert not list(tmp_path.rglob("*.parquet")) and not (tmp_path / "out" / "fingerprint.json").exists()
     also.close()
     assert run().code == 0 and run().code == 0
@@ -332,7 +332,7 @@ def test_a_killed_process_lets_the_folder_go(tmp_path: Path, tmp_path_factory: p
     while not sign.exists() and held.is_alive():
         time.sleep(0.01)
     assert held.is_alive()
-    with pytest.raises(ValueError, match="processes that it left still run"):
+    with pytest.raises(ValueError, match="processes that another command left still write"):
         Lock(tmp_path)
     held.kill()
     held.join()

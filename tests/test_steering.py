@@ -261,10 +261,10 @@ def test_a_guard_that_can_say_nothing_is_told_once(capsys: pytest.CaptureFixture
 
     scores = Scores(Decoded(Smooth(), None), Decoded(Never(), None))  # type: ignore[arg-type]
     for _ in range(2):
-        found = scores.of(torch.zeros(2, 8, 3, 8, 8), torch.ones(2, 3, 3, 8, 8), ["a", "b"])
+        found = scores.means(scores.of(torch.zeros(2, 8, 3, 8, 8), torch.ones(2, 3, 3, 8, 8), ["a", "b"]), broken=0)
     assert found["reward"] == 1.0 and math.isnan(found["guard"])
     told = capsys.readouterr().out
-    assert told.count("no clip of a validation got a guard score: Never raised RuntimeError: not today") == 1
+    assert told.count("a validation has no guard score: Never raised RuntimeError: not today") == 1
 
 
 def test_clips_for_a_latent_reward_model_count_only_where_there_is_one(

@@ -92,6 +92,7 @@ class SurrogateFit:
         mismatched = real if self.mismatched else real[:0]
         observed = self.surrogate.observe(draws.turn, torch.cat([real, generated, mismatched]), prompts, keys)
         self._observed = self.surrogate.remember(observed)
+        self.meter.see(cycle, self.surrogate.gather(observed.reward), self.scalars)
         data, true, _ = observed.reward.split([len(real), n, len(mismatched)])
         self._log_rewards(data, true, generated, drawn)
         return None if self._observed else NoUpdate(self.meter.trouble)

@@ -16,6 +16,7 @@ from dollar.models.denoiser import Condition
 from dollar.models.latent_reward_model import LatentRewardModel
 from dollar.models.teacher import Teacher
 from dollar.models.teacher_reward_model import TeacherRewardModel, weights_hash
+from dollar.storage import explained
 
 CARD, WEIGHTS = "lrm.json", "model.safetensors"
 CNN_KEYS = ("channels", "text_dim", "width", "temporal", "groups")
@@ -77,7 +78,7 @@ def save_reward_model(folder: Path, model: nn.Module, teacher: Teacher, card: Ma
 
     card: what else the file is to say, plain values; `statistics` must be among them.
     """
-    with atomically(folder / WEIGHTS) as temporary:
+    with explained("the latent reward model", folder), atomically(folder / WEIGHTS) as temporary:
         save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, temporary)
     full = {
         **card,
@@ -111,6 +112,8 @@ def load_reward_model(folder: str | Path, teacher: Teacher, expected: Mapping[st
     except Exception as error:  # a file cut short, or tensors of another model
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"{folder / WEIGHTS} can't be read ({reason}); fit the model again to write it") from None
+    if broken := [name for name, t in model.state_dict().items() if not t.isfinite().all()]:
+        raise ValueError(f"{folder / WEIGHTS}: {broken[0]} is not finite; fit the model again")
     return StoredModel(model, card)
 
 

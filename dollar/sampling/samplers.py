@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dollar.diffusion.denoise import sample
 from dollar.diffusion.timesteps import FewStep
-from dollar.log import progress
+from dollar.log import logger, progress
 from dollar.models.denoiser import Condition, Denoiser
 from dollar.models.teacher import Family, Teacher
 
@@ -84,10 +84,17 @@ def make_latents(
 
 
 def decode(teacher: Teacher, latents: Tensor, show: bool = True) -> Tensor:
-    """Videos uint8 [N, T, C, H, W] on the CPU, decoded a few at a time."""
+    """Videos uint8 [N, T, C, H, W] on the CPU, decoded a few at a time; a note says where there are no numbers."""
+    if broken := int((~finite(latents)).sum()):
+        logger.warning(f"note: {broken} of {len(latents)} clips are not finite, so they come out black")
     parts = latents.split(teacher.codec.chunk)
     bar = progress(range(len(parts)), "decoding", active=show and len(parts) > 8)
     return torch.cat([(teacher.codec.decode(parts[i]) * 255).round().byte().cpu() for i in bar])
+
+
+def finite(latents: Tensor) -> Tensor:
+    """Whether each of latents [N, C, F, h, w] is made of finite numbers, [N]."""
+    return latents.flatten(1).isfinite().all(1)
 
 
 def make_clips(

@@ -41,12 +41,14 @@ def carry_out(runs: Runs, check: Check) -> Outcome:
 
 def lock(name: str, key: str, folder: Path) -> Any:
     """A folder that this command has alone until the lock is closed; ValueError where another has it."""
-    from dollar.parallel.lock import Lock
+    from dollar.parallel.lock import Held, Lock
 
     try:
         return Lock(folder)
-    except ValueError:
-        raise ValueError(f"another {name} runs in {key}={folder}; wait for it, or name another folder") from None
+    except Held as held:
+        raise ValueError(
+            f"another {name} runs in {key}={folder} ({held.holder}); wait for it, or name another folder"
+        ) from None
 
 
 def run(runs: Runs, results: Results, check: Check) -> Outcome:

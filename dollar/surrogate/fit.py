@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from dollar.diffusion.draws import Draws
+from dollar.log import logger
 from dollar.surrogate.latent_reward import STEP, Climb, LatentReward, Observation, agreement
 from dollar.surrogate.observations import MISMATCHED, REAL, ScoredClip
+from dollar.surrogate.pixel_reward import alike
 
 LITTLE = 0.1  # the share of the predicted rise below which the true one counts as nothing
 
@@ -47,12 +49,22 @@ def split(rows: Rows, fraction: float, seed: int, file: Path) -> Parts:
 
 def check_rewards(rewards: Sequence[float], file: Path) -> None:
     """Raise ValueError unless the rewards to fit on differ by more than they are rounded."""
-    lowest, highest = min(rewards), max(rewards)
-    if highest - lowest <= 1e-6 * max(abs(lowest), abs(highest)):
+    if alike(min(rewards), max(rewards)):
         raise ValueError(
             f"all {len(rewards)} rewards to fit on are {rewards[0]:g}, so there is nothing to learn. Look at the "
             f"reward by itself; {file} keeps what it gave, so remove that once the reward is mended"
         )
+
+
+def check_measured(parts: Mapping[str, Rows]) -> None:
+    """Warn of rows, by what they are for, whose rewards are all alike: nothing can be measured on them."""
+    for purpose, rows in parts.items():
+        rewards = [row.reward for _, row in rows]
+        if alike(min(rewards), max(rewards)):
+            logger.warning(
+                f"note: all {len(rewards)} rewards of the {purpose} clips are {rewards[0]:g}, so R^2 and correlations "
+                "on them are not defined (nan). Raise clips or made_clips"
+            )
 
 
 def remember(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, batch: int, seed: int) -> None:

@@ -63,6 +63,7 @@ class Observations:
         from safetensors.torch import save_file
 
         from dollar.media import atomically
+        from dollar.storage import explained
 
         rows = list(self.rows.values())
         places = {place: i for i, place in enumerate(sorted({row.place for row in rows}))}  # without those scored again
@@ -78,7 +79,7 @@ class Observations:
             "prompts": [row.prompt for row in rows],
             "seconds": self.seconds,
         }
-        with atomically(path) as temporary:
+        with explained("the scored clips", path.parent), atomically(path) as temporary:
             save_file(tensors, temporary, {"observations": json.dumps(plain)})
 
     @classmethod
@@ -134,8 +135,7 @@ class Scoring:
         """
         from dollar.log import progress
 
-        missing = [chunk for chunk in self._chunks() if not all(map(observed.has, self._keys(*chunk)))]
-        tried = False
+        missing, tried = self.missing(observed), False
         written = started = time.perf_counter()
         bar = progress(missing, "scoring clips", active=bool(missing))
         for kind, samples in bar:
@@ -150,6 +150,10 @@ class Scoring:
                 written = time.perf_counter()
         if missing:
             observed.save(path)
+
+    def missing(self, observed: Observations) -> list[tuple[str, range]]:
+        """The clips, by kind and samples, of which some have no reward that is a number."""
+        return [chunk for chunk in self._chunks() if not all(map(observed.has, self._keys(*chunk)))]
 
     def wanted(self, observed: Observations) -> list[tuple[str, ScoredClip]]:
         """Kind and row of each clip and caption that is configured, where the reward gave a number."""

@@ -12,25 +12,29 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from dollar.cli.build.data import build_data, some_captions
+from dollar.cli.build.data import build_data
 from dollar.cli.build.notes import notes_of
 from dollar.cli.build.objective import check_supplied, objective_of
 from dollar.cli.build.objects import instantiate
 from dollar.cli.build.rewards import Rewards, build_latent_reward, check_rewards, guard_of, rewards_of
 from dollar.cli.build.teacher import check_guidance, check_text, dtype_of, with_text
+from dollar.cli.build.validation import check_validation, how_validated, prompts_of
 from dollar.diffusion.timesteps import FewStep
 from dollar.export.student import check_steps, denoiser_of, few_steps, prediction_of, student_weights
 from dollar.log import logger
 from dollar.losses.objective import Objective
 from dollar.methods.ingredients import Ingredients
+from dollar.models.denoiser import Denoiser
 from dollar.models.roles import Role, separate, trainable
 from dollar.models.teacher import Teacher
 from dollar.parallel.shard import fill_from, fits_whole, trainable_copy
 from dollar.parallel.world import World, device_memory
+from dollar.sampling.samplers import finite, make_latents, student_sampler
 from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.pixel_reward import PixelReward
 from dollar.training.average import Average
-from dollar.training.learner import Learner, constant
+from dollar.training.clip_files import ClipFiles
+from dollar.training.learner import Learner, constant, not_finite
 from dollar.training.log import Log
 from dollar.training.loop import Loop, Timetable
 from dollar.training.lr_schedule import falling
@@ -48,7 +52,8 @@ def check(config: DictConfig, processes: int, supplied: bool = True) -> Objectiv
     objective = objective_of(config)
     if supplied:
         check_supplied(config, objective)
-    timetable_of(config), validation_of(config), guard_of(config, objective), monitors_of(config, Guard())
+    timetable_of(config), guard_of(config, objective), monitors_of(config, Guard())
+    check_validation(config)
     dtype_of(config, "dtype"), dtype_of(config, "teacher_dtype")
     check_steps(config.student.timesteps, config.student.steps)
     check_batch(config, objective, processes)
@@ -167,7 +172,7 @@ def build_run(
         fitted=surrogate is not None and config.lrm.mode != "frozen",
         networks=term_networks(config, objective, teacher, world),
     )
-    prompts = instantiate(config.data.held_out) if config.data.held_out else some_captions(data)
+    prompts = prompts_of(config, teacher, data)
     check_rewards(pixel, second, itertools.chain(data.captions, prompts), teacher, objective)
     scores, monitors = Scores(pixel, second, surrogate), monitors_of(config, guard)
     for monitor in monitors.values():
@@ -191,8 +196,9 @@ def loop_of(
     validation = None
     if config.validation.every > 0:
         teacher, samplers, prompts, scores = shown
-        keys = validation_of(config)
-        validation = Validation(teacher, run.student, samplers, prompts, scores, log, run.world, **keys)
+        files = ClipFiles(folder, config.validation.mp4s, resume_step) if run.world.is_main else None
+        how = how_validated(config, files)
+        validation = Validation(teacher, run.student, samplers, prompts, scores, log, run.world, **how)
     student = run.roles["student"].parameters
     return Loop(
         timetable_of(config),
@@ -207,7 +213,16 @@ def loop_of(
         monitors,
         settings,
         kept=lambda: {f"ema/{name}": p for name, p in student.items()},
+        validated_on="" if validation is None else validation.identity(),
+        probe=partial(probe, shown[0], run.student, shown[1], run.data.captions[0]),
     )
+
+
+def probe(teacher: Teacher, student: Denoiser, samplers: Mapping[int, FewStep], prompt: str) -> str:
+    """What is wrong with a clip that the student makes as it is now, as a sentence's part; "" where nothing is."""
+    sampler = student_sampler(teacher, student, samplers[max(samplers)])
+    latents = make_latents(sampler, teacher, [prompt], [0], show=False)
+    return "" if bool(finite(latents).all()) else "the clips that the student makes are not finite"
 
 
 def check_terms(config: DictConfig, objective: Objective, teacher: Teacher, samplers: Mapping[int, FewStep]) -> None:
@@ -229,6 +244,8 @@ def roles_of(
     student = trainable_copy(teacher, world, recompute, config.student.lora, shard)
     if config.init is not None:
         fill_from(student, student_weights(config.init))
+        if broken := not_finite(dict(student.named_parameters())):
+            raise ValueError(f"init={config.init}: {broken[0]} of this student is not finite; name another one")
     longest = samplers[max(samplers)]
     roles = {
         "student": separate("student", denoiser_of(teacher, student, longest, config.student.parameterization, dtype))
@@ -304,12 +321,3 @@ def monitors_of(config: DictConfig, guard: Guard) -> dict[str, Monitor]:
     if guard.active:
         found["guard"] = guard
     return found | {name: instantiate(node, _convert_="all") for name, node in config.monitors.items()}
-
-
-def validation_of(config: DictConfig) -> dict[str, Any]:
-    """The numbers of validation; ValueError names a key at fault."""
-    v = config.validation
-    for key, least in (("every", 0), ("prompts", 1), ("clips", 0), ("guidance_steps", 1)):
-        if v[key] < least:
-            raise ValueError(f"validation.{key} is {v[key]}; it must be at least {least}")
-    return {"count": v.prompts, "shown": v.clips, "teacher_steps": v.guidance_steps, "guided": config.student.guided}

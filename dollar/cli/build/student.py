@@ -14,6 +14,7 @@ from dollar.models.adapter import factors, merged
 from dollar.models.teacher import Teacher
 from dollar.parallel import checkpoint
 from dollar.parallel.shard import whole
+from dollar.storage import explained
 
 
 def is_written(student: Path, cycles: int) -> bool:
@@ -55,9 +56,10 @@ def write_student(run: Run, teacher: Teacher, config: DictConfig) -> None:
             "command": command_line(),
             "config": stored,
         }
-        surrogate = run.ingredients.surrogate
-        if surrogate is not None:
-            surrogate.save(loop.folder / "lrm", teacher)
-        save_student(loop.folder / "student", teacher, network, samplers, card, factors(weights))
+        surrogate, way_out = run.ingredients.surrogate, "The checkpoints are whole; the same command writes it again"
+        with explained("the student", loop.folder, after=way_out):
+            if surrogate is not None:
+                surrogate.save(loop.folder / "lrm", teacher)
+            save_student(loop.folder / "student", teacher, network, samplers, card, factors(weights))
         print(f"the student of cycle {cycle} is in {loop.folder / 'student'}")
     loop.world.barrier()

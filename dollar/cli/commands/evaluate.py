@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,20 +25,28 @@ if TYPE_CHECKING:
 def main(config: DictConfig) -> None:
     """Print the table and write metrics.json and report.html."""
     check_keys(config)
-    from dollar.cli.build.teacher import build_teacher, dtype_of, quiet, take_teacher
-    from dollar.evaluation.files import store_figures
-    from dollar.evaluation.report.table import format_table
-    from dollar.evaluation.systems import TEACHER_STEPS, Evaluation
-    from dollar.export.student import load_student, weights_of
-    from dollar.parallel.world import start
+    from dollar.cli.build.teacher import quiet, take_teacher
+    from dollar.parallel.lock import EVALUATION, Lock
 
     if config.checkpoint is not None:
         take_teacher(config)
     out = out_of(config)
     quiet()
     check_before(config)
+    with closing(Lock(out, name=EVALUATION, stays=False)):  # a training of the run may go on
+        evaluate(config, out)
+
+
+def evaluate(config: DictConfig, out: Path) -> None:
+    """Measure, and write into a folder that no other evaluation has."""
+    from dollar.cli.build.teacher import build_teacher, dtype_of
+    from dollar.evaluation.files import store_figures
+    from dollar.evaluation.report.table import format_table
+    from dollar.evaluation.systems import TEACHER_STEPS, Evaluation
+    from dollar.export.student import load_student, weights_of
+    from dollar.parallel.world import start
+
     world = start(config.parallel.device, config.parallel.timeout_minutes)
-    out.mkdir(parents=True, exist_ok=True)
     teacher = build_teacher(config, world)
     pixel = reward_behind(config.reward, teacher)  # weights that are missing are noticed before anything is sampled
     evaluation = Evaluation(teacher, yardstick_of(config), settings_of(config), out)

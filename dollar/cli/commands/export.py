@@ -5,6 +5,7 @@ PATH is a student's folder, a run's, or one of its checkpoints. `lora=RANK full=
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,9 @@ def main(config: DictConfig) -> None:
     from dollar.export.lora import Base, check_names, verify_lora
     from dollar.export.pipeline import verify
     from dollar.models.outline import family_of
+    from dollar.parallel.lock import Lock
     from dollar.parallel.world import start
+    from dollar.storage import explained
 
     check_names(family_of(source.card["teacher"]["_target_"]), config.lora_names, bool(lora) or config.lora is not None)
     quiet()
@@ -43,9 +46,11 @@ def main(config: DictConfig) -> None:
     check_out(out, "teacher", teacher.folder, config.overwrite)
     settings = settings_of(config, source)
     exporter = Exporter(source, lora, teacher, settings, out)
-    base, dtype, closing = Base(teacher.pipeline, teacher.family.classes), exporter.dtype, last_line(exporter, out)
+    base, dtype, end = Base(teacher.pipeline, teacher.family.classes), exporter.dtype, last_line(exporter, out)
     expected = exporter.expected() if config.verify else None
-    with whole_folder(out) as aside:
+    beside = Lock(out.parent, name=f".{out.name}.lock", stays=False)
+    with closing(beside), explained("the export", out.parent, full=True), whole_folder(out) as aside:
+        check_out(out, "checkpoint", source.place, config.overwrite)  # another may have been written meanwhile
         exporter.write(aside)
         with_lora = exporter.expected_lora() if expected is not None else None
         if expected is not None and exporter.lora is not None and with_lora is None:
@@ -57,7 +62,7 @@ def main(config: DictConfig) -> None:
         if expected is not None and with_lora is not None:
             for line in verify_lora(aside, base, with_lora, expected.clips, device, settings.switches):
                 print(line)
-    print(closing)
+    print(end)
 
 
 def last_line(exporter: Exporter, out: Path) -> str:

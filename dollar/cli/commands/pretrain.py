@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -19,6 +20,7 @@ def main(config: DictConfig) -> None:
     from dollar.media import atomically
     from dollar.models.cogvideox import CogVideoX
     from dollar.models.pipeline import Pipeline
+    from dollar.parallel.lock import Lock
     from dollar.parallel.world import finish, start
 
     work = Path(config.work)
@@ -35,11 +37,13 @@ def main(config: DictConfig) -> None:
         others = () if config.make == "clip" else ("make", *CLIP)
         free = (*free_keys(COMMANDS["pretrain"]), *others)
         check_same(path, stored, "Give another folder with work=FOLDER, or remove this one", free, config)
-    world = start(config.parallel.device, config.parallel.timeout_minutes)
-    if world.is_main:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomically(path) as temporary:
-            OmegaConf.save(OmegaConf.create(stored), temporary)
-    quiet()
-    MAKERS[config.make](config, work, stages, world, precision)
-    finish(world)
+    way_out = "name another folder with work=FOLDER"
+    with closing(Lock(path.parent, int(os.environ.get("RANK", 0)), way_out, stays=False)) as lock:
+        world = start(config.parallel.device, config.parallel.timeout_minutes)
+        lock.join()
+        if world.is_main:
+            with atomically(path) as temporary:
+                OmegaConf.save(OmegaConf.create(stored), temporary)
+        quiet()
+        MAKERS[config.make](config, work, stages, world, precision)
+        finish(world)

@@ -16,7 +16,9 @@ class Validation:
     every: int
     first: bool
     prompts: int
+    prompts_file: Place | None
     clips: int
+    mp4s: int
     guidance_steps: int
 
 

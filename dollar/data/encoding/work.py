@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import secrets
-import shutil
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -24,8 +22,7 @@ from dollar.data.skips import SkipLog, read_skips
 from dollar.log import ANY_RANK, logger, progress
 from dollar.models.denoiser import Condition
 from dollar.models.teacher import Teacher
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
+from dollar.storage import free_bytes, is_full
 
 
 class StopRequest(Protocol):
@@ -114,10 +111,10 @@ class Encoding:
             with stop.busy():
                 self._run(stop)
         except OSError as error:
-            if error.errno not in FULL and "No space left" not in str(error):
+            if not is_full(error):
                 raise
             raise ValueError(
-                f"{self.out} is full: {shutil.disk_usage(self.out).free:,} bytes are free, and {self._needed()}. Make "
+                f"{self.out} is full: {free_bytes(self.out):,} bytes are free, and {self._needed()}. Make "
                 "room, or begin anew with out=FOLDER on another disk; the same command goes on from here"
             ) from error
         check_bad(self.bad, len(self.source), self.settings.max_bad_fraction, self.out)
