@@ -28,6 +28,13 @@ class File(Protocol):
         ...
 
 
+class Origin(NamedTuple):
+    """Where a file lies that is none by itself: the files that it is read from, and what it is called in them."""
+
+    files: tuple[Path, ...]
+    part: str
+
+
 class Loaded(NamedTuple):
     """A file in memory; `where` is what sentences call it."""
 

@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from dollar.data.listed import CAPTIONS, STILLS, VIDEOS, Entry, Skipped, caption_of, first_of, plain
+from dollar.data.listed import CAPTIONS, STILLS, VIDEOS, Entry, Origin, Skipped, caption_of, first_of, plain
 from dollar.data.prompts import decode_utf8
 
 USED = VIDEOS | STILLS | {".txt", ".json"}
@@ -27,6 +27,11 @@ class Member(NamedTuple):
     def suffix(self) -> str:
         """The ending of its name, with the dot."""
         return PurePosixPath(self.name).suffix
+
+    @property
+    def origin(self) -> Origin:
+        """The tar, and its place in it."""
+        return Origin((self.tar,), f"{self.name} {self.offset}+{self.size}")
 
     def read_bytes(self) -> bytes:
         """Its content; ValueError when the tar has become shorter."""

@@ -11,6 +11,7 @@ from dollar.data.latents import Fit, Samples
 from dollar.data.mixture import shares
 from dollar.data.shards import listed
 from dollar.models.teacher import Teacher
+from dollar.parallel.world import World
 
 
 def check_data(config: DictConfig) -> None:
@@ -27,8 +28,11 @@ def check_data(config: DictConfig) -> None:
         raise ValueError("teacher.text is stored, but this data stores none; use data=latents, or teacher.text=online")
 
 
-def build_data(config: DictConfig, teacher: Teacher) -> Samples:
-    """The samples of conf/data, in the teacher's sizes and with the run's seed."""
+def build_data(config: DictConfig, teacher: Teacher, world: World) -> Samples:
+    """The samples of conf/data, in the teacher's sizes and with the run's seed.
+
+    Clips are looked into by one process of each machine; the others read what it found.
+    """
     fit = Fit(
         encode=teacher.codec.encode,
         normalise=lambda latents: teacher.codec.normalise(latents.to(teacher.device)),
@@ -36,7 +40,11 @@ def build_data(config: DictConfig, teacher: Teacher) -> Samples:
         fingerprint=lambda: made_with(teacher),
         seed=config.seed,
     )
-    return instantiate(config.data.samples, _convert_="all")(fit)
+
+    def make() -> Samples:
+        return instantiate(config.data.samples, _convert_="all")(fit)
+
+    return world.first_here(make) if config.data.get("clips") is not None else make()
 
 
 def made_with(teacher: Teacher) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def main(config: DictConfig) -> None:
     world = start(config.parallel.device, config.parallel.timeout_minutes)
     reward = instantiate(config.reward)
     teacher = with_text(config, build_teacher(config, world))
-    data = build_data(config, teacher)
+    data = build_data(config, teacher, world)
     check_captions(reward, data.captions)
     pixel = PixelReward(reward, teacher.codec)
     surrogate = new_surrogate(config, teacher, pixel, data.captions[0])  # a key at fault is refused before any scoring
