@@ -15,6 +15,7 @@ FLOORS = {
     "dollar.media": 0,
     "dollar.log": 0,
     "dollar.lazy": 0,
+    "dollar.contents": 0,
     "dollar.losses": 1,
     "dollar.models": 2,
     "dollar.data": 3,

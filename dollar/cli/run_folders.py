@@ -9,11 +9,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from dollar.cli.places import Compared, known_now, place_keys, store, stored_at
 from dollar.cli.same import check_same
 from dollar.cli.settings import COMMANDS, free_keys
 from dollar.cli.sweeps import job_folder
+from dollar.media import atomically
 
 CONFIG = "config.yaml"
+GROWING = ("data", "init")  # what is added there is no other run: data is known by its captions, and init was read
 
 
 def run_folder(config: DictConfig) -> Path:
@@ -28,10 +31,28 @@ def run_folder(config: DictConfig) -> Path:
 
 
 def check_run(config: DictConfig, folder: Path) -> None:
-    """Raise ValueError if the folder holds a run of another configuration."""
+    """Raise ValueError if the folder holds a run of another configuration, or of places that hold something else."""
     if any((folder / part).is_dir() for part in ("checkpoints", "student")):  # otherwise nothing could be lost
         way_out = "Give this run a name of its own with run=NAME, or remove the folder"
-        check_same(folder / CONFIG, to_store(config), way_out, free_keys(COMMANDS["train"]), config)
+        places = Compared(kept_places(config), stored_at(folder), list(config.same), GROWING)
+        check_same(folder / CONFIG, to_store(config), way_out, free_keys(COMMANDS["train"]), config, places)
+
+
+def kept_places(config: DictConfig) -> list[str]:
+    """The keys of places that decide what is trained."""
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    free = free_keys(COMMANDS["train"])
+    keys = place_keys(COMMANDS["train"], plain)
+    return [key for key in keys if not any(key == name or key.startswith(f"{name}.") for name in free)]
+
+
+def store_config(config: DictConfig, folder: Path) -> None:
+    """Write config.yaml, and what its places hold into places.json."""
+    stored = to_store(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomically(folder / CONFIG) as temporary:
+        OmegaConf.save(OmegaConf.create(stored), temporary)
+    store(folder, known_now(kept_places(config), stored))
 
 
 def check_init(config: DictConfig) -> None:

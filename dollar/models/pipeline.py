@@ -92,7 +92,9 @@ class Pipeline:
     parts: component -> a folder, a hub id or one safetensors file that it is read from instead.
     """
 
-    def __init__(self, folder: str | Path, names: Sequence[str], parts: Mapping[str, str | None] | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, names: Sequence[str], parts: Mapping[str, str | Path | None] | None = None
+    ) -> None:
         self.names = tuple(names)
         given = {name: place for name, place in (parts or {}).items() if place is not None}
         fetched = [f"{name}/*" for name in self.names if name not in given]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dollar.cli.entry import check_folder_for
-from dollar.cli.run_folders import CONFIG, announce, check_init, check_run, last_reward, run_folder, to_store
+from dollar.cli.run_folders import announce, check_init, check_run, last_reward, run_folder, store_config
 
 
 def main(config: DictConfig) -> float | None:
@@ -27,7 +27,6 @@ def main(config: DictConfig) -> float | None:
     check_folder_for("runs", folder)
 
     from dollar.cli.build.student import is_written, write_student
-    from dollar.media import atomically
     from dollar.parallel import checkpoint
     from dollar.parallel.signals import STOPPED
     from dollar.parallel.world import finish, start
@@ -51,9 +50,7 @@ def main(config: DictConfig) -> float | None:
     run = build_run(config, world, teacher, folder, done, rewards)
     loop = run.loop
     if world.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomically(folder / CONFIG) as temporary:
-            OmegaConf.save(OmegaConf.create(to_store(config)), temporary)
+        store_config(config, folder)
         announce(config, run, folder, done)
     if state is not None:
         loop.load(state)

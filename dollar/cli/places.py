@@ -1,0 +1,174 @@
+"""What the places of a configuration held when a run began: known again elsewhere, and an edit is noticed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+from dollar.cli import kinds
+from dollar.cli.code import code_of
+from dollar.cli.declared import UNDECLARED, flat, kind_of
+from dollar.contents import Contents, contents_of
+from dollar.media import atomically
+
+PLACES = "places.json"  # beside a run's config.yaml
+CODE = "code"
+
+
+class Place(NamedTuple):
+    """A place as it was given, where that was, and what it held; None for what is no folder or file here."""
+
+    given: str
+    resolved: str | None
+    contents: Contents | None
+
+
+class Known(NamedTuple):
+    """What is stored of a run: its places by key, several of a list, and hashes of the user's own modules by name."""
+
+    places: dict[str, list[Place]]
+    code: dict[str, str]
+
+
+class Verdict(NamedTuple):
+    """Whether a key names what it named when the run began, or why not, in words; edited: it is the same place."""
+
+    same: bool
+    why: str = ""
+    edited: bool = False
+
+
+class Compared(NamedTuple):
+    """How the places of a configuration are compared: their keys, and what was stored when the run began.
+
+    vouched: keys of which the user says that they hold the same. growing: keys, with what lies below them, whose
+    content may change where they are; `noted` says whether that is worth a note. shown: what a key is called.
+    """
+
+    keys: Sequence[str]
+    stored: Known
+    vouched: Sequence[str] = ()
+    growing: Sequence[str] = ()
+    noted: bool = True
+    shown: Mapping[str, str] = {}
+
+    def name(self, key: str) -> str:
+        """What the user calls a key."""
+        return self.shown.get(key, key)
+
+
+def place_keys(settings: type, config: Mapping[str, Any]) -> list[str]:
+    """The keys that name files or folders, by their declared types; config: plain, with interpolations."""
+    found = []
+    for key in flat(config):
+        kind = kind_of(settings, config, key)
+        if kind is not UNDECLARED and kinds.is_place(kind):
+            found.append(key)
+    return found
+
+
+def known_now(keys: Sequence[str], config: Mapping[str, Any]) -> Known:
+    """The places of these keys as they are; config: plain and resolved, as it is stored."""
+    values = flat(config)
+    places = {key: [place_at(given) for given in _several(values.get(key))] for key in keys}
+    return Known({key: found for key, found in places.items() if found}, code_of(values.values()))
+
+
+def place_at(given: str) -> Place:
+    """A place as it is now."""
+    path = path_of(given)
+    if not path.exists():
+        return Place(given, None, None)
+    path = path.resolve()
+    # What moves with the project has no place of its own.
+    return Place(given, None if given.startswith("${") else str(path), _contents(path))
+
+
+def path_of(given: str) -> Path:
+    """The path that a stored or given value means."""
+    if given.startswith("${embedded:"):
+        given = str(OmegaConf.create([given])[0])
+    return Path(given).expanduser()
+
+
+@cache
+def _contents(path: Path) -> Contents | None:
+    """What is there, read once by a command; None for what can't be read."""
+    try:
+        return contents_of(path)
+    except OSError:
+        return None
+
+
+def store(folder: Path, known: Known) -> None:
+    """Write places.json."""
+    rows = {
+        key: [{**place._asdict(), "contents": place.contents and place.contents._asdict()} for place in places]
+        for key, places in known.places.items()
+    }
+    with atomically(folder / PLACES) as temporary:
+        temporary.write_text(json.dumps({"places": rows, CODE: known.code}, indent=1), encoding="utf-8")
+
+
+def stored_at(folder: Path) -> Known:
+    """What `store` wrote; nothing for a run of before there was any, or where it can't be read."""
+    try:
+        found = json.loads((folder / PLACES).read_text(encoding="utf-8"))
+        places = {
+            key: [Place(row["given"], row["resolved"], row["contents"] and Contents(**row["contents"])) for row in rows]
+            for key, rows in found["places"].items()
+        }
+        return Known(places, dict(found[CODE]))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return Known({}, {})
+
+
+def judged(before: Any, now: Any, stored: Sequence[Place], look: bool = True) -> Verdict:
+    """Whether a key's places are those of before, by where they are and by what they hold.
+
+    before, now: the values, one or several; stored: what was kept of the former; look: whether an edit matters.
+    """
+    were, are = _several(before), _several(now)
+    if len(were) != len(are):
+        return Verdict(False)
+    stored = stored if [place.given for place in stored] == were else [Place(given, None, None) for given in were]
+    verdicts = [_judged(place, given, look) for place, given in zip(stored, are, strict=True)]
+    return next((verdict for verdict in verdicts if not verdict.same), Verdict(True))
+
+
+def _judged(was: Place, now: str, look: bool) -> Verdict:
+    path = path_of(now)
+    there = was.given == now if was.resolved is None else Path(was.resolved) == path.resolve()
+    there = there or path_of(was.given).resolve() == path.resolve()
+    if not path.exists():  # a hub id, or what is missing, which is reported where it is read
+        return Verdict(there)
+    if was.contents is None:
+        return Verdict(there, "what it held then was not stored")
+    if there and not look:
+        return Verdict(True)
+    found = _contents(path.resolve())
+    if found == was.contents:
+        return Verdict(True)
+    return Verdict(False, f"it held {was.contents} then, and {found or 'what cannot be read'} now", edited=there)
+
+
+def _several(value: Any) -> list[str]:
+    """A key's places: none, one or more."""
+    given = value if isinstance(value, list) else [value]
+    return [str(item) for item in given if item is not None]
+
+
+def by_content(config: Mapping[str, Any], settings: type, prefix: str) -> dict[str, Any]:
+    """The keys of a configuration below a prefix, with what places hold instead of where they are, and code's hashes.
+
+    config: plain, with interpolations resolved.
+    """
+    keys = {key: value for key, value in flat(config).items() if key == prefix or key.startswith(f"{prefix}.")}
+    known = known_now([key for key in place_keys(settings, config) if key in keys], config)
+    held = {key: [p.contents.digest if p.contents else p.given for p in known.places[key]] for key in known.places}
+    return {**keys, **held, **({CODE: code} if (code := code_of(keys.values())) else {})}
