@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from dollar.cli.declared import UNDECLARED, flat, kind_of
 from dollar.contents import Contents, contents_of
 from dollar.media import atomically
 
+Read = Callable[[Path], Contents | None]
 PLACES = "places.json"  # beside a run's config.yaml
 CODE = "code"
 
@@ -74,19 +75,19 @@ def place_keys(settings: type, config: Mapping[str, Any]) -> list[str]:
 
 def known_now(keys: Sequence[str], config: Mapping[str, Any]) -> Known:
     """The places of these keys as they are; config: plain and resolved, as it is stored."""
-    values = flat(config)
-    places = {key: [place_at(given) for given in _several(values.get(key))] for key in keys}
+    values, read = flat(config), cache(_contents)  # several keys may repeat one place
+    places = {key: [place_at(given, read) for given in _several(values.get(key))] for key in keys}
     return Known({key: found for key, found in places.items() if found}, code_of(values.values()))
 
 
-def place_at(given: str) -> Place:
+def place_at(given: str, read: Read | None = None) -> Place:
     """A place as it is now."""
     path = path_of(given)
     if not path.exists():
         return Place(given, None, None)
     path = path.resolve()
     # What moves with the project has no place of its own.
-    return Place(given, None if given.startswith("${") else str(path), _contents(path))
+    return Place(given, None if given.startswith("${") else str(path), (read or _contents)(path))
 
 
 def path_of(given: str) -> Path:
@@ -96,9 +97,8 @@ def path_of(given: str) -> Path:
     return Path(given).expanduser()
 
 
-@cache
 def _contents(path: Path) -> Contents | None:
-    """What is there, read once by a command; None for what can't be read."""
+    """What is there; None for what can't be read."""
     try:
         return contents_of(path)
     except OSError:
@@ -107,41 +107,69 @@ def _contents(path: Path) -> Contents | None:
 
 def store(folder: Path, known: Known) -> None:
     """Write places.json."""
-    rows = {
-        key: [{**place._asdict(), "contents": place.contents and place.contents._asdict()} for place in places]
-        for key, places in known.places.items()
-    }
     with atomically(folder / PLACES) as temporary:
-        temporary.write_text(json.dumps({"places": rows, CODE: known.code}, indent=1), encoding="utf-8")
+        temporary.write_text(json.dumps(to_plain(known), indent=1), encoding="utf-8")
 
 
 def stored_at(folder: Path) -> Known:
     """What `store` wrote; nothing for a run of before there was any, or where it can't be read."""
     try:
         found = json.loads((folder / PLACES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return Known({}, {})
+    return read_known(found) or Known({}, {})
+
+
+def to_plain(known: Known) -> dict[str, Any]:
+    """Plain values that json keeps."""
+    places = {
+        key: [{**place._asdict(), "contents": place.contents and place.contents._asdict()} for place in found]
+        for key, found in known.places.items()
+    }
+    return {"places": places, CODE: known.code}
+
+
+def read_known(plain: Any) -> Known | None:
+    """What `to_plain` made; None for anything else."""
+    try:
         places = {
             key: [Place(row["given"], row["resolved"], row["contents"] and Contents(**row["contents"])) for row in rows]
-            for key, rows in found["places"].items()
+            for key, rows in plain["places"].items()
         }
-        return Known(places, dict(found[CODE]))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return Known({}, {})
+        return Known(places, dict(plain[CODE]))
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return None
 
 
-def judged(before: Any, now: Any, stored: Sequence[Place], look: bool = True) -> Verdict:
-    """Whether a key's places are those of before, by where they are and by what they hold.
+def judge(compared: Compared) -> Callable[[str, Any, Any], Verdict]:
+    """Says of a key and its values, one or several, then and now, whether its places are the same.
 
-    before, now: the values, one or several; stored: what was kept of the former; look: whether an edit matters.
+    They are by where they are and by what they hold; a place is read once.
     """
-    were, are = _several(before), _several(now)
-    if len(were) != len(are):
-        return Verdict(False)
-    stored = stored if [place.given for place in stored] == were else [Place(given, None, None) for given in were]
-    verdicts = [_judged(place, given, look) for place, given in zip(stored, are, strict=True)]
-    return next((verdict for verdict in verdicts if not verdict.same), Verdict(True))
+    read = cache(_contents)
+
+    def verdict(key: str, before: Any, now: Any) -> Verdict:
+        if compared.name(key) in compared.vouched:
+            return Verdict(True)
+        were, are, stored = _several(before), _several(now), compared.stored.places.get(key, [])
+        if len(were) != len(are):
+            return Verdict(False)
+        if [place.given for place in stored] != were:
+            stored = [Place(given, None, None) for given in were]
+        look = compared.noted or not is_below(key, compared.growing)
+        verdicts = [_judged(place, given, read if look else None) for place, given in zip(stored, are, strict=True)]
+        return next((verdict for verdict in verdicts if not verdict.same), Verdict(True))
+
+    return verdict
 
 
-def _judged(was: Place, now: str, look: bool) -> Verdict:
+def is_below(key: str, names: Sequence[str]) -> bool:
+    """Whether a key is one of these, or lies below one."""
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _judged(was: Place, now: str, read: Read | None) -> Verdict:
+    """read: None where what a place holds may change as long as it stays where it is."""
     path = path_of(now)
     there = was.given == now if was.resolved is None else Path(was.resolved) == path.resolve()
     there = there or path_of(was.given).resolve() == path.resolve()
@@ -149,9 +177,9 @@ def _judged(was: Place, now: str, look: bool) -> Verdict:
         return Verdict(there)
     if was.contents is None:
         return Verdict(there, "what it held then was not stored")
-    if there and not look:
+    if there and read is None:
         return Verdict(True)
-    found = _contents(path.resolve())
+    found = (read or _contents)(path.resolve())
     if found == was.contents:
         return Verdict(True)
     return Verdict(False, f"it held {was.contents} then, and {found or 'what cannot be read'} now", edited=there)

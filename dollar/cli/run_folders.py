@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from dollar.cli.places import Compared, known_now, place_keys, store, stored_at
+from dollar.cli.places import Compared, is_below, known_now, place_keys, store, stored_at
 from dollar.cli.same import check_same
 from dollar.cli.settings import COMMANDS, free_keys
 from dollar.cli.sweeps import job_folder
@@ -30,29 +31,33 @@ def run_folder(config: DictConfig) -> Path:
     return Path(config.runs) / str(config.run)
 
 
-def check_run(config: DictConfig, folder: Path) -> None:
-    """Raise ValueError if the folder holds a run of another configuration, or of places that hold something else."""
+def check_run(config: DictConfig, folder: Path) -> list[str]:
+    """Raise ValueError if the folder holds a run of another configuration, or of places that hold something else.
+
+    Returns the keys of places that decide what is trained.
+    """
+    keys = kept_places(config)
     if any((folder / part).is_dir() for part in ("checkpoints", "student")):  # otherwise nothing could be lost
         way_out = "Give this run a name of its own with run=NAME, or remove the folder"
-        places = Compared(kept_places(config), stored_at(folder), list(config.same), GROWING)
+        places = Compared(keys, stored_at(folder), list(config.same), GROWING)
         check_same(folder / CONFIG, to_store(config), way_out, free_keys(COMMANDS["train"]), config, places)
+    return keys
 
 
 def kept_places(config: DictConfig) -> list[str]:
-    """The keys of places that decide what is trained."""
+    """The keys of places that decide what is trained; of a configuration from which nothing was built yet."""
     plain: Any = OmegaConf.to_container(config, resolve=False)
     free = free_keys(COMMANDS["train"])
-    keys = place_keys(COMMANDS["train"], plain)
-    return [key for key in keys if not any(key == name or key.startswith(f"{name}.") for name in free)]
+    return [key for key in place_keys(COMMANDS["train"], plain) if not is_below(key, free)]
 
 
-def store_config(config: DictConfig, folder: Path) -> None:
-    """Write config.yaml, and what its places hold into places.json."""
+def store_config(config: DictConfig, folder: Path, places: Sequence[str]) -> None:
+    """Write config.yaml, and what the places of these keys hold into places.json."""
     stored = to_store(config)
     folder.mkdir(parents=True, exist_ok=True)
     with atomically(folder / CONFIG) as temporary:
         OmegaConf.save(OmegaConf.create(stored), temporary)
-    store(folder, known_now(kept_places(config), stored))
+    store(folder, known_now(places, stored))
 
 
 def check_init(config: DictConfig) -> None:

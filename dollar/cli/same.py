@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dollar.cli.code import code_of
 from dollar.cli.declared import flat, source_of
-from dollar.cli.places import Compared, Known, Verdict, judged
+from dollar.cli.places import Compared, Known, Verdict, is_below, judge
 from dollar.log import logger
 
 
@@ -48,21 +48,25 @@ def check_same(
     missed = [key for key in new if _repeated(key, sources) is None]
     if missed and config is not None:
         before |= defaults_of(missed)
+    verdict = judge(places)
     verdicts = {
-        key: Verdict(True) if places.name(key) in places.vouched else _verdict(key, before[key], after[key], places)
+        key: verdict(key, before[key], after[key])
         for key in places.keys
-        if key in before and key in after and not _in(key, free)
+        if key in before and key in after and not is_below(key, free)
     }
+    for key in after.keys() & before.keys() - verdicts.keys():  # within a node that repeats another
+        if (source := _repeated(key, sources)) in verdicts:
+            verdicts[key] = verdicts[source]
     differing = [
         key
         for key in sorted((before.keys() | after.keys()) - ({*new} - {*missed}))
-        if not _in(key, free)
+        if not is_below(key, free)
         and (not verdicts[key].same if key in verdicts else _one(before.get(key)) != _one(after.get(key)))
         and not (key not in after and _is_elsewhere(key, before, after))
     ]
     # What only follows from another key that differs, or that may differ, goes without saying.
-    shown = [key for key in differing if not _in(_repeated(key, sources) or "", [*differing, *free])]
-    noted = [key for key in shown if key in verdicts and verdicts[key].edited and _in(key, places.growing)]
+    shown = [key for key in differing if not is_below(_repeated(key, sources) or "", [*differing, *free])]
+    noted = [key for key in shown if key in verdicts and verdicts[key].edited and is_below(key, places.growing)]
     shown = [key for key in shown if key not in noted]
     if shown:
         changes = "; ".join(_change(key, before, after, verdicts.get(key)) for key in shown[:5])
@@ -77,10 +81,6 @@ def check_same(
     edited = [name for name, then in places.stored.code.items() if code.get(name, then) != then]
     for note in (*notes, *(f"the module of {name} has changed since this run began" for name in edited)):
         logger.warning(f"note: {note}")
-
-
-def _verdict(key: str, before: Any, now: Any, places: Compared) -> Verdict:
-    return judged(before, now, places.stored.places.get(key, ()), places.noted or not _in(key, places.growing))
 
 
 def _change(key: str, before: Mapping[str, Any], after: Mapping[str, Any], verdict: Verdict | None) -> str:
@@ -131,10 +131,6 @@ def _is_elsewhere(key: str, before: Mapping[str, Any], after: Mapping[str, Any])
 def _one(value: Any) -> Any:
     """A place by itself for a list of one."""
     return value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) else value
-
-
-def _in(key: str, names: Sequence[str]) -> bool:
-    return any(key == name or key.startswith(name + ".") for name in names)
 
 
 def _plain(config: Any) -> Any:

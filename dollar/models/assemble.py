@@ -236,7 +236,7 @@ def read_transformer(
 
 def merge_lora(transformer: Any, pipeline_class: Any, lora: str | Path, scale: float) -> None:
     """Add a LoRA, a file or folder in any form that the family's pipeline reads, to the transformer's weights."""
-    place = find(lora, "LoRA (teacher.lora)", ["*.safetensors"])
+    place = find(lora, "LoRA (teacher.lora)", ["*.safetensors"], key="teacher.lora")
     folder, file = (place.parent, place.name) if place.is_file() else (place, None)
     try:
         found, metadata = pipeline_class.lora_state_dict(

@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from dollar.cli import origin
 from dollar.cli.overrides import CONF
 from dollar.export.source import KINDS, StudentSource
 
@@ -50,14 +51,10 @@ def teacher_of(config: DictConfig, source: StudentSource, device: Any, weights: 
         )
     given = [o.removeprefix("teacher.") for o in overrides if o.startswith("teacher.")]
     shift = {} if source.card.get("shift") is None else {"shift": source.card["shift"]}
-    config.teacher = OmegaConf.merge(source.card["teacher"], shift, OmegaConf.from_dotlist(given))
-    try:
-        plain = AS_PLAIN if weights else {**AS_PLAIN, "lora": None}
-        return instantiate(config.teacher, device=device, weights=weights, **plain)
-    except Exception as error:
-        if not str(cause := error.__cause__).startswith("no teacher at"):
-            raise
-        raise ValueError(f"{cause}. If it was moved, give teacher.folder=FOLDER") from None
+    found = origin.teacher_of(source.card, source.place, [word.partition("=")[0] for word in given])
+    config.teacher = OmegaConf.merge(found, shift, OmegaConf.from_dotlist(given))
+    plain = AS_PLAIN if weights else {**AS_PLAIN, "lora": None}
+    return instantiate(config.teacher, device=device, weights=weights, **plain)
 
 
 def settings_of(config: DictConfig, source: StudentSource) -> ExportSettings:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from dollar.cli.origin import teacher_of
 from dollar.data.latents import Samples
 from dollar.losses.objective import Objective
 from dollar.models.assemble import DTYPES
@@ -49,7 +51,8 @@ def take_teacher(config: DictConfig) -> None:
     # Prompts that come are not among those that training had stored; and the student's times stay those that it was
     # trained for, where another size would shift its teacher's.
     online = {"text": "online"} | ({"shift": card["shift"]} if card.get("shift") is not None else {})
-    config.teacher = OmegaConf.merge(card["teacher"], online, OmegaConf.from_dotlist(given))
+    found = teacher_of(card, Path(config.checkpoint), [word.partition("=")[0] for word in given])
+    config.teacher = OmegaConf.merge(found, online, OmegaConf.from_dotlist(given))
 
 
 def build_teacher(config: DictConfig, world: World, weights: bool = True) -> Teacher:

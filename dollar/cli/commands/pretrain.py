@@ -26,9 +26,9 @@ def main(config: DictConfig) -> None:
     check_folder_for("work", work)
     stages = check(config, int(os.environ.get("WORLD_SIZE", 1)))
     stored = decides(config)
-    source = config.autoencoder if config.make == "clip" else config.init
-    if source is not None:
-        Pipeline(source, ["vae"] if config.make == "clip" else list(CogVideoX.classes))  # it says what is missing
+    source = "autoencoder" if config.make == "clip" else "init"
+    if config[source] is not None:  # it says what is missing
+        Pipeline(config[source], ["vae"] if config.make == "clip" else list(CogVideoX.classes), key=source)
     precision = dtype_of(config, "dtype")
     path, some = begun(config, work)
     if some:  # otherwise nothing could be lost

@@ -23,7 +23,7 @@ def main(config: DictConfig) -> float | None:
     check_trackers(config.log.trackers)
     check_init(config)
     folder = run_folder(config)
-    check_run(config, folder)
+    places = check_run(config, folder)
     check_folder_for("runs", folder)
 
     from dollar.cli.build.student import is_written, write_student
@@ -50,7 +50,7 @@ def main(config: DictConfig) -> float | None:
     run = build_run(config, world, teacher, folder, done, rewards)
     loop = run.loop
     if world.is_main:
-        store_config(config, folder)
+        store_config(config, folder, places)
         announce(config, run, folder, done)
     if state is not None:
         loop.load(state)
