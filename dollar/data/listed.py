@@ -65,12 +65,16 @@ class Entry(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """What isn't used: `cause` is a few words to count by, `sentence` says what was found and needed."""
+    """What isn't used: `cause` is a few words to count by, `sentence` says what was found and needed.
+
+    lasting: unless the cause may pass while the file stays as it is, as a disk's fault may.
+    """
 
     id: str
     file: File
     cause: str
     sentence: str
+    lasting: bool = True
 
 
 class Source(Protocol):

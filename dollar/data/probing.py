@@ -123,7 +123,7 @@ def examine(
         return Skipped(id, file, "still image", f"{file} is a picture; stills=repeat would use it.")
     found = look(file)
     if isinstance(found, Fault):
-        return Skipped(id, file, found.cause, found.sentence)
+        return Skipped(id, file, found.cause, found.sentence, found.lasting)
     if found.still:
         return Examined(file, caption, 1, True, found.height, found.width)
     last, interval = found.last, found.interval

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from dollar.cli.entry import check_folder_for
+from dollar.cli.places import Compared, is_below, known_now, place_keys, store, stored_at
 from dollar.cli.same import check_same
 from dollar.cli.settings import COMMANDS, free_keys
 
@@ -31,15 +33,21 @@ def main(config: DictConfig) -> None:
         Pipeline(config[source], ["vae"] if config.make == "clip" else list(CogVideoX.classes), key=source)
     precision = dtype_of(config, "dtype")
     path, some = begun(config, work)
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    free = free_keys(COMMANDS["pretrain"])
+    places = [key for key in place_keys(COMMANDS["pretrain"], plain) if not is_below(key, free)]
     if some:  # otherwise nothing could be lost
         others = () if config.make == "clip" else ("make", *CLIP)
-        free = (*free_keys(COMMANDS["pretrain"]), *others)
-        check_same(path, stored, "Give another folder with work=FOLDER, or remove this one", free, config)
+        compared = Compared(places, stored_at(path.parent), list(config.same))
+        check_same(
+            path, stored, "Give another folder with work=FOLDER, or remove this one", (*free, *others), config, compared
+        )
     world = start(config.parallel.device, config.parallel.timeout_minutes)
     if world.is_main:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomically(path) as temporary:
             OmegaConf.save(OmegaConf.create(stored), temporary)
+        store(path.parent, known_now(places, stored))
     quiet()
     MAKERS[config.make](config, work, stages, world, precision)
     finish(world)
