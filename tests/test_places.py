@@ -175,8 +175,9 @@ def test_a_module_of_ones_own_that_was_edited_is_noted(
     module.write_text("from conftest import Redness as R\nclass Mine(R):\n    pass\n")
     given = (f"teacher.folder={teacher}", "reward._target_=mine_for_places.Mine")
     assert train(*given).code == 0
+    module.write_text(module.read_text() + "# a comment\n")
     assert "changed" not in train(*given).out
-    module.write_text(module.read_text() + "# edited\n")
+    module.write_text(module.read_text() + "SCALE = 2\n")
     assert "note: the module of mine_for_places.Mine has changed since this run began" in train(*given).out
 
 

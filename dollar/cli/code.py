@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import hashlib
 import importlib.util
 import re
@@ -23,8 +25,15 @@ def code_of(values: Iterable[Any]) -> dict[str, str]:
     found = {}
     for name in dict.fromkeys(value for value in values if isinstance(value, str) and DOTTED.fullmatch(value)):
         if (file := _file_of(name)) is not None:
-            found[name] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+            found[name] = _hash(file.read_bytes())
     return found
+
+
+def _hash(source: bytes) -> str:
+    """Of what is computed: comments and blanks don't count."""
+    with contextlib.suppress(SyntaxError, ValueError):  # which importing it reports
+        source = ast.dump(ast.parse(source)).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(source).hexdigest()[:16]
 
 
 def _file_of(name: str) -> Path | None:

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from dollar.cli import kinds
 from dollar.cli.code import code_of
@@ -191,12 +191,30 @@ def _several(value: Any) -> list[str]:
     return [str(item) for item in given if item is not None]
 
 
-def by_content(config: Mapping[str, Any], settings: type, prefix: str) -> dict[str, Any]:
-    """The keys of a configuration below a prefix, with what places hold instead of where they are, and code's hashes.
+def by_content(settings: type, config: DictConfig, leave: Sequence[str] = ()) -> dict[str, Any]:
+    """A configuration as plain values, with what its places hold in their stead, and hashes of the user's own modules.
 
-    config: plain, with interpolations resolved.
+    leave: keys that are left out, with what lies below them. So two are equal where they lead to the same, wherever
+    things lie.
     """
-    keys = {key: value for key, value in flat(config).items() if key == prefix or key.startswith(f"{prefix}.")}
-    known = known_now([key for key in place_keys(settings, config) if key in keys], config)
-    held = {key: [p.contents.digest if p.contents else p.given for p in known.places[key]] for key in known.places}
-    return {**keys, **held, **({CODE: code} if (code := code_of(keys.values())) else {})}
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    keys = [key for key in place_keys(settings, plain) if not is_below(key, leave)]
+    for key, places in known_now(keys, resolved).places.items():
+        *nodes, last = key.split(".")
+        node = resolved
+        for name in nodes:
+            node = node[name]
+        held = [place.contents.digest if place.contents else place.given for place in places]
+        node[last] = held if isinstance(node[last], list) else held[0]
+    kept = {key: value for key, value in resolved.items() if key not in leave}
+    code = code_of(flat(kept).values())
+    return {**kept, **({CODE: code} if code else {})}
+
+
+def held_below(node: str, settings: type, config: DictConfig) -> list[str]:
+    """What the places below a node hold, each once."""
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    known = known_now([key for key in place_keys(settings, plain) if is_below(key, [node])], resolved)
+    return sorted({place.contents.digest for places in known.places.values() for place in places if place.contents})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from hydra.utils import instantiate
@@ -42,7 +43,8 @@ def build_data(config: DictConfig, teacher: Teacher, world: World) -> Samples:
     )
 
     def make() -> Samples:
-        return instantiate(config.data.samples, _convert_="all")(fit)
+        # Of a copy, for it resolves whole nodes that are repeated where they stand.
+        return instantiate(deepcopy(config).data.samples, _convert_="all")(fit)
 
     return world.first_here(make) if config.data.get("clips") is not None else make()
 

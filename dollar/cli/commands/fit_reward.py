@@ -15,7 +15,7 @@ def main(config: DictConfig) -> None:
     from hydra.utils import instantiate
 
     from dollar.cli.build.data import build_data, check_data
-    from dollar.cli.build.fitting import check, fit, identity, new_surrogate
+    from dollar.cli.build.fitting import check, fit, former_identity, identity, new_surrogate
     from dollar.cli.build.rewards import check_captions, noise_of
     from dollar.cli.build.teacher import build_teacher, quiet, with_text
     from dollar.log import logger
@@ -39,7 +39,7 @@ def main(config: DictConfig) -> None:
     file = Path(config.observations or out) / FILE
     if config.observations is not None and not file.is_file():
         raise ValueError(f"observations is {config.observations}, but there is no {file}; leave it out")
-    observed = Observations.at(file, identity(config, teacher, data))
+    observed = Observations.at(file, identity(config, teacher, data), former_identity(config, data))
     chosen = (config.clips, config.mismatched, config.made, config.made_clips, config.seed)
     scoring = Scoring(teacher, data, pixel, *chosen)
     scoring.run(observed, file)
