@@ -98,7 +98,7 @@ class Exporter:
         """student.json, by which launch/sample.py samples the export with the step counts of its scheduler."""
         longest = self.samplers[max(self.samplers)]
         own = {"timesteps": list(longest.configured), "steps": list(self.samplers), "guided": self.source.tuned}
-        return {**self.source.card, **own, "places": {}}  # where things lie on this machine is nobody else's
+        return {**self.source.card, **own}
 
     def _facts(self, folder: Path, lora: str | None) -> Facts:
         """What the model card says."""

@@ -212,7 +212,6 @@ def test_a_student_finds_its_teacher_from_anywhere(
     export = (f"out={tmp_path / 'export'}", "verify=false", "parallel.device=cpu")
     said = command("export", f"checkpoint={moved / 'runs' / 'one' / 'checkpoints'}", *export)
     assert said.code == 0, said.err
-    assert json.loads((tmp_path / "export" / "student.json").read_text())["places"] == {}
     # One that is gone is hinted at in every command; one that isn't what it was is noted.
     shutil.move(moved / "models", tmp_path / "gone")
     shutil.move(moved / "parts", tmp_path / "gone" / "parts")
