@@ -64,7 +64,7 @@ def _files(place: Path) -> Iterator[tuple[str, Path]]:
         seen.add(real)
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         for name in sorted(names):
-            beside = folder == str(place) and PIPELINE in names and name != PIPELINE
+            beside = PIPELINE in names and name != PIPELINE
             path = Path(folder, name)
             if not (name.startswith(".") or name.lower().endswith(".md") or beside) and path.is_file():
                 yield path.relative_to(place).as_posix(), path
