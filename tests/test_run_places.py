@@ -230,6 +230,24 @@ def test_a_student_finds_its_teacher_from_anywhere(
     assert said.code == 0 and "holds something else than when the student" in said.out, said
 
 
+def test_a_students_own_reward_is_found_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dollar.cli.origin import found_now, places_of
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "w.pt").write_bytes(b"w")
+    reward = {"_target_": "dollar.rewards.image_reward.ImageReward", "path": "weights/w.pt", "tokenizer": "some/hub-id"}
+    card = {"places": places_of({"teacher": {"name": "x"}, "reward": reward})}
+    assert [*card["places"]] == ["reward.path", "reward.tokenizer"]
+    monkeypatch.chdir("/")
+    elsewhere = Path("/nowhere/student")
+    found = found_now(card, "reward", reward, elsewhere)
+    assert found == {**reward, "path": str(tmp_path / "weights" / "w.pt")} and reward["path"] == "weights/w.pt"
+    shutil.rmtree(tmp_path / "weights")
+    with pytest.raises(ValueError, match=r"no reward.path at weights/w.pt, nor at .*. Give reward.path=FOLDER"):
+        found_now(card, "reward", reward, elsewhere)
+
+
 def test_a_student_of_before_its_teachers_place_was_stored(
     train: Callable, command: Callable, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,8 +1,9 @@
-"""The teacher that a student came from, wherever it is now."""
+"""The teacher that a student came from, and the reward that it was trained for, wherever they are now."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +12,44 @@ from dollar.cli.settings import COMMANDS
 from dollar.log import logger
 
 STORED = "places"  # the key of a student's card
+NODES = ("teacher", "reward")  # what is built again of a student's configuration
 
 
-def teacher_places(teacher: Mapping[str, Any]) -> dict[str, Any]:
-    """What a student's card keeps of its teacher's places: as they were given, where that was, and what they held."""
-    keys = place_keys(COMMANDS["sample"], {"teacher": teacher})
-    return to_plain(known_now(keys, {"teacher": teacher}))["places"]
+def places_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a student's card keeps of the places of its teacher and reward: as given, where that was, what they held."""
+    nodes = {name: config[name] for name in NODES}
+    return to_plain(known_now(place_keys(COMMANDS["train"], nodes), nodes))["places"]
 
 
 def teacher_of(card: Mapping[str, Any], student: Path, given: Collection[str] = ()) -> dict[str, Any]:
-    """The settings of a student's teacher, each place where it is found now.
+    """The settings of a student's teacher, each place where it is found now; given: its keys that the user gives."""
+    return found_now(card, "teacher", card["teacher"], student, given)
+
+
+def found_now(
+    card: Mapping[str, Any], node: str, settings: Mapping[str, Any], student: Path, given: Collection[str] = ()
+) -> dict[str, Any]:
+    """The settings of a node of a student's configuration, each place where it is found now.
 
     Looked in: the place as it was given, as it was resolved in training, and, where it was relative, below the folders
-    that the student lies in; of several, the one that holds what it held in training. given: the teacher's keys that
-    the user gives, which aren't looked for. ValueError where a local place is in none of these; a note where it holds
-    something else.
+    that the student lies in; of several, the one that holds what it held in training. given: the node's keys that
+    aren't looked for. ValueError where a local place is in none of these; a note where it holds something else.
     """
-    teacher = card["teacher"]
     known = read_known({"places": card.get(STORED) or {}, "code": {}}) or Known({}, {})
-    found: dict[str, Any] = dict(teacher)
-    if isinstance(teacher.get("parts"), Mapping):
-        found["parts"] = dict(teacher["parts"])
+    found: dict[str, Any] = deepcopy(dict(settings))
     gone = {}
-    for key in sorted(place_keys(COMMANDS["sample"], {"teacher": teacher})):
-        name = key.removeprefix("teacher.")
-        group, _, last = name.rpartition(".")
-        node = found[group] if group else found
-        if {name, group} & {*given} or node.get(last) is None:
+    for key in sorted(place_keys(COMMANDS["train"], {node: settings})):
+        *nodes, last = key.split(".")[1:]
+        inner = found
+        for name in nodes:
+            inner = inner[name]
+        if {".".join([*nodes, last]), *nodes[:1]} & {*given} or not isinstance(inner[last], str):
             continue
-        was = (known.places.get(key) or [Place(str(node[last]), None, None)])[0]
-        node[last] = where = _where(key, was, student)
+        was = (known.places.get(key) or [Place(inner[last], None, None)])[0]
+        inner[last] = where = _where(key, was, student)
         if where is None:
             nor = f", nor at {was.resolved}" if was.resolved != was.given else ""
-            gone[key] = f"no {'teacher' if name == 'folder' else key} at {was.given}{nor}"
+            gone[key] = f"no {'teacher' if key == 'teacher.folder' else key} at {was.given}{nor}"
     if gone:
         remedy = " ".join(f"{key}=FOLDER" for key in gone)
         raise ValueError(f"{'; '.join(gone.values())}: the student in {student} was trained with it. Give {remedy}")
