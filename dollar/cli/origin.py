@@ -7,7 +7,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from dollar.cli.places import Known, Place, known_now, path_of, place_at, place_keys, read_known, to_plain
+from dollar.cli.places import KeptPlace, Known, known_now, path_of, place_at, place_keys, read_known, to_plain
 from dollar.cli.settings import COMMANDS
 from dollar.log import logger
 
@@ -45,7 +45,7 @@ def found_now(
             inner = inner[name]
         if {".".join([*nodes, last]), *nodes[:1]} & {*given} or not isinstance(inner[last], str):
             continue
-        was = (known.places.get(key) or [Place(inner[last], None, None)])[0]
+        was = (known.places.get(key) or [KeptPlace(inner[last], None, None)])[0]
         inner[last] = where = _where(key, was, student)
         if where is None:
             nor = f", nor at {was.resolved}" if was.resolved != was.given else ""
@@ -56,7 +56,7 @@ def found_now(
     return found
 
 
-def _where(key: str, was: Place, student: Path) -> str | None:
+def _where(key: str, was: KeptPlace, student: Path) -> str | None:
     """Where a place is now, None where it is nowhere."""
     relative = not was.given.startswith(("/", "~", "$"))
     below = [folder / was.given for folder in student.resolve().parents] if relative else []

@@ -21,7 +21,7 @@ PLACES = "places.json"  # beside a run's config.yaml
 CODE = "code"
 
 
-class Place(NamedTuple):
+class KeptPlace(NamedTuple):
     """A place as it was given, where that was, and what it held; None for what is no folder or file here."""
 
     given: str
@@ -32,7 +32,7 @@ class Place(NamedTuple):
 class Known(NamedTuple):
     """What is stored of a run: its places by key, several of a list, and hashes of the user's own modules by name."""
 
-    places: dict[str, list[Place]]
+    places: dict[str, list[KeptPlace]]
     code: dict[str, str]
 
 
@@ -80,14 +80,14 @@ def known_now(keys: Sequence[str], config: Mapping[str, Any]) -> Known:
     return Known({key: found for key, found in places.items() if found}, code_of(values.values()))
 
 
-def place_at(given: str, read: Read | None = None) -> Place:
+def place_at(given: str, read: Read | None = None) -> KeptPlace:
     """A place as it is now."""
     path = path_of(given)
     if not path.exists():
-        return Place(given, None, None)
+        return KeptPlace(given, None, None)
     path = path.resolve()
     # What moves with the project has no place of its own.
-    return Place(given, None if given.startswith("${") else str(path), (read or _contents)(path))
+    return KeptPlace(given, None if given.startswith("${") else str(path), (read or _contents)(path))
 
 
 def path_of(given: str) -> Path:
@@ -133,7 +133,10 @@ def read_known(plain: Any) -> Known | None:
     """What `to_plain` made; None for anything else."""
     try:
         places = {
-            key: [Place(row["given"], row["resolved"], row["contents"] and Contents(**row["contents"])) for row in rows]
+            key: [
+                KeptPlace(row["given"], row["resolved"], row["contents"] and Contents(**row["contents"]))
+                for row in rows
+            ]
             for key, rows in plain["places"].items()
         }
         return Known(places, dict(plain[CODE]))
@@ -155,7 +158,7 @@ def judge(compared: Compared) -> Callable[[str, Any, Any], Verdict]:
         if len(were) != len(are):
             return Verdict(False)
         if [place.given for place in stored] != were:
-            stored = [Place(given, None, None) for given in were]
+            stored = [KeptPlace(given, None, None) for given in were]
         look = compared.noted or not is_below(key, compared.growing)
         verdicts = [_judged(place, given, read if look else None) for place, given in zip(stored, are, strict=True)]
         return next((verdict for verdict in verdicts if not verdict.same), Verdict(True))
@@ -168,7 +171,7 @@ def is_below(key: str, names: Sequence[str]) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-def _judged(was: Place, now: str, read: Read | None) -> Verdict:
+def _judged(was: KeptPlace, now: str, read: Read | None) -> Verdict:
     """read: None where what a place holds may change as long as it stays where it is."""
     path = path_of(now)
     there = was.given == now if was.resolved is None else Path(was.resolved) == path.resolve()

@@ -70,11 +70,12 @@ def check_same(
     shown = [key for key in shown if key not in noted]
     if shown:
         changes = "; ".join(_change(key, before, after, verdicts.get(key)) for key in shown[:5])
-        moved = [places.name(key) for key in shown if key in verdicts]
+        moved = [places.name(key) for key in shown if key in verdicts and verdicts[key].why]
         if len(moved) == len(shown):  # nothing is to be removed where nothing but a place is another
             way_out = way_out.partition(", or")[0]
         if moved:
-            way_out += f". Where {' and '.join(moved)} hold what the run began with, add same=[{','.join(moved)}]"
+            hold = "holds" if len(moved) == 1 else "hold"
+            way_out += f". Where {' and '.join(moved)} {hold} what the run began with, add same=[{','.join(moved)}]"
         raise ValueError(f"{path.parent} holds a run of another configuration ({changes}). {way_out}")
     notes = [f"what {key}={after[key]} holds has changed since this run began: {verdicts[key].why}" for key in noted]
     code = code_of(after.values())

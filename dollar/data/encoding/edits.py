@@ -17,7 +17,7 @@ from dollar.data.encoding.report import SKIPPED
 from dollar.data.listed import Entry, File, Origin, Skipped, Source
 from dollar.data.shard_format import open_shard, sentences_about
 from dollar.data.skips import LineLog, Skip, forget, read_skips
-from dollar.log import logger
+from dollar.log import logger, progress
 from dollar.media import atomically
 
 SEEN = "seen"  # the folder of what clips were when they were read
@@ -58,7 +58,7 @@ def forget_edited(out: Path, source: Source, windows: int) -> None:
     """
     captions, skips, seen = _captions(out, windows), read_skips(out / SKIPPED), _seen(out / SEEN)
     edited, mended = [], []
-    for index in range(len(source)):
+    for index in progress(len(source), "looking for edits", delay=1.0):
         id = source.id(index)
         if id not in captions and id not in skips:
             continue

@@ -185,9 +185,9 @@ class Encoding:
     def _prepare(self, index: int) -> tuple[Seen | None, Prepared | Skipped]:
         """What a clip's file was, and what it gives."""
         entry, how = self.source[index], self.settings
-        was = seen_now(entry.file)
         if isinstance(entry, Skipped):
-            return was, entry
+            return None, entry
+        was = seen_now(entry.file)
         given = self.buckets, self.teacher.fps, how.windows, how.stills, self.stored, how.enlarge
         return was, prepare(entry, *given)
 
