@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -60,7 +61,7 @@ def test_a_second_start_opens_no_clip(clips: Path, looks: list[str], monkeypatch
     first = ClipFolder(clips, *SIZE)
     assert sorted(looks) == ["a.mp4", "b.mp4", "c.mp4"]
     looks.clear()
-    monkeypatch.setattr(probing.av, "open", lambda *a: pytest.fail("a clip was opened"))
+    monkeypatch.setattr(av, "open", lambda *a: pytest.fail("a clip was opened"))
     again = ClipFolder(clips, *SIZE)
     assert looks == [] and again.items == first.items and again.report == first.report
     # 17 frames at 8 fps last two seconds: 9 frames at 4 fps have one start, 5 of them five, and 18 at 8 fps none.
@@ -120,11 +121,15 @@ def test_a_folder_that_moved_keeps_its_memory(clips: Path, looks: list[str]) -> 
 def test_a_fault_that_may_pass_is_forgotten(
     clips: Path, looks: list[str], monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
-    def fail(*_: Any) -> Any:
-        raise error
+    real = probing.load
+
+    def failing(file: Any) -> Any:
+        if file.name != "b.mp4":
+            raise error
+        return real(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(probing, "read_video", fail)
+        patch.setattr(probing, "load", failing)
         with pytest.raises(ValueError, match="3 corrupt"):
             ClipFolder(clips, *SIZE)
     looks.clear()
