@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import EMBEDDED, ROOT, TINY_DATA, TINY_RUN, compose, needs_embedded
+from conftest import EMBEDDED, ROOT, TINY, TINY_DATA, TINY_RUN, compose, needs_embedded, new_network
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
@@ -231,6 +231,46 @@ def test_metrics_json_has_every_figure(
     page = (tmp_path / "one" / "report.html").read_text()
     assert page.startswith("<!") and "http://" not in page.replace("http://www.w3.org", "") and "data:image/gif" in page
     assert "student 2" in done.out and "student 1" in done.out and "metrics.json" in done.out
+
+
+def test_what_cant_be_measured_is_told_before_the_teacher_is_read(
+    command: Callable, teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another teacher's student too, whose folder needn't even be there."""
+    from dollar.export.student import few_steps, save_student
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("nothing may be read for this")
+
+    monkeypatch.setattr("dollar.models.pipeline.Pipeline.read", forbidden)
+    student, out = tmp_path / "run" / "student", f"out={tmp_path / 'out'}"
+    settings = {"_target_": "dollar.models.cogvideox.load", "name": "tiny", "folder": "/nowhere", **TINY}
+    save_student(
+        student, teacher, new_network(teacher), few_steps(teacher, None, [2], "renoise"), {"teacher": settings}
+    )
+    given = f"checkpoint={student}"
+
+    def refused(*keys: str) -> str:
+        said = command("evaluate", out, "parallel.device=cpu", *keys)
+        assert said.code == 2 and len(said.err.splitlines()) == 1, said.err
+        return said.err
+
+    assert "tiny makes clips of (9, 32, 32)" in refused(given)
+    assert "steps has [3], but the student" in refused(given, "steps=[3]")
+    fits = ("teacher.frames=17", "teacher.height=64", "teacher.width=64")
+    assert "no teacher at /nowhere" in refused(given, *fits)
+    fits = (*fits, f"teacher.folder={teacher.folder}")
+    assert "has no figures of this teacher in 50 steps" in refused(given, *fits, "teacher_clips=0")
+    (tmp_path / "figures.json").write_text("[]")
+    figures = f"teacher_metrics={tmp_path / 'figures.json'}"
+    assert "holds no figures of a teacher" in refused(given, *fits, "teacher_clips=0", figures)
+    assert "teacher_steps is 1001" in refused(given, *fits, "teacher_steps=1001")
+    next(student.glob("transformer/*.safetensors")).unlink()
+    assert "lacks" in refused(given, *fits)
+    assert "parallel.device is 'gpu'" in command("evaluate", out, "parallel.device=gpu").err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "works in one process, and torchrun has started 2" in refused()
+    assert not (tmp_path / "out").exists()
 
 
 @needs_embedded

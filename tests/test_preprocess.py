@@ -227,6 +227,19 @@ def test_the_report_and_what_is_remembered(
     assert f"7 of {NAME}, 1 too short\n" in said.out and sorted(looked) == ["short.mp4", "torn.mp4"]
 
 
+def test_what_a_list_left_out_is_encoded_once_the_list_is_mended(
+    run: Callable[..., Said], folder: Path, tmp_path: Path
+) -> None:
+    rows = ["file,caption,fps", "a.mp4,a,8", "b.mp4,b, c,8"]
+    (folder / "captions.csv").write_text("\n".join(rows))
+    assert f"1 of {NAME}, 6 not listed, 1 too many fields\n" in run().out
+    (folder / "captions.csv").write_text("\n".join([*rows[:2], 'b.mp4,"b, c",8', "c.mp4,c,8"]))
+    for _ in range(2):
+        assert f"3 of {NAME}, 4 not listed\n" in run().out
+    ids = [row["id"] for row in rows_of(tmp_path / "out")]
+    assert sorted(ids) == ["a.mp4", "b.mp4", "c.mp4"] and len(read_skips(tmp_path / "out" / "skipped")) == 4
+
+
 def test_a_run_that_is_interrupted_goes_on(
     run: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

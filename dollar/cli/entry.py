@@ -23,9 +23,10 @@ from dollar.cli.overrides import CONF, PACKAGE, check_overrides, options_first, 
 from dollar.cli.sweeps import FAILED
 from dollar.log import speak
 
-__all__ = ["CONF", "ROOT", "check_folder_for", "check_given", "enter", "make_text"]
+__all__ = ["CONF", "ROOT", "check_alone", "check_folder_for", "check_given", "enter", "make_text"]
 
 ROOT = PACKAGE.parent
+READS_NOTHING = ("plan",)  # commands for which places without a default need not be given
 # Mistakes of the user's, or of his machine, that a sentence explains better than a traceback.
 EXPLAINED = (ValueError, OSError, FloatingPointError, OmegaConfBaseException)
 OmegaConf.register_new_resolver("embedded", lambda name: str(PACKAGE / "assets" / name), replace=True)
@@ -47,7 +48,8 @@ def enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
 
     def guarded(config: DictConfig) -> Any:
         try:
-            check_given(config)
+            if config_name not in READS_NOTHING:
+                check_given(config)
             plain: Any = OmegaConf.to_container(config, resolve=False)
             make_text(config, [*given_text, *text_keys(config_name, plain)])
             return main(config)
@@ -96,6 +98,12 @@ def check_folder_for(key: str, path: Path) -> None:
         raise ValueError(f"{key}={path}: {there} is a file; name a folder")
     if not os.access(there, os.W_OK):
         raise ValueError(f"{key}={path}: nothing may be written to {there}; name another folder")
+
+
+def check_alone(what: str) -> None:
+    """Raise ValueError where torchrun has started several processes of a command that works in one."""
+    if (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(f"{what} works in one process, and torchrun has started {count}; start it with python")
 
 
 def make_text(config: DictConfig, keys: Sequence[str]) -> None:

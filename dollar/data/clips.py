@@ -20,14 +20,13 @@ import numpy as np
 from cachetools import LRUCache
 
 from dollar.data.decoding import DECODING_ERRORS, read_window
-from dollar.data.listed import Entry, File, Skipped
+from dollar.data.listed import NOT_BAD, Entry, File, Skipped
 from dollar.data.probed import Memory
 from dollar.data.probing import Item, probe
 from dollar.data.sources import Given, open_source
 from dollar.log import progress
 
 SENTENCES = 20  # skipped files that a printed report names
-NOT_BAD = {"still image"}  # causes of skipping that are no fault of the folder
 
 
 class ClipReport(NamedTuple):

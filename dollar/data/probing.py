@@ -8,11 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import av
-import numpy as np
-
-from dollar.data.decoding import DECODING_ERRORS, extent, opened, read_still, read_video
-from dollar.data.listed import STILLS, Entry, File, Skipped, load
+from dollar.data.decoding import DECODING_ERRORS, measure
+from dollar.data.listed import STILLS, Entry, File, NotShown, Skipped, load
 
 MOST_REPEATED = 2  # frames that one picture may stand for; more of them would be a motion that stutters
 OF_CONTENT = (
@@ -66,21 +63,16 @@ class Fault(NamedTuple):
 
 def look_at(file: File) -> Look | Fault:
     """What a file holds, by its headers and its first picture."""
-    still = file.suffix.lower() in STILLS
     try:
         loaded = load(file)
         if not isinstance(loaded, Path) and not loaded.read_bytes():
             return Fault("empty", f"{file} is empty (0 bytes).")
-        if still:
-            return Look(True, 0.0, 0.0, *read_still(loaded).shape[:2])
-        with av.open(opened(loaded), "r") as container:
-            if not container.streams.video:
-                return Fault("no video stream", f"{file} has no video stream (sound only?).")
-            last, interval = extent(container)
-        height, width = read_video(loaded, np.zeros(1))[0].shape[:2]
+        still, (last, interval), height, width = measure(loaded)
     except DECODING_ERRORS as error:
+        if isinstance(error, NotShown):
+            return Fault(error.cause, f"{file} {error}.")
         return Fault("corrupt", f"{file} can't be decoded: {error}.", not may_pass(error))
-    return Look(False, last, interval, height, width)
+    return Look(still, last, interval, height, width)
 
 
 def may_pass(error: BaseException | None) -> bool:
@@ -119,13 +111,13 @@ def examine(
                 return Skipped(id, file, "empty", f"{file} is empty (0 bytes).")
     except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be looked into
         return Skipped(id, file, "missing file", f"{str(file)[:200]} can't be reached: {_reason(error)}.")
-    if file.suffix.lower() in STILLS and stills == "skip":
-        return Skipped(id, file, "still image", f"{file} is a picture; stills=repeat would use it.")
+    unwanted = Skipped(id, file, "still image", f"{file} is a picture; stills=repeat would use it.")
     found = look(file)
     if isinstance(found, Fault):
-        return Skipped(id, file, found.cause, found.sentence, found.lasting)
+        picture = stills == "skip" and file.suffix.lower() in STILLS
+        return unwanted if picture else Skipped(id, file, found.cause, found.sentence, found.lasting)
     if found.still:
-        return Examined(file, caption, 1, True, found.height, found.width)
+        return unwanted if stills == "skip" else Examined(file, caption, 1, True, found.height, found.width)
     last, interval = found.last, found.interval
     if interval * fps > MOST_REPEATED + 1e-6:
         sentence = f"{file} has {1 / interval:.3g} pictures a second; {fps:g} are needed, or at least half as many."

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -35,7 +35,16 @@ def write_metrics(metrics: dict[str, Any], out: Path) -> None:
         temporary.write_text(json.dumps(strict(metrics), indent=1, allow_nan=False))
 
 
-def identity(teacher: Teacher) -> dict[str, Any]:
+class Guided(Protocol):
+    """A teacher, or what is known of one before it is read: its folder, and the scale by which it is guided."""
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def guidance_scale(self) -> float: ...
+
+
+def identity(teacher: Guided) -> dict[str, Any]:
     """What stored figures must have been made with: these weights at this guidance, this world, verifier and pairs."""
     weights = hashlib.sha256()
     for path in sorted(Path(teacher.folder).rglob("*.safetensors")):
@@ -78,11 +87,21 @@ def store_figures(path: Path, teacher: Teacher, yardstick: Yardstick, videos: Te
         temporary.write_text(json.dumps(stored))
 
 
-def stored_figures(path: Path, teacher: Teacher, clips: int) -> dict[str, Any] | None:
-    """The teacher's stored figures of so many clips; None where there are none, or they are of another teacher."""
+def stored_figures(path: Path, teacher: Guided, clips: int) -> dict[str, Any] | None:
+    """The teacher's stored figures of so many clips; None where there are none, or they are of another teacher.
+
+    ValueError for a file that holds no figures.
+    """
     if not path.is_file():
         return None
-    stored = json.loads(path.read_text())
+    try:
+        stored = json.loads(path.read_text())
+        stored["by_clips"], stored["pairs"]
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(
+            f"{path} holds no figures of a teacher; remove it, or name what an evaluation without checkpoint= has "
+            "written by teacher_metrics=FILE"
+        ) from None
     mine = identity(teacher) | settings_of(teacher)
     if any(stored.get(key) != value for key, value in mine.items()) or str(clips) not in stored["by_clips"]:
         logger.warning(

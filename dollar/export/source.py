@@ -46,7 +46,7 @@ class StudentSource:
         if self.in_checkpoint:
             inside = [n for n in self.weights.files if n.startswith(self.prefix)]
             return factors({n.removeprefix(self.prefix): self.weights.read(n) for n in inside if ".lora_" in n})
-        if not (self.place / FILE).is_file():
+        if not (self.place / FILE).is_file() or not self.card.get("lora_beside", True):
             return {}
         return {n.removeprefix("transformer."): t for n, t in load_file(self.place / FILE).items()}
 

@@ -38,7 +38,8 @@ def split(rows: Rows, fraction: float, seed: int, file: Path) -> Parts:
     if min(map(len, parts)) < 2:
         raise ValueError(
             f"{len(rows)} clips have a reward that is a number, and {len(parts.held)} would be set apart; at least 2 "
-            "are needed to fit on and 2 to be set apart. Raise clips or made_clips, or look at the reward by itself: "
+            "are needed to fit on and 2 to be set apart. Raise clips, made_clips or the share that is set apart "
+            "(held_out, watched), or look at the reward by itself: "
             f"{file} keeps what it gave, and clips without a number are scored again"
         )
     return parts

@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from dollar.cli.build.data import build_data, some_captions
-from dollar.cli.build.objective import objective_of
+from dollar.cli.build.notes import notes_of
+from dollar.cli.build.objective import check_supplied, objective_of
 from dollar.cli.build.rewards import Rewards, build_latent_reward, check_rewards, guard_of, rewards_of
 from dollar.cli.build.teacher import check_guidance, check_text, dtype_of, with_text
 from dollar.diffusion.timesteps import FewStep
@@ -39,9 +40,14 @@ from dollar.training.monitors.monitor import Monitor
 from dollar.training.validation import Scores, Validation
 
 
-def check(config: DictConfig, processes: int) -> Objective:
-    """The objective; ValueError, naming the key, for all mistakes that show before anything is loaded."""
+def check(config: DictConfig, processes: int, supplied: bool = True) -> Objective:
+    """The objective; ValueError, naming the key, for all mistakes that show before anything is loaded.
+
+    supplied: whether a reward, or a fitted latent reward model, must be there where a term needs it.
+    """
     objective = objective_of(config)
+    if supplied:
+        check_supplied(config, objective)
     timetable_of(config), validation_of(config), guard_of(config, objective), monitors_of(config, Guard())
     dtype_of(config, "dtype"), dtype_of(config, "teacher_dtype")
     check_steps(config.student.timesteps, config.student.steps)
@@ -80,12 +86,11 @@ def check_batch(config: DictConfig, objective: Objective, processes: int) -> Non
             f"fake_warmup is {config.fake_warmup} of cycles={config.cycles}, so the student would never be updated"
         )
     if config.batch % processes:
-        raise ValueError(f"batch={config.batch} must be a multiple of the {processes} processes")
-    if objective.needs.surrogate and lrm.mode != "frozen":  # otherwise no clips are scored
-        if lrm.clips % processes:
-            raise ValueError(f"lrm.clips={lrm.clips} must be a multiple of the {processes} processes")
-        if config.batch < lrm.clips:
-            raise ValueError(f"lrm.clips is {lrm.clips}, more than the batch={config.batch} that they are taken from")
+        fewer = max(n for n in range(1, processes + 1) if config.batch % n == 0)
+        raise ValueError(
+            f"batch={config.batch} must be a multiple of the {processes} processes; the next is "
+            f"batch={-(-config.batch // processes) * processes}, or start {fewer} process{'es' * (fewer > 1)}"
+        )
 
 
 def check_optimizers(config: DictConfig, objective: Objective | None = None) -> None:
@@ -123,6 +128,9 @@ def build_run(
 ) -> Run:
     """Everything that a run holds, ready for `load` or `train`; rewards: where they are built already."""
     objective = check(config, world.size)
+    if world.is_main:
+        for note in notes_of(config, objective, world.size):
+            logger.warning(f"note: {note}")
     rewards = rewards or rewards_of(config, objective)
     teacher = with_text(config, teacher)
     samplers = few_steps(teacher, config.student.timesteps, config.student.steps, config.student.between)

@@ -73,6 +73,7 @@ class Export:
     max_shard_size: str
     link: bool
     lora: int | None
+    lora_names: Literal["diffusers", "original"]
     full: bool
     license: str | None
     verify: bool

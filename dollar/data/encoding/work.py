@@ -15,10 +15,9 @@ import numpy as np
 import torch
 
 from dollar.data.buckets import Bucket, Prepared, finished, prepare, read_ahead
-from dollar.data.clips import NOT_BAD
 from dollar.data.encoding.edits import SEEN, Seen, SeenLog, seen_now
 from dollar.data.encoding.report import SKIPPED, check_bad
-from dollar.data.listed import Entry, Skipped, Source, plain
+from dollar.data.listed import NOT_BAD, PASSING, Entry, Skipped, Source, plain
 from dollar.data.shard_format import StoredClip
 from dollar.data.shard_writer import ShardWriter
 from dollar.data.shards import done_ids
@@ -95,6 +94,7 @@ class Encoding:
         self.settings, self.rank, self.size, self.stopped = settings, rank, size, False
         self.stored = done_ids(out)
         known = {} if settings.retry_skipped else read_skips(out / SKIPPED)
+        known = {id: skip for id, skip in known.items() if skip.cause not in PASSING}
         clips = finished(self.stored, settings.windows)
         ids = [source.id(i) for i in range(len(source))]
         left = [i for i, id in enumerate(ids) if id not in clips and id not in known]
