@@ -58,7 +58,7 @@ def load_student(
     from dollar.export.student import load_student, read_card
 
     if teacher is None:
-        teacher = calls.teacher_of_student(read_card(folder), _device(device))
+        teacher = calls.teacher_of_student(read_card(folder), Path(folder), _device(device))
     return load_student(folder, teacher, _dtype(dtype))
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import EMBEDDED, ROOT, TINY, TINY_DATA, TINY_RUN, compose, needs_embedded, new_network
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dollar.data import shapes
@@ -278,6 +283,32 @@ def test_the_shipped_figures_are_of_the_shipped_teacher() -> None:
     stored = json.loads(Path(config.teacher_metrics).read_text())
     mine = identity(SimpleNamespace(folder=EMBEDDED, guidance_scale=config.teacher.guidance_scale))
     assert {key: stored[key] for key in mine} == mine
+
+
+@needs_embedded
+def test_stored_figures_are_not_those_of_a_changed_teacher(tmp_path: Path) -> None:
+    from dollar.evaluation.files import settings_of, stored_figures
+
+    config = compose("evaluate")
+    own = Path(shutil.copytree(EMBEDDED, tmp_path / "own"))
+
+    def known(**changes: Any) -> bool:
+        """Whether the shipped figures are taken for those of a copy of the shipped teacher, changed in this."""
+        plain = {**OmegaConf.to_container(config.teacher, resolve=True), "folder": str(own), "text": "stored"}
+        made = instantiate({**plain, **changes}, weights=False)
+        return (
+            settings_of(made).keys() == {"settings"}
+            and stored_figures(Path(config.teacher_metrics), made, 256) is not None
+        )
+
+    assert known() and known(parts={"vae": shutil.copytree(own / "vae", tmp_path / "vae")})
+    assert not known(negative_prompt="a circle")
+    path = next((tmp_path / "vae").glob("*.safetensors"))
+    save_file({name: tensor * 1.01 for name, tensor in load_file(path).items()}, path)
+    assert not known(parts={"vae": str(tmp_path / "vae")})
+    scheduler = own / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace('"beta_end": 0.012', '"beta_end": 0.013'))
+    assert not known()
 
 
 def test_the_pairs_are_the_same_in_every_process() -> None:

@@ -16,6 +16,7 @@ FLOORS = {
     "dollar.log": 0,
     "dollar.storage": 0,
     "dollar.lazy": 0,
+    "dollar.contents": 0,
     "dollar.losses": 1,
     "dollar.models": 2,
     "dollar.data": 3,

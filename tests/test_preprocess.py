@@ -219,7 +219,9 @@ def test_the_report_and_what_is_remembered(
     assert f"5 of {NAME}, 1 too short, 1 corrupt" in run().out and looked == []
     write_clip(folder, "new")
     write_clip(folder, "torn")
-    assert f"6 of {NAME}, 1 too short, 1 corrupt" in run().out and looked == ["new.mp4"]
+    said = run()
+    assert f"6 of {NAME}, 1 too short, 1 corrupt" in said.out and looked == ["new.mp4"]
+    assert "1 clips (torn.mp4) changed after they had been skipped; retry_skipped=true" in said.out
     looked.clear()
     said = run("retry_skipped=true")
     assert f"7 of {NAME}, 1 too short\n" in said.out and sorted(looked) == ["short.mp4", "torn.mp4"]
@@ -352,6 +354,57 @@ def test_rows_that_are_there_twice_are_told_and_mended(run: Callable[..., Said],
     later.unlink()
     assert "twice;" not in run().out
     assert Counter(row["id"] for row in rows_of(tmp_path / "out")) == Counter(f"{name}.mp4" for name in "abcde")
+
+
+def test_clips_that_were_edited_are_encoded_anew(run: Callable[..., Said], folder: Path, tmp_path: Path) -> None:
+    assert run("rows_per_shard=2", "windows=2").code == 0
+    before = {row["id"]: row for row in rows_of(tmp_path / "out")}
+    for path in folder.glob("*.mp4"):  # a copy of another date is no edit
+        os.utime(path, (1, 1))
+    assert "changed" not in run("rows_per_shard=2", "windows=2").out
+    write_clip(folder, "c", frames=11)
+    (folder / "c.txt").write_text("a c circle")
+    (folder / "d.txt").write_text("a new caption")
+    said = run("rows_per_shard=2", "windows=2")
+    assert "2 clips (c.mp4, d.mp4) changed after they had been encoded, and are encoded anew" in said.out
+    rows = rows_of(tmp_path / "out")
+    after = {row["id"]: row for row in rows}
+    assert len(rows) == len(after) == 10 and after.keys() == before.keys()
+    different = {id for id in after if after[id] != before[id]}
+    assert different == {"c.mp4#1of2", "c.mp4#2of2", "d.mp4#1of2", "d.mp4#2of2"}
+    assert {after[f"d.mp4#{k}of2"]["caption"] for k in (1, 2)} == {"a new caption"}
+    assert all(after[id]["vae_latent_bytes"] != before[id]["vae_latent_bytes"] for id in different if id[0] == "c")
+    assert "changed" not in run("rows_per_shard=2", "windows=2").out
+
+
+def test_a_fault_of_the_disk_is_not_remembered(
+    run: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = buckets.read_window
+
+    def failing(file: Any, *how: Any) -> Any:
+        if file.name == "b.mp4":
+            raise OSError(errno.EIO, "bad disk")
+        return real(file, *how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(buckets, "read_window", failing)
+        said = run()
+    assert f"4 of {NAME}" in said.out and "bad disk; the same command tries it again" in said.out
+    assert f"5 of {NAME}" in run().out
+
+
+def test_clips_that_moved_are_the_same(run: Callable[..., Said], folder: Path, tmp_path: Path) -> None:
+    assert run().code == 0
+    moved = folder.rename(tmp_path / "mount")
+    said = run(f"data={moved}")
+    assert said.code == 0 and f"5 of {NAME}" in said.out, said.err
+    write_clip(moved, "new")
+    assert f"6 of {NAME}" in run(f"data={moved}").out  # clips may be added where they are
+    again = moved.rename(tmp_path / "again")
+    write_clip(again, "newer")
+    sentence(run(f"data={again}"), "preprocess.data was", "it held 16 files", "same=[data.path]")
+    assert f"7 of {NAME}" in run(f"data={again}", "same=[data.path]").out
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -55,6 +55,13 @@ class File(Protocol):
         ...
 
 
+class Origin(NamedTuple):
+    """Where a file lies that is none by itself: the files that it is read from, and what it is called in them."""
+
+    files: tuple[Path, ...]
+    part: str
+
+
 class Loaded(NamedTuple):
     """A file in memory; `where` is what sentences call it."""
 
@@ -85,12 +92,16 @@ class Entry(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """What isn't used: `cause` is a few words to count by, `sentence` says what was found and needed."""
+    """What isn't used: `cause` is a few words to count by, `sentence` says what was found and needed.
+
+    lasting: unless the cause may pass while the file stays as it is, as a disk's fault may.
+    """
 
     id: str
     file: File
     cause: str
     sentence: str
+    lasting: bool = True
 
 
 class NotShown(ValueError):

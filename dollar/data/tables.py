@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from cachetools import LRUCache
 
-from dollar.data.listed import CAPTIONS, FILES, Entry, File, Skipped, caption_of, plain, tidy
+from dollar.data.listed import CAPTIONS, FILES, Entry, File, Origin, Skipped, caption_of, plain, tidy
 from dollar.data.places import Names, in_fact, network
 
 VIDEO_COLUMNS = tuple(dict.fromkeys(("video", "mp4", *FILES)))  # what the column is called, the likeliest first
@@ -32,6 +32,12 @@ class VideoCell(NamedTuple):
     number: int
     name: str
     where: str
+    path: str = ""  # what the row says of where it came from, which is read where the row has no bytes
+
+    @property
+    def origin(self) -> Origin:
+        """The table, with the file that its row names, and the row in it."""
+        return self.tables.origin(self.number, self.path)
 
     @property
     def suffix(self) -> str:
@@ -104,7 +110,7 @@ class Tables:
             return Skipped(id, file, "unreadable caption", f"the caption of {file} can't be used: {_told(error)}.")
         try:
             if span.names and isinstance(path := _path(self._value(span.names, index)), str):
-                file = VideoCell(self, index, plain(PurePosixPath(path).name), f"row {row} of {span.path}")
+                file = VideoCell(self, index, plain(PurePosixPath(path).name), f"row {row} of {span.path}", path)
                 if span.names == self.video_column:
                     if address := network(path):
                         return Skipped(id, file, "on a network", f"{file}: {address}.")
@@ -128,6 +134,13 @@ class Tables:
         if not isinstance(data, bytes):
             raise ValueError(f"row {row} of {self.spans[number].path} has no video")
         return data
+
+    def origin(self, index: int, path: str) -> Origin:
+        """Where a row's video lies; path: of the file that the row names, which need not be there."""
+        number, row = self._place(index)
+        named = (self._beside(index, path),) if path else ()
+        files = self.spans[number].path, *(file for file in named if file.is_file())
+        return Origin(files, f"{self.video_column}:{row}")
 
     def _fitting(self, span: Span, schema: pa.Schema) -> Span:
         """A file with where its paths are; without rows where it lacks a column."""

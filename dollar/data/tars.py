@@ -9,7 +9,7 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from dollar.data.listed import STILLS, TEXTS, VIDEOS, Entry, Skipped, cut, plain
+from dollar.data.listed import STILLS, TEXTS, VIDEOS, Entry, Origin, Skipped, cut, plain
 from dollar.data.places import in_fact
 from dollar.data.text import caption_from
 
@@ -29,6 +29,11 @@ class Member(NamedTuple):
     def suffix(self) -> str:
         """The ending of its name, with the dot."""
         return PurePosixPath(self.name).suffix
+
+    @property
+    def origin(self) -> Origin:
+        """The tar, and its place in it."""
+        return Origin((self.tar,), f"{self.name} {self.offset}+{self.size}")
 
     def read_bytes(self) -> bytes:
         """Its content; ValueError when it has none, or the tar has become shorter."""

@@ -108,6 +108,7 @@ def assemble(
         guidance_scale=s.guidance_scale,
         text_length=s.text_length,
         negative_prompt=s.negative_prompt,
+        lora=None if s.lora is None else (lora_at(s.lora), s.lora_scale),
     )
 
 
@@ -234,9 +235,14 @@ def read_transformer(
     return transformer
 
 
+def lora_at(lora: str | Path) -> Path:
+    """The file or folder of a LoRA; ValueError where there is none."""
+    return find(lora, "LoRA (teacher.lora)", ["*.safetensors"], key="teacher.lora")
+
+
 def merge_lora(transformer: Any, pipeline_class: Any, lora: str | Path, scale: float) -> None:
     """Add a LoRA, a file or folder in any form that the family's pipeline reads, to the transformer's weights."""
-    place = find(lora, "LoRA (teacher.lora)", ["*.safetensors"])
+    place = lora_at(lora)
     folder, file = (place.parent, place.name) if place.is_file() else (place, None)
     try:
         found, metadata = pipeline_class.lora_state_dict(

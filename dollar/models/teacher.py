@@ -111,7 +111,8 @@ class Teacher:
     """Everything that is known of one teacher.
 
     latent_shape: (C, F, h, w) of one clip; clip_shape: (T, H, W) in frames and pixels; fps: frames a second.
-    guidance_scale: the teacher's own, in diffusers' form, or the one that its network reads.
+    guidance_scale: the teacher's own, in diffusers' form, or the one that its network reads. lora: the one that is
+    merged in its network, and how much of it.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Teacher:
     guidance_scale: float
     text_length: int
     negative_prompt: str = ""
+    lora: tuple[Path, float] | None = None
 
     @property
     def device(self) -> torch.device:

@@ -83,11 +83,14 @@ class Observations:
             save_file(tensors, temporary, {"observations": json.dumps(plain)})
 
     @classmethod
-    def at(cls, path: Path, identity: dict[str, Any]) -> Observations:
-        """What the file holds, or nothing yet; ValueError where its scores are of another reward, teacher or data."""
+    def at(cls, path: Path, identity: dict[str, Any], former: dict[str, Any] | None = None) -> Observations:
+        """What the file holds, or nothing yet; ValueError where its scores are of another reward, teacher or data.
+
+        former: values of the identity that an earlier version wrote in the place of those of now.
+        """
         from safetensors import safe_open
 
-        identity = json.loads(json.dumps(identity))  # tuples are lists there
+        identity, former = json.loads(json.dumps([identity, {**identity, **(former or {})}]))  # tuples are lists there
         if not path.is_file():
             return cls(identity)
         try:
@@ -96,7 +99,8 @@ class Observations:
                 tensors = {name: opened.get_tensor(name) for name in TENSORS}
         except Exception as error:  # cut short, or not ours
             raise ValueError(f"{path} can't be read ({error}); remove it, and its clips are scored anew") from None
-        differing = [key for key in identity if plain["identity"].get(key) != identity[key]]
+        stored = plain["identity"]
+        differing = [key for key in identity if stored.get(key) not in (identity[key], former[key])]
         if differing:
             raise ValueError(
                 f"{path} holds scores of another {' and '.join(differing)}; name another folder with out=FOLDER, or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,6 +13,7 @@ from dollar.data.latents import Fit, Samples
 from dollar.data.mixture import shares
 from dollar.data.shards import listed
 from dollar.models.teacher import Teacher
+from dollar.parallel.world import World
 
 
 def check_data(config: DictConfig) -> None:
@@ -35,8 +37,11 @@ def _several(path: Any) -> list[str]:
     return list(path) if OmegaConf.is_list(path) else []
 
 
-def build_data(config: DictConfig, teacher: Teacher) -> Samples:
-    """The samples of conf/data, in the teacher's sizes and with the run's seed."""
+def build_data(config: DictConfig, teacher: Teacher, world: World) -> Samples:
+    """The samples of conf/data, in the teacher's sizes and with the run's seed.
+
+    Clips are looked into by one process of each machine; the others read what it found.
+    """
     fit = Fit(
         encode=teacher.codec.encode,
         normalise=lambda latents: teacher.codec.normalise(latents.to(teacher.device)),
@@ -44,7 +49,12 @@ def build_data(config: DictConfig, teacher: Teacher) -> Samples:
         fingerprint=lambda: made_with(teacher),
         seed=config.seed,
     )
-    return instantiate(config.data.samples, _convert_="all")(fit)
+
+    def make() -> Samples:
+        # Of a copy, for it resolves whole nodes that are repeated where they stand.
+        return instantiate(deepcopy(config).data.samples, _convert_="all")(fit)
+
+    return world.first_here(make) if config.data.get("clips") is not None else make()
 
 
 def made_with(teacher: Teacher) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from dollar.cli.build.configs import check_grid, configs_of_teacher
 from dollar.cli.entry import check_alone, check_folder_for
+from dollar.cli.origin import found_now
 from dollar.log import logger
 
 if TYPE_CHECKING:
@@ -133,7 +134,8 @@ def reward_behind(node: DictConfig, teacher: Teacher) -> PixelReward | None:
 def own_reward(student: Student, teacher: Teacher) -> PixelReward | None:
     """The pixel reward that the student was trained with; None where there was none, or it can't be had any more."""
     try:
-        node: Any = OmegaConf.create(student.card["config"]["reward"])
+        reward = found_now(student.card, "reward", student.card["config"]["reward"], student.folder)
+        node: Any = OmegaConf.create(reward)
         return reward_behind(node, teacher)
     except (InstantiationException, ValueError) as error:
         logger.warning(

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from dollar.cli import origin
 from dollar.cli.arguments import given_below
 from dollar.cli.build.objects import instantiate
+from dollar.cli.declared import flat
 from dollar.cli.entry import check_alone
 from dollar.cli.overrides import CONF
 from dollar.export.places import by_name
@@ -55,14 +57,12 @@ def teacher_of(config: DictConfig, source: StudentSource, device: Any, weights: 
             f"{source.card['teacher_name']}; leave teacher= out"
         )
     shift = {} if source.card.get("shift") is None else {"shift": source.card["shift"]}
-    config.teacher = OmegaConf.merge(source.card["teacher"], shift, given_below("teacher"))
-    try:
-        plain = AS_PLAIN if weights else {**AS_PLAIN, "lora": None}
-        return instantiate(config.teacher, device=device, weights=weights, **plain)
-    except Exception as error:
-        if not str(cause := error.__cause__).startswith("no teacher at"):
-            raise
-        raise ValueError(f"{cause}. If it was moved, give teacher.folder=FOLDER") from None
+    given = given_below("teacher")
+    plain: Any = OmegaConf.to_container(given)
+    found = origin.teacher_of(source.card, source.place, flat(plain))
+    config.teacher = OmegaConf.merge(found, shift, given)
+    like_plain = AS_PLAIN if weights else {**AS_PLAIN, "lora": None}
+    return instantiate(config.teacher, device=device, weights=weights, **like_plain)
 
 
 def settings_of(config: DictConfig, source: StudentSource) -> ExportSettings:

@@ -140,7 +140,7 @@ def build_run(
     teacher = with_text(config, teacher)
     samplers = few_steps(teacher, config.student.timesteps, config.student.steps, config.student.between)
     check_terms(config, objective, teacher, samplers)
-    data = build_data(config, teacher)
+    data = build_data(config, teacher, world)
     if (report := getattr(data, "report", None)) is not None:
         logger.info(report)
     check_text(config, teacher, data, objective)

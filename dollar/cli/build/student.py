@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from dollar.cli.build.loop import Run
+from dollar.cli.origin import STORED, places_of
 from dollar.cli.run_folders import command_line, to_store
 from dollar.export.student import few_steps, read_card, save_student
 from dollar.models.adapter import factors, merged
@@ -53,6 +54,7 @@ def write_student(run: Run, teacher: Teacher, config: DictConfig) -> None:
             "guided": bool(config.student.guided),
             "parameterization": config.student.parameterization,
             "teacher": stored["teacher"],
+            STORED: places_of(stored),
             "command": command_line(),
             "config": stored,
         }

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dollar.cli.arguments import given_below
 from dollar.cli.build.objects import instantiate
+from dollar.cli.declared import flat
+from dollar.cli.origin import teacher_of
 from dollar.data.latents import Samples
 from dollar.losses.objective import Objective
 from dollar.models.assemble import DTYPES
@@ -49,7 +53,10 @@ def take_teacher(config: DictConfig) -> None:
     # Prompts that come are not among those that training had stored; and the student's times stay those that it was
     # trained for, where another size would shift its teacher's.
     online = {"text": "online"} | ({"shift": card["shift"]} if card.get("shift") is not None else {})
-    config.teacher = OmegaConf.merge(card["teacher"], online, given_below("teacher"))
+    given = given_below("teacher")
+    plain: Any = OmegaConf.to_container(given)
+    found = teacher_of(card, Path(config.checkpoint), flat(plain))
+    config.teacher = OmegaConf.merge(found, online, given)
 
 
 def build_teacher(config: DictConfig, world: World, weights: bool = True) -> Teacher:

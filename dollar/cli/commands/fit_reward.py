@@ -28,7 +28,7 @@ def main(config: DictConfig) -> None:
 def fit_in(config: DictConfig, out: Path) -> None:
     """Fit into a folder that no other command has."""
     from dollar.cli.build.data import build_data
-    from dollar.cli.build.fitting import fit, identity, new_surrogate
+    from dollar.cli.build.fitting import fit, former_identity, identity, new_surrogate
     from dollar.cli.build.objects import instantiate
     from dollar.cli.build.rewards import check_captions, noise_of
     from dollar.cli.build.teacher import build_teacher, quiet, with_text
@@ -52,7 +52,7 @@ def fit_in(config: DictConfig, out: Path) -> None:
     world = start(config.parallel.device, config.parallel.timeout_minutes)
     reward = instantiate(config.reward)
     teacher = with_text(config, build_teacher(config, world))
-    data = build_data(config, teacher)
+    data = build_data(config, teacher, world)
     check_captions(reward, data.captions)
     pixel = PixelReward(reward, teacher.codec)
     surrogate = new_surrogate(config, teacher, pixel, data.captions[0])  # a key at fault is refused before any scoring
@@ -61,10 +61,11 @@ def fit_in(config: DictConfig, out: Path) -> None:
         raise ValueError(f"observations is {config.observations}, but there is no {file}; leave it out")
     chosen = (config.clips, config.mismatched, config.made, config.made_clips, config.seed)
     scoring, made_by = Scoring(teacher, data, pixel, *chosen), identity(config, teacher, data)
-    observed = Observations.at(file, made_by)
+    former = former_identity(config, data)
+    observed = Observations.at(file, made_by, former)
     if scoring.missing(observed):
         with nullcontext() if file.parent.samefile(out) else closing(Lock(file.parent, stays=False)):
-            observed = Observations.at(file, made_by)  # another fit may have written since
+            observed = Observations.at(file, made_by, former)  # another fit may have written since
             scoring.run(observed, file)
     rows = scoring.wanted(observed)
     if pixel.trouble:

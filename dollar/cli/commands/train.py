@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dollar.cli.entry import check_folder_for
-from dollar.cli.run_folders import CONFIG, announce, check_init, check_run, last_reward, run_folder, to_store
+from dollar.cli.run_folders import announce, check_init, check_run, last_reward, run_folder, store_config
 from dollar.log import logger
 
 if TYPE_CHECKING:
@@ -31,24 +32,26 @@ def main(config: DictConfig) -> float | None:
     check_trackers(config.log.trackers)
     check_init(config)
     folder = run_folder(config)
-    check_run(config, folder)
+    places = check_run(config, folder)
     check_folder_for("runs", folder)
     with closing(
         Lock(folder, int(os.environ.get("RANK", 0)), "give this run a name of its own with run=NAME", stays=False)
     ) as lock:
-        finished = distil(config, objective, folder, lock)
+        finished = distil(config, objective, folder, lock, places)
     if not finished:
         sys.exit(STOPPED)
     return last_reward(folder)
 
 
-def distil(config: DictConfig, objective: Objective, folder: Path, lock: Lock) -> bool:
-    """This process's part of the run; False where it was stopped before its end."""
+def distil(config: DictConfig, objective: Objective, folder: Path, lock: Lock, places: Sequence[str]) -> bool:
+    """This process's part of the run; False where it was stopped before its end.
+
+    places: the keys of places that decide what is trained.
+    """
     from dollar.cli.build.loop import build_run
     from dollar.cli.build.rewards import rewards_of
     from dollar.cli.build.student import is_written, write_student
     from dollar.cli.build.teacher import build_teacher, quiet
-    from dollar.media import atomically
     from dollar.parallel import checkpoint
     from dollar.parallel.signals import Stop
     from dollar.parallel.world import finish, start
@@ -76,8 +79,7 @@ def distil(config: DictConfig, objective: Objective, folder: Path, lock: Lock) -
     loop = run.loop
     loop.still_there, loop.stop = lock.check, stop
     if world.is_main:
-        with atomically(folder / CONFIG) as temporary:
-            OmegaConf.save(OmegaConf.create(to_store(config)), temporary)
+        store_config(config, folder, places)
         announce(config, run, folder, done)
     if state is not None:
         loop.load(state)

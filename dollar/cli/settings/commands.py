@@ -99,6 +99,7 @@ class Preprocess:
     parallel: Parallel
     data: Clips
     out: Place | None
+    same: list[str]
     buckets: Any  # a list of sizes, or null; checked where they are read
     windows: int
     batch: int
@@ -190,6 +191,7 @@ class Pretrain:
     make: str  # teacher or clip, checked by the command
     out: Free[Place]
     work: Free[Place]
+    same: Free[list[str]]
     init: Place | None
     seed: int
     text_length: int

@@ -72,6 +72,7 @@ class Train:
 
     run: Free[str]
     runs: Free[Place]
+    same: Free[list[str]]
     seed: int
     cycles: Free[int]
     batch: int
