@@ -708,7 +708,7 @@ def test_a_grid_that_no_scheduler_gives_is_refused(cog: Teacher, times: list, be
 def test_step_counts_are_evenly_spaced_members_of_the_grid(cog: Teacher) -> None:
     found = {count: f.times.tolist() for count, f in few_steps(cog, WHOLE, [4, 2, 1], "renoise").items()}
     assert found == {4: WHOLE, 2: [999, 499], 1: [999]}
-    with pytest.raises(ValueError, match=r"student.steps has 3.*4 of student.timesteps; use of \[4, 2, 1\]"):
+    with pytest.raises(ValueError, match=r"student.steps has 3.*4 of student.timesteps; use some of \[4, 2, 1\]"):
         few_steps(cog, WHOLE, [4, 3], "renoise")
 
 

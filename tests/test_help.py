@@ -55,6 +55,7 @@ def test_what_a_yaml_says(tmp_path: Path) -> None:
 
 
 def test_a_page(command: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COLUMNS", "120")  # which pytest's workers set to something else
     said = command("train", "--help")
     assert (said.code, said.err) == (0, "")
     lines = said.out.splitlines()

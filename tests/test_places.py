@@ -372,14 +372,18 @@ def test_an_environment_variable_that_is_not_there(command: Callable[..., Said])
 def plugged(folder: Path) -> dict[str, str]:
     """The environment of a shell in which this package is installed, as setup.cfg has it."""
     import configparser
+    from importlib.metadata import entry_points
 
+    environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    if any(point.name == "dollar" for point in entry_points(group="torchrun.handlers")):
+        return environment  # torchrun refuses a name that comes twice
     read = configparser.ConfigParser()
     read.read(ROOT / "setup.cfg")
     (folder / "own-0.dist-info").mkdir(parents=True)
     (folder / "own-0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 0\n")
     points = f"[torchrun.handlers]\n{read['options.entry_points']['torchrun.handlers'].strip()}\n"
     (folder / "own-0.dist-info" / "entry_points.txt").write_text(points)
-    return {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    return environment
 
 
 def test_a_mistake_under_torchrun_is_one_sentence(tmp_path: Path) -> None:
