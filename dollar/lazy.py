@@ -1,13 +1,23 @@
-"""Packages whose exports are loaded when they are first used, so that importing one of their files loads no other."""
+"""Names of code: as users write them, and packages whose exports are loaded when they are first used."""
 
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from typing import Any
+
+
+def dotted(name: str) -> str | None:
+    """The dotted name that is meant by a file's, as my.fn by my.py:fn; None for any other text."""
+    found = re.fullmatch(r"(?:(.*)/)?(\w+)(\.py)?(?:::?|[.#])(\w+)(?:\(\))?", name.strip())
+    if found is None or found[4] == "py" or not (found[1] is not None or found[3] or ":" in name or "#" in name):
+        return None
+    folders = [] if found[1] is None or found[1].startswith(("/", "~", "..")) else found[1].split("/")
+    return ".".join([*(folder for folder in folders if folder != "."), found[2], found[4]])
 
 
 def lazily(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:

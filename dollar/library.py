@@ -15,7 +15,7 @@ training in runs/notebook: ...
 2
 >>> dollar.save_video("square.mp4", videos[0], student.teacher.fps)
 >>> dollar.export_student(folder, "exported", verify=False)  # doctest: +ELLIPSIS
-the student for 2 or 1 steps is in exported
+the student for 2 or 1 steps is in exported, its clips not compared
 ...Path('exported')
 """
 
@@ -50,14 +50,15 @@ def load_student(
     """A finished student by its folder, runs/<run>/student or an export.
 
     teacher: the one that it came from, where that is already loaded; otherwise its autoencoder and text encoder are
-    read from the folder that the student names, and device and dtype are as for `load_teacher`.
+    read from the folder that the student names, and device and dtype are as for `load_teacher`. An export names no
+    folder of the machine that it was made on: give the teacher, unless it is an embedded one or a hub id.
     ValueError where there is no student or it came from another teacher.
     """
     from dollar.cli import calls
     from dollar.export.student import load_student, read_card
 
     if teacher is None:
-        teacher = calls.teacher_of_student(read_card(folder), _device(device))
+        teacher = calls.teacher_of_student(read_card(folder), Path(folder), _device(device))
     return load_student(folder, teacher, _dtype(dtype))
 
 

@@ -43,18 +43,25 @@ class _Printed(logging.Handler):
 
 
 def progress(
-    items: Iterable[Any] | int, description: str = "", active: bool = True, start: int = 0, stream: TextIO | None = None
+    items: Iterable[Any] | int,
+    description: str = "",
+    active: bool = True,
+    start: int = 0,
+    stream: TextIO | None = None,
+    delay: float = 0.0,
 ) -> tqdm:
     """A bar with the time left, over an iterable or over range(start, total); `update()` it, or iterate over it.
 
-    Off a terminal it prints a line every ten seconds or so; inactive, nothing. Numbers after the bar:
+    Off a terminal it prints a line every ten seconds or so; inactive, or in another process than the first, nothing.
+    delay: seconds before it shows, for what is often done sooner. Numbers after the bar:
     `set_postfix_str(text, refresh=False)`, so that they don't cost a line each.
     """
     stream = sys.stderr if stream is None else stream
     total, initial = None, 0
     if isinstance(items, int):
         items, total, initial = range(start, items), items, start
-    common = {"desc": description, "total": total, "initial": initial, "disable": not active}
+    hidden = not active or int(os.environ.get("RANK", 0)) > 0
+    common = {"desc": description, "total": total, "initial": initial, "disable": hidden, "delay": delay}
     if stream.isatty():
         return tqdm(items, file=stream, dynamic_ncols=True, **common)
     return tqdm(items, file=_Lines(stream), mininterval=LINE_SECONDS, miniters=1, ncols=100, ascii=True, **common)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import re
+import secrets
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 
 WHITE = 255
 BT601 = 6  # the code of the matrix that libswscale uses for rgb24 -> yuv420p; untagged files are guessed by height
+UNWRITTEN = (OSError, av.FFmpegError)  # what writing a clip raises where the system doesn't let it be written
 SLUG = 60  # letters of the prompt kept in a file name
+BY = 20  # ... and of what made the clip
 
 
 @contextmanager
@@ -33,7 +36,8 @@ def atomically(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}.tmp")
+    # Processes of several machines may have one number, and one folder.
+    temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -74,11 +78,14 @@ def write_mp4(path: str | Path, clip: np.ndarray, fps: float) -> None:
     clip = np.pad(clip, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     with atomically(path) as temporary:  # noqa: SIM117
         # The temporary name has no .mp4 ending, so the format is named.
-        with av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        with av.open(str(temporary.absolute()), "w", format="mp4", options={"movflags": "faststart"}) as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
             stream.height, stream.width = clip.shape[1:3]
             stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": "12"}
+            # The same clip is the same file: x264's macroblock tree comes out otherwise now and then, by 8 levels, and
+            # its pictures depend on its threads, of which it takes as many as there are cores.
+            stream.options = {"crf": "12", "x264-params": "mbtree=0"}
+            stream.codec_context.thread_count = 1
             stream.codec_context.colorspace = BT601
             for picture in clip:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
@@ -130,24 +137,29 @@ def grid(rows: Sequence[Sequence[np.ndarray]], gap: int = 4) -> np.ndarray:
 
 
 def strip(clip: np.ndarray, every: int = 1) -> np.ndarray:
-    """Every n-th frame, left to right: uint8 [H, W * n, 3]."""
+    """Every n-th frame, from the top down: uint8 [H * n, W, 3]."""
     check_clip(clip)
-    return np.concatenate(list(clip[::every]), axis=1)
+    return np.concatenate(list(clip[::every]), axis=0)
 
 
 def safe_name(prompt: str, seed: int, steps: int, by: str) -> str:
     """A file name without ending for the clip of (prompt, seed, steps) by a sampler: ASCII, under 140 characters.
 
-    Readable words come first; the prompt's hash keeps prompts with the same words apart.
+    Readable words come first; the prompt's hash keeps prompts with the same words apart, and a hash long samplers.
     """
+
+    def hash_of(text: str) -> str:
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def plain(text: str) -> str:
         ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
         return re.sub(r"[^a-z0-9]+", "-", ascii_text)
 
     words = plain(prompt)[:SLUG].strip("-") or "prompt"
-    digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    return f"{words}-{digest}-seed{seed}-{plain(by)[:20]}-steps{steps}"
+    who = plain(by)
+    if len(who) > BY or who != by:
+        who = f"{who[: BY - 9]}-{hash_of(by)[:8]}"
+    return f"{words}-{hash_of(prompt)[:12]}-seed{seed}-{who}-steps{steps}"
 
 
 def _join(clips: Sequence[np.ndarray], gap: int, axis: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -325,6 +326,14 @@ def test_the_command_makes_a_folder_and_goes_on_with_the_same_settings_only(
     assert len(tokenizer) == own.config.text_config.vocab_size
     again = command("pretrain", *keys, "clip.steps=2")
     assert again.code == 2 and "clip.steps was 1, now 2" in again.err
+    # The autoencoder is known by what it holds.
+    (tmp_path / "link").symlink_to(tiny_teacher_folder, target_is_directory=True)
+    assert command("pretrain", *keys, "clip.steps=1", f"autoencoder={tmp_path / 'link'}").code == 0
+    other = Path(shutil.copytree(tiny_teacher_folder, tmp_path / "other"))
+    config = other / "vae" / "config.json"
+    config.write_text(config.read_text() + " ")
+    again = command("pretrain", *keys, "clip.steps=1", f"autoencoder={other}")
+    assert again.code == 2 and "autoencoder was" in again.err and "add same=[autoencoder]" in again.err
     # The teacher keeps its own settings in the same folder, and knows nothing of the CLIP's.
     from dollar.cli.build import pretraining as pretrain
 

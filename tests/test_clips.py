@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dollar import media
-from dollar.data import decoding, probing
+from dollar.data import films, probing
 from dollar.data.clips import ClipFolder, split_captions
 from dollar.data.decoding import fit, read_video
 from dollar.data.listed import Entry
@@ -262,22 +263,21 @@ def test_seeking_gives_what_reading_from_the_start_gives(long_video: Path) -> No
     assert np.array_equal(read_video(long_video, np.arange(270, 290) / 24), whole[270:290])
     assert np.array_equal(read_video(long_video, np.arange(230, 270) / 24), whole[230:270])
     with av.open(str(long_video)) as container:
-        assert next(decoding._pictures(container, 12.0))[0] > 5  # it did not begin at the beginning
+        assert next(films.pictures(container, 12.0))[0] > 5  # it did not begin at the beginning
 
 
 def test_a_seek_that_leads_too_far_is_made_good(long_video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     straight = read_video(long_video, np.arange(48, 60) / 24)
-    pictures = decoding._pictures
-    monkeypatch.setattr(decoding, "_pictures", lambda container, start: pictures(container, 6 * start))
+    pictures = films.pictures
+    monkeypatch.setattr(films, "pictures", lambda container, start: pictures(container, 6 * start))
     assert np.array_equal(read_video(long_video, np.arange(48, 60) / 24), straight)
 
 
-def test_a_picture_marked_as_damaged_is_refused() -> None:
-    frame = SimpleNamespace(is_corrupt=True, pts=0)
-    stream = SimpleNamespace(start_time=0, time_base=Fraction(1, 8))
-    container = SimpleNamespace(streams=SimpleNamespace(video=[stream]), decode=lambda _: iter([frame]))
-    with pytest.raises(ValueError, match="damaged"):
-        next(decoding._pictures(container, 0.0))
+def test_a_picture_marked_as_damaged_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = SimpleNamespace(is_corrupt=True, interlaced_frame=False, pts=0)
+    monkeypatch.setattr(films, "_decoded", lambda *_: iter([frame]))
+    with av.open(str(add(tmp_path, "a.mp4", counting(2), 8))) as container, pytest.raises(ValueError, match="damaged"):
+        next(films.pictures(container, 0.0))
 
 
 @pytest.mark.parametrize(("height", "width"), [(33, 57), (57, 33)])
@@ -415,8 +415,8 @@ def test_splits_hold_whole_captions_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the ten real clips are not here")
-def test_ten_real_clips() -> None:
-    folder = ClipFolder(REAL, 17, 64, 64, 8)
+def test_ten_real_clips(tmp_path: Path) -> None:
+    folder = ClipFolder(shutil.copytree(REAL, tmp_path / "clips"), 17, 64, 64, 8)  # which a memory is written beside
     assert len(folder) == 10 and folder.report.skipped == []
     for index in range(0, 10, 3):
         clip, caption = folder.clip(index, 0.99)

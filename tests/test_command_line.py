@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY_RUN, Said, start_process
 
-from dollar.cli import entry, overrides
+from dollar.cli import entry, options, overrides
 from dollar.cli import main as console
 from dollar.cli.settings import COMMANDS
 
@@ -111,13 +111,13 @@ def test_text_stays_text_whatever_it_looks_like(monkeypatch: pytest.MonkeyPatch,
         monkeypatch.setattr(sys, "argv", ["train.py", *words])
         monkeypatch.setattr("dollar.cli.sweeps.ResultsTable.on_multirun_end", lambda *_, **__: None)
         entry.enter(lambda config: seen.append((config.run, config.init, config.keep_best, config)), "train")
-    assert seen[0][:2] == ("5", "1000.0") and (seen[1][3].data.path, seen[1][3].lrm.path) == ("2024", "7")
-    assert [run for run, *_ in seen[2:4]] == ["1", "2"] and seen[4][2] == "True"
+    assert seen[0][:2] == ("5", "1e3") and (seen[1][3].data.path, seen[1][3].lrm.path) == ("2024", "7")
+    assert [run for run, *_ in seen[2:4]] == ["1", "2"] and seen[4][2] == "true"
 
 
 def test_options_stand_anywhere() -> None:
     words = ["reward=bright", "--config-dir", "a b", "seed=1", "-m"]
-    assert overrides.options_first(words) == ["--config-dir", "a b", "-m", "reward=bright", "seed=1"]
+    assert options.options_first(words) == ["--config-dir", "a b", "-m", "reward=bright", "seed=1"]
 
 
 def launched(folder: Path, printed: Path, path: list[str], *words: str) -> None:
@@ -176,7 +176,7 @@ def test_a_verb_that_is_none(dollar: Callable[..., Said]) -> None:
 def test_a_verb_says_what_it_takes(dollar: Callable[..., Said]) -> None:
     said = dollar("train", "--help")
     assert said.code == 0 and said.out.startswith("Distil a teacher into a student of a few steps.")
-    assert "guidance_steps: 50" in said.out and "train is powered by Hydra" in said.out
+    assert "validation.guidance_steps=50" in said.out and "cd.target=student" in said.out
     said = dollar("plan", "processes=4", "--cfg", "job")
     assert said.code == 0 and "processes: 4" in said.out
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import EMBEDDED, ROOT, TINY_DATA, TINY_RUN, compose, needs_embedded
+from conftest import EMBEDDED, ROOT, TINY, TINY_DATA, TINY_RUN, compose, needs_embedded, new_network
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dollar.data import shapes
@@ -229,6 +234,46 @@ def test_metrics_json_has_every_figure(
     assert "student 2" in done.out and "student 1" in done.out and "metrics.json" in done.out
 
 
+def test_what_cant_be_measured_is_told_before_the_teacher_is_read(
+    command: Callable, teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another teacher's student too, whose folder needn't even be there."""
+    from dollar.export.student import few_steps, save_student
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("nothing may be read for this")
+
+    monkeypatch.setattr("dollar.models.pipeline.Pipeline.read", forbidden)
+    student, out = tmp_path / "run" / "student", f"out={tmp_path / 'out'}"
+    settings = {"_target_": "dollar.models.cogvideox.load", "name": "tiny", "folder": "/nowhere", **TINY}
+    save_student(
+        student, teacher, new_network(teacher), few_steps(teacher, None, [2], "renoise"), {"teacher": settings}
+    )
+    given = f"checkpoint={student}"
+
+    def refused(*keys: str) -> str:
+        said = command("evaluate", out, "parallel.device=cpu", *keys)
+        assert said.code == 2 and len(said.err.splitlines()) == 1, said.err
+        return said.err
+
+    assert "tiny makes clips of (9, 32, 32)" in refused(given)
+    assert "steps has [3], but the student" in refused(given, "steps=[3]")
+    fits = ("teacher.frames=17", "teacher.height=64", "teacher.width=64")
+    assert "no teacher at /nowhere" in refused(given, *fits)
+    fits = (*fits, f"teacher.folder={teacher.folder}")
+    assert "has no figures of this teacher in 50 steps" in refused(given, *fits, "teacher_clips=0")
+    (tmp_path / "figures.json").write_text("[]")
+    figures = f"teacher_metrics={tmp_path / 'figures.json'}"
+    assert "holds no figures of a teacher" in refused(given, *fits, "teacher_clips=0", figures)
+    assert "teacher_steps is 1001" in refused(given, *fits, "teacher_steps=1001")
+    next(student.glob("transformer/*.safetensors")).unlink()
+    assert "lacks" in refused(given, *fits)
+    assert "parallel.device is 'gpu'" in command("evaluate", out, "parallel.device=gpu").err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "works in one process, and torchrun has started 2" in refused()
+    assert not (tmp_path / "out").exists()
+
+
 @needs_embedded
 def test_the_shipped_figures_are_of_the_shipped_teacher() -> None:
     from types import SimpleNamespace
@@ -239,6 +284,32 @@ def test_the_shipped_figures_are_of_the_shipped_teacher() -> None:
     stored = json.loads(Path(config.teacher_metrics).read_text())
     mine = identity(SimpleNamespace(folder=EMBEDDED, guidance_scale=config.teacher.guidance_scale))
     assert {key: stored[key] for key in mine} == mine
+
+
+@needs_embedded
+def test_stored_figures_are_not_those_of_a_changed_teacher(tmp_path: Path) -> None:
+    from dollar.evaluation.files import settings_of, stored_figures
+
+    config = compose("evaluate")
+    own = Path(shutil.copytree(EMBEDDED, tmp_path / "own"))
+
+    def known(**changes: Any) -> bool:
+        """Whether the shipped figures are taken for those of a copy of the shipped teacher, changed in this."""
+        plain = {**OmegaConf.to_container(config.teacher, resolve=True), "folder": str(own), "text": "stored"}
+        made = instantiate({**plain, **changes}, weights=False)
+        return (
+            settings_of(made).keys() == {"settings"}
+            and stored_figures(Path(config.teacher_metrics), made, 256) is not None
+        )
+
+    assert known() and known(parts={"vae": shutil.copytree(own / "vae", tmp_path / "vae")})
+    assert not known(negative_prompt="a circle")
+    path = next((tmp_path / "vae").glob("*.safetensors"))
+    save_file({name: tensor * 1.01 for name, tensor in load_file(path).items()}, path)
+    assert not known(parts={"vae": str(tmp_path / "vae")})
+    scheduler = own / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace('"beta_end": 0.012', '"beta_end": 0.013'))
+    assert not known()
 
 
 def test_the_pairs_are_the_same_in_every_process() -> None:

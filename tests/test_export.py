@@ -122,7 +122,8 @@ for folder, call, prompt, seed, result in json.loads(sys.argv[1]):
     pipe = DiffusionPipeline.from_pretrained(folder)
     torch.manual_seed(seed)
     torch.save(pipe(prompt, output_type="pt", **call).frames, result)
-assert not any(name.split(".")[0] == "dollar" for name in sys.modules)
+ours = {name for name in sys.modules if name.split(".")[0] == "dollar"}
+assert ours <= {"dollar", "dollar.parallel", "dollar.parallel.outcome"}  # torch loads plugins of torchrun anywhere
 """
 
 

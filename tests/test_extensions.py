@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from conftest import TINY_DATA, TINY_RUN, compose, fingerprint, network_of
 
+from dollar.models.outline import measure
 from dollar.models.teacher import Teacher
 from dollar.parallel import checkpoint
 from dollar.parallel.world import World
+from dollar.planning.memory import Setup, checkpoint_bytes, roles
 from dollar.training.loop import Loop
 
 
@@ -34,13 +37,25 @@ class Outside:
         importlib.invalidate_caches()
         return importlib.import_module(f"outside_{group}")
 
+    def composed(self, name: str, *overrides: str, data: tuple[str, ...] = TINY_DATA) -> Any:
+        """The configuration of a command with these."""
+        given = [o for o in TINY_RUN if not (o.startswith("reward.") and "reward=mine" in overrides)]
+        places = (f"hydra.searchpath=[file://{self.folder / 'conf'}]", f"teacher.folder={self.teacher.folder}")
+        return compose(name, *given, *data, *places, *overrides)
+
+    def planned(self, *overrides: str) -> Setup:
+        """What launch/plan.py would count with these."""
+        from dollar.cli.build.planning import outline_of, setup_of
+
+        config = self.composed("plan", *overrides)
+        outline = outline_of(config)
+        return setup_of(config, outline, measure(outline, torch.float32))
+
     def loop(self, *overrides: str, data: tuple[str, ...] = TINY_DATA) -> Loop:
         """The loop that launch/train.py would build with these."""
         from dollar.cli.build.loop import build_run
 
-        given = [o for o in TINY_RUN if not (o.startswith("reward.") and "reward=mine" in overrides)]
-        places = (f"hydra.searchpath=[file://{self.folder / 'conf'}]", f"teacher.folder={self.teacher.folder}")
-        config = compose("train", *given, *data, *places, *overrides)
+        config = self.composed("train", *overrides, data=data)
         folder = self.folder / f"run{len(self.loops)}"
         self.loops.append(build_run(config, World(), self.teacher, folder, 0).loop)
         return self.loops[-1]
@@ -172,7 +187,13 @@ def test_the_buffers_of_a_terms_network_go_on_exactly(outside: Outside) -> None:
     outside.add("loss", GAN_YAML, spectral)
     whole, resumed = outside.resumed("loss=mine")
     assert_alike(whole, resumed)
-    assert "method/network gan/3.running_mean" in whole.state().tensors
+    tensors = whole.state().tensors
+    assert "method/network gan/3.running_mean" in tensors
+    # ... and the planner counts them, with the network's weights and moments.
+    setup = outside.planned("loss=mine")
+    assert sum(t.nbytes for t in tensors.values()) == checkpoint_bytes(setup)
+    own = [*whole.learners["gan"].tensors, *whole.method.run.networks["gan"].buffers()]
+    assert next(r for r in roles(setup) if r.name == "network of gan").weights == sum(t.nbytes for t in own)
 
 
 def test_an_update_starts_without_the_gradients_of_other_turns(gan: Outside) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from conftest import (
     tiny_run,
 )
 from families import FAMILIES, PROMPT, build
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -36,6 +37,7 @@ from dollar.models.teacher import Teacher
 from dollar.parallel import checkpoint
 from dollar.parallel.shard import parallelize
 from dollar.parallel.world import World
+from dollar.planning.memory import Setup, checkpoint_bytes, roles
 from dollar.sampling.samplers import generators, make_latents, student_sampler, teacher_sampler
 from dollar.training.loop import Loop
 
@@ -290,6 +292,18 @@ def test_a_cycle_of_algorithm_1_and_the_one_after_resuming(family: str, teacher:
     loop.log.close(), again.log.close()
 
 
+def plan_of(family: str, folder: Path, settings: Sequence[str], data: Sequence[str]) -> Setup:
+    """What launch/plan.py would count of a run."""
+    from dollar.cli.build.planning import setup_of, student_work
+    from dollar.models.outline import measure, outline
+
+    tiny, config = FAMILIES[family], compose("plan", *TINY_RUN, *data, *settings)
+    plain: Any = OmegaConf.to_container(config.teacher, resolve=True)
+    found = outline(plain | tiny.settings(folder) | {"_target_": f"{tiny.module}.load", "states": {}})
+    work = measure(found, torch.float32)
+    return setup_of(config, found, work, student_work(config, found, work))
+
+
 def test_a_student_that_is_a_lora(family: str, teacher: Teacher, folder: Path, tmp_path: Path) -> None:
     """It starts as the teacher, only its factors are trained and kept, and its file in diffusers gives its clips."""
     from dollar.cli.build.loop import Run
@@ -310,7 +324,10 @@ def test_a_student_that_is_a_lora(family: str, teacher: Teacher, folder: Path, t
     assert loop.train()
     assert all(torch.equal(student.get_parameter(name), value) for name, value in frozen.items())
     assert trained and all("lora" in name for name in trained)
+    planned = plan_of(family, folder, settings, data)
+    assert sum(p.numel() for p in trained.values()) == roles(planned)[0].parameters
     state = checkpoint.load(checkpoint.newest(tmp_path / "run" / "checkpoints")).tensors
+    assert sum(t.nbytes for t in state.values()) == checkpoint_bytes(planned)
     assert {n for n in state if n.startswith(("student/", "ema/")) and "/optim/" not in n} == {
         f"{who}/{name}" for who in ("student", "ema") for name in trained
     }
@@ -691,7 +708,7 @@ def test_a_grid_that_no_scheduler_gives_is_refused(cog: Teacher, times: list, be
 def test_step_counts_are_evenly_spaced_members_of_the_grid(cog: Teacher) -> None:
     found = {count: f.times.tolist() for count, f in few_steps(cog, WHOLE, [4, 2, 1], "renoise").items()}
     assert found == {4: WHOLE, 2: [999, 499], 1: [999]}
-    with pytest.raises(ValueError, match=r"student.steps has 3.*4 of student.timesteps; use of \[4, 2, 1\]"):
+    with pytest.raises(ValueError, match=r"student.steps has 3.*4 of student.timesteps; use some of \[4, 2, 1\]"):
         few_steps(cog, WHOLE, [4, 3], "renoise")
 
 
@@ -750,10 +767,10 @@ def test_a_missing_or_partial_folder_is_a_sentence(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"frames": 16}, r"16 frames.*8k \+ 1, for example 9"),
+        ({"frames": 16}, r"16 frames.*8k \+ 1, for example 17"),
         ({"frames": 13}, r"13 frames.*8k \+ 1, for example 9"),
         ({"frames": 0}, "0 frames.*for example 1"),
-        ({"height": 35}, "35x32 pixels.*multiples of 8, for example 32x32"),
+        ({"height": 37}, "37x32 pixels.*multiples of 8, for example 40x32"),
         ({"width": 7}, "32x7 pixels.*for example 32x8"),
     ],
 )

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import PROMPT, ROOT, TINY, TINY_DATA
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from dollar.diffusion.draws import Draws
@@ -199,6 +200,30 @@ def test_the_same_command_and_another_fit_score_nothing_again(fit: Callable, tmp
     ):
         said = fit(change)
         assert said.code == 2 and "holds scores of another" in said.err, (change, said.err)
+
+
+def test_scores_are_of_what_a_reward_and_a_teacher_hold_and_not_of_their_places(
+    fit: Callable, tmp_path: Path, tiny_teacher_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    module = tmp_path / "mine_for_fits.py"
+    module.write_text("from test_fit_reward import Redness\nclass Mine(Redness):\n    pass\n")
+    few = ("clips=16", "made=[]", "steps=20", "every=10", "save_every=5", "reward._target_=mine_for_fits.Mine")
+    assert fit(*few).code == 0
+    (tmp_path / "link").symlink_to(tiny_teacher_folder, target_is_directory=True)
+    said = fit(*few, f"teacher.folder={tmp_path / 'link'}")
+    assert said.code == 0 and ASKED == [] and "begins anew" not in said.out, said.err
+    module.write_text(module.read_text() + "    scale = 2\n")
+    said = fit(*few)
+    assert said.code == 2 and "holds scores of another reward" in said.err
+    # A file of before what rewards hold was looked at is taken by its settings.
+    path = tmp_path / "lrm" / "observations.safetensors"
+    with safe_open(path, "pt") as opened:
+        plain = json.loads(opened.metadata()["observations"])
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    del plain["identity"]["reward"]["code"]
+    save_file(tensors, path, {"observations": json.dumps(plain)})
+    assert fit(*few).code == 0 and ASKED == []
 
 
 def test_clips_without_a_reward_are_left_out_and_the_trouble_is_told(fit: Callable, tmp_path: Path) -> None:
@@ -432,4 +457,4 @@ def test_help_is_quick_and_names_the_keys() -> None:
     said = subprocess.run(
         [sys.executable, "launch/fit_reward.py", "--help"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
-    assert said.returncode == 0 and "backbone: cnn" in said.stdout and "held_out: 0.2" in said.stdout
+    assert said.returncode == 0 and "lrm.backbone=cnn" in said.stdout and "  held_out=0.2" in said.stdout

@@ -14,7 +14,9 @@ FLOORS = {
     "dollar.diffusion": 0,
     "dollar.media": 0,
     "dollar.log": 0,
+    "dollar.storage": 0,
     "dollar.lazy": 0,
+    "dollar.contents": 0,
     "dollar.losses": 1,
     "dollar.models": 2,
     "dollar.data": 3,
@@ -98,7 +100,7 @@ def faults(module: str, names: set[str]) -> list[str]:
                 found.append(f"{module} imports {name}, which belongs in {', '.join(places)}")
         if (
             FLOORS[room] <= 1
-            and module not in ("dollar.media", "dollar.log")
+            and module not in ("dollar.media", "dollar.log", "dollar.storage")
             and not inside(name, ("torch", "einops", "dollar"))
         ):
             top = name.split(".")[0]

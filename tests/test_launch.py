@@ -134,7 +134,7 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
         (["lrm.text=3"], ["lrm.text=3", "true or false"]),
         (["student.timesteps=[999,0]"], ["student.timesteps", "positive"]),
         (["student.timesteps=[249,999]"], ["student.timesteps", "use [999, 249]"]),
-        (["student.steps=[4,3]"], ["student.steps has 3", "use of [4, 2, 1]"]),
+        (["student.steps=[4,3]"], ["student.steps has 3", "its largest, 4; use some of [4, 2, 1]"]),
         (["student.timesteps=[]"], ["student.timesteps", "positive"]),
         (["beta_cd=-0.5"], ["beta_cd is -0.5"]),
         (["cd.target=fake"], ["cd.target is 'fake'", "student or ema or teacher"]),
@@ -177,9 +177,9 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
         (["student.steps=[4,4]"], ["student.steps has 4 twice"]),
         (["vsd.lower_half=2"], ["vsd.lower_half is 2", "null for even ones"]),
         (["vsd.lower_half_over=[0.5]"], ["vsd.lower_half_over", "has 2 numbers"]),
+        (["student.steps=[0]"], ["student.steps has 0", "1 or more"]),
         (["clip_gradient=0"], ["clip_gradient is 0", "positive"]),
         (["cd.guidance_scale=-7"], ["cd.guidance_scale is -7", "1 is no guidance"]),
-        (["lrm.clips=9"], ["lrm.clips is 9", "batch=8"]),
         (["reward=dynamic_degree", "reward.threshold=abc"], ["reward.threshold=abc", "a number"]),
         (
             ["reward@guard.reward=pickscore", "guard.reward.path=5", "guard.action=stop"],
@@ -535,8 +535,10 @@ def test_a_bad_job_ends_alone_and_the_table_says_so(train: Callable, runs: Path)
 def test_a_prompt_may_hold_anything(text: str) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from dollar.cli.overrides import quote_prompt
+    from dollar.cli.arguments import as_they_stand
 
-    quoted = OverridesParser.create().parse_override(quote_prompt(f"prompt={text}")).value()
+    (word,) = as_they_stand("sample", [f"prompt={text}"])
+    quoted = OverridesParser.create().parse_override(word).value()
     assert OmegaConf.create({"prompt": quoted}).prompt == text
-    assert quote_prompt("prompt=['a','b']") == "prompt=['a','b']" and quote_prompt("steps=4") == "steps=4"
+    given = ["prompt=['a','b']", "steps=4"]
+    assert as_they_stand("sample", given) == given

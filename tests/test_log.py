@@ -93,8 +93,8 @@ def test_clips_move_in_tensorboard_and_have_a_strip(tmp_path: Path) -> None:
     gif = Image.open(io.BytesIO(moving.encoded_image_string))
     assert gif.format == "GIF" and gif.n_frames == len(clip)
     picture = np.asarray(Image.open(io.BytesIO(strip.encoded_image_string)))
-    assert (strip.height, strip.width) == picture.shape[:2] == (64, 64 * 6)  # every third of 17 frames
-    assert (picture[:, 64:128] == clip[3]).all()
+    assert (strip.height, strip.width) == picture.shape[:2] == (64 * 6, 64)  # every third of 17 frames
+    assert (picture[64:128] == clip[3]).all()
 
 
 def test_an_inactive_log_writes_nothing(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_tracker_of_ones_own_gets_settings_scalars_and_strips(
     assert named == ("demo", str(tmp_path / "demo")) and (start, finish) == ("start", "finish")
     assert config == {"vsd.beta": 1.0, "vsd.range": "[0.1, 0.9]", "init": None, "run": "demo"}
     assert step == 3 and values["loss"] == 0.5 and math.isnan(values["bad"])
-    assert pictures == (3, {"clip/frames": [(6, 32, 3)]})
+    assert pictures == (3, {"clip/frames": [(24, 8, 3)]})
     assert board(tmp_path / "demo").Scalars("loss")[0].value == 0.5
 
 
@@ -243,7 +243,7 @@ def test_wandb_gets_moving_clips(tmp_path: Path, package: Callable[[str, str], A
     assert init == ("init", {"project": "dollar", "name": "demo"}) and config == ("config", {"seed": 0})
     assert scalars == ("log", 1, {"loss": 0.5}) and finish == ("finish",)
     assert step == 2 and shown["clip"].format == "gif" and Image.open(shown["clip"].data).format == "GIF"
-    assert shown["clip/frames"].data.shape == (6, 32, 3)
+    assert shown["clip/frames"].data.shape == (24, 8, 3)
     assert [p.name for p in (tmp_path / "demo").iterdir()] == ["metrics.jsonl"]
 
 

@@ -219,10 +219,25 @@ def test_the_report_and_what_is_remembered(
     assert f"5 of {NAME}, 1 too short, 1 corrupt" in run().out and looked == []
     write_clip(folder, "new")
     write_clip(folder, "torn")
-    assert f"6 of {NAME}, 1 too short, 1 corrupt" in run().out and looked == ["new.mp4"]
+    said = run()
+    assert f"6 of {NAME}, 1 too short, 1 corrupt" in said.out and looked == ["new.mp4"]
+    assert "1 clips (torn.mp4) changed after they had been skipped; retry_skipped=true" in said.out
     looked.clear()
     said = run("retry_skipped=true")
     assert f"7 of {NAME}, 1 too short\n" in said.out and sorted(looked) == ["short.mp4", "torn.mp4"]
+
+
+def test_what_a_list_left_out_is_encoded_once_the_list_is_mended(
+    run: Callable[..., Said], folder: Path, tmp_path: Path
+) -> None:
+    rows = ["file,caption,fps", "a.mp4,a,8", "b.mp4,b, c,8"]
+    (folder / "captions.csv").write_text("\n".join(rows))
+    assert f"1 of {NAME}, 6 not listed, 1 too many fields\n" in run().out
+    (folder / "captions.csv").write_text("\n".join([*rows[:2], 'b.mp4,"b, c",8', "c.mp4,c,8"]))
+    for _ in range(2):
+        assert f"3 of {NAME}, 4 not listed\n" in run().out
+    ids = [row["id"] for row in rows_of(tmp_path / "out")]
+    assert sorted(ids) == ["a.mp4", "b.mp4", "c.mp4"] and len(read_skips(tmp_path / "out" / "skipped")) == 4
 
 
 def test_a_run_that_is_interrupted_goes_on(
@@ -238,8 +253,7 @@ def test_a_run_that_is_interrupted_goes_on(
 
     monkeypatch.setattr(store.Encoding, "_write", stops)
     how = ("rows_per_shard=3", "batch=1", "windows=2")
-    with pytest.raises(KeyboardInterrupt):
-        run(*how)
+    assert run(*how).code == 130  # as a shell has it for Ctrl-C
     assert [row["id"] for row in rows_of(tmp_path / "out")] == ["a.mp4#1of2", "a.mp4#2of2", "b.mp4#1of2"]
     monkeypatch.setattr(store.Encoding, "_write", real)
     assert run(*how).code == 0
@@ -282,11 +296,11 @@ def test_a_killed_run_goes_on_with_other_processes(
 
 def test_a_second_command_in_the_folder_is_refused(run: Callable[..., Said], tmp_path: Path) -> None:
     first = Lock(tmp_path / "out")
-    sentence(run(), "another command writes to out=", "out=FOLDER")
+    sentence(run(), f"another command writes to {tmp_path / 'out'} (", f"process {os.getpid()} on ", "out=FOLDER")
     also = Lock(tmp_path / "out", rank=1)  # another process of the first command
     also.join()
     first.close()
-    sentence(run(), "processes that it left still run")
+    sentence(run(), "processes that another command left still write")
     assert not list(tmp_path.rglob("*.parquet")) and not (tmp_path / "out" / "fingerprint.json").exists()
     also.close()
     assert run().code == 0 and run().code == 0
@@ -320,7 +334,7 @@ def test_a_killed_process_lets_the_folder_go(tmp_path: Path, tmp_path_factory: p
     while not sign.exists() and held.is_alive():
         time.sleep(0.01)
     assert held.is_alive()
-    with pytest.raises(ValueError, match="processes that it left still run"):
+    with pytest.raises(ValueError, match="processes that another command left still write"):
         Lock(tmp_path)
     held.kill()
     held.join()
@@ -340,6 +354,57 @@ def test_rows_that_are_there_twice_are_told_and_mended(run: Callable[..., Said],
     later.unlink()
     assert "twice;" not in run().out
     assert Counter(row["id"] for row in rows_of(tmp_path / "out")) == Counter(f"{name}.mp4" for name in "abcde")
+
+
+def test_clips_that_were_edited_are_encoded_anew(run: Callable[..., Said], folder: Path, tmp_path: Path) -> None:
+    assert run("rows_per_shard=2", "windows=2").code == 0
+    before = {row["id"]: row for row in rows_of(tmp_path / "out")}
+    for path in folder.glob("*.mp4"):  # a copy of another date is no edit
+        os.utime(path, (1, 1))
+    assert "changed" not in run("rows_per_shard=2", "windows=2").out
+    write_clip(folder, "c", frames=11)
+    (folder / "c.txt").write_text("a c circle")
+    (folder / "d.txt").write_text("a new caption")
+    said = run("rows_per_shard=2", "windows=2")
+    assert "2 clips (c.mp4, d.mp4) changed after they had been encoded, and are encoded anew" in said.out
+    rows = rows_of(tmp_path / "out")
+    after = {row["id"]: row for row in rows}
+    assert len(rows) == len(after) == 10 and after.keys() == before.keys()
+    different = {id for id in after if after[id] != before[id]}
+    assert different == {"c.mp4#1of2", "c.mp4#2of2", "d.mp4#1of2", "d.mp4#2of2"}
+    assert {after[f"d.mp4#{k}of2"]["caption"] for k in (1, 2)} == {"a new caption"}
+    assert all(after[id]["vae_latent_bytes"] != before[id]["vae_latent_bytes"] for id in different if id[0] == "c")
+    assert "changed" not in run("rows_per_shard=2", "windows=2").out
+
+
+def test_a_fault_of_the_disk_is_not_remembered(
+    run: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = buckets.read_window
+
+    def failing(file: Any, *how: Any) -> Any:
+        if file.name == "b.mp4":
+            raise OSError(errno.EIO, "bad disk")
+        return real(file, *how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(buckets, "read_window", failing)
+        said = run()
+    assert f"4 of {NAME}" in said.out and "bad disk; the same command tries it again" in said.out
+    assert f"5 of {NAME}" in run().out
+
+
+def test_clips_that_moved_are_the_same(run: Callable[..., Said], folder: Path, tmp_path: Path) -> None:
+    assert run().code == 0
+    moved = folder.rename(tmp_path / "mount")
+    said = run(f"data={moved}")
+    assert said.code == 0 and f"5 of {NAME}" in said.out, said.err
+    write_clip(moved, "new")
+    assert f"6 of {NAME}" in run(f"data={moved}").out  # clips may be added where they are
+    again = moved.rename(tmp_path / "again")
+    write_clip(again, "newer")
+    sentence(run(f"data={again}"), "preprocess.data was", "it held 16 files", "same=[data.path]")
+    assert f"7 of {NAME}" in run(f"data={again}", "same=[data.path]").out
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -587,12 +652,11 @@ def test_tars_and_names_that_are_no_text(run: Callable[..., Said], folder: Path,
 
 def test_training_commands_keep_their_data(command: Callable[..., Said]) -> None:
     """data=PATH is preprocess's; where data is a group it stays one."""
-    from dollar.cli import overrides
+    from dollar.cli.arguments import as_they_stand
 
-    assert overrides.whole_data("train", "data=clips") == "data=clips"
-    assert overrides.whole_data("preprocess", "data=a b") == 'data.path="a b"'
-    assert overrides.whole_data("preprocess", "data=[a,b]") == "data.path=[a,b]"
-    assert overrides.whole_data("preprocess", "database=a") == "database=a"
+    assert as_they_stand("train", ["data=shapes"]) == ["data=shapes"]
+    assert as_they_stand("preprocess", ["data=a b"]) == ['data.path="a b"']
+    assert as_they_stand("preprocess", ["data=[a,b]"]) == ['data.path=["a","b"]']
 
 
 @pytest.mark.skipif(not (ROOT.parent / "shared" / "clips").is_dir(), reason="the ten real clips are not here")

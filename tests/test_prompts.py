@@ -35,9 +35,14 @@ def test_a_bad_byte_is_named_by_its_offset_in_the_file(tmp_path: Path, bom: byte
         read_prompts(write(tmp_path, start + b"\xff bad\n"))
 
 
-def test_utf16_is_recognised(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="UTF-16"):
-        read_prompts(write(tmp_path, "a red circle".encode("utf-16")))
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_text_with_a_mark_is_read_by_it(tmp_path: Path, encoding: str) -> None:
+    assert read_prompts(write(tmp_path, "a red circle\r\nein 🦆".encode(encoding))) == ["a red circle", "ein 🦆"]
+
+
+def test_utf16_without_a_mark_is_recognised(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="character 0 .*UTF-16"):
+        read_prompts(write(tmp_path, "a red circle".encode("utf-16-le")))
 
 
 @pytest.mark.parametrize("data", [b"", b"\n \r\n\n", b"\xef\xbb\xbf"])
@@ -46,8 +51,47 @@ def test_a_file_without_prompts_is_named(tmp_path: Path, data: bytes) -> None:
         read_prompts(write(tmp_path, data))
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.csv", 'prompt\na dog, running\n"a cat, asleep"\n'),
+        ("p.CSV", "Prompts;Category\r\na dog, running;1\r\na cat, asleep;2\r\n"),
+        ("p.tsv", "Category\tPrompt\n1\ta dog, running\n2\ta cat, asleep\n"),
+        ("p.jsonl", '{"prompt": "a dog, running", "text": "no"}\n\n"a cat, asleep"\n'),
+        ("p.json", '["a dog, running",\n "a cat, asleep"]'),
+        ("p.json", '[{"prompt_en": "a dog, running"}, {"caption": "a cat, asleep", "seed": 1}]'),
+        ("p.json", '{"prompts": ["a dog, running", "a cat, asleep"]}'),
+        ("p.json", '{"a.mp4": "a dog, running", "b.mp4": "a cat, asleep"}'),
+    ],
+)
+def test_prompts_of_tables_and_json(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_bytes(text.encode())
+    assert read_prompts(tmp_path / name) == ["a dog, running", "a cat, asleep"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("p.csv", "a dog\na cat\n", "'a dog', and doesn't name prompt .* ending txt has one prompt a line"),
+        ("p.csv", "prompt,seed\na dog, running,1\n", "line 2 of .* has 3 fields, and its header 2"),
+        ("p.csv", "prompt,seed\na dog,1\n,2\n", "line 3 of .* has no prompt"),
+        ("p.csv", 'prompt\n"a dog\na cat\n', "line 2 of .* has a quote"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prom', "line 2 of .* is no json object"),
+        ("p.json", '["a", "b"', "no valid json from line 1"),
+        ("p.json", '{"seed": 1}', "no list of clips or texts"),
+        ("p.json", "[]", "has no prompts in it"),
+    ],
+)
+def test_no_prompt_of_a_table_is_lost(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=said):
+        read_prompts(tmp_path / name)
+
+
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere.txt does not exist"):
         read_prompts(tmp_path / "nowhere.txt")
     with pytest.raises(ValueError, match="is a folder"):
         read_prompts(tmp_path)
+    with pytest.raises(ValueError, match="is on a network"):
+        read_prompts("https://example.org/prompts.txt")

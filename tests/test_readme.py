@@ -33,20 +33,21 @@ MADE = sorted(
 @pytest.mark.parametrize(("document", "line"), LAUNCHED)
 def test_a_command_of_the_documents_composes(document: str, line: str) -> None:
     from dollar.cli import overrides
+    from dollar.cli.arguments import as_they_stand
 
     words = shlex.split(line.replace("FOLDER", "somewhere"))
     command = next(i for i, word in enumerate(words) if word.startswith("launch/"))
     assert words[0] in ("python", "torchrun") and (ROOT / words[command]).is_file()
     name = words[command].removeprefix("launch/").removesuffix(".py")
-    given = [overrides.whole_data(name, word) for word in words[command + 1 :]]
+    given = as_they_stand(name, words[command + 1 :])
     overrides.check_overrides(name, given)
-    parsed = get_args_parser().parse_args(overrides.options_first(given))
+    parsed = get_args_parser().parse_args(given)
     assert sorted(parsed.overrides) == sorted(word for word in given if "=" in word)
     assert parsed.multirun == ("-m" in given) and parsed.cfg == ("job" if "--cfg" in given else None)
     words = [word for word in given if "=" in word]
     if "-m" in given:  # of a sweep, its first job
         words = [word.split(",")[0] for word in words]
-    compose(name, *(overrides.quote_prompt(word) for word in words))
+    compose(name, *words)
 
 
 @pytest.mark.parametrize(("document", "line"), MADE)

@@ -198,7 +198,9 @@ def test_pairs_have_one_picture_a_name_and_hidden_files_are_passed_over(tmp_path
         (where / name).write_text("a caption")
     (where / ".cache").mkdir()
     write_tar(where / ".cache" / "0.tar", pairs_in_tar(clips))
-    assert [f.id for f in listed(open_source(where))] == ["name0.mp4", "name1.mp4", "still.jpg"]
+    found = listed(open_source(where))
+    assert [f.id for f in found if isinstance(f, Entry)] == ["name0.mp4", "name1.mp4", "still.jpg"]
+    assert causes(open_source(where)) == dict.fromkeys(("name0.jpg", "name0.png", "still.png"), "thumbnail")
     assert len(open_source([where, write_tar(tmp_path / "1.tar", pairs_in_tar(clips[:2]))])) == 2  # of the 1.tar
 
 
@@ -492,8 +494,7 @@ def test_what_is_no_source_is_a_sentence(tmp_path: Path, clips: list[Path]) -> N
     tar = write_tar(tmp_path / "0.tar", pairs_in_tar(clips))
     with pytest.raises(ValueError, match=r"1 file .tar, 1 file .parquet; give tars alone"):
         open_source([tar, as_bytes(tmp_path, clips)])
-    (tmp_path / "odd" / "captions.csv").write_bytes(b"file,caption\n" + b'a.mp4,"' + b"x" * 200_000 + b'"\n')
-    with pytest.raises(ValueError, match=r"captions.csv can't be read as csv from line 1"):
-        open_source(tmp_path / "odd")
+    (tmp_path / "odd" / "captions.csv").write_bytes(b"file,caption\n" + b'a.mp4,"' + b"x" * 200_000 + b"\n")
+    assert causes(open_source(tmp_path / "odd")) == {"captions.csv:2": "broken quotes"}
     with pytest.raises(ValueError, match="empty"):
         open_source([])

@@ -14,6 +14,7 @@ from torch import Tensor
 from dollar.cli.build.loop import check
 from dollar.losses.pull import Pull
 from dollar.losses.term import Context
+from dollar.methods.surrogate_fit import scored_clips
 from dollar.models.teacher import Teacher
 from dollar.parallel import checkpoint
 from dollar.surrogate.pixel_reward import PixelReward
@@ -304,20 +305,63 @@ def test_a_guard_that_can_say_nothing_is_told_once(capsys: pytest.CaptureFixture
 
     scores = Scores(Decoded(Smooth(), None), Decoded(Never(), None))  # type: ignore[arg-type]
     for _ in range(2):
-        found = scores.of(torch.zeros(2, 8, 3, 8, 8), torch.ones(2, 3, 3, 8, 8), ["a", "b"])
+        found = scores.means(scores.of(torch.zeros(2, 8, 3, 8, 8), torch.ones(2, 3, 3, 8, 8), ["a", "b"]), broken=0)
     assert found["reward"] == 1.0 and math.isnan(found["guard"])
     told = capsys.readouterr().out
-    assert told.count("no clip of a validation got a guard score: Never raised RuntimeError: not today") == 1
+    assert told.count("a validation has no guard score: Never raised RuntimeError: not today") == 1
 
 
-def test_clips_for_a_latent_reward_model_count_only_where_there_is_one(build: Build) -> None:
+def test_clips_for_a_latent_reward_model_count_only_where_there_is_one(
+    build: Build, capsys: pytest.CaptureFixture
+) -> None:
     for without in (("loss=ddpo", "beta_ft=0", "student.steps=[4,2]"), ("beta_ft=0", "reward=none")):
         build("batch=2", "lrm.clips=4", *without)
-    with pytest.raises(ValueError, match="lrm.clips is 4, more than the batch=2"):
-        build("batch=2", "lrm.clips=4")
-    with pytest.raises(ValueError, match="lrm.clips=3 must be a multiple of the 2 processes"):
-        check(compose("train", "lrm.clips=3"), 2)
-    check(compose("train", "lrm.clips=3", "beta_ft=0"), 2)
+    assert "lrm.clips" not in capsys.readouterr().out
+    loop = build("batch=2", "lrm.clips=4", "lrm.warmup=0")
+    loop.run_cycle(0)
+    assert len(loop.method.run.surrogate.past[-1].prompts) == 2 * 2  # the batch, and as many real clips
+    assert "note: lrm.clips is 4, and 2 are scored a cycle" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("clips", "batch", "processes", "scored"), [(4, 8, 1, 4), (4, 2, 1, 2), (4, 8, 8, 8), (3, 6, 2, 4), (9, 8, 2, 8)]
+)
+def test_as_many_clips_are_scored_by_each_process(clips: int, batch: int, processes: int, scored: int) -> None:
+    assert scored_clips(clips, batch, processes) == scored
+    check(compose("train", f"lrm.clips={clips}", f"batch={batch}"), processes)
+
+
+def test_a_run_that_scored_more_clips_a_cycle_is_not_mixed_up(build: Build) -> None:
+    loop, other = build("lrm.clips=4"), build("lrm.clips=2")
+    loop.run_cycle(0)
+    with pytest.raises(ValueError, match="remembers 8 scored clips a cycle, and on 1 process it would score 4"):
+        other.load(loop.state())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "note"),
+    [
+        (
+            ("lrm.warmup=5",),
+            "ft follows the latent reward model after 5 updates of it (lrm.warmup), which are 3 cycles",
+        ),
+        (("lrm.warmup=4",), None),
+        (("ft.update=separate", "ft.accumulate=3"), None),
+        (("ft.update=separate", "ft.accumulate=3", "lrm.warmup=3"), "ft gathers 3 cycles for an update of its own"),
+        (("lrm.warmup=99", "beta_ft=0"), None),
+    ],
+)
+def test_a_reward_that_would_never_move_the_student_is_noted(
+    overrides: tuple[str, ...], note: str | None, build: Build, capsys: pytest.CaptureFixture
+) -> None:
+    loop = build("beta_vsd=0", "beta_cd=1", *overrides)
+    said = capsys.readouterr().out
+    assert note in said if note else "note:" not in said
+    moved = set()
+    for cycle in range(loop.timetable.cycles):
+        moved |= {key for key in loop.run_cycle(cycle) if key in ("loss/ft", "grad_norm/student_ft")}
+    updated = "grad_norm/student_ft" if "ft.update=separate" in overrides else "loss/ft"
+    assert (updated in moved) == (note is None and "beta_ft=0" not in overrides)
 
 
 def test_what_is_logged_of_a_policy_gradient_is_all_its_kernels(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:

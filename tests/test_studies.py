@@ -17,7 +17,7 @@ from dollar.studies import engine
 from dollar.studies.compare import together
 from dollar.studies.content import Content
 from dollar.studies.document import Layout
-from dollar.studies.engine import carry_out, machine
+from dollar.studies.engine import carry_out, is_fresh, machine
 from dollar.studies.jobs import Outcome, work
 from dollar.studies.plots import BLUE, Plot
 from dollar.studies.questions import Asker, Question, Wording, markdown
@@ -164,6 +164,40 @@ def test_what_a_result_follows_from(tmp_path: Path) -> None:
     assert len({identity("plain"), *changed}) == 4
     made = [runs.made_as(runs.rows["plain"], 0) for runs in (runs_of(tmp_path), runs_of(tmp_path, clips=512))]
     assert made[0] == made[1]
+
+
+def test_a_network_that_was_edited_is_trained_with_and_measured_anew(tmp_path: Path) -> None:
+    (tmp_path / "teacher").mkdir()
+    weights = tmp_path / "teacher" / "weights.bin"
+    weights.write_bytes(b"first")
+
+    def now() -> Runs:
+        return Runs(with_overrides(settings(tmp_path), "both", f"teacher.folder={weights.parent}"), PRUNING)
+
+    runs, results = now(), Results(tmp_path / "results.json", 1)
+    for name in ("plain", "both", "half"):
+        runs.prepare(runs.rows[name], 0)
+        card = runs.folder(name, 0) / "student" / "student.json"
+        card.parent.mkdir(parents=True)
+        card.write_text("{}")
+        results.put(name, 0, {"hash": runs.identity(name, 0), "inputs": runs.inputs(name)})
+
+    def fresh() -> list[str]:
+        return [n for n in runs.rows if is_fresh(now(), results, f"{n}/0") and now().trained(runs.rows[n], 0)]
+
+    assert fresh() == ["plain", "both", "half"]
+    weights.write_bytes(b"other")
+    assert fresh() == ["plain"]  # the third starts from the second
+    runs.prepare(runs.rows["plain"], 0)
+    assert (runs.folder("plain", 0) / "student").is_dir()
+    now().prepare(runs.rows["both"], 0)
+    assert not runs.folder("both", 0).is_dir()
+    # What an earlier version kept is judged by its settings.
+    results.put("both", 0, {"hash": runs.identity("both", 0)})
+    assert is_fresh(now(), results, "both/0")
+    marker = runs.folder("half", 0).with_name("half.made_as.json")
+    marker.write_text(json.dumps(runs.made_as(runs.rows["half"], 0)))
+    assert now().trained(runs.rows["half"], 0)
 
 
 @pytest.mark.parametrize(

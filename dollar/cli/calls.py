@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from dollar.cli.build.objects import instantiate
 from dollar.cli.entry import check_given
-from dollar.cli.overrides import CONF, check_overrides, quoted
+from dollar.cli.origin import teacher_of
+from dollar.cli.overrides import CONF, check_overrides
+from dollar.cli.texts import settle_text
+from dollar.cli.written import quoted
 
 if TYPE_CHECKING:
     from dollar.models.teacher import Teacher
@@ -38,7 +41,7 @@ SIZES = (
 def composed(command: str, settings: Mapping[str, Any]) -> Iterator[DictConfig]:
     """conf/<command>.yaml with these settings, as the command line would compose it; ValueError for a mistake."""
     words = overrides(settings)
-    check_overrides(command, words)
+    text = check_overrides(command, words)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         config = hydra.compose(command, overrides=words, return_hydra_config=True)
     before = HydraConfig.instance().cfg
@@ -47,6 +50,7 @@ def composed(command: str, settings: Mapping[str, Any]) -> Iterator[DictConfig]:
         del config["hydra"]
     try:
         check_given(config)
+        settle_text(command, config, text)
         with unwrapped():
             yield config
     finally:
@@ -144,12 +148,12 @@ def _teacher_at(folder: Path, names: list[str], device: str, dtype: Any, setting
     raise ValueError(f"{folder} holds a {kind}, for which there is no adapter; there are {', '.join(targets)}")
 
 
-def teacher_of_student(card: Mapping[str, Any], device: str) -> Teacher:
-    """The teacher that a student's card names, without its transformer's weights."""
+def teacher_of_student(card: Mapping[str, Any], folder: Path, device: str) -> Teacher:
+    """The teacher that the card of a student in a folder names, without its transformer's weights."""
     if "teacher" not in card:
         raise ValueError("the student doesn't say which teacher made it; load that one and give it as teacher=")
     # Its times stay those that it was trained for.
     shift = {} if card.get("shift") is None else {"shift": card["shift"]}
-    settings = OmegaConf.create({**card["teacher"], **shift, "text": "online"})
+    settings = OmegaConf.create({**teacher_of(card, folder), **shift, "text": "online"})
     with unwrapped():
         return instantiate(settings, device=device, weights=False)

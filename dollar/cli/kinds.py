@@ -10,11 +10,12 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
-from dollar.cli.settings.base import Place
+from dollar.cli.settings.base import Place, Prompt
 
 LISTS = (list, tuple, collections.abc.Sequence, collections.abc.Collection, collections.abc.Iterable)
 MAPPINGS = (dict, collections.abc.Mapping)
-TEXT = (str, Path, Place)
+PLACES = (Path, Place)
+TEXT = (str, Prompt, *PLACES)
 NUMBERS = (int, float)
 
 
@@ -70,6 +71,16 @@ def is_text(kind: Any) -> bool:
     """Whether the values are text, or lists of text, whatever they look like."""
     found = [m for m in members(kind) if m is not type(None)]
     return bool(found) and all(m in TEXT or (is_list(m) and item_of(m) is not m and is_text(item_of(m))) for m in found)
+
+
+def is_place(kind: Any) -> bool:
+    """Whether the values name a file or a folder, or lists of them."""
+    return any(m in PLACES or (is_list(m) and item_of(m) is not m and is_place(item_of(m))) for m in members(kind))
+
+
+def list_in(kind: Any) -> Any:
+    """The kind of a list among those of a union, None where there is none."""
+    return next((m for m in members(kind) if is_list(m)), None)
 
 
 def accepts(kind: Any, value: Any) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import importlib
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 COMMANDS = Path(__file__).parent / "commands"
@@ -26,27 +26,21 @@ def main() -> None:
         from dollar.cli.entry import enter
 
         sys.argv = [f"dollar {verb}", *rest]
-        if {"--help", "-h"} & set(rest):
-            print(f"{description(verbs[verb])}\n")
         enter(importlib.import_module(f"dollar.cli.commands.{verb}").main, verb)
 
 
-def overview(verbs: dict[str, Path]) -> str:
+def overview(verbs: Iterable[str]) -> str:
     """All verbs, each with a line."""
-    lines = [f"  {verb:14}{description(path)}" for verb, path in verbs.items()]
+    from dollar.cli.help import description
+
+    lines = [f"  {verb:14}{description(verb)}" for verb in verbs]
     return "\n".join(
         [
             "Usage: dollar VERB [key=value ...]\n",
             *lines,
-            "\ndollar VERB --cfg job shows all keys of a verb with their values, dollar VERB --help its choices.",
+            "\ndollar VERB --help shows all keys of a verb with their meanings and defaults, and its choices.",
         ]
     )
-
-
-def description(path: Path) -> str:
-    """What a verb does, without the command that its docstring ends with."""
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return text.splitlines()[0].partition(": `")[0].rstrip(".") + "." if text else ""
 
 
 if __name__ == "__main__":

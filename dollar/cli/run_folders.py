@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +10,55 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from dollar.cli.build.objects import as_text
+from dollar.cli.places import Compared, is_below, known_now, place_keys, store, stored_at
 from dollar.cli.same import check_same
 from dollar.cli.settings import COMMANDS, free_keys
 from dollar.cli.sweeps import job_folder
+from dollar.media import atomically
 
 CONFIG = "config.yaml"
+GROWING = ("data", "init")  # what is added there is no other run: data is known by its captions, and init was read
 
 
 def run_folder(config: DictConfig) -> Path:
-    """runs/<run>, or a folder below it for each job of a sweep, named by its overrides; ValueError for no name."""
+    """runs/<run>, or a folder below it for each job of a sweep, named by what varies; ValueError for no name."""
     name = "" if config.run is None else str(config.run).strip()
     if name in ("", ".") or ".." in Path(name).parts or Path(name).is_absolute():
         raise ValueError(f"run={name} names no folder below runs={config.runs}; give run=NAME, a word of its own")
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:
-        return job_folder(config, hydra_config.job.override_dirname)
+        return job_folder(config, hydra_config)
     return Path(config.runs) / str(config.run)
 
 
-def check_run(config: DictConfig, folder: Path) -> None:
-    """Raise ValueError if the folder holds a run of another configuration."""
+def check_run(config: DictConfig, folder: Path) -> list[str]:
+    """Raise ValueError if the folder holds a run of another configuration, or of places that hold something else.
+
+    Returns the keys of places that decide what is trained.
+    """
+    keys = kept_places(config)
     if any((folder / part).is_dir() for part in ("checkpoints", "student")):  # otherwise nothing could be lost
         way_out = "Give this run a name of its own with run=NAME, or remove the folder"
-        check_same(folder / CONFIG, to_store(config), way_out, free_keys(COMMANDS["train"]), config)
+        places = Compared(keys, stored_at(folder), list(config.same), GROWING)
+        check_same(folder / CONFIG, to_store(config), way_out, free_keys(COMMANDS["train"]), config, places)
+    return keys
+
+
+def kept_places(config: DictConfig) -> list[str]:
+    """The keys of places that decide what is trained; of a configuration from which nothing was built yet."""
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    free = free_keys(COMMANDS["train"])
+    return [key for key in place_keys(COMMANDS["train"], plain) if not is_below(key, free)]
+
+
+def store_config(config: DictConfig, folder: Path, places: Sequence[str]) -> None:
+    """Write config.yaml, and what the places of these keys hold into places.json."""
+    stored = to_store(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomically(folder / CONFIG) as temporary:
+        OmegaConf.save(OmegaConf.create(stored), temporary)
+    store(folder, known_now(places, stored))
 
 
 def check_init(config: DictConfig) -> None:
@@ -51,7 +78,7 @@ def check_init(config: DictConfig) -> None:
 def to_store(config: DictConfig) -> dict[str, Any]:
     """The configuration as it is stored: resolved, but for the embedded folders, which may move with the project."""
     unresolved: Any = OmegaConf.to_container(config.teacher, resolve=False)
-    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    resolved: Any = as_text(OmegaConf.to_container(config, resolve=True))
     if "${embedded:" in str(unresolved["folder"]):
         resolved["teacher"]["folder"] = unresolved["folder"]
     return resolved

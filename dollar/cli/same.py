@@ -11,18 +11,31 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from dollar.cli.code import code_of
 from dollar.cli.declared import flat, source_of
+from dollar.cli.places import Compared, Known, Verdict, is_below, judge
+from dollar.log import logger
 
 
 def check_same(
-    path: Path, now: Mapping[str, Any], way_out: str, free: Sequence[str] = (), config: DictConfig | None = None
+    path: Path,
+    now: Mapping[str, Any],
+    way_out: str,
+    free: Sequence[str] = (),
+    config: DictConfig | None = None,
+    places: Compared | None = None,
 ) -> None:
     """Raise ValueError if the settings stored at `path` differ from `now` in what decides the result.
 
     now: plain and resolved; way_out: what the user can do, which ends the sentence; free: keys, and what lies below
     them, that may differ; config: the composed configuration that `now` comes from. A key that came after the file was
-    written is taken to have had its default then, and one that only repeats another key is not missed.
+    written is taken to have had its default then, and one that only repeats another key is not missed. places: those
+    among the keys, which are compared by where they are and by what they hold, however they are spelled.
     """
+    places = places or Compared((), Known({}, {}))
+    if unknown := [key for key in places.vouched if key not in map(places.name, places.keys)]:
+        named = ", ".join(sorted(map(places.name, places.keys)))
+        raise ValueError(f"same has {', '.join(unknown)}, which names no place; the keys that do are {named}")
     try:
         before = flat(_plain(OmegaConf.load(path)))
     except Exception as error:  # whatever is wrong with the file, what was trained there isn't known
@@ -35,18 +48,48 @@ def check_same(
     missed = [key for key in new if _repeated(key, sources) is None]
     if missed and config is not None:
         before |= defaults_of(missed)
+    verdict = judge(places)
+    verdicts = {
+        key: verdict(key, before[key], after[key])
+        for key in places.keys
+        if key in before and key in after and not is_below(key, free)
+    }
+    for key in after.keys() & before.keys() - verdicts.keys():  # within a node that repeats another
+        if (source := _repeated(key, sources)) in verdicts:
+            verdicts[key] = verdicts[source]
     differing = [
         key
         for key in sorted((before.keys() | after.keys()) - ({*new} - {*missed}))
-        if not _in(key, free)
-        and _one(before.get(key)) != _one(after.get(key))
+        if not is_below(key, free)
+        and (not verdicts[key].same if key in verdicts else _one(before.get(key)) != _one(after.get(key)))
         and not (key not in after and _is_elsewhere(key, before, after))
     ]
     # What only follows from another key that differs, or that may differ, goes without saying.
-    shown = [key for key in differing if not _in(_repeated(key, sources) or "", [*differing, *free])]
+    shown = [key for key in differing if not is_below(_repeated(key, sources) or "", [*differing, *free])]
+    noted = [key for key in shown if key in verdicts and verdicts[key].edited and is_below(key, places.growing)]
+    shown = [key for key in shown if key not in noted]
     if shown:
-        changes = "; ".join(f"{k} was {before.get(k)}, now {after.get(k)}" for k in shown[:5])
+        changes = "; ".join(_change(key, before, after, verdicts.get(key)) for key in shown[:5])
+        moved = [places.name(key) for key in shown if key in verdicts and verdicts[key].why]
+        if len(moved) == len(shown):  # nothing is to be removed where nothing but a place is another
+            way_out = way_out.partition(", or")[0]
+        if moved:
+            hold = "holds" if len(moved) == 1 else "hold"
+            way_out += f". Where {' and '.join(moved)} {hold} what the run began with, add same=[{','.join(moved)}]"
         raise ValueError(f"{path.parent} holds a run of another configuration ({changes}). {way_out}")
+    notes = [f"what {key}={after[key]} holds has changed since this run began: {verdicts[key].why}" for key in noted]
+    code = code_of(after.values())
+    edited = [name for name, then in places.stored.code.items() if code.get(name, then) != then]
+    for note in (*notes, *(f"the module of {name} has changed since this run began" for name in edited)):
+        logger.warning(f"note: {note}")
+
+
+def _change(key: str, before: Mapping[str, Any], after: Mapping[str, Any], verdict: Verdict | None) -> str:
+    """What differs, in words."""
+    if verdict is not None and verdict.edited:
+        return f"{key}={after[key]} has changed: {verdict.why}"
+    why = f", and {verdict.why}" if verdict is not None and verdict.why else ""
+    return f"{key} was {before.get(key)}, now {after.get(key)}{why}"
 
 
 def sources_of(config: DictConfig) -> dict[str, str]:
@@ -89,10 +132,6 @@ def _is_elsewhere(key: str, before: Mapping[str, Any], after: Mapping[str, Any])
 def _one(value: Any) -> Any:
     """A place by itself for a list of one."""
     return value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) else value
-
-
-def _in(key: str, names: Sequence[str]) -> bool:
-    return any(key == name or key.startswith(name + ".") for name in names)
 
 
 def _plain(config: Any) -> Any:

@@ -1,16 +1,23 @@
-"""The table at the end of a sweep."""
+"""The jobs of a sweep: a folder for each, named by what varies, and the table at the end."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
+
+from dollar.cli.options import settings_in, several_in
+from dollar.cli.written import expanded, quoted
 
 LONGEST = 200  # bytes of a folder's name
 FAILED = "failed"  # what a job of a sweep returns when it ended with an error
@@ -29,7 +36,7 @@ class ResultsTable(Callback):
         hydra = job_return.hydra_cfg.hydra
         if hydra.mode != RunMode.MULTIRUN:
             return
-        folder = job_folder(job_return.cfg, hydra.job.override_dirname)
+        folder = job_folder(job_return.cfg, hydra)
         failed = job_return.status != JobStatus.COMPLETED or job_return.return_value == FAILED
         self.rows.append({"run": folder.name, **({"failed": True} if failed else last_scores(folder))})
 
@@ -41,17 +48,65 @@ class ResultsTable(Callback):
         for row in self.rows:
             cells = (f"{row[c]:.3f}" if isinstance(row.get(c), float) else str(row.get(c, "—")) for c in columns)
             print(row["run"].ljust(width) + "".join(cell.rjust(14) for cell in cells))
-        folder = Path(config.runs) / str(config.run)
+        folder = Path(expanded(config.runs)) / str(config.run)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "sweep.json").write_text(json.dumps(self.rows, indent=1))
 
 
-def job_folder(config: DictConfig, overrides: str) -> Path:
-    """runs/<run>/<overrides> of one job of a sweep; many overrides are cut to a name that file systems take."""
-    name = overrides.replace("/", "_") or "defaults"
+def job_folder(config: DictConfig, hydra: Any) -> Path:
+    """runs/<run>/<name> of one job of a sweep, where the name is what varies; hydra: the job's own settings."""
+    name = job_name(list(hydra.overrides.task), list(hydra.job.config.override_dirname.exclude_keys))
+    return Path(expanded(config.runs)) / str(config.run) / name
+
+
+def job_name(words: Sequence[str], excluded: Sequence[str]) -> str:
+    """The overrides as a folder's name, without those of the excluded keys; other overrides have another name."""
+    given = [_given(word) for word in sorted(words)]
+    parts = [f"{key.replace('/', '.')}={_short(value)}" for key, value in given if key not in excluded]
+    name = ",".join(parts) or "defaults"
     if len(name.encode()) > LONGEST:
         name = f"{name[: LONGEST - 20]}...{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-    return Path(config.runs) / str(config.run) / name
+    return name
+
+
+def named_by(arguments: Sequence[str]) -> list[str]:
+    """The settings of hydra's that leave what doesn't vary out of the names of a sweep's folders.
+
+    Where nothing varies, all that is given names the one job. ValueError for a value that is given twice.
+    """
+    words = [word for word in settings_in(arguments) if not word.startswith(("hydra", "~"))]
+    parsed = [OverridesParser.create().parse_override(word) for word in words] if several_in(arguments) else []
+    for word, override in zip(words, parsed, strict=False):
+        if override.is_choice_sweep():
+            values = list(override.sweep_string_iterator())
+            if len({*values}) < len(values):
+                raise ValueError(f"{word} gives a value twice, whose jobs would be one run; give each once")
+    if not any(override.is_sweep_override() for override in parsed):
+        return []
+    fixed = [_key(override) for override in parsed if not override.is_sweep_override()]
+    excluded = ",".join(quoted(key) for key in dict.fromkeys(["run", "runs", *fixed]))
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]"]
+
+
+def _key(override: Override) -> str:
+    return (override.input_line or "").lstrip("+").partition("=")[0]
+
+
+def _given(word: str) -> tuple[str, Any]:
+    override = OverridesParser.create().parse_override(word)
+    return _key(override), override.value()
+
+
+def _short(value: Any) -> str:
+    """A value as a part of a file's name; a hash keeps those apart that read alike."""
+    if isinstance(value, list) and value and not any(isinstance(item, (list, dict)) for item in value):
+        value = "_".join(_short(item) for item in value) if not any("_" in str(item) for item in value) else str(value)
+    text = {None: "null", True: "true", False: "false"}.get(value) if isinstance(value, (bool, type(None))) else None
+    text = str(value) if text is None else text
+    if re.fullmatch(r"[\w.+-]{1,60}", text, re.ASCII):
+        return text
+    plain = re.sub(r"[^\w.+-]+", "-", Path(text).name, flags=re.ASCII).strip("-.")[:24]
+    return f"{plain}-{hashlib.sha256(text.encode()).hexdigest()[:8]}".lstrip("-")
 
 
 def last_scores(folder: Path) -> dict[str, float]:

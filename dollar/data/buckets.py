@@ -13,7 +13,7 @@ import numpy as np
 
 from dollar.data.decoding import DECODING_ERRORS, read_window
 from dollar.data.listed import Entry, Skipped, load
-from dollar.data.probing import examine, too_short
+from dollar.data.probing import examine, may_pass, too_short
 
 ALIKE = 1e-6  # difference of two aspect ratios' logarithms below which they are one
 
@@ -84,7 +84,7 @@ def prepare(
     try:
         loaded = entry._replace(file=load(file))  # what lies in a tar or a table is read once
     except DECODING_ERRORS as error:
-        return Skipped(id, file, "corrupt", f"{file} can't be read: {error}.")
+        return Skipped(id, file, "corrupt", f"{file} can't be read: {error}.", not may_pass(error))
     found = examine(loaded, fps, stills)
     if isinstance(found, Skipped):
         return found
@@ -105,7 +105,8 @@ def prepare(
             if name not in stored:
                 read.append((name, read_window(loaded.file, found.still, start, bucket.frames, fps, size)))
     except DECODING_ERRORS as error:
-        return Skipped(id, file, "corrupt", f"{file} can't be decoded beyond its beginning: {error}.")
+        sentence = f"{file} can't be decoded beyond its beginning: {error}."
+        return Skipped(id, file, "corrupt", sentence, not may_pass(error))
     return Prepared(entry, bucket, read)
 
 

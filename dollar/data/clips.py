@@ -10,7 +10,9 @@ import hashlib
 import math
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -18,12 +20,13 @@ import numpy as np
 from cachetools import LRUCache
 
 from dollar.data.decoding import DECODING_ERRORS, read_window
-from dollar.data.listed import Entry, File, Skipped
+from dollar.data.listed import NOT_BAD, Entry, File, Skipped
+from dollar.data.probed import Memory
 from dollar.data.probing import Item, probe
 from dollar.data.sources import Given, open_source
+from dollar.log import progress
 
 SENTENCES = 20  # skipped files that a printed report names
-NOT_BAD = {"still image"}  # causes of skipping that are no fault of the folder
 
 
 class ClipReport(NamedTuple):
@@ -86,8 +89,7 @@ class ClipFolder:
         self._cache: LRUCache[tuple[int, int], np.ndarray] = LRUCache(cache_bytes, getsizeof=attrgetter("nbytes"))
         source = open_source(path, video_column, caption_column)
         listed = [source[i] for i in range(len(source))]
-        with ThreadPoolExecutor(4) as pool:
-            probed = list(pool.map(lambda e: e if isinstance(e, Skipped) else probe(e, frames, fps, stills), listed))
+        probed = self._probed(listed, stills)
         usable = [p for p in probed if isinstance(p, Item)]
         self.report = ClipReport([i.file for i in usable], [p for p in probed if isinstance(p, Skipped)], Counter())
         if not usable or self.report.bad_fraction > max_bad_fraction:
@@ -103,6 +105,25 @@ class ClipFolder:
                 f"the {split} split of {self.path} is empty: {len(captions)} different captions, held_out_fraction "
                 f"{held_out_fraction}. Change the fraction or split_seed, add captions, or use split `all`."
             )
+
+    def _probed(self, listed: Sequence[Entry | Skipped], stills: str) -> list[Item | Skipped]:
+        """What each listed clip can give; files are opened that are new or have changed since the last start."""
+        with (
+            closing(Memory(self.path)) as memory,
+            ThreadPoolExecutor(4) as pool,
+            progress(len(listed), "looking into clips", delay=1.0) as bar,
+        ):
+
+            def found(entry: Entry | Skipped) -> Item | Skipped:
+                if isinstance(entry, Skipped):
+                    return entry
+                return probe(entry, self.frames, self.fps, stills, memory.look)
+
+            probed = []
+            for item in pool.map(found, listed):
+                probed.append(item)
+                bar.update()
+        return probed
 
     def __len__(self) -> int:
         return len(self.items)

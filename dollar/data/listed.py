@@ -2,12 +2,39 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-VIDEOS = {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif"}
-STILLS = {".png", ".jpg", ".jpeg", ".webp"}
-CAPTIONS = ("caption", "text", "prompt", "description")  # what tables and json call it, the likeliest first
+# The endings that are looked for in folders and tars; what a list or a table names is read whatever its ending.
+VIDEOS = {
+    *(".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".gif", ".mpg", ".mpeg", ".m2v", ".mpe", ".wmv", ".asf"),
+    *(".ts", ".mts", ".m2ts", ".vob", ".flv", ".f4v", ".3gp", ".3g2", ".ogv", ".ogm", ".mxf", ".divx", ".y4m"),
+}
+STILLS = {
+    *(".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".jfif", ".jpe", ".jp2"),
+    *(".apng", ".tga", ".ppm"),
+}
+TEXTS = (".txt", ".caption", ".json")  # endings of captions next to a clip, the one that counts first
+# Causes of skipping that are no fault of what was given: left out by rule, and counted.
+BY_RULE = {
+    *("thumbnail", "picture without a caption", "caption without a video", "not listed", "packed archive"),
+    "other kind of source",
+}
+NOT_BAD = BY_RULE | {"still image"}
+# Causes that are found without opening a clip, and are over when a list or a name is mended; nothing remembers them.
+PASSING = BY_RULE | {
+    *("too many fields", "broken quotes", "torn list", "on a network", "unknown ending", "unreadable folder"),
+}
+# What lists, tables and json call the file and its caption, the likeliest first; capitals, blanks and signs between
+# words don't matter.
+FILES = (
+    *("file", "file_name", "path", "video", "file_path", "video_path", "video_file", "video_name", "video_file_name"),
+    *("media", "media_path", "clip", "clip_path", "image", "image_path", "image_file", "image_file_name"),
+)
+CAPTIONS = ("caption", "text", "prompt", "description", "captions", "prompts", "cap")
 
 
 class File(Protocol):
@@ -26,6 +53,13 @@ class File(Protocol):
     def read_bytes(self) -> bytes:
         """All of it; ValueError or OSError when it can't be read."""
         ...
+
+
+class Origin(NamedTuple):
+    """Where a file lies that is none by itself: the files that it is read from, and what it is called in them."""
+
+    files: tuple[Path, ...]
+    part: str
 
 
 class Loaded(NamedTuple):
@@ -58,12 +92,27 @@ class Entry(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """What isn't used: `cause` is a few words to count by, `sentence` says what was found and needed."""
+    """What isn't used: `cause` is a few words to count by, `sentence` says what was found and needed.
+
+    lasting: unless the cause may pass while the file stays as it is, as a disk's fault may.
+    """
 
     id: str
     file: File
     cause: str
     sentence: str
+    lasting: bool = True
+
+
+class NotShown(ValueError):
+    """A file that can't be shown right, though it isn't damaged: `cause` is a few words to count by.
+
+    The message goes on from the file's name: "is a HEIC picture; ...".
+    """
+
+    def __init__(self, cause: str, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class Source(Protocol):
@@ -83,7 +132,12 @@ class HalfCharacter(ValueError):
 
 
 def caption_of(value: object) -> str:
-    """The caption without the blanks around it; ValueError for one that is missing, empty or no text."""
+    """The caption without the blanks around it; ValueError for one that is missing, empty or no text.
+
+    A list of a single text, as some json has it, is that text.
+    """
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
     if not isinstance(value, str) or not value.strip():
         raise ValueError("it is missing or empty")
     try:
@@ -93,9 +147,40 @@ def caption_of(value: object) -> str:
     return value.strip()
 
 
-def first_of(row: object, names: tuple[str, ...]) -> object:
-    """The value of the first of these keys that a row of a table (or a json object) has; None where it has none."""
-    return next((row[n] for n in names if row.get(n) is not None), None) if isinstance(row, dict) else None
+def first_of(row: object, names: Collection[str]) -> object:
+    """The value of the first of these keys that a row of a table (or a json object) has; None where it has none.
+
+    A key as it is written here comes before one that differs in capitals, blanks or signs (`File Name`).
+    """
+    if not isinstance(row, dict):
+        return None
+    if (found := next((row[n] for n in names if row.get(n) is not None), None)) is not None:
+        return found
+    alike = {tidy(key): value for key, value in row.items() if isinstance(key, str) and value is not None}
+    return next((alike[tidy(n)] for n in names if tidy(n) in alike), None)
+
+
+def tidy(name: str) -> str:
+    """The letters and digits of a column's name, small: `File Name`, `file-name` and `file_name` are one."""
+    return re.sub(r"[\W_]+", "", name).lower()
+
+
+def same_form(name: str) -> str:
+    """A name in one of the Unicode forms that it may have, so that names that look the same are the same."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def form_of(names: Iterable[str]) -> Callable[[str], str]:
+    """What makes names of these files comparable: without capitals where all stay different, or in one Unicode form."""
+    names = list(names)
+    alone = len({same_form(name).casefold() for name in names}) == len(names)
+    return (lambda name: same_form(name).casefold()) if alone else same_form
+
+
+def cut(name: str) -> tuple[str, str]:
+    """A file's name before its ending, and the ending in small letters with its dot; `a.MP4` gives `a` and `.mp4`."""
+    stem, dot, ending = name.rpartition(".")
+    return (stem, "." + ending.lower()) if dot and stem and ending else (name, "")
 
 
 def plain(name: str) -> str:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import av
-import numpy as np
-
-from dollar.data.decoding import DECODING_ERRORS, extent, opened, read_still, read_video
-from dollar.data.listed import STILLS, Entry, File, Skipped, load
+from dollar.data.decoding import DECODING_ERRORS, measure
+from dollar.data.listed import STILLS, Entry, File, NotShown, Skipped, load
 
 MOST_REPEATED = 2  # frames that one picture may stand for; more of them would be a motion that stutters
+OF_CONTENT = (
+    errno.EINVAL,
+    errno.EDOM,
+    errno.ERANGE,
+    errno.EILSEQ,
+)  # what decoders say of a file, in the system's words
 
 
 class Item(NamedTuple):
@@ -35,9 +40,55 @@ class Examined(NamedTuple):
     width: int
 
 
-def probe(entry: Entry, frames: int, fps: float, stills: str) -> Item | Skipped:
-    """Whether a clip can give a window of `frames` at `fps`: reads its headers and decodes its first picture."""
-    found = examine(entry, fps, stills)
+class Look(NamedTuple):
+    """What a file holds, whatever is wanted of it: a still, or pictures over `last` seconds, `interval` between two.
+
+    height, width: pixels as they are shown.
+    """
+
+    still: bool
+    last: float
+    interval: float
+    height: int
+    width: int
+
+
+class Fault(NamedTuple):
+    """Why a file can't be used; `lasting` unless the cause may pass while the file stays as it is."""
+
+    cause: str
+    sentence: str
+    lasting: bool = True
+
+
+def look_at(file: File) -> Look | Fault:
+    """What a file holds, by its headers and its first picture."""
+    try:
+        loaded = load(file)
+        if not isinstance(loaded, Path) and not loaded.read_bytes():
+            return Fault("empty", f"{file} is empty (0 bytes).")
+        still, (last, interval), height, width = measure(loaded)
+    except DECODING_ERRORS as error:
+        if isinstance(error, NotShown):
+            return Fault(error.cause, f"{file} {error}.")
+        return Fault("corrupt", f"{file} can't be decoded: {error}.", not may_pass(error))
+    return Look(still, last, interval, height, width)
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, is the machine's (permissions, a disk, memory) and not the file's."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in errno.errorcode and error.errno not in OF_CONTENT:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def probe(
+    entry: Entry, frames: int, fps: float, stills: str, look: Callable[[File], Look | Fault] = look_at
+) -> Item | Skipped:
+    """Whether a clip can give a window of `frames` at `fps`; look: says what its file holds."""
+    found = examine(entry, fps, stills, look)
     if isinstance(found, Skipped):
         return found
     if found.still:
@@ -47,10 +98,11 @@ def probe(entry: Entry, frames: int, fps: float, stills: str) -> Item | Skipped:
     return Item(found.file, found.caption, found.frames - frames + 1, False)
 
 
-def examine(entry: Entry, fps: float, stills: str) -> Examined | Skipped:
+def examine(
+    entry: Entry, fps: float, stills: str, look: Callable[[File], Look | Fault] = look_at
+) -> Examined | Skipped:
     """What a clip can give at `fps`, by its headers and its first picture; a still image gives one frame."""
     id, file, caption = entry
-    still = file.suffix.lower() in STILLS
     try:
         if isinstance(file, Path):
             if not file.is_file():
@@ -59,27 +111,20 @@ def examine(entry: Entry, fps: float, stills: str) -> Examined | Skipped:
                 return Skipped(id, file, "empty", f"{file} is empty (0 bytes).")
     except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be looked into
         return Skipped(id, file, "missing file", f"{str(file)[:200]} can't be reached: {_reason(error)}.")
-    if still and stills == "skip":
-        return Skipped(id, file, "still image", f"{file} is a picture; stills=repeat would use it.")
-    try:
-        loaded = load(file)
-        if not isinstance(loaded, Path) and not loaded.read_bytes():
-            return Skipped(id, file, "empty", f"{file} is empty (0 bytes).")
-        if still:
-            return Examined(file, caption, 1, True, *read_still(loaded).shape[:2])
-        with av.open(opened(loaded), "r") as container:
-            if not container.streams.video:
-                return Skipped(id, file, "no video stream", f"{file} has no video stream (sound only?).")
-            last, interval = extent(container)
-        height, width = read_video(loaded, np.zeros(1))[0].shape[:2]
-    except DECODING_ERRORS as error:
-        return Skipped(id, file, "corrupt", f"{file} can't be decoded: {error}.")
+    unwanted = Skipped(id, file, "still image", f"{file} is a picture; stills=repeat would use it.")
+    found = look(file)
+    if isinstance(found, Fault):
+        picture = stills == "skip" and file.suffix.lower() in STILLS
+        return unwanted if picture else Skipped(id, file, found.cause, found.sentence, found.lasting)
+    if found.still:
+        return unwanted if stills == "skip" else Examined(file, caption, 1, True, found.height, found.width)
+    last, interval = found.last, found.interval
     if interval * fps > MOST_REPEATED + 1e-6:
         sentence = f"{file} has {1 / interval:.3g} pictures a second; {fps:g} are needed, or at least half as many."
         return Skipped(id, file, "too few pictures a second", sentence)
     # Half an interval of grace, the shorter of both: 49 frames of 24 fps are 49 frames of 23.976 fps too.
     count = math.floor((last + min(interval, 1 / fps) / 2) * fps + 1e-6) + 1
-    return Examined(file, caption, count, False, height, width)
+    return Examined(file, caption, count, False, found.height, found.width)
 
 
 def _reason(error: Exception) -> str:

@@ -1,8 +1,7 @@
-"""Prompt files, UTF-8 text with one prompt a line, and training on prompts alone."""
+"""Prompt files, text with one prompt a line, tables or json, and training on prompts alone."""
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,12 @@ import torch
 from torch import Tensor
 
 from dollar.data.latents import Batch, Fit, epoch_order, hash_of
+from dollar.data.listed import CAPTIONS, caption_of
+from dollar.data.places import reachable
+from dollar.data.rows import JSON, TABLES, NoColumns, lines_of, read_rows
+from dollar.data.text import read_text
+
+PROMPTS = tuple(dict.fromkeys(("prompt", *CAPTIONS, "prompt_en")))  # what tables and json call it, the likeliest first
 
 
 class PromptData:
@@ -63,31 +68,36 @@ class PromptData:
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """The file's prompts in their order, duplicates kept, blank lines skipped; BOM, LF, CRLF and CR are accepted.
+    """The file's prompts in their order, duplicates kept: one a line, or those of a table or of json by its ending.
 
-    Raises ValueError when the file is missing, is not UTF-8 or has no prompt.
+    Of text, blank lines are skipped, and BOM, LF, CRLF and CR are accepted. A csv or tsv has a column `prompt` (or one
+    of the other names in PROMPTS), jsonl a key, and json is a list of texts or objects. Raises ValueError when the file
+    is missing, is no text or has no prompt, and where one of a table's can't be read.
     """
-    path = Path(path)
+    path = reachable(path)
     if not path.is_file():
-        found = "is a folder" if path.is_dir() else "does not exist"
+        found = "is a folder" if path.is_dir() else "is no file" if path.exists() else "does not exist"
         raise ValueError(f"the prompt file {path} {found}; give a UTF-8 text file with one prompt a line")
-    # Not str.splitlines: it also cuts at characters (U+2028, form feed) that a pasted prompt may hold.
-    text = decode_utf8(path.read_bytes(), path).replace("\r\n", "\n").replace("\r", "\n")
-    prompts = [line.strip() for line in text.split("\n") if line.strip()]
+    if path.suffix.lower() in TABLES | JSON:
+        prompts = _of_rows(path)
+    else:
+        prompts = [line.strip() for line in lines_of(read_text(path)) if line.strip()]
     if not prompts:
         raise ValueError(f"the prompt file {path} has no prompts in it; write one prompt a line")
     return prompts
 
 
-def decode_utf8(data: bytes, name: str | Path) -> str:
-    """The text of these bytes without its BOM; raises ValueError that names the first bad byte, its offset and line."""
+def _of_rows(path: Path) -> list[str]:
+    """The prompts of a table or of json; ValueError for a row without one, for none may be lost."""
+    prompts = []
     try:
-        return data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        byte, line = data[error.start], data.count(b"\n", 0, error.start) + 1
-        advice = "save it as UTF-8"
-        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            advice = "it looks like UTF-16; " + advice
-        raise ValueError(
-            f"{name} is not valid UTF-8: byte 0x{byte:02x} at byte offset {error.start} (line {line}); {advice}"
-        ) from None
+        for row in read_rows(path, (PROMPTS,)):
+            if row.cause:
+                raise ValueError(row.problem)
+            try:
+                prompts.append(caption_of(row.values[0]))
+            except ValueError as error:
+                raise ValueError(f"{row.where} of {path} has no prompt that can be used: {error}") from None
+    except NoColumns as error:
+        raise ValueError(f"{error}. A file with the ending txt has one prompt a line, and no header") from None
+    return prompts

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Collection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dollar.data.listed import Skipped, plain
 from dollar.media import atomically
@@ -20,7 +21,7 @@ class Skip(NamedTuple):
     sentence: str
 
 
-class SkipLog:
+class LineLog:
     """Writes folder/<part>-00000.jsonl, or the next free number: one file for each process of each run."""
 
     def __init__(self, folder: Path, part: str) -> None:
@@ -29,9 +30,8 @@ class SkipLog:
         self._lines: list[str] = []
         self._written, self._when = 0, time.monotonic()
 
-    def add(self, skipped: Skipped) -> None:
-        """Remember one; it is written within seconds, or by `close`."""
-        row = {"id": skipped.id, "cause": skipped.cause, "sentence": plain(skipped.sentence)}
+    def write(self, row: dict[str, Any]) -> None:
+        """Remember a row; it is written within seconds, or by `close`."""
         self._lines.append(json.dumps(row, ensure_ascii=False) + "\n")
         if time.monotonic() > self._when + SECONDS:
             self.close()
@@ -42,6 +42,24 @@ class SkipLog:
             with atomically(self.path) as temporary:
                 temporary.write_text("".join(self._lines), encoding="utf-8")
         self._written, self._when = len(self._lines), time.monotonic()
+
+
+class SkipLog(LineLog):
+    """Remembers what was skipped."""
+
+    def add(self, skipped: Skipped) -> None:
+        """Remember one."""
+        self.write({"id": skipped.id, "cause": skipped.cause, "sentence": plain(skipped.sentence)})
+
+
+def forget(folder: Path, ids: Collection[str]) -> None:
+    """Take the rows of these ids out of all files of a folder."""
+    for path in folder.glob("*.jsonl"):
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line]
+        kept = [line for line in lines if json.loads(line)["id"] not in ids]
+        if len(kept) < len(lines):
+            with atomically(path) as temporary:
+                temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 def read_skips(folder: Path) -> dict[str, Skip]:

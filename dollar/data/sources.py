@@ -1,152 +1,110 @@
 """Captioned videos of every kind of source: a folder with captions, WebDataset tars, or tables; the kind is looked up.
 
-A folder has `captions.jsonl` or `captions.csv` (keys `file` and `caption`), `metadata.jsonl` or `metadata.csv` (as
-Hugging Face's VideoFolder: `file_name` and `text` or `caption`), or pairs `name.mp4` + `name.txt`.
+A folder has lists, `captions` or `metadata` with the ending jsonl, csv, tsv or json (keys `file` and `caption`, or as
+Hugging Face's VideoFolder `file_name` and `text`), or pairs `name.mp4` + `name.txt`; see dollar/data/folders.py.
 """
 
 from __future__ import annotations
 
-import csv
 import glob
-import io
-import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dollar.data.listed import (
-    CAPTIONS,
-    STILLS,
-    VIDEOS,
-    Entry,
-    HalfCharacter,
-    Skipped,
-    Source,
-    caption_of,
-    first_of,
-    plain,
-)
-from dollar.data.prompts import decode_utf8
+from dollar.data.folders import NEEDED, TABLES, Joined, counted, files_below, open_folder
+from dollar.data.listed import Entry, Skipped, Source, cut, plain
+from dollar.data.lists import ENDINGS, Columns, Listing, read_list
+from dollar.data.places import Names, packed, reachable, unpack
 from dollar.data.tables import Tables
 from dollar.data.tars import Tars
-
-LISTS = ("captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv")
-FILES = ("file", "file_name", "path", "video")  # what lists call the column of files
-TABLES = {".parquet", ".arrow"}
-SHOWN = 5  # endings that a sentence names
-NEEDED = (
-    "It needs captions.jsonl (one {'file': ..., 'caption': ...} a line), captions.csv with the columns file and "
-    "caption, metadata.jsonl or metadata.csv with file_name and text, pairs name.mp4 + name.txt, tars of such pairs, "
-    "or parquet or arrow files with a column of videos"
-)
+from dollar.data.tree import walk
+from dollar.log import logger
 
 Given = str | Path | Sequence[str | Path]
 
 
 def open_source(given: Given, video_column: str | None = None, caption_column: str | None = None) -> Source:
-    """The clips of a folder or file, of a pattern such as `shards/*.tar`, or of a list of tars or tables.
+    """The clips of a folder or file, of a pattern such as `shards/*.tar`, or of a list of folders, tars or tables.
 
-    video_column, caption_column: a table's columns, where they have no usual name. ValueError when nothing fits.
+    video_column, caption_column: a table's or list's columns, where they have no usual name. ValueError when nothing
+    fits.
     """
-    parts = [given] if isinstance(given, (str, Path)) else list(given)
-    if len(parts) == 1 and (single := Path(parts[0])).is_dir():
-        return _folder(single, video_column, caption_column)
-    found = [pair for part in parts for pair in _files(Path(part))]
+    parts = [_there(part) for part in ([given] if isinstance(given, (str, Path)) else given)]
+    if not parts:
+        raise ValueError(f"the list of what to read is empty. {NEEDED}.")
+    if len(parts) == 1 and parts[0].is_dir():
+        return open_folder(parts[0], video_column, caption_column)
+    files = {part: _files(part) for part in parts}
+    found = [pair for part in parts for pair in files[part]]
     if not found:
-        raise ValueError("the list of files to read is empty; give a folder or a file of videos with captions")
-    endings = Counter(path.suffix.lower() for _, path in found)
-    if len(found) == 1 and found[0][1].suffix.lower() in (".jsonl", ".csv"):
-        return Listing(_listed(found[0][1]))
+        return Joined([Named(name, open_folder(p, video_column, caption_column)) for name, p in _called(parts)])
+    if left := [str(part) for part in parts if not files[part]]:
+        logger.warning(f"note: {', '.join(left)} is not read, for it has no tars or tables, as the other places have")
+    if archives := [path for _, path in found if packed(path.name)]:
+        raise ValueError(unpack(archives[0]))
+    endings = Counter(cut(path.name)[1] for _, path in found)
+    if len(found) == 1 and set(endings) <= set(ENDINGS):
+        if not (clips := read_list(found[0][1], Columns.named(video_column, caption_column))):
+            raise ValueError(f"the list {found[0][1]} is empty. {NEEDED}.")
+        return Listing(clips)
     if set(endings) <= {".tar"}:
         return Tars(_named(found))
     if set(endings) <= TABLES:
         return Tables(_named(found), found[0][1].parent, video_column, caption_column)
     raise ValueError(
-        f"{given} is {_counted(endings)}; give tars alone, parquet or arrow files alone, or one folder. {NEEDED}."
+        f"{given} is {counted(endings)}; give tars alone, parquet or arrow files alone, or one folder. {NEEDED}."
     )
 
 
-class Listing:
-    """Clips that were listed at once; a file that comes again has its number after its id."""
+class Named:
+    """A source of several, with its name before its ids."""
 
-    def __init__(self, listed: Sequence[Entry | Skipped]) -> None:
-        seen: Counter[str] = Counter()
-        self._listed: list[Entry | Skipped] = []
-        for item in listed:
-            seen[item.id] += 1
-            again = f"#{seen[item.id]}" if seen[item.id] > 1 else ""
-            self._listed.append(item._replace(id=item.id + again))
+    def __init__(self, name: str, source: Source) -> None:
+        self.name, self.source = name, source
 
     def __len__(self) -> int:
-        return len(self._listed)
+        return len(self.source)
 
     def id(self, index: int) -> str:
-        """A file's path below the folder."""
-        return self._listed[index].id
+        """Its name and the id that the source gives."""
+        return f"{self.name}/{self.source.id(index)}"
 
     def __getitem__(self, index: int) -> Entry | Skipped:
-        return self._listed[index]
+        item = self.source[index]
+        return item._replace(id=f"{self.name}/{item.id}")
 
 
-def _folder(folder: Path, video_column: str | None, caption_column: str | None) -> Source:
-    for name in LISTS:
-        if (table := folder / name).is_file():
-            return _full(folder, Listing(_listed(table)))
-    below = sorted(p for p in folder.rglob("*") if not _hidden(p, folder) and _is_file(p))
-    media = _one_picture([p for p in below if p.suffix.lower() in VIDEOS | STILLS])
-    top = [p for p in media if p.parent == folder]
-    if pairs := [p for p in media if _is_file(p.with_suffix(".txt"))]:
-        # Pairs may lie in folders of folders; where some lie on top, only what lies there is meant.
-        return Listing([_pair(p, folder) for p in (top if set(top) & set(pairs) else pairs)])
-    if tars := [p for p in below if p.suffix.lower() == ".tar"]:
-        return _full(folder, Tars(_below(folder, tars)))
-    # Hugging Face leaves its own caches next to the data.
-    if tables := [p for p in below if p.suffix.lower() in TABLES and not p.name.startswith("cache-")]:
-        return _full(folder, Tables(_below(folder, tables), folder, video_column, caption_column))
-    if top:
-        return Listing([_pair(p, folder) for p in top])
-    there = _counted(Counter(p.suffix.lower() for p in below))
-    raise ValueError(f"the clip folder {folder} lists no clips; it holds {there}. {NEEDED}.")
+def _called(folders: Sequence[Path]) -> list[tuple[str, Path]]:
+    """(name, path) of folders, each once; with their whole paths for names where the short ones repeat."""
+    each = list({folder.resolve(): folder for folder in reversed(folders)}.values())[::-1]
+    return _named([(plain(os.path.basename(os.path.abspath(folder))), folder) for folder in each])
 
 
-def _hidden(path: Path, folder: Path) -> bool:
-    """Whether a name below the folder begins with a dot: caches, and what other systems leave next to a file."""
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
-
-
-def _is_file(path: Path) -> bool:
-    """Whether it is a file, or can't be looked at, which reading it reports."""
-    try:
-        return path.is_file()
-    except OSError:
-        return True
-
-
-def _one_picture(media: Sequence[Path]) -> list[Path]:
-    """The same without the pictures next to a video of their name, or another picture: thumbnails, as a rule."""
-    videos = {p.with_suffix("") for p in media if p.suffix.lower() in VIDEOS}
-    first = {p.with_suffix(""): p for p in reversed(media)}
-    return [p for p in media if p.suffix.lower() in VIDEOS or (first[s := p.with_suffix("")] == p and s not in videos)]
-
-
-def _full(folder: Path, source: Source) -> Source:
-    if len(source) == 0:
-        raise ValueError(f"the clip folder {folder} lists no clips: its list is empty. {NEEDED}.")
-    return source
+def _there(part: str | Path) -> Path:
+    """The path that is meant; ValueError for what can't be one."""
+    path = reachable(part)
+    return path if os.path.lexists(path) or glob.has_magic(str(part)) else Names().find(Path(), str(part))
 
 
 def _files(part: Path) -> list[tuple[str, Path]]:
     """(name, path) of the files that a path or pattern means; the name is below the folder it begins with."""
     if part.is_dir():
-        inner = [p for p in part.rglob("*") if p.suffix.lower() in {".tar", *TABLES} and not _hidden(p, part)]
-        return _below(part, sorted(inner))
+        return files_below(part, walk(part), {".tar", *TABLES})
     if part.exists():
         return [(plain(part.name), part)]
     fixed = Path(*_until_magic(part))
-    if found := sorted(Path(p) for p in glob.glob(str(part), recursive=True) if os.path.isfile(p)):
-        return _below(fixed, found)
+    if files := _each_once(Path(p) for p in glob.glob(str(part), recursive=True) if os.path.isfile(p)):
+        return [(plain(p.relative_to(fixed).as_posix()), p) for p in files]
     raise ValueError(f"{part} does not exist; give a folder or a file of videos with captions")
+
+
+def _each_once(files: Iterable[Path]) -> list[Path]:
+    """The files in order, each by its shortest path: `**` goes through loops of links many times."""
+    found: dict[tuple[str, str], Path] = {}
+    for path in sorted(files, key=lambda path: (len(path.parts), path)):
+        found.setdefault((os.path.realpath(path.parent), path.name), path)
+    return sorted(found.values())
 
 
 def _until_magic(part: Path) -> list[str]:
@@ -158,65 +116,9 @@ def _until_magic(part: Path) -> list[str]:
     return parts
 
 
-def _below(folder: Path, files: Sequence[Path]) -> list[tuple[str, Path]]:
-    return [(plain(p.relative_to(folder).as_posix()), p) for p in files]
-
-
 def _named(files: Sequence[tuple[str, Path]]) -> list[tuple[str, Path]]:
     """The same files, with their whole paths for names where the short ones repeat."""
     short = {name for name, _ in files}
     if len(short) == len(files):
         return list(files)
     return [(plain(path.as_posix()), path) for path in dict.fromkeys(path for _, path in files)]
-
-
-def _counted(endings: Counter[str]) -> str:
-    shown = [f"{n} {'file' if n == 1 else 'files'} {ending or 'without ending'}" for ending, n in endings.most_common()]
-    return ", ".join(shown[:SHOWN]) or "nothing"
-
-
-def _listed(table: Path) -> list[Entry | Skipped]:
-    """The clips of a list of files with captions."""
-    text = decode_utf8(table.read_bytes(), table)
-    if table.suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        try:
-            return [_row(table, reader.line_num, row) for row in reader]
-        except csv.Error as error:
-            raise ValueError(f"{table} can't be read as csv from line {reader.line_num} on: {error}") from None
-    return [_row(table, n, _json(line)) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-
-
-def _json(line: str) -> object:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _row(table: Path, line: int, row: object) -> Entry | Skipped:
-    """The clip of one line of a list."""
-    file = first_of(row, FILES)
-    try:
-        name = caption_of(file)
-        return Entry(plain(Path(name).as_posix()), table.parent / name, caption_of(first_of(row, CAPTIONS)))
-    except HalfCharacter as error:
-        sentence = f"the file or the caption in line {line} of {table} can't be stored: {error}."
-        return Skipped(f"{table.name}:{line}", table, "unreadable caption", sentence)
-    except ValueError:
-        sentence = f"line {line} of {table} has no `file` and `caption`, or one is empty."
-        where = table.parent / file if isinstance(file, str) else table
-        return Skipped(f"{table.name}:{line}", where, "unreadable caption", sentence)
-
-
-def _pair(path: Path, folder: Path) -> Entry | Skipped:
-    """The clip of a video or picture with a text file of the same name next to it."""
-    id, text = plain(path.relative_to(folder).as_posix()), path.with_suffix(".txt")
-    try:
-        caption = decode_utf8(text.read_bytes(), text).strip()
-    except (OSError, ValueError) as error:
-        return Skipped(id, path, "unreadable caption", f"the caption of {path} can't be read: {error}.")
-    if not caption:
-        sentence = f"the caption {text} is empty; write what {path.name} shows."
-        return Skipped(id, path, "unreadable caption", sentence)
-    return Entry(id, path, caption)

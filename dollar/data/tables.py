@@ -6,7 +6,7 @@ import threading
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from cachetools import LRUCache
 
-from dollar.data.listed import CAPTIONS, Entry, File, Skipped, caption_of, plain
+from dollar.data.listed import CAPTIONS, FILES, Entry, File, Origin, Skipped, caption_of, plain, tidy
+from dollar.data.places import Names, in_fact, network
 
-VIDEO_COLUMNS = ("video", "mp4", "file", "file_name", "path")  # what the column is called, the likeliest first
+VIDEO_COLUMNS = tuple(dict.fromkeys(("video", "mp4", *FILES)))  # what the column is called, the likeliest first
 BATCH = 4  # rows of a parquet file read together; their videos are in memory at once
 KEPT = 3  # batches of a column that stay, for readers that are a little out of step
 BUFFER = 2**20  # bytes; without one, a whole row group of a column is in memory
@@ -31,6 +32,12 @@ class VideoCell(NamedTuple):
     number: int
     name: str
     where: str
+    path: str = ""  # what the row says of where it came from, which is read where the row has no bytes
+
+    @property
+    def origin(self) -> Origin:
+        """The table, with the file that its row names, and the row in it."""
+        return self.tables.origin(self.number, self.path)
 
     @property
     def suffix(self) -> str:
@@ -80,6 +87,7 @@ class Tables:
         self._starts = [0, *accumulate(s.rows + bool(s.problem) for s in self.spans)]
         self._open: LRUCache[int, _Table] = LRUCache(OPEN)
         self._lock = threading.Lock()
+        self._names = Names()
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -102,8 +110,10 @@ class Tables:
             return Skipped(id, file, "unreadable caption", f"the caption of {file} can't be used: {_told(error)}.")
         try:
             if span.names and isinstance(path := _path(self._value(span.names, index)), str):
-                file = VideoCell(self, index, plain(PurePosixPath(path).name), f"row {row} of {span.path}")
+                file = VideoCell(self, index, plain(PurePosixPath(path).name), f"row {row} of {span.path}", path)
                 if span.names == self.video_column:
+                    if address := network(path):
+                        return Skipped(id, file, "on a network", f"{file}: {address}.")
                     file = self._beside(index, path)
         except ERRORS as error:
             return Skipped(id, file, "corrupt", f"{file} can't be read: {_told(error)}.")
@@ -118,10 +128,19 @@ class Tables:
             raise ValueError(_told(error)) from None
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None and isinstance(path := _path(value), str):
+            if address := network(path):
+                raise ValueError(address)
             return self._beside(index, path).read_bytes()
         if not isinstance(data, bytes):
             raise ValueError(f"row {row} of {self.spans[number].path} has no video")
         return data
+
+    def origin(self, index: int, path: str) -> Origin:
+        """Where a row's video lies; path: of the file that the row names, which need not be there."""
+        number, row = self._place(index)
+        named = (self._beside(index, path),) if path else ()
+        files = self.spans[number].path, *(file for file in named if file.is_file())
+        return Origin(files, f"{self.video_column}:{row}")
 
     def _fitting(self, span: Span, schema: pa.Schema) -> Span:
         """A file with where its paths are; without rows where it lacks a column."""
@@ -144,8 +163,10 @@ class Tables:
 
     def _beside(self, index: int, path: str) -> Path:
         """The file that a path in a row means: relative to the folder, or to the table."""
-        neighbour = self.spans[self._place(index)[0]].path.parent / path
-        return neighbour if not (self.folder / path).is_file() and neighbour.is_file() else self.folder / path
+        folders = self.folder, self.spans[self._place(index)[0]].path.parent
+        written = (folder / path for folder in folders)
+        other = (self._names.find(folder, path) for folder in folders)  # lists folders, so only where it must
+        return next((file for file in chain(written, other) if file.is_file()), self.folder / path)
 
     def _value(self, column: str, index: int) -> Any:
         number, row = self._place(index)
@@ -224,7 +245,7 @@ class _Parquet:
 
 
 def _open(path: Path) -> _Table:
-    return _Arrow(path) if path.suffix == ".arrow" else _Parquet(path)
+    return _Arrow(path) if path.suffix.lower() == ".arrow" else _Parquet(path)
 
 
 def _span(name: str, path: Path) -> tuple[Span, pa.Schema | None]:
@@ -232,7 +253,7 @@ def _span(name: str, path: Path) -> tuple[Span, pa.Schema | None]:
     try:
         table = _open(path)
     except ERRORS as error:
-        return Span(name, path, 0, _told(error)), None
+        return Span(name, path, 0, in_fact(path) or _told(error)), None
     return Span(name, path, table.rows, table.problem), table.schema
 
 
@@ -256,19 +277,20 @@ def _column(schema: pa.Schema, given: str | None, usual: Sequence[str], kind: st
         if given not in schema.names or not fits(schema.field(given).type):
             raise ValueError(f"{kind}_column={given} is no column of {kind}s; the columns are {there}")
         return given
-    for name in usual:
-        if name in schema.names and fits(schema.field(name).type):
+    alike = {tidy(name): name for name in reversed(schema.names)}
+    for name in (*usual, *(alike[tidy(n)] for n in usual if tidy(n) in alike)):  # `Caption` after `text`
+        if schema.names.count(name) == 1 and fits(schema.field(name).type):
             return name
     raise ValueError(f"there is no column of {kind}s among {there}; name it with {kind}_column=NAME")
 
 
 def _is_text(kind: pa.DataType) -> bool:
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return pa.types.is_string(value) or pa.types.is_large_string(value)
+    return pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 def _is_video(kind: pa.DataType) -> bool:

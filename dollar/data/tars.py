@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
-import json
+import posixpath
 import tarfile
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from dollar.data.listed import CAPTIONS, STILLS, VIDEOS, Entry, Skipped, caption_of, first_of, plain
-from dollar.data.prompts import decode_utf8
+from dollar.data.listed import STILLS, TEXTS, VIDEOS, Entry, Origin, Skipped, cut, plain
+from dollar.data.places import in_fact
+from dollar.data.text import caption_from
 
-USED = VIDEOS | STILLS | {".txt", ".json"}
+USED = VIDEOS | STILLS | set(TEXTS)
 
 
 class Member(NamedTuple):
-    """A file within a tar: `size` bytes from `offset` on."""
+    """A file within a tar: `size` bytes from `offset` on, or why it has none."""
 
     tar: Path
     name: str
     offset: int
     size: int
+    problem: str = ""
 
     @property
     def suffix(self) -> str:
         """The ending of its name, with the dot."""
         return PurePosixPath(self.name).suffix
 
+    @property
+    def origin(self) -> Origin:
+        """The tar, and its place in it."""
+        return Origin((self.tar,), f"{self.name} {self.offset}+{self.size}")
+
     def read_bytes(self) -> bytes:
-        """Its content; ValueError when the tar has become shorter."""
+        """Its content; ValueError when it has none, or the tar has become shorter."""
+        if self.problem:
+            raise ValueError(self.problem)
         with self.tar.open("rb") as stream:
             stream.seek(self.offset)
             data = stream.read(self.size)
@@ -63,9 +72,7 @@ class Tars:
             keys, problem = _scan(path)
             self._samples += [(f"{name}:{s.id}", s) for key, members in keys.items() for s in _matched(key, members)]
             if problem:
-                id = f"{name}:"
-                sentence = f"{path} is torn after {len(keys)} samples: {problem}; fetch it again."
-                self._samples.append((id, Skipped(id, path, "torn file", sentence)))
+                self._samples.append((f"{name}:", _torn(f"{name}:", path, len(keys), problem)))
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -88,9 +95,17 @@ class Tars:
             sentence = f"{file} has no caption; it needs a member of the same name with the ending txt or json."
             return Skipped(id, file, "unreadable caption", sentence)
         try:
-            return Entry(id, file, _caption(sample.text))
+            return Entry(id, file, caption_from(sample.text.read_bytes(), sample.text.suffix.lower(), str(sample.text)))
         except (OSError, ValueError) as error:
             return Skipped(id, file, "unreadable caption", f"the caption {sample.text} can't be used: {error}.")
+
+
+def _torn(id: str, path: Path, samples: int, problem: str) -> Skipped:
+    """What can't be read of a tar."""
+    if not samples and (fact := in_fact(path)):
+        cause = "packed archive" if "packed" in fact else "torn file"
+        return Skipped(id, path, cause, f"{path} can't be read as a tar: {fact}.")
+    return Skipped(id, path, "torn file", f"{path} is torn after {samples} samples: {problem}; fetch it again.")
 
 
 def _matched(key: str, members: Sequence[Member]) -> list[_Sample]:
@@ -98,16 +113,16 @@ def _matched(key: str, members: Sequence[Member]) -> list[_Sample]:
 
     A picture counts where its name, or the key, has no video.
     """
-    videos, stills, texts = (_by_stem(members, endings) for endings in (VIDEOS, STILLS, {".txt"}))
-    texts = _by_stem(members, {".json"}) | texts  # a txt comes before a json
+    videos, stills = (_by_stem(members, endings) for endings in (VIDEOS, STILLS))
     films = stills | videos
+    texts = _texts(members, films)
     samples = [_sample(stem, films[stem], texts[stem][0]) for stem in films if stem in texts]
     left = {stem: files for stem, files in (videos or stills).items() if stem not in texts}
     if len(samples) == 1 and not left:
         return [samples[0]._replace(id=key)]
     if len(videos or stills) == 1 and left and not samples:
         (files,) = left.values()
-        txts = [t for t in texts if texts[t][0].suffix.lower() == ".txt"] or list(texts)
+        txts = [t for t in texts if texts[t][0].suffix.lower() != ".json"] or list(texts)
         if len(txts) < 2:
             return [_sample(key, files, texts[txts[0]][0] if txts else None)]
         several = f"{files[0]} has the captions {', '.join(texts[t][0].name for t in txts[:2])}; give one its own name."
@@ -119,6 +134,19 @@ def _matched(key: str, members: Sequence[Member]) -> list[_Sample]:
     if not films and texts:
         samples.append(_Sample(key, None, next(iter(texts.values()))[0]))
     return samples
+
+
+def _texts(members: Sequence[Member], films: dict[str, list[Member]]) -> dict[str, list[Member]]:
+    """The captions by the names that their videos have before the ending; `a.mp4.txt` is that of `a.mp4`."""
+    found: dict[str, list[Member]] = {}
+    for ending in reversed(TEXTS):  # of several endings the first counts
+        texts = _by_stem(members, {ending})
+        found |= texts
+        for stem, files in films.items():
+            for file in files:
+                if file.name in texts and file.name not in films:
+                    found[stem] = found.pop(file.name)
+    return found
 
 
 def _by_stem(members: Sequence[Member], endings: AbstractSet[str]) -> dict[str, list[Member]]:
@@ -142,28 +170,30 @@ def _sample(id: str, files: Sequence[Member], text: Member | None) -> _Sample:
     return _Sample(id, file, text, "two videos of one key", reason)
 
 
-def _caption(member: Member) -> str:
-    text = decode_utf8(member.read_bytes(), str(member))
-    if member.suffix.lower() == ".json":
-        try:
-            row = json.loads(text)
-        except (ValueError, RecursionError):
-            raise ValueError("it is not valid json") from None
-        return caption_of(first_of(row, CAPTIONS))
-    return caption_of(text)
+def _member(tar: Path, name: str, info: tarfile.TarInfo, files: dict[str, Member]) -> Member:
+    """A file of a tar, or what a link in it leads to among the `files` before it."""
+    if info.isreg():
+        return Member(tar, name, info.offset_data, info.size)
+    folder = "" if info.islnk() else posixpath.dirname(name)
+    target = plain(posixpath.normpath(posixpath.join(folder, info.linkname)))
+    if (found := files.get(target)) is not None:
+        return found._replace(name=name)
+    problem = f"it is a link to {plain(info.linkname)}, which is not in the tar before it; make the tar with tar -h"
+    return Member(tar, name, 0, 0, problem)
 
 
 def _scan(path: Path) -> tuple[dict[str, list[Member]], str]:
     """The members of a tar by key, and what is wrong with the rest of it, if anything."""
     keys: dict[str, list[Member]] = {}
+    files: dict[str, Member] = {}
     try:
         size = path.stat().st_size
         with tarfile.open(path, "r:") as tar:
             while (info := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep every header
-                if not info.isreg():
+                if not (info.isreg() or info.islnk() or info.issym()):
                     continue
-                if info.offset_data + info.size > size:
+                if info.isreg() and info.offset_data + info.size > size:
                     return keys, f"it ends within {plain(info.name)}"
                 name = plain(info.name.removeprefix("./"))
                 folder, _, base = name.rpartition("/")
@@ -172,9 +202,10 @@ def _scan(path: Path) -> tuple[dict[str, list[Member]], str]:
                 # As WebDataset cuts names: the key ends at the first dot after the folder.
                 key = f"{folder}/{base.split('.')[0]}" if folder else base.split(".")[0]
                 members = keys.setdefault(key, [])
-                member = Member(path, name, info.offset_data, info.size)
-                if member.suffix.lower() in USED:
-                    members.append(member)
+                if cut(base)[1] not in USED:
+                    continue
+                files[name] = _member(path, name, info, files)
+                members.append(files[name])
             end = tar.offset
         with path.open("rb") as stream:
             stream.seek(end)

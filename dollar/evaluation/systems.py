@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dollar.data import shapes
 from dollar.diffusion.timesteps import FewStep
-from dollar.evaluation.files import stored_figures, write_metrics
+from dollar.evaluation.files import Guided, stored_figures, write_metrics
 from dollar.evaluation.measures.speed import measure_speed
 from dollar.evaluation.yardstick import Figures, Pairs, Yardstick, difference, latent_reward_figures, scored
 from dollar.log import logger
@@ -49,6 +49,17 @@ class EvaluationSettings:
     steps: Sequence[int]
 
 
+def needed_figures(stored_at: Path, teacher: Guided, how: EvaluationSettings) -> dict[str, Any]:
+    """The teacher's stored figures, where none of its clips are made; ValueError where they are of another."""
+    stored = stored_figures(stored_at, teacher, how.clips) if how.teacher_steps == TEACHER_STEPS else None
+    if stored is None:
+        raise ValueError(
+            f"teacher_clips is 0, but {stored_at} has no figures of this teacher in {how.teacher_steps} steps for "
+            f"clips={how.clips}; give teacher_clips=64"
+        )
+    return stored
+
+
 class Evaluation:
     """The figures of a teacher and its student, and the videos uint8 [N, T, C, H, W] that they are of.
 
@@ -79,13 +90,7 @@ class Evaluation:
         how, few = self.settings, self.settings.teacher_clips < self.settings.clips
         usable = few and how.teacher_steps == TEACHER_STEPS
         if how.teacher_clips == 0:
-            stored = stored_figures(stored_at, self.teacher, how.clips) if usable else None
-            if stored is None:
-                raise ValueError(
-                    f"teacher_clips is 0, but {stored_at} has no figures of this teacher for "
-                    f"clips={how.clips}; give teacher_clips=64"
-                )
-            self._take(stored)
+            self._take(needed_figures(stored_at, self.teacher, how))
             return None
         n, sampler = how.teacher_clips, teacher_sampler(self.teacher, how.teacher_steps)
         videos = self.clips[f"teacher {sampler.steps}"] = make_clips(sampler, self.teacher, *self._pairs(n))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -71,7 +71,16 @@ def spread_out(prompts: Sequence[str], count: int) -> list[str]:
     return chosen
 
 
-def check_size(teacher: Teacher) -> None:
+class Sized(Protocol):
+    """A teacher, or what is known of one before it is read: its name and (frames, height, width) of its clips."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def clip_shape(self) -> tuple[int, int, int]: ...
+
+
+def check_size(teacher: Sized) -> None:
     """Raise ValueError unless the teacher makes clips of the shapes world's size, which these measures read."""
     needed = (shapes.FRAMES, shapes.HEIGHT, shapes.WIDTH)
     if teacher.clip_shape != needed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -35,14 +36,46 @@ def check_space(out: Path, needed: int, link: bool) -> None:
 
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A folder next to `out` that takes its place when the block ends well, and is removed when it doesn't."""
-    aside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    """A folder next to `out` that takes its place when the block ends well, and is removed when it doesn't.
+
+    An earlier export stays until the new one is whole. What killed exports to this place have left beside it goes.
+    """
+    out = out.resolve()  # a link stays, and what it leads to is replaced
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _clear(out)
+    aside, before = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    aside.mkdir()
     try:
         yield aside
         if out.exists():
-            shutil.rmtree(out)
+            os.replace(out, before)
         os.replace(aside, out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+        if before.exists() and not out.exists():
+            os.replace(before, out)
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def _clear(out: Path) -> None:
+    """Remove what killed exports have left beside `out`; an earlier export that one had moved away is put back."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*"):
+        number, _, kind = left.name.removeprefix(f".{out.name}.").partition(".")
+        if not number.isdigit() or kind not in ("tmp", "old") or _lives(int(number)):
+            continue
+        if kind == "old" and not out.exists():
+            os.replace(left, out)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _lives(process: int) -> bool:
+    """Whether there is such a process on this machine, so that its folder is in use."""
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # somebody else's
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True

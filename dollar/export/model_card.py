@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 
 from dollar import __version__
+from dollar.export.lora import Described
+from dollar.export.places import by_name
 from dollar.export.recipe import pursued, training
 
 LIBRARIES = ("diffusers", "transformers", "torch")
@@ -21,10 +23,12 @@ LIBRARIES = ("diffusers", "transformers", "torch")
 class Facts:
     """The facts of one export that its card states.
 
-    card: the student's; calls: the pipeline's arguments by step count; times: [K] as the network sees them; run: the
-    folder of its run, None where there is none; lora: a sentence about it, None for none; averaged: which weights;
-    tuned: whether it is its teacher tuned by a reward, which is sampled with guidance as its teacher is; configuration:
-    the training's, as yaml, "" where it is not known; choices: the names that conf/ offers for `teacher` and `loss`.
+    card: the student's, with all places by name; calls: the pipeline's arguments by step count; times: [K] as the
+    network sees them; run: the folder of its run, None where there is none; weights: what tells the student's, None
+    for those of a checkpoint; lrm: where the latent reward model lies that training has read; lora: what the LoRA is,
+    None for none; averaged: which weights; tuned: whether it is its teacher tuned by a reward, which is sampled with
+    guidance as its teacher is; configuration: the training's, as yaml, "" where it is not known; choices: the names
+    that conf/ offers for `teacher` and `loss`.
     """
 
     card: Mapping[str, Any]
@@ -39,7 +43,9 @@ class Facts:
     dtype: str
     averaged: bool
     run: Path | None
-    lora: str | None
+    weights: str | None
+    lrm: Path | None
+    lora: Described | None
     full: bool
     licence: str | None
     prompt: str
@@ -69,9 +75,9 @@ def model_card(facts: Facts) -> str:
         f"- between two steps: {card['between']}",
         f"- output: {card.get('parameterization', 'homogeneous')} parameterization",
         f"- weights: {'averaged over the training' if facts.averaged else 'the last ones'}, in {facts.dtype}",
-        *([f"- LoRA: {facts.lora}"] if facts.lora else []),
-        *training(config, card, facts.run, facts.choices),
-        *figures(facts.run, counts),
+        *([f"- LoRA: {facts.lora.sentence}"] if facts.lora else []),
+        *training(config, card, facts.run, facts.choices, facts.lrm),
+        *figures(facts.run, facts.weights, counts),
         "\n## Versions\n",
         ", ".join([*(f"{name} {version(name)}" for name in LIBRARIES), f"dollar {__version__}"]) + "\n",
         *stored(facts.configuration),
@@ -84,14 +90,15 @@ def opening(facts: Facts) -> str:
     name, base = facts.card["teacher_name"], base_model(facts)
     counts = " or ".join(map(str, sorted(facts.calls, reverse=True)))
     if facts.tuned:
-        reward = pursued(facts.card.get("config") or {}, facts.run).reward
+        reward = pursued(facts.card.get("config") or {}, facts.run, facts.lrm).reward
         by = f" by the reward {reward}" if reward else ""
         return (
             f"# {name}, tuned\n\nThe text-to-video model `{base}`, tuned{by}. "
             f"It is sampled as it was before, in {counts} steps and with guidance. It needs diffusers alone.\n"
         )
+    what = "A student" if facts.full or not facts.lora else f"A LoRA of a student ({facts.lora.kept})"
     return (
-        f"# {name} in {counts} steps\n\nA student of the text-to-video model `{base}`, distilled so that it makes a "
+        f"# {name} in {counts} steps\n\n{what} of the text-to-video model `{base}`, distilled so that it makes a "
         f"clip in {counts} steps instead of its teacher's 50 or so. It needs diffusers alone.\n"
     )
 
@@ -117,7 +124,7 @@ def front_matter(facts: Facts) -> dict[str, Any]:
     if facts.licence is not None:
         terms: dict[str, Any] = {"license": facts.licence}
     else:
-        terms = {key: theirs[key] for key in ("license", "license_name", "license_link") if key in theirs}
+        terms = by_name({key: theirs[key] for key in ("license", "license_name", "license_link") if key in theirs})
     return {
         "license": "other",
         **terms,
@@ -186,16 +193,18 @@ def notes(facts: Facts) -> list[str]:
     return [f"{counted} {guidance} {seeds}\n", *(unknown if lacking else [])]
 
 
-def figures(run: Path | None, counts: Sequence[int]) -> list[str]:
-    """What evaluation and the last validation have measured."""
+def figures(run: Path | None, weights: str | None, counts: Sequence[int]) -> list[str]:
+    """What evaluation and the last validation have measured; an evaluation of other weights is left out."""
     from dollar.evaluation.report.table import format_table
     from dollar.training.log import read_scalars
 
     if run is None:
         return []
     parts: list[str] = []
-    if (run / "metrics.json").is_file():
-        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+    metrics = json.loads(found.read_text(encoding="utf-8")) if (found := run / "metrics.json").is_file() else {}
+    if metrics and metrics.get("weights", weights) != weights:
+        parts.append("\n## Evaluation\n\nThe figures in the run's folder are of other weights, and left out.")
+    elif metrics:
         metrics["student"] = {n: f for n, f in (metrics.get("student") or {}).items() if int(n) in counts}
         parts.append(f"\n## Evaluation\n\n```\n{format_table(metrics)}\n```")
     curves = {n: c for n, c in read_scalars(run).items() if n.startswith("validation/") and len(c.values)}

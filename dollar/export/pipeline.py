@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dollar.diffusion.prediction import Prediction
 from dollar.diffusion.timesteps import FewStep
+from dollar.export.places import clean_configs
 from dollar.models.adapter import with_factors
 from dollar.models.denoiser import Denoiser
 from dollar.models.pipeline import INDEX, Weights, diffusers_class
@@ -107,11 +108,10 @@ def call_of(teacher: Teacher, steps: int, guided: bool = False) -> dict[str, Any
 # Writing it
 
 
-def merge_lora(teacher: Teacher, lora: Mapping[str, Tensor]) -> nn.Module:
-    """The student that is the teacher with these factors, by diffusers' names, merged; the teacher has its weights."""
+def merge_lora(teacher: Teacher, base: nn.Module, lora: Mapping[str, Tensor]) -> nn.Module:
+    """A network of the teacher's kind with the weights of `base` and these factors, by diffusers' names, merged."""
     network = teacher.empty_network()
-    before = dict(teacher.denoiser.network.named_parameters())
-    network.load_state_dict(with_factors(before, lora), assign=True, strict=False)
+    network.load_state_dict(with_factors(dict(base.named_parameters()), lora), assign=True, strict=False)
     return network.eval().requires_grad_(False)
 
 
@@ -152,7 +152,6 @@ def write_pipeline(
     for name, parameter in transformer.named_parameters():
         parameter.data = parameter.data.to(kept[name])
     transformer.save_pretrained(folder / "transformer", max_shard_size=max_shard_size)
-    _without_path(folder / "transformer" / "config.json")
     for name in components(teacher):
         place = teacher.pipeline.place(name)
         if place.is_file():  # as a folder, which a pipeline reads
@@ -164,6 +163,7 @@ def write_pipeline(
     index |= {"scheduler": ["diffusers", scheduler["_class_name"]]}
     index |= {"_diffusers_version": scheduler["_diffusers_version"]}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    clean_configs(folder)
 
 
 def _copy(place: Path, folder: Path, link: bool) -> None:
@@ -177,13 +177,6 @@ def _copy(place: Path, folder: Path, link: bool) -> None:
             os.link(path.resolve(), target)
         except OSError as error:
             raise ValueError(f"link=true, but {path} can't be linked to ({error}); copy it with link=false") from None
-
-
-def _without_path(config: Path) -> None:
-    """Leave out where on this machine a network was read from."""
-    entries = json.loads(config.read_text())
-    entries.pop("_name_or_path", None)
-    config.write_text(json.dumps(entries, indent=2) + "\n")
 
 
 # Whether diffusers makes the same clips

@@ -27,15 +27,22 @@ MAIN_KEYS = (
 
 
 def training(
-    config: Mapping[str, Any], card: Mapping[str, Any], run: Path | None, choices: Mapping[str, Collection[str]]
+    config: Mapping[str, Any],
+    card: Mapping[str, Any],
+    run: Path | None,
+    choices: Mapping[str, Collection[str]],
+    lrm: Path | None = None,
 ) -> list[str]:
-    """The card's lines on the losses, the reward, the cycles and the command; choices: as `command` takes them."""
+    """The card's lines on the losses, the reward, the cycles and the command.
+
+    choices: as `command` takes them; lrm: as `pursued` does.
+    """
     if not config:
         return []
     losses = [f"{name} {described(term)}" for name, term in terms_of(config).items()]
     return [
         f"- losses: {', '.join(losses)}",
-        f"- reward: {followed(config, run)}",
+        f"- reward: {followed(config, run, lrm)}",
         f"- cycles: {card.get('cycle')} of {config.get('cycles')}, {config.get('batch')} clips each",
         f"\n## Training\n\n{'' if 'command' in card else KEYS_ALONE}```sh\n{command(config, card, choices)}\n```",
     ]
@@ -62,15 +69,18 @@ class Pursued(NamedTuple):
     ways: list[str]
 
 
-def pursued(config: Mapping[str, Any], run: Path | None) -> Pursued:
-    """What a run's terms led to; run: its folder, which knows what a latent reward model that was only read follows."""
+def pursued(config: Mapping[str, Any], run: Path | None, lrm_place: Path | None = None) -> Pursued:
+    """What a run's terms led to; run: its folder, which knows what a latent reward model that was only read follows.
+
+    lrm_place: where lrm.path lies, if the configuration has it by name alone.
+    """
     reward, lrm = reward_of(config.get("reward") or {}), config.get("lrm") or {}
     needs = {name: needs_of(term) for name, term in terms_of(config).items()}
     mode, path = lrm.get("mode", "online"), lrm.get("path")
     surrogate = "a latent reward model" if mode == "online" else f"the {mode} latent reward model {path}"
     ways = [surrogate if need.surrogate else name for name, need in needs.items() if need.pursues]
     if surrogate in ways:
-        own = [folder / "lrm.json" for folder in (run and run / "lrm", path and Path(path)) if folder]
+        own = [folder / "lrm.json" for folder in (run and run / "lrm", lrm_place or (path and Path(path))) if folder]
         if not reward and (card := next((place for place in own if place.is_file()), None)):
             reward = json.loads(card.read_text(encoding="utf-8")).get("reward") or ""
     return Pursued(reward if ways else "", ways)
@@ -94,9 +104,9 @@ def needs_of(term: Mapping[str, Any]) -> Needs:
         return Needs(reward="numbers")
 
 
-def followed(config: Mapping[str, Any], run: Path | None) -> str:
-    """The reward that was followed and by which ways, in words."""
-    reward, ways = pursued(config, run)
+def followed(config: Mapping[str, Any], run: Path | None, lrm: Path | None = None) -> str:
+    """The reward that was followed and by which ways, in words; lrm: as `pursued` takes it."""
+    reward, ways = pursued(config, run, lrm)
     if ways:
         return f"{reward or 'unknown'}, by way of {' and '.join(ways)}"
     measured = reward_of(config.get("reward") or {})

@@ -46,7 +46,7 @@ class StudentSource:
         if self.in_checkpoint:
             inside = [n for n in self.weights.files if n.startswith(self.prefix)]
             return factors({n.removeprefix(self.prefix): self.weights.read(n) for n in inside if ".lora_" in n})
-        if not (self.place / FILE).is_file():
+        if not (self.place / FILE).is_file() or not self.card.get("lora_beside", True):
             return {}
         return {n.removeprefix("transformer."): t for n, t in load_file(self.place / FILE).items()}
 
@@ -95,11 +95,20 @@ def _of_checkpoint(step: Path, weights: str) -> StudentSource:
         "trained": plain["cycle"],
         "parameterization": config["student"].get("parameterization", "homogeneous"),
         "teacher": config["teacher"],
+        **places_of(step.resolve().parents[1]),
         "config": config,
         "teacher_name": config["teacher"]["name"],
         **{key: config["student"][key] for key in ("timesteps", "steps", "between")},
     }
     return StudentSource(step, card, Weights.of([step / checkpoint.TENSORS]), KINDS[weights], step.resolve().parents[1])
+
+
+def places_of(run: Path) -> dict[str, Any]:
+    """What a run's folder keeps of its places, as a student's card has it."""
+    try:
+        return {"places": json.loads((run / "places.json").read_text(encoding="utf-8"))["places"]}
+    except (OSError, ValueError, TypeError, KeyError):  # a run of before there was any
+        return {}
 
 
 def check_source(source: StudentSource, is_lora: bool, steps: int | None, rank: int | None, full: bool) -> None:

@@ -19,6 +19,7 @@ from dollar.models.denoiser import Denoiser
 from dollar.models.lora import FILE as LORA_FILE
 from dollar.models.pipeline import Weights, diffusers_class, lack
 from dollar.models.teacher import Teacher
+from dollar.sampling.identity import digest
 from dollar.sampling.samplers import Sampler, student_sampler
 
 CARD = "student.json"
@@ -40,11 +41,7 @@ class Student:
         few_step = self.few_steps.get(steps)
         if few_step is None:
             if not force:
-                trained = " or ".join(str(s) for s in sorted(self.few_steps, reverse=True))
-                raise ValueError(
-                    f"steps is {steps}, but the student in {self.folder} was trained for {trained}; "
-                    "use one of these, or force=true to see what it does"
-                )
+                check_trained(self.folder, list(self.few_steps), steps)
             schedule = self.denoiser.schedule
             longest = self.few_steps[max(self.few_steps)]
             few_step = FewStep(schedule, schedule.grid(steps)[:-1], longest.between, longest.boundary)
@@ -54,6 +51,16 @@ class Student:
     def guided(self) -> bool:
         """Whether it is a tuned teacher, which is sampled with its teacher's guidance."""
         return bool(self.card.get("guided", False))
+
+
+def check_trained(folder: str | Path, trained: Sequence[int], steps: int) -> None:
+    """Raise ValueError for a step count that the student in a folder was not trained for."""
+    if steps not in trained:
+        counts = " or ".join(str(s) for s in sorted(trained, reverse=True))
+        raise ValueError(
+            f"steps is {steps}, but the student in {folder} was trained for {counts}; use one of these, or force=true "
+            "to see what it does"
+        )
 
 
 def check_steps(timesteps: Sequence[float] | None, steps: Sequence[int]) -> None:
@@ -66,11 +73,14 @@ def check_steps(timesteps: Sequence[float] | None, steps: Sequence[int]) -> None
     for count in steps:
         if list(steps).count(count) > 1:
             raise ValueError(f"student.steps has {count} twice; give each step count once")
-        if count < 1 or longest % count:
+        if count < 1:
+            raise ValueError(f"student.steps has {count}; a step count is 1 or more")
+        if longest % count:
             fitting = [n for n in range(longest, 0, -1) if longest % n == 0]
+            whose = "its largest" if timesteps is None else f"the {longest} of student.timesteps"
             raise ValueError(
-                f"student.steps has {count}, which doesn't divide the {longest} "
-                f"{'of its largest' if timesteps is None else 'of student.timesteps'}; use of {fitting}"
+                f"student.steps has {count}, which doesn't divide {whose}"
+                f"{f', {longest}' * (timesteps is None)}; use some of {fitting}"
             )
 
 
@@ -177,6 +187,11 @@ def student_weights(folder: str | Path) -> Weights:
     if missing := lack(folder / "transformer", "transformer"):
         raise ValueError(f"the student in {folder} lacks {missing}; run the training command again to write it")
     return Weights.of(sorted((folder / "transformer").glob("*.safetensors")))
+
+
+def weights_of(folder: str | Path) -> str:
+    """What tells this student's weights from others'."""
+    return digest(sorted((Path(folder) / "transformer").glob("*.safetensors")))
 
 
 def load_student(folder: str | Path, teacher: Teacher, compute_dtype: torch.dtype = torch.float32) -> Student:

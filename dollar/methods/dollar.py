@@ -171,7 +171,7 @@ class Dollar:
 
     def _end_student(self, cycle: int) -> None:
         self.student.sizes.close()
-        self.meter.close(self.logged, self.max_silent)
+        self.meter.close(cycle, self.logged, self.max_silent)
         self.meter.note()
 
     def _when_sampled(self, cycle: int) -> NoUpdate | None:
@@ -194,11 +194,23 @@ class Dollar:
     def _losses_apart(self, name: str, term: Any, when: Moment) -> Iterator[Pullback]:
         return self.student.losses_apart(name, term, self.draws(when.cycle))
 
+    def remarks(self, ended: bool = False) -> dict[str, str]:
+        """Sentences for the user, by what they are of; ended: at the run's end, with what was counted."""
+        surrogate, spread = self.run.surrogate, self.meter.spread
+        unusable = self.meter.unusable + (surrogate.bad if surrogate is not None else 0)
+        found = {"spread": spread.trouble()}
+        if ended and unusable and not spread.clips:
+            found["unusable"] = f"none of {unusable} clips got a reward that is a number, so no reward was followed"
+        elif ended and unusable:
+            found["unusable"] = f"{unusable} of {unusable + spread.clips} clips got no reward and were left out"
+        return {name: sentence for name, sentence in found.items() if sentence}
+
     # What the next cycle depends on
 
     def state(self) -> State:
         plain: dict[str, Any] = {"silent": self.meter.silent, "unusable": self.meter.unusable}
         plain["sizes"] = self.student.sizes.state()
+        plain["spread"] = self.meter.spread.state()
         found = self._buffers()
         if self.run.decoder is not None and self.run.fitted:
             tensors, plain["decoder"] = self.small.state()
@@ -217,6 +229,8 @@ class Dollar:
     def load(self, state: State) -> None:
         self.meter.silent, self.meter.unusable = state.plain["silent"], state.plain["unusable"]
         self.student.sizes.load(state.plain.get("sizes", Sizes(self.run.world.gather).state()))  # before there were any
+        if "spread" in state.plain:  # it came later
+            self.meter.spread.load(state.plain["spread"])
         for name, buffer in self._buffers().items():
             buffer.copy_(state.tensors[name])
         for name, part in (("surrogate", self.fit), ("decoder", self.small)):

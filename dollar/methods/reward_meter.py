@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dollar.log import ANY_RANK, logger
+from dollar.methods.reward_spread import RewardSpread
 from dollar.surrogate.pixel_reward import Decode, PixelReward
 from dollar.training.turn import Scalars
 
@@ -15,13 +16,15 @@ from dollar.training.turn import Scalars
 class RewardMeter:
     """Scores by the pixel reward, and counts. gather: [B] -> that of all processes.
 
-    silent: cycles in a row in which no process got a reward that is a number; unusable: clips that got none.
+    silent: cycles in a row in which no process got a reward that is a number; unusable: clips that got none; spread: of
+    the rewards that are numbers.
     """
 
     def __init__(self, pixel: PixelReward | None, gather: Callable[[Tensor], Tensor]) -> None:
         self._pixel, self.gather = pixel, gather
         self.silent = 0
         self.unusable = 0
+        self.spread = RewardSpread()
         self._noted = False
         self._given: list[Tensor] = []
 
@@ -44,7 +47,7 @@ class RewardMeter:
         self._given.append(reward.detach())
         return reward
 
-    def close(self, scalars: Scalars, most: int) -> None:
+    def close(self, cycle: int, scalars: Scalars, most: int) -> None:
         """End a cycle; FloatingPointError where no reward was a number for `most` cycles in a row."""
         if self._given:
             reward = self.gather(torch.cat(self._given))
@@ -54,8 +57,14 @@ class RewardMeter:
             self.silent = 0 if bool(usable.any()) else self.silent + 1
             scalars["reward/unusable"] = float(self.unusable)
             scalars["reward/true"] = float(reward[usable].mean())
+            self.see(cycle, reward, scalars)
         if self.silent >= most:
             raise FloatingPointError(self.trouble(self.silent))
+
+    def see(self, cycle: int, reward: Tensor, scalars: Scalars) -> None:
+        """Look at the rewards [N] of all processes, wherever they come from."""
+        self.spread.see(cycle, reward)
+        scalars["reward/spread"] = self.spread.width
 
     def trouble(self, cycles: int) -> str:
         """The sentence for a reward that was no number for so long."""

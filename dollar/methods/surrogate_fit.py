@@ -30,12 +30,17 @@ class ToScore(NamedTuple):
     keys: list[tuple[int, int] | None]
 
 
+def scored_clips(clips: int, batch: int, processes: int) -> int:
+    """How many clips of a batch are scored where `clips` are wanted: at most all, and as many by each process."""
+    return min(-(-clips // processes) * processes, batch)
+
+
 class SurrogateFit:
     """Observes the pixel reward of real and generated clips and fits the latent reward model to all it remembers.
 
-    clips: generated clips a cycle, over all processes, that are scored; updates: a cycle; mismatched: whether real
-    clips under captions of others are scored, too; turn: the number of a cycle's turn; compared: cycles between looks
-    at how well it follows, 0 for none.
+    clips: generated clips a cycle, over all processes, that are scored (see `scored_clips`); updates: a cycle;
+    mismatched: whether real clips under captions of others are scored, too; turn: the number of a cycle's turn;
+    compared: cycles between looks at how well it follows, 0 for none.
     """
 
     def __init__(
@@ -54,7 +59,8 @@ class SurrogateFit:
             if value < 1:
                 raise ValueError(f"lrm.{key} is {value}; it must be at least 1")
         self.run, self.student, self.scalars, self.meter, self.turn = run, student, scalars, meter, turn
-        self.clips, self.updates, self.mismatched, self.compared = clips, updates, mismatched, compared
+        self.clips = scored_clips(clips, run.batch, run.world.size)
+        self.updates, self.mismatched, self.compared = updates, mismatched, compared
         self._observed = False
 
     @property
@@ -90,6 +96,7 @@ class SurrogateFit:
         mismatched = real if self.mismatched else real[:0]
         observed = self.surrogate.observe(draws.turn, torch.cat([real, generated, mismatched]), prompts, keys)
         self._observed = self.surrogate.remember(observed)
+        self.meter.see(cycle, self.surrogate.gather(observed.reward), self.scalars)
         data, true, _ = observed.reward.split([len(real), n, len(mismatched)])
         self._log_rewards(data, true, generated, drawn)
         return None if self._observed else NoUpdate(self.meter.trouble)
@@ -152,6 +159,14 @@ class SurrogateFit:
 
     def load(self, state: State) -> None:
         world = self.run.world
+        rows = {len(t) for name, t in state.tensors.items() if name.endswith("/reward")}
+        mine = len(self.pairs(self.draws(0)).prompts) * world.size
+        if rows - {mine}:
+            raise ValueError(
+                f"the latent reward model remembers {max(rows)} scored clips a cycle, and on {world.size} process"
+                f"{'es' if world.size > 1 else ''} it would score {mine}, for each scores as many as the others; go on "
+                "with as many processes as before"
+            )
         own = slice(world.rank, None, world.size)
         self.surrogate.load(state, lambda turn: self.pairs(self.draws(turn)).prompts, own)
 

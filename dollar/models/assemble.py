@@ -34,8 +34,8 @@ class TeacherSettings:
     negative_prompt: str = ""
     shift: float | None = None
     states: Mapping[str, Any] = field(default_factory=dict)
-    parts: Mapping[str, str | None] = field(default_factory=dict)
-    lora: str | None = None
+    parts: Mapping[str, str | Path | None] = field(default_factory=dict)
+    lora: str | Path | None = None
     lora_scale: float = 1.0
     text: Literal["online", "stored"] = "online"
     tiling: bool = False
@@ -108,6 +108,7 @@ def assemble(
         guidance_scale=s.guidance_scale,
         text_length=s.text_length,
         negative_prompt=s.negative_prompt,
+        lora=None if s.lora is None else (lora_at(s.lora), s.lora_scale),
     )
 
 
@@ -221,7 +222,9 @@ def text_encoder(family: Family, pipeline: Pipeline, s: TeacherSettings, device:
     )
 
 
-def read_transformer(family: Family, pipeline: Pipeline, lora: str | None, scale: float, weights: bool) -> nn.Module:
+def read_transformer(
+    family: Family, pipeline: Pipeline, lora: str | Path | None, scale: float, weights: bool
+) -> nn.Module:
     """The transformer, with a LoRA merged into it where there is one."""
     cls = family.classes["transformer"]
     if not weights and lora is None and (transformer := pipeline.empty("transformer", cls)) is not None:
@@ -232,9 +235,14 @@ def read_transformer(family: Family, pipeline: Pipeline, lora: str | None, scale
     return transformer
 
 
-def merge_lora(transformer: Any, pipeline_class: Any, lora: str, scale: float) -> None:
+def lora_at(lora: str | Path) -> Path:
+    """The file or folder of a LoRA; ValueError where there is none."""
+    return find(lora, "LoRA (teacher.lora)", ["*.safetensors"], key="teacher.lora")
+
+
+def merge_lora(transformer: Any, pipeline_class: Any, lora: str | Path, scale: float) -> None:
     """Add a LoRA, a file or folder in any form that the family's pipeline reads, to the transformer's weights."""
-    place = find(lora, "LoRA (teacher.lora)", ["*.safetensors"])
+    place = lora_at(lora)
     folder, file = (place.parent, place.name) if place.is_file() else (place, None)
     try:
         found, metadata = pipeline_class.lora_state_dict(

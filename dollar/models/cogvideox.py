@@ -15,6 +15,7 @@ from dollar.diffusion.timesteps import FewStep, check_timesteps
 from dollar.models.assemble import TeacherSettings, assemble, configured_by
 from dollar.models.codec import Codec, Normalisation
 from dollar.models.denoiser import Condition, Wrapped
+from dollar.models.original_names import Layers
 from dollar.models.pipeline import Pipeline
 from dollar.models.sizes import check_sizes
 from dollar.models.teacher import Teacher, VideoSpec
@@ -65,6 +66,7 @@ class CogVideoX:
     }
     embeds_guidance: ClassVar[bool] = False
     predictions: ClassVar[Mapping[str, str | None]] = _NAMES
+    original_layers: ClassVar[Layers | None] = None  # its LoRAs go by diffusers' names everywhere
 
     def __init__(self, pipeline: Pipeline, spec: VideoSpec) -> None:
         self.transformer, self.vae = pipeline.config("transformer"), pipeline.config("vae")
@@ -173,7 +175,9 @@ class CogVideoX:
         return self.schedule.grid(steps)
 
     def even(self, steps: int) -> list[float]:
-        return self.schedule.grid(steps)[:-1].tolist()
+        # As far apart as LCM's scheduler has them, in whole timesteps: three are [998, 665, 332].
+        apart = len(self.scheduler.alphas_cumprod) // steps
+        return [float(apart * i - 1) for i in range(steps, 0, -1)]
 
     def student_scheduler(self, timesteps: Sequence[float], between: str) -> Any:
         return student_scheduler(self.scheduler, [int(t) for t in timesteps], between)

@@ -17,6 +17,7 @@ from dollar.models import flow
 from dollar.models.assemble import TeacherSettings, assemble, configured_by
 from dollar.models.codec import Codec, Normalisation
 from dollar.models.denoiser import Condition, Wrapped
+from dollar.models.original_names import Layers
 from dollar.models.pipeline import Pipeline
 from dollar.models.sizes import check_sizes
 from dollar.models.teacher import Teacher, VideoSpec
@@ -71,6 +72,24 @@ class HunyuanVideo:
     }
     embeds_guidance: ClassVar[bool] = True
     predictions: ClassVar[Mapping[str, str | None]] = flow.PREDICTIONS
+    original_layers: ClassVar[Layers | None] = {
+        "double_blocks.{}.img_attn_qkv": [f"transformer_blocks.{{}}.attn.to_{n}" for n in "qkv"],
+        "double_blocks.{}.txt_attn_qkv": [f"transformer_blocks.{{}}.attn.add_{n}_proj" for n in "qkv"],
+        "double_blocks.{}.img_attn_proj": ["transformer_blocks.{}.attn.to_out.0"],
+        "double_blocks.{}.txt_attn_proj": ["transformer_blocks.{}.attn.to_add_out"],
+        "double_blocks.{}.img_mod.linear": ["transformer_blocks.{}.norm1.linear"],
+        "double_blocks.{}.txt_mod.linear": ["transformer_blocks.{}.norm1_context.linear"],
+        "double_blocks.{}.img_mlp.fc1": ["transformer_blocks.{}.ff.net.0.proj"],
+        "double_blocks.{}.img_mlp.fc2": ["transformer_blocks.{}.ff.net.2"],
+        "double_blocks.{}.txt_mlp.fc1": ["transformer_blocks.{}.ff_context.net.0.proj"],
+        "double_blocks.{}.txt_mlp.fc2": ["transformer_blocks.{}.ff_context.net.2"],
+        "single_blocks.{}.linear1": [
+            *(f"single_transformer_blocks.{{}}.attn.to_{n}" for n in "qkv"),
+            "single_transformer_blocks.{}.proj_mlp",
+        ],
+        "single_blocks.{}.linear2": ["single_transformer_blocks.{}.proj_out"],
+        "single_blocks.{}.modulation.linear": ["single_transformer_blocks.{}.norm.linear"],
+    }
     prediction = FLOW
 
     def __init__(self, pipeline: Pipeline, spec: VideoSpec) -> None:

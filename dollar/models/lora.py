@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-
-from dollar.models.pipeline import diffusers_class
 
 FILE = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 
@@ -40,13 +37,15 @@ class Extracted:
     """A LoRA by diffusers' names, with what it leaves.
 
     layers: the layers that it covers, those least well first; uncovered: the norm of the change of every other tensor
-    that did change, the largest first.
+    that did change, the largest first; spectrum: [n] float64, the squares of the layers' singular values, summed over
+    the layers, the largest of each first.
     """
 
     rank: int
     tensors: dict[str, Tensor]
     layers: list[Layer]
     uncovered: dict[str, float]
+    spectrum: Tensor
 
     @property
     def residual(self) -> float:
@@ -54,11 +53,24 @@ class Extracted:
         left, changed = (sum(getattr(layer, key) ** 2 for layer in self.layers) for key in ("left", "changed"))
         return (left / changed) ** 0.5
 
-    def save(self, folder: Path, pipeline_class: str) -> None:
-        """Write the file that this pipeline's load_lora_weights reads from the folder."""
-        diffusers_class(pipeline_class).save_lora_weights(
-            folder, transformer_lora_layers=self.tensors, weight_name=FILE
-        )
+    @property
+    def left_out(self) -> float:
+        """The share of all that training changed, in the Frobenius norm, that the LoRA leaves: 0 is none of it."""
+        left = sum(layer.left**2 for layer in self.layers) + self._uncovered
+        return (left / (sum(layer.changed**2 for layer in self.layers) + self._uncovered)) ** 0.5
+
+    def rank_for(self, left_out: float, covered: bool = False) -> int | None:
+        """The smallest rank that leaves at most this share of all that training changed; None where no rank does.
+
+        covered: of what it changed in the covered layers instead.
+        """
+        always, total = 0.0 if covered else self._uncovered, self.spectrum.sum()
+        enough = total - torch.cumsum(self.spectrum, 0) + always <= left_out**2 * (total + always)
+        return int(enough.nonzero()[0]) + 1 if enough.any() else None
+
+    @property
+    def _uncovered(self) -> float:
+        return sum(norm**2 for norm in self.uncovered.values())
 
 
 def low_rank(change: Tensor, rank: int) -> Factors:
@@ -66,7 +78,11 @@ def low_rank(change: Tensor, rank: int) -> Factors:
 
     A rank above what the matrix has is filled up with zeros, so that every layer of a LoRA has the same.
     """
-    left, values, right = torch.linalg.svd(change.float(), full_matrices=False)
+    return _factors(torch.linalg.svd(change.float(), full_matrices=False), rank)
+
+
+def _factors(svd: tuple[Tensor, Tensor, Tensor], rank: int) -> Factors:
+    left, values, right = svd
     root = values[:rank].sqrt()
     a, b = root[:, None] * right[:rank], left[:, :rank] * root
     missing = rank - len(root)
@@ -96,7 +112,7 @@ def extract(
     linear = {f"{name}.weight": name for name in linear_layers(transformer, blocks)}
     parameters = dict(transformer.named_parameters())
     tensors: dict[str, Tensor] = {}
-    layers, uncovered = [], {}
+    layers, uncovered, squares = list[Layer](), dict[str, float](), list[Tensor]()
     for full in watch(list(parameters)):
         now = parameters[full].float()
         change = now - before(full).to(now)
@@ -105,10 +121,13 @@ def extract(
         if full not in linear:
             uncovered[full] = norm
             continue
-        a, b = (factor.to(dtype).contiguous() for factor in low_rank(change, rank))
+        svd = torch.linalg.svd(change, full_matrices=False)
+        squares.append(svd[1].double().square().cpu())
+        a, b = (factor.to(dtype).contiguous() for factor in _factors(svd, rank))
         layers.append(Layer(linear[full], norm, float(torch.linalg.vector_norm(change - b.float() @ a.float()))))
         tensors |= {f"{linear[full]}.lora_A.weight": a.cpu(), f"{linear[full]}.lora_B.weight": b.cpu()}
     if not layers:
         raise ValueError("the student's blocks have the teacher's weights, so there is no LoRA to extract; train first")
     layers.sort(key=lambda layer: -layer.residual)
-    return Extracted(rank, tensors, layers, dict(sorted(uncovered.items(), key=lambda item: -item[1])))
+    spectrum = nn.utils.rnn.pad_sequence(squares).sum(1)
+    return Extracted(rank, tensors, layers, dict(sorted(uncovered.items(), key=lambda item: -item[1])), spectrum)

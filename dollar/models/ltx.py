@@ -18,6 +18,7 @@ from dollar.models import flow
 from dollar.models.assemble import TeacherSettings, assemble, configured_by
 from dollar.models.codec import Codec
 from dollar.models.denoiser import Condition, Wrapped
+from dollar.models.original_names import Layers
 from dollar.models.pipeline import Pipeline
 from dollar.models.sizes import check_sizes
 from dollar.models.teacher import Teacher, VideoSpec
@@ -68,6 +69,15 @@ class LTX:
     }
     embeds_guidance: ClassVar[bool] = False
     predictions: ClassVar[Mapping[str, str | None]] = flow.PREDICTIONS
+    # diffusers has taken the authors' names over.
+    original_layers: ClassVar[Layers | None] = {
+        **{
+            layer: [layer]
+            for attention in ("attn1", "attn2")
+            for layer in (f"transformer_blocks.{{}}.{attention}.{n}" for n in ("to_q", "to_k", "to_v", "to_out.0"))
+        },
+        **{layer: [layer] for layer in ("transformer_blocks.{}.ff.net.0.proj", "transformer_blocks.{}.ff.net.2")},
+    }
     prediction = FLOW
 
     def __init__(self, pipeline: Pipeline, spec: VideoSpec) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from dollar.models.adapter import add_lora, is_lora
 from dollar.models.assemble import check_states
 from dollar.models.denoiser import Condition
 from dollar.models.pipeline import CONFIGS, HUB_ID, INDEX, Pipeline, diffusers_class, empty
@@ -76,6 +78,17 @@ class Outline:
         """The shapes of the parameters of each of its repeated blocks."""
         return [[tuple(p.shape) for p in block.parameters()] for block in self.network.blocks]  # type: ignore[union-attr]
 
+    def with_lora(self, rank: int) -> nn.Module:
+        """The network with a LoRA, which alone is trained; a copy."""
+        network = add_lora(copy.deepcopy(self.network), rank)
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(is_lora(name))
+        return network
+
+    def lora_shapes(self, rank: int) -> list[tuple[int, ...]]:
+        """The shapes of the factors of a LoRA of this rank."""
+        return [tuple(p.shape) for p in self.with_lora(rank).parameters() if p.requires_grad]
+
     def batch(self, clips: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Condition]:
         """What the network reads for so many clips, on the meta device."""
         x = torch.empty(clips, *self.latent_shape, dtype=dtype, device="meta")
@@ -89,11 +102,13 @@ class Outline:
 class ForwardCost(NamedTuple):
     """What one clip's forward costs.
 
-    flops: multiplications and additions; tokens: of the clip, without its prompt's. Bytes kept for the backward pass:
+    flops: multiplications and additions; backward: those of the backward pass, which has two products for each of the
+    forward's, but one where a weight is frozen; tokens: of the clip, without its prompt's. Bytes kept for the backward:
     outside: of the blocks; inputs: of all blocks; inside: of all blocks together; largest: inside one block.
     """
 
     flops: int
+    backward: int
     tokens: int
     outside: int
     inputs: int
@@ -149,13 +164,16 @@ def family_of(target: str) -> type[Family]:
     kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and hasattr(kind, "pipeline_class")]
     own = [kind for kind in kinds if kind.__module__ == module.__name__]
     if len(own) != 1:
-        raise ValueError(f"{module.__name__} has {len(own)} adapters of a family; a plan needs a module of one")
+        raise ValueError(f"{module.__name__} has {len(own)} adapters of a family; name a loader in a module of one")
     return own[0]
 
 
-def measure(outline: Outline, dtype: torch.dtype) -> ForwardCost:
-    """Count what a forward of one clip computes and keeps, with the network in a dtype; nothing is computed."""
-    network = outline.network.to(dtype)
+def measure(outline: Outline, dtype: torch.dtype, lora: int | None = None) -> ForwardCost:
+    """Count what a forward of one clip computes and keeps, with the network in a dtype; nothing is computed.
+
+    lora: the rank of one that is trained in place of the network's own weights.
+    """
+    network = (outline.network if lora is None else outline.with_lora(lora)).to(dtype)
     blocks = list(network.blocks)  # type: ignore[arg-type]
     seen = {t.untyped_storage()._cdata: t for t in (*network.parameters(), *network.buffers())}
     kept: dict[str, list[int]] = {"outside": [0], "inputs": [0], "inside": []}
@@ -196,8 +214,13 @@ def measure(outline: Outline, dtype: torch.dtype) -> ForwardCost:
             handle.remove()
         network.float()
     inside = kept["inside"]
+    flops, each = counter.get_total_flops(), counter.get_flop_counts()
+    aten = torch.ops.aten
+    products = sum(each["Global"].get(op, 0) for op in (aten.mm, aten.addmm, aten.convolution))  # with weights
+    trained = sum(sum(each[name].values()) for name in each if is_lora(f"{name}."))
+    frozen = 0 if lora is None else products - trained
     return ForwardCost(
-        counter.get_total_flops(), tokens, kept["outside"][0], kept["inputs"][0], sum(inside), max(inside)
+        flops, 2 * flops - frozen, tokens, kept["outside"][0], kept["inputs"][0], sum(inside), max(inside)
     )
 
 

@@ -30,10 +30,13 @@ def offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
 
 
-def find(place: str | Path, what: str = "teacher", patterns: list[str] | None = None) -> Path:
+def find(
+    place: str | Path, what: str = "teacher", patterns: list[str] | None = None, key: str = "teacher.folder"
+) -> Path:
     """A local folder or file, or the folder that a hub id was fetched to; ValueError says what is not there.
 
-    patterns: which of the hub's files are needed. Offline only what was fetched before is looked for.
+    key: that the place is given by. patterns: which of the hub's files are needed. Offline only what was fetched before
+    is looked for.
     """
     path = Path(place).expanduser()
     if path.exists():
@@ -41,7 +44,7 @@ def find(place: str | Path, what: str = "teacher", patterns: list[str] | None = 
     local = str(place).startswith((".", "/", "~")) or path.suffix == ".safetensors"
     if local or not HUB_ID.fullmatch(str(place)):
         raise ValueError(
-            f"no {what} at {place}: the folder doesn't exist. Name a diffusers folder or a hub id such as "
+            f"no {what} at {place}: the folder doesn't exist. Give {key}=FOLDER, or a hub id such as "
             f"THUDM/CogVideoX-2b; {EMBEDDED}"
         )
     from huggingface_hub import snapshot_download
@@ -52,7 +55,7 @@ def find(place: str | Path, what: str = "teacher", patterns: list[str] | None = 
         way = "and nothing may be fetched (HF_HUB_OFFLINE is set)" if offline() else f"and can't be fetched ({error})"
         raise ValueError(
             f"no {what} at {place}: there is no such folder here, it was not fetched from the hub before, {way}. "
-            "Fetch it with `hf download` where there is a network, or name a folder"
+            f"Fetch it with `hf download` where there is a network, or give {key}=FOLDER"
         ) from None
 
 
@@ -89,15 +92,23 @@ class Weights:
 class Pipeline:
     """A pipeline's folder, with components that may have places of their own.
 
-    parts: component -> a folder, a hub id or one safetensors file that it is read from instead.
+    parts: component -> a folder, a hub id or one safetensors file that it is read from instead; key: that the folder is
+    given by.
     """
 
-    def __init__(self, folder: str | Path, names: Sequence[str], parts: Mapping[str, str | None] | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        names: Sequence[str],
+        parts: Mapping[str, str | Path | None] | None = None,
+        key: str = "teacher.folder",
+    ) -> None:
         self.names = tuple(names)
         given = {name: place for name, place in (parts or {}).items() if place is not None}
         fetched = [f"{name}/*" for name in self.names if name not in given]
-        self.folder = find(folder, patterns=[INDEX, "README.md", *fetched])
-        self.parts = {n: find(place, f"teacher.parts.{n}", [f"{n}/*", *AT_ROOT]) for n, place in given.items()}
+        self.folder = find(folder, patterns=[INDEX, "README.md", *fetched], key=key)
+        own = {n: (f"teacher.parts.{n}", [f"{n}/*", *AT_ROOT]) for n in given}
+        self.parts = {n: find(place, *own[n], key=own[n][0]) for n, place in given.items()}
         for name, place in self.parts.items():
             if place.is_file() and name not in SINGLE:
                 raise ValueError(

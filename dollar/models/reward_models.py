@@ -18,6 +18,7 @@ from dollar.models.pixel_reward_model import PixelRewardModel
 from dollar.models.small_decoder import SmallDecoder
 from dollar.models.teacher import Teacher
 from dollar.models.teacher_reward_model import TeacherRewardModel, weights_hash
+from dollar.storage import explained
 
 CARD, WEIGHTS, DECODER = "lrm.json", "model.safetensors", "decoder.safetensors"
 BACKBONES = ("cnn", "teacher", "pixels")
@@ -93,10 +94,11 @@ def save_reward_model(folder: Path, model: nn.Module, teacher: Teacher, card: Ma
 
     card: what else the file is to say, plain values; `statistics` must be among them.
     """
-    for name, network in {WEIGHTS: model, DECODER: getattr(model, "decoder", None)}.items():
-        if network is not None:
-            with atomically(folder / name) as temporary:
-                save_file({n: p.detach().cpu().contiguous() for n, p in network.state_dict().items()}, temporary)
+    with explained("the latent reward model", folder):
+        for name, network in {WEIGHTS: model, DECODER: getattr(model, "decoder", None)}.items():
+            if network is not None:
+                with atomically(folder / name) as temporary:
+                    save_file({n: p.detach().cpu().contiguous() for n, p in network.state_dict().items()}, temporary)
     full = {
         **card,
         "model": model.card,
@@ -125,12 +127,15 @@ def load_reward_model(folder: str | Path, teacher: Teacher, expected: Mapping[st
     torch.random.set_rng_state(state)  # its first weights are of no account, and draw nothing from anyone
     _check_fits(folder, card, _fingerprint(model, teacher), teacher.name)
     for name, network in {WEIGHTS: model, DECODER: getattr(model, "decoder", None)}.items():
+        if network is None:
+            continue
         try:
-            if network is not None:
-                network.load_state_dict(load_file(folder / name))
+            network.load_state_dict(load_file(folder / name))
         except Exception as error:  # a file cut short, or tensors of another model
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise ValueError(f"{folder / name} can't be read ({reason}); fit the model again to write it") from None
+        if broken := [n for n, t in network.state_dict().items() if not t.isfinite().all()]:
+            raise ValueError(f"{folder / name}: {broken[0]} is not finite; fit the model again")
     return StoredModel(model, card)
 
 

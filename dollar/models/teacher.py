@@ -17,6 +17,7 @@ from dollar.diffusion.schedule import Schedule
 from dollar.diffusion.timesteps import FewStep
 from dollar.models.codec import Codec
 from dollar.models.denoiser import Condition, Denoiser
+from dollar.models.original_names import Layers
 from dollar.models.pipeline import Pipeline, diffusers_class, empty, lack
 
 SAMPLED = 2**20  # bytes at both ends of a weight file that its fingerprint reads
@@ -40,13 +41,15 @@ class Family(Protocol):
     pipeline_class: diffusers' pipeline; classes: component -> its class (the transformer's and the autoencoder's of
     diffusers, others with their library); embeds_guidance: the network reads the guidance scale and needs no
     unconditional half; predictions: which outputs of a network its schedulers can be set to, and the value of
-    prediction_type that sets each, None where they have no such setting.
+    prediction_type that sets each, None where they have no such setting; original_layers: the layers of its authors'
+    model, by which their LoRAs are named, None where LoRAs go by diffusers' names alone.
     """
 
     pipeline_class: ClassVar[str]
     classes: ClassVar[Mapping[str, str]]
     embeds_guidance: ClassVar[bool]
     predictions: ClassVar[Mapping[str, str | None]]
+    original_layers: ClassVar[Layers | None]
 
     @property
     def schedule(self) -> Schedule: ...
@@ -108,7 +111,8 @@ class Teacher:
     """Everything that is known of one teacher.
 
     latent_shape: (C, F, h, w) of one clip; clip_shape: (T, H, W) in frames and pixels; fps: frames a second.
-    guidance_scale: the teacher's own, in diffusers' form, or the one that its network reads.
+    guidance_scale: the teacher's own, in diffusers' form, or the one that its network reads. lora: the one that is
+    merged in its network, and how much of it.
     """
 
     name: str
@@ -123,6 +127,7 @@ class Teacher:
     guidance_scale: float
     text_length: int
     negative_prompt: str = ""
+    lora: tuple[Path, float] | None = None
 
     @property
     def device(self) -> torch.device:

@@ -16,9 +16,12 @@ from dollar.models import flow
 from dollar.models.assemble import TeacherSettings, assemble, configured_by
 from dollar.models.codec import Codec, Normalisation
 from dollar.models.denoiser import Condition, Wrapped
+from dollar.models.original_names import Layers
 from dollar.models.pipeline import Pipeline
 from dollar.models.sizes import check_sizes
 from dollar.models.teacher import Teacher, VideoSpec
+
+_ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}
 
 
 @configured_by(TeacherSettings)
@@ -66,6 +69,12 @@ class Wan:
     }
     embeds_guidance: ClassVar[bool] = False
     predictions: ClassVar[Mapping[str, str | None]] = flow.PREDICTIONS
+    original_layers: ClassVar[Layers | None] = {
+        **{f"blocks.{{}}.self_attn.{theirs}": [f"blocks.{{}}.attn1.{ours}"] for theirs, ours in _ATTENTION.items()},
+        **{f"blocks.{{}}.cross_attn.{theirs}": [f"blocks.{{}}.attn2.{ours}"] for theirs, ours in _ATTENTION.items()},
+        "blocks.{}.ffn.0": ["blocks.{}.ffn.net.0.proj"],
+        "blocks.{}.ffn.2": ["blocks.{}.ffn.net.2"],
+    }
     prediction = FLOW
 
     def __init__(self, pipeline: Pipeline, spec: VideoSpec) -> None:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -16,13 +17,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dollar.parallel.shard import whole
 from dollar.parallel.world import World
+from dollar.storage import FAILED, explained
 
+DAMAGE = (errno.ENOENT, errno.EIO)  # a file that isn't there, or a part of the disk that is broken
 TENSORS, PLAIN, MANIFEST = "state.safetensors", "state.json", "manifest.json"
 
 
@@ -55,25 +57,23 @@ def save(
 def _write(folder: Path, step: int, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
     final = folder / f"step-{step:08d}"
     aside = folder / f"step-{step:08d}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        save_file(tensors, aside / TENSORS)
-        (aside / PLAIN).write_text(json.dumps(plain))
-        manifest = {name: _fingerprint(aside / name) for name in (TENSORS, PLAIN)}
-        (aside / MANIFEST).write_text(json.dumps(manifest))
-        for name in (TENSORS, PLAIN, MANIFEST, "."):
-            _sync(aside / name)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk by its own exception
-        needed = sum(t.numel() * t.element_size() for t in tensors.values())
+    needed = sum(t.numel() * t.element_size() for t in tensors.values())
+    with explained(f"the checkpoint of step {step}", folder, needed, "The older checkpoints are untouched"):
         shutil.rmtree(aside, ignore_errors=True)
-        raise OSError(
-            f"the checkpoint of step {step} could not be written to {folder}: {error}. It needs {needed:,} bytes and "
-            f"{shutil.disk_usage(folder).free:,} are free; the older checkpoints are untouched"
-        ) from error
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(aside, final)
-    _sync(folder)
+        aside.mkdir(parents=True)
+        try:
+            save_file(tensors, aside / TENSORS)
+            (aside / PLAIN).write_text(json.dumps(plain))
+            manifest = {name: _fingerprint(aside / name) for name in (TENSORS, PLAIN)}
+            (aside / MANIFEST).write_text(json.dumps(manifest))
+            for name in (TENSORS, PLAIN, MANIFEST, "."):
+                _sync(aside / name)
+        except FAILED:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(aside, final)
+        _sync(folder)
 
 
 def _sync(path: Path) -> None:
@@ -109,16 +109,26 @@ def _steps(folder: Path) -> list[Path]:
 
 
 def fault(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None."""
+    """What is wrong with a checkpoint folder, or None.
+
+    OSError where the system doesn't let it be read, which says nothing of what it holds and may pass.
+    """
     try:
         manifest = dict(json.loads((checkpoint / MANIFEST).read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        for name in (TENSORS, PLAIN):
+            if not (checkpoint / name).is_file():
+                return f"{name} is missing"
+            if _fingerprint(checkpoint / name) != manifest.get(name):
+                return f"{name} is not what was written (size or hash differ)"
+    except OSError as error:
+        if error.errno not in DAMAGE:
+            raise OSError(
+                f"the checkpoint {checkpoint} can't be read now ({error.strerror or error}). It is left as it is; "
+                "make it readable, and start the same command again"
+            ) from error
+        return f"it can't be read ({error})"
+    except (ValueError, TypeError) as error:
         return f"its manifest can't be read ({error})"
-    for name in (TENSORS, PLAIN):
-        if not (checkpoint / name).is_file():
-            return f"{name} is missing"
-        if _fingerprint(checkpoint / name) != manifest.get(name):
-            return f"{name} is not what was written (size or hash differ)"
     return None
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class World:
     size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     mesh: DeviceMesh | None = None
+    local_rank: int = 0
 
     @property
     def is_main(self) -> bool:
@@ -76,6 +80,24 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    def first_here(self, make: Callable[[], T]) -> T:
+        """What `make` gives, in the first process of each machine before the others, which find what it left on disk.
+
+        However long that takes: no collective's time limit ends the waiting.
+        """
+        if self.size == 1:
+            return make()
+        waiting, trouble = dist.new_group(timeout=timedelta(days=7), backend="gloo"), None
+        try:
+            found = make() if self.local_rank == 0 else None
+        except Exception as error:  # which the others will meet, too
+            trouble = error
+        dist.barrier(waiting)
+        dist.destroy_process_group(waiting)
+        if trouble is not None:
+            raise trouble
+        return make() if found is None else found
+
 
 def peak_memory(device: torch.device) -> float:
     """The most memory that was in use so far, in GiB: of the GPU's allocator, or of this process on a CPU."""
@@ -113,7 +135,7 @@ def start(device: str = "auto", timeout_minutes: float = 10.0) -> World:
         return World(device=chosen)
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=timedelta(minutes=timeout_minutes))
     size = dist.get_world_size()
-    return World(dist.get_rank(), size, chosen, init_device_mesh(chosen.type, (size,)))
+    return World(dist.get_rank(), size, chosen, init_device_mesh(chosen.type, (size,)), local)
 
 
 def finish(world: World) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 Shapes = Sequence[Sequence[int]]
@@ -32,13 +32,16 @@ class Setup:
     """What the memory of a process depends on.
 
     shapes: of the teacher's parameters, which the student and the fake score share; blocks: those of each repeated
-    block; lrm: of the latent reward model's, empty without one; frozen: parameters of each other frozen model.
-    shard: whether student and fake score are spread over the processes; clips: that a process takes at once; dtype and
-    frozen_dtype: bytes of a number. outside, inputs, inside, largest:
+    block; lora: of the factors that a student which is a LoRA trains in place of its own, empty where it trains all;
+    lrm: of what is trained of the latent reward model, empty without one; networks: of each term's own, whose
+    buffers are of so many bytes; read: parameters of what is only read in float32, frozen: of each other frozen model.
+    batch: clips of an update over all processes; micro_batch: the most that one takes at once, None for its share.
+    shard: whether student and fake score are spread over the processes; dtype and frozen_dtype: bytes of a number.
+    outside, inputs, inside, largest:
     bytes that one clip's forward keeps outside the blocks, as their inputs, inside all and inside one. terms: of the
     student's update; kept: the most forwards that one branch of it holds for its backward; compares: whether the terms'
     gradients are compared now and then; gathers: whether gradients are kept over cycles (ft.update=separate).
-    remembered: bytes of the latents whose rewards are kept, in all.
+    remembered: bytes of the latents whose rewards are kept, in all; best: whether a best checkpoint is kept as well.
     """
 
     shapes: Shapes
@@ -46,12 +49,17 @@ class Setup:
     lrm: Shapes
     frozen: Mapping[str, int]
     processes: int
-    clips: int
+    batch: int
     outside: int
     inputs: int
     inside: int
     largest: int
     terms: int
+    lora: Shapes = ()
+    networks: Mapping[str, Shapes] = field(default_factory=dict)
+    buffers: Mapping[str, int] = field(default_factory=dict)
+    read: Mapping[str, int] = field(default_factory=dict)
+    micro_batch: int | None = None
     fake: bool = True
     shard: bool = True
     shard_teacher: bool = False
@@ -62,6 +70,18 @@ class Setup:
     dtype: int = FLOAT
     frozen_dtype: int = FLOAT
     remembered: int = 0
+    best: bool = False
+
+    @property
+    def clips(self) -> int:
+        """How many clips a process takes through a network at once."""
+        share = -(-self.batch // self.processes)
+        return share if self.micro_batch is None else min(share, self.micro_batch)
+
+    @property
+    def trains(self) -> Shapes:
+        """The shapes of what is trained of the student."""
+        return self.lora or self.shapes
 
     @property
     def cut(self) -> int:
@@ -110,16 +130,26 @@ def trained(name: str, shapes: Shapes, processes: int = 1, gathers: bool = False
 def roles(setup: Setup) -> list[Holding]:
     """Everything that is held from the first cycle to the last."""
     whole, cut = elements(setup.shapes), setup.cut
-    found = [trained("student", setup.shapes, cut, setup.gathers)]
+    found = [trained("student", setup.trains, cut, setup.gathers)]
+    if setup.lora:
+        found[0] = found[0]._replace(name="student's LoRA")
+        found.append(Holding("student's frozen weights", whole, FLOAT * elements(setup.shapes, cut)))
     if setup.fake:
         found.append(trained("fake score", setup.shapes, cut))
-    found.append(Holding("averaged weights", whole, FLOAT * elements(setup.shapes, cut)))
+    found.append(Holding("averaged weights", elements(setup.trains), FLOAT * elements(setup.trains, cut)))
     found.append(
         Holding("teacher", whole, FLOAT * elements(setup.shapes, setup.processes if setup.shard_teacher else 1))
     )
     if setup.lrm:
         found.append(trained("latent reward model", setup.lrm))
-    return found + [Holding(name, n, n * setup.frozen_dtype) for name, n in setup.frozen.items()]
+    for name, shapes in setup.networks.items():
+        role = trained(f"network of {name}", shapes)
+        found.append(role._replace(weights=role.weights + setup.buffers.get(name, 0)))
+    found += [Holding(name, n, n * FLOAT) for name, n in setup.read.items()]
+    found += [Holding(name, n, n * setup.frozen_dtype) for name, n in setup.frozen.items()]
+    if setup.remembered:
+        found.append(Holding("latents with rewards", 0, setup.remembered // setup.processes))
+    return found
 
 
 def activations(setup: Setup) -> int:
@@ -145,35 +175,51 @@ def gathered(setup: Setup) -> int:
 
 
 def memory(setup: Setup) -> Memory:
-    """The bytes of one process; its peak is either within an update or while gradients are compared."""
+    """The bytes of one process; its peak is within an update, while gradients are compared, or as they are averaged."""
     held, kept, work = roles(setup), activations(setup), gathered(setup)
     # To compare, a process holds its share of the gradients of each earlier term and of those before the term while it
     # is carried back; in the end each term's, with those before and after the last.
-    share = FLOAT * elements(setup.shapes, setup.cut) if setup.compares else 0
+    share = FLOAT * elements(setup.trains, setup.cut) if setup.compares else 0
     during, after = setup.terms * share, (setup.terms + 2) * share
-    rest = max(work + kept + during, after)
+    rest = max(work + kept + during, after, averaged(setup))
     return Memory(held, work, kept, after, sum(role.held for role in held) + rest)
 
 
+def averaged(setup: Setup) -> int:
+    """Where processes hold networks whole, one message of all gradients is what their average goes through."""
+    if setup.processes == 1 or setup.shard:
+        return 0
+    return FLOAT * max(elements(setup.trains), elements(setup.shapes) if setup.fake else 0)
+
+
 def checkpoint_bytes(setup: Setup) -> int:
-    """The tensors of one checkpoint: weights and moments of all that is trained, the average, and what is gathered."""
+    """The tensors of one checkpoint: weights and moments of all that is trained, the average, and what is gathered.
+
+    Those of a latent reward model that is only read lie in it, too.
+    """
     learners = [role for role in roles(replace(setup, processes=1)) if role.moments]
-    whole = FLOAT * elements(setup.shapes)
-    return sum(role.weights + role.moments for role in learners) + whole * (1 + setup.gathers) + setup.remembered
+    average, read = FLOAT * elements(setup.trains), FLOAT * sum(setup.read.values())
+    return (
+        sum(role.weights + role.moments for role in learners) + average * (1 + setup.gathers) + read + setup.remembered
+    )
+
+
+def kept_bytes(setup: Setup, keep: int) -> int:
+    """What lies on the disk at most: `keep` checkpoints, the next one while it is written, and the best's weights."""
+    best = FLOAT * elements(setup.trains) * (2 if setup.best else 0)
+    return checkpoint_bytes(setup) * (keep + 1) + best
 
 
 def remedies(setup: Setup) -> list[Remedy]:
     """Changes of the settings that leave the losses as they are and save something, the most saving first."""
     twice, halved = 2 * setup.processes, {n: getattr(setup, n) // 2 for n in ("outside", "inputs", "inside", "largest")}
+    batch = -(-setup.batch // twice) * twice  # the next that so many processes can share
     changes: dict[str, dict[str, Any]] = {
         "parallel.activation_checkpointing=true": {"checkpointing": True},
         "parallel.shard=true": {"shard": True},
         "parallel.shard_teacher=true": {"shard_teacher": True},
-        f"processes={twice} lrm.clips={twice}" + (f" batch={twice}" if setup.clips == 1 else ""): {
-            "processes": twice,
-            "clips": -(-setup.clips // 2),
-        },
-        "parallel.micro_batch=1": {"clips": 1},
+        f"processes={twice}" + f" batch={batch}" * (batch != setup.batch): {"processes": twice, "batch": batch},
+        "parallel.micro_batch=1": {"micro_batch": 1},
         "parallel.dtype=bfloat16": {"dtype": 2, **halved} if setup.dtype == FLOAT else {},
         "teacher.frozen_dtype=bfloat16": {"frozen_dtype": min(2, setup.frozen_dtype)},
         "teacher.text=stored": {"frozen": {n: count for n, count in setup.frozen.items() if "text" not in n}},
@@ -196,3 +242,20 @@ def way_to_fit(setup: Setup, available: int, most: int = 3) -> list[Remedy]:
         taken.append(left[0])
         setup = left[0].setup
     return taken
+
+
+def fewest(setup: Setup, available: int) -> int | None:
+    """The fewest processes, a divisor of the batch, that hold the run, each taking as many clips at once as now."""
+    setup = replace(setup, micro_batch=setup.clips)
+    numbers = [n for n in range(1, setup.processes + 1) if setup.batch % n == 0]
+    return next((n for n in numbers if memory(replace(setup, processes=n)).peak <= available), None)
+
+
+def enough(setup: Setup, available: int, most: int = 1024) -> int | None:
+    """The first doubling of the processes, up to `most`, that holds the run; None where none does."""
+    while setup.processes < most:
+        twice = 2 * setup.processes
+        setup = replace(setup, processes=twice, batch=-(-setup.batch // twice) * twice)
+        if memory(setup).peak <= available:
+            return twice
+    return None

@@ -5,29 +5,44 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from dollar.models.outline import ForwardCost, Outline
-from dollar.planning.memory import Holding, Memory, Setup, activations, checkpoint_bytes, memory, way_to_fit
-from dollar.planning.work import Forwards
+from dollar.planning.memory import (
+    Holding,
+    Memory,
+    Setup,
+    activations,
+    averaged,
+    checkpoint_bytes,
+    elements,
+    enough,
+    fewest,
+    kept_bytes,
+    memory,
+    way_to_fit,
+)
+from dollar.planning.work import Forwards, Validations
 
 GIB = 2**30
 PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
 SPEED = 400e12  # operations a second that hours are reckoned with: about 40 % of what an H100 does in bfloat16
 NOT_COUNTED = (
-    "not counted: decoding and the pixel reward, the latent reward model's own work, validation, and what the "
-    "allocator leaves unused"
+    "not counted: decoding and the pixel reward, the latent reward model's own work, the memory of validation, and "
+    "what the allocator leaves unused"
 )
 
 
 def clip_text(outline: Outline, work: ForwardCost, setup: Setup, frames: int, height: int, width: int) -> str:
     """Who is distilled on what."""
+    share = setup.batch // setup.processes
     return (
         f"{outline.name}, known from {outline.source}\n"
         f"a clip: {frames} frames of {height}x{width}, latents {'x'.join(map(str, outline.latent_shape))}, "
         f"{work.tokens:,} tokens and {outline.text_length} of its prompt; a forward of it is "
         f"{large(work.flops)}FLOP\n"
-        f"{setup.clips} clip{'s' if setup.clips > 1 else ''} on {'each of ' * (setup.processes > 1)}{setup.processes} "
-        f"process{'es' if setup.processes > 1 else ''}"
+        f"{share} clip{'s' if share > 1 else ''} of an update on {'each of ' * (setup.processes > 1)}{setup.processes} "
+        f"process{'es' if setup.processes > 1 else ''}{f', {setup.clips} at once' * (setup.clips < share)}"
     )
 
 
@@ -39,6 +54,7 @@ def memory_table(setup: Setup, found: Memory, every: int) -> str:
     rest = {
         "held": found.held,
         "gathered or cast weights, about": found.gathered,
+        "gradients in one message": averaged(setup),
         "activations, about": found.activations,
         f"gradients compared every {every} cycles": found.comparing,
         "peak, about": found.peak,
@@ -56,24 +72,51 @@ def row(role: Holding) -> str:
     return role.name.ljust(36) + f"{role.parameters:16,}" + "".join(gib(n) if n else " " * 12 for n in parts)
 
 
-def work_text(f: Forwards, flops: int, batch: int, cycles: int, processes: int) -> str:
-    """The forwards of a cycle, and of the run; flops: of one clip's forward."""
-    cycle = f.total * batch * flops
-    hours = cycle * cycles / SPEED / 3600
+class Work(NamedTuple):
+    """Operations: of a cycle over all processes, and of what each process does for the run's validations."""
+
+    cycle: float
+    validation: float
+
+    def hours(self, cycles: int, processes: int) -> float:
+        """Hours of the run on so many GPUs."""
+        return (self.cycle * cycles / processes + self.validation) / SPEED / 3600
+
+
+def work_of(f: Forwards, own: ForwardCost, other: ForwardCost, batch: int, v: Validations) -> Work:
+    """The operations of a run; own: of a forward of the student's, other: of the teacher's and the fake score's."""
+    cycle = batch * (f.student * own.flops + (f.fake + f.teacher) * other.flops)
+    return Work(cycle, v.times * v.student * own.flops + v.teacher * other.flops)
+
+
+def work_text(f: Forwards, work: Work, batch: int, cycles: int, updates: int, processes: int, v: Validations) -> str:
+    """The forwards of a cycle, and the hours of the run; updates: of the fake score in a cycle."""
+    hours, looking = work.hours(cycles, processes), Work(0, work.validation).hours(0, 1)
+    fake = f", {cycles * updates:,} of the fake score" if f.fake else ""
+    looks = (
+        f", {short(looking)} of them for {v.times} validation{'s' * (v.times > 1)}"
+        if v.times
+        else "; there is no validation"
+    )
     return (
         f"a cycle: {f.total:.2f} forwards of {batch} clips, a backward pass counting as two (student "
-        f"{f.student:.2f}, fake score {f.fake:.2f}, teacher {f.teacher:.2f}), {large(cycle)}FLOP\n"
-        f"the run: {cycles:,} cycles, {large(cycle * cycles)}FLOP; {hours:,.3g} GPU hours at "
-        f"{SPEED / 1e12:.0f} TFLOP/s, {hours / processes:,.3g} hours on {processes}"
+        f"{f.student:.2f}, fake score {f.fake:.2f}, teacher {f.teacher:.2f}), {large(work.cycle)}FLOP\n"
+        f"the run: {cycles:,} cycles ({cycles:,} updates of the student{fake}), {large(work.cycle * cycles)}FLOP\n"
+        f"at {SPEED / 1e12:.0f} TFLOP/s: {short(hours * processes)} GPU hours, {short(hours)} hours on {processes}"
+        f"{looks}"
     )
 
 
-def disk_text(setup: Setup, keep: int) -> str:
-    """What checkpoints take."""
-    each = checkpoint_bytes(setup)
+def disk_text(setup: Setup, keep: int, free: int) -> str:
+    """What checkpoints take; free: bytes of the disk that they would be written to."""
+    each, most = checkpoint_bytes(setup), kept_bytes(setup, keep)
+    there = f"{gib(free).strip()} are free there"
+    lack = (
+        "" if most <= free else f", which is too little: give runs=FOLDER on another disk{', or keep=1' * (keep > 1)}"
+    )
     return (
-        f"a checkpoint: {gib(each).strip()} GiB, {gib(each * (keep + 1)).strip()} with the {keep} that are kept while "
-        "one more is written; the first process gathers it in main memory"
+        f"a checkpoint: {gib(each).strip()} GiB, {gib(most).strip()} with the {keep} that are kept while one more is "
+        f"written{', and the best' * setup.best}; {there}{lack}. The first process gathers it in main memory"
     )
 
 
@@ -83,26 +126,69 @@ def not_counted(further: Sequence[str]) -> str:
     return f"{NOT_COUNTED}{names}"
 
 
-def verdict(setup: Setup, available: float) -> str:
-    """Whether it fits, and if not what helps most."""
+def verdict(setup: Setup, available: float, lora: tuple[int, Setup] | None = None) -> str:
+    """Whether it fits, and if not what helps most; lora: the rank and the set-up of a LoRA in its place."""
     peak = memory(setup).peak
     if peak <= available * GIB:
-        return f"it fits: about {gib(peak).strip()} of {available:g} GiB"
+        return f"it fits: about {gib(peak).strip()} of {available:g} GiB{fewer(setup, available, lora)}"
     lines = [
-        f"it doesn't fit: about {gib(peak).strip()} of {available:g} GiB. What helps most, one on top of the other:"
+        f"it doesn't fit: about {gib(peak).strip()} of {available:g} GiB. What helps most, one on top of the other:",
+        *_way(setup, available),
     ]
-    for remedy in way_to_fit(setup, int(available * GIB)):
-        peak -= remedy.saves
-        lines.append(f"  {remedy.setting} saves {gib(remedy.saves).strip()} and leaves {gib(peak).strip()}")
-    lines.append(
-        "with which it fits" if peak <= available * GIB else "which is still too much: smaller clips, or more GPUs"
-    )
+    if lora is not None:
+        rank, other = lora
+        peak = memory(other).peak
+        lines.append(
+            f"or {share(rank, other)}: about {gib(peak).strip()} GiB"
+            + (", with which it fits" if peak <= available * GIB else "")
+        )
+        lines += _way(other, available) if peak > available * GIB else []
     return "\n".join(lines)
+
+
+def _way(setup: Setup, available: float) -> list[str]:
+    """The settings that help most, one on top of the other, each with what it saves, and whether it fits with them."""
+    peak, lines, bytes_ = memory(setup).peak, [], int(available * GIB)
+    for remedy in way_to_fit(setup, bytes_):
+        peak, setup = peak - remedy.saves, remedy.setup
+        lines.append(f"  {remedy.setting} saves {gib(remedy.saves).strip()} and leaves {gib(peak).strip()}")
+    if peak <= bytes_:
+        return [*lines, "with which it fits"]
+    found = enough(setup, bytes_)
+    more = "" if found is None else f", or processes={found}, with which it fits"
+    return [*lines, f"which is still too much: smaller clips{more}"]
+
+
+def share(rank: int, setup: Setup) -> str:
+    """A LoRA in place of all weights, and how much of them it trains."""
+    part = elements(setup.lora) / elements(setup.shapes)
+    return f"student.lora={rank}, which trains {elements(setup.lora):,} numbers ({part:.1%} of the student's)"
+
+
+def fewer(setup: Setup, available: float, lora: tuple[int, Setup] | None) -> str:
+    """How few GPUs would hold it, and how few with a LoRA, where that is at most half of those without."""
+    bytes_, now = int(available * GIB), setup.processes
+    least = fewest(setup, bytes_) or now
+    with_lora = None if lora is None else fewest(lora[1], bytes_)
+    texts = [f"{least} without a change"] if 2 * least <= now else []
+    if lora is not None and with_lora is not None and 2 * with_lora <= least:
+        texts.append(f"{with_lora} with {share(*lora)}")
+    if not texts:
+        return ""
+    clips = f" at parallel.micro_batch={setup.clips}" if setup.micro_batch != setup.clips else ""
+    return f"; fewer GPUs would hold it{clips}, and take longer: {'; '.join(texts)}"
 
 
 def gib(count: int) -> str:
     """Bytes in GiB, right-aligned."""
     return f"{count / GIB:,.{1 if count >= GIB else 3}f}".rjust(12)
+
+
+def short(number: float) -> str:
+    """A number to three digits, or to its last before the point."""
+    if number < 0.01:
+        return "under 0.01"
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def large(number: float) -> str:

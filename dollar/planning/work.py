@@ -28,7 +28,8 @@ class Cycle:
     """What the forwards of a cycle depend on.
 
     steps: the step counts of the student; simulate: whether its sample comes from its own earlier steps; checkpointing:
-    whether the blocks' activations are recomputed in the backward pass.
+    whether the blocks' activations are recomputed in the backward pass; backward: how many of its forwards the
+    student's backward pass counts as, less than two for a LoRA.
     """
 
     steps: Sequence[int]
@@ -36,6 +37,7 @@ class Cycle:
     simulate: bool = True
     fake_updates: int = 5
     checkpointing: bool = False
+    backward: float = 2.0
 
 
 class Forwards(NamedTuple):
@@ -60,14 +62,14 @@ def forwards(cycle: Cycle) -> Forwards:
 def _forwards(cycle: Cycle, steps: int) -> Forwards:
     # A student of K steps is rolled out 0 to K - 1 of them, all equally likely, before the prediction itself.
     sample = ((steps - 1) / 2 if cycle.simulate else 0.0) + 1
-    back = 2 + cycle.checkpointing  # recomputing the blocks is one forward more
+    back = cycle.backward + cycle.checkpointing  # recomputing the blocks is one forward more
     student = fake = teacher = 0.0
     sampling = [term for term in cycle.terms if term.sample]
     if sampling:
         student += sample + (0 if all(term.apart for term in sampling) else back)
     student += sum(sample + back for term in sampling if term.apart)
     if any(term.fake for term in cycle.terms):
-        fake += cycle.fake_updates * (1 + back)
+        fake += cycle.fake_updates * (1 + 2 + cycle.checkpointing)
         student += (cycle.fake_updates - 1) * sample  # the first update takes the sample of the student's own
     for cost in (term.cost(steps) for term in cycle.terms):
         student += cost.student + cost.student_gradient * (1 + back)
@@ -75,6 +77,43 @@ def _forwards(cycle: Cycle, steps: int) -> Forwards:
         teacher += cost.teacher + cost.teacher_gradient * back
         fake += cost.fake + cost.fake_gradient * back
     return Forwards(student, fake, teacher)
+
+
+class Validations(NamedTuple):
+    """The validations of a run: how many, and the forwards of each process.
+
+    student: of the student's in each; teacher: of the teacher's, in the first alone.
+    """
+
+    times: int = 0
+    student: int = 0
+    teacher: int = 0
+
+
+def validations(
+    cycles: int,
+    every: int,
+    first: bool,
+    prompts: int,
+    steps: Sequence[int],
+    shown: int,
+    teacher_steps: int,
+    guided: int,
+    student_guided: int = 1,
+    processes: int = 1,
+) -> Validations:
+    """What validations of `prompts` clips at each step count compute; every: cycles between them, 0 for none.
+
+    The processes share the clips, and all make as many forwards as the one that has the most.
+
+    first: whether there is one before training; shown: clips of the teacher beside the student's; guided and
+    student_guided: forwards of a step of theirs, 2 with guidance.
+    """
+    if every == 0:
+        return Validations()
+    times = first + -(-cycles // every)
+    own, others = -(-prompts // processes), -(-min(shown, prompts) // processes)
+    return Validations(times, own * sum(steps) * student_guided, others * teacher_steps * guided)
 
 
 def most_kept(cycle: Cycle) -> float:

@@ -26,8 +26,8 @@ class Aesthetic:
 
     def __init__(
         self,
-        path: str = "trl-lib/ddpo-aesthetic-predictor",
-        clip: str = "openai/clip-vit-large-patch14",
+        path: str | Path = "trl-lib/ddpo-aesthetic-predictor",
+        clip: str | Path = "openai/clip-vit-large-patch14",
         frames: Frames = 8,
         batch: int = 16,
     ) -> None:
@@ -68,7 +68,7 @@ class Predictor(nn.Module):
         return self.layers(features)
 
 
-def _file(path: str) -> Path:
+def _file(path: str | Path) -> Path:
     place = locate(path, "reward.path", NAMES, f"a folder with {NAMES[0]} or that file")
     if place.is_file():
         return place

@@ -46,9 +46,9 @@ class CLIP:
 
     def __init__(
         self,
-        path: str,
+        path: str | Path,
         file: str | None = None,
-        tokenizer: str | None = LAION,
+        tokenizer: str | Path | None = LAION,
         padded: bool = False,
         clean: bool = False,
         batch: int = 16,
@@ -188,7 +188,7 @@ class SteadyGradient:
         return gradient / self.largest
 
 
-def _weights_at(path: str, file: str | None, key: str) -> list[Path]:
+def _weights_at(path: str | Path, file: str | None, key: str) -> list[Path]:
     """The files of weights at a place, at least one."""
     holds = f"a folder with {file}" if file else "a folder of a transformers CLIPModel (config.json, model.safetensors)"
     patterns = [file, "open_clip_config.json"] if file else FILES

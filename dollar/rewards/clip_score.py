@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dollar.rewards.clip import CLIP, CaptionReward
 from dollar.rewards.frames import Frames
 from dollar.rewards.tokens import LAION
@@ -18,10 +20,10 @@ class ClipScore(CaptionReward):
 
     def __init__(
         self,
-        path: str = "openai/clip-vit-large-patch14",
+        path: str | Path = "openai/clip-vit-large-patch14",
         frames: Frames = 8,
         unit: str = "cosine",
         batch: int = 16,
-        tokenizer: str = LAION,
+        tokenizer: str | Path = LAION,
     ) -> None:
         super().__init__(CLIP(path, tokenizer=tokenizer, batch=batch), frames, unit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class FrameConsistency:
 
     def __init__(
         self,
-        path: str = "openai/clip-vit-large-patch14",
+        path: str | Path = "openai/clip-vit-large-patch14",
         frames: Frames = None,
         to: str = "previous",
         batch: int = 16,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dollar.lazy import dotted
 from dollar.rewards.frames import Frames, check_frames, check_videos, pick
 
 
@@ -73,6 +74,10 @@ class Function:
 
 def _function(path: str) -> Callable[..., Any]:
     """What a dotted path names; ValueError where there is no such function."""
+    if (meant := dotted(path)) is not None:
+        raise ValueError(f"reward.path is {path!r}; write it with dots, as {meant}, and start from its folder")
+    if path.endswith(".py"):
+        raise ValueError(f"reward.path is {path!r}; name a function in it, as {path.removesuffix('.py')}.my_reward")
     name, _, attribute = path.rpartition(".")
     if not name or not attribute:
         raise ValueError(f"reward.path is {path!r}; name a function with its module, as my_package.my_module.my_reward")

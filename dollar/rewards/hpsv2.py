@@ -24,12 +24,12 @@ class HPSv2(CaptionReward):
 
     def __init__(
         self,
-        path: str = "xswu/HPSv2",
+        path: str | Path = "xswu/HPSv2",
         version: str = "v2.1",
         frames: Frames = 8,
         unit: str = "cosine",
         batch: int = 16,
-        tokenizer: str = LAION,
+        tokenizer: str | Path = LAION,
     ) -> None:
         if version not in FILES:
             raise ValueError(f"reward.version is {version}; HPSv2 has {' and '.join(FILES)}")

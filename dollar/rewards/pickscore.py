@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dollar.rewards.clip import CLIP, CaptionReward
 from dollar.rewards.frames import Frames
 from dollar.rewards.tokens import LAION
@@ -17,10 +19,10 @@ class PickScore(CaptionReward):
 
     def __init__(
         self,
-        path: str = "yuvalkirstain/PickScore_v1",
+        path: str | Path = "yuvalkirstain/PickScore_v1",
         frames: Frames = 8,
         unit: str = "cosine",
         batch: int = 16,
-        tokenizer: str = LAION,
+        tokenizer: str | Path = LAION,
     ) -> None:
         super().__init__(CLIP(path, tokenizer=tokenizer, batch=batch), frames, unit)

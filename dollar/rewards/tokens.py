@@ -49,7 +49,7 @@ class Tokens:
         return torch.tensor(ids)
 
 
-def load_tokenizer(folder: Path, named: str, local: bool) -> Any:
+def load_tokenizer(folder: Path, named: str | Path, local: bool) -> Any:
     """The tokenizer in a folder, else the named one, else CLIP's from open_clip's package; ValueError where none is.
 
     local: nothing is fetched, because the weights are the user's own.

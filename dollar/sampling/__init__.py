@@ -1,7 +1,8 @@
 """Clips from a teacher or a student: samplers, files of clips, and the manifest of a folder of them."""
 
-from dollar.sampling.files import Request, requests, write_clips
-from dollar.sampling.manifest import list_clips, write_manifest
+from dollar.sampling.files import ClipFolder, Request, batches, requests, write_clips
+from dollar.sampling.identity import digest
+from dollar.sampling.manifest import Manifest
 from dollar.sampling.samplers import (
     Sampler,
     decode,
@@ -13,16 +14,18 @@ from dollar.sampling.samplers import (
 )
 
 __all__ = [
+    "ClipFolder",
+    "Manifest",
     "Request",
     "Sampler",
+    "batches",
     "decode",
+    "digest",
     "generators",
-    "list_clips",
     "make_clips",
     "make_latents",
     "requests",
     "student_sampler",
     "teacher_sampler",
     "write_clips",
-    "write_manifest",
 ]

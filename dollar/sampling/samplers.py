@@ -10,9 +10,9 @@ from torch import Tensor
 
 from dollar.diffusion.denoise import sample
 from dollar.diffusion.timesteps import FewStep
-from dollar.log import progress
+from dollar.log import logger, progress
 from dollar.models.denoiser import Condition, Denoiser
-from dollar.models.teacher import Teacher
+from dollar.models.teacher import Family, Teacher
 
 # (noise generators, condition) -> latents [B, C, F, h, w]
 Diffusion = Callable[[list[torch.Generator], Condition], Tensor]
@@ -30,11 +30,7 @@ class Sampler:
 def teacher_sampler(teacher: Teacher, steps: int = 50, guidance_scale: float | None = None) -> Sampler:
     """The teacher by guided one-step solver steps (DDIM, Euler), as its diffusers pipeline samples it."""
     schedule = teacher.denoiser.schedule
-    if teacher.family.embeds_guidance and guidance_scale is not None:
-        raise ValueError(
-            f"guidance_scale is {guidance_scale}, but {teacher.name} takes its scale as an input and has no "
-            f"unconditional half; give teacher.guidance_scale={guidance_scale:g}"
-        )
+    check_scale(teacher.family, teacher.name, guidance_scale)
     # A network that takes its scale as an input needs no further guidance.
     own = 1.0 if teacher.family.embeds_guidance else teacher.guidance_scale
     scale = own if guidance_scale is None else guidance_scale
@@ -45,6 +41,15 @@ def teacher_sampler(teacher: Teacher, steps: int = 50, guidance_scale: float | N
         return sample(denoise, teacher.noise(generators), teacher.grid(steps), schedule)
 
     return Sampler("teacher", steps, diffusion)
+
+
+def check_scale(family: Family, name: str, guidance_scale: float | None) -> None:
+    """Raise ValueError for a scale to guide a teacher by that has its guidance inside."""
+    if family.embeds_guidance and guidance_scale is not None:
+        raise ValueError(
+            f"guidance_scale is {guidance_scale}, but {name} takes its scale as an input and has no unconditional "
+            f"half; give teacher.guidance_scale={guidance_scale:g}"
+        )
 
 
 def student_sampler(
@@ -79,10 +84,17 @@ def make_latents(
 
 
 def decode(teacher: Teacher, latents: Tensor, show: bool = True) -> Tensor:
-    """Videos uint8 [N, T, C, H, W] on the CPU, decoded a few at a time."""
+    """Videos uint8 [N, T, C, H, W] on the CPU, decoded a few at a time; a note says where there are no numbers."""
+    if broken := int((~finite(latents)).sum()):
+        logger.warning(f"note: {broken} of {len(latents)} clips are not finite, so they come out black")
     parts = latents.split(teacher.codec.chunk)
     bar = progress(range(len(parts)), "decoding", active=show and len(parts) > 8)
     return torch.cat([(teacher.codec.decode(parts[i]) * 255).round().byte().cpu() for i in bar])
+
+
+def finite(latents: Tensor) -> Tensor:
+    """Whether each of latents [N, C, F, h, w] is made of finite numbers, [N]."""
+    return latents.flatten(1).isfinite().all(1)
 
 
 def make_clips(

@@ -41,12 +41,14 @@ def carry_out(runs: Runs, check: Check) -> Outcome:
 
 def lock(name: str, key: str, folder: Path) -> Any:
     """A folder that this command has alone until the lock is closed; ValueError where another has it."""
-    from dollar.parallel.lock import Lock
+    from dollar.parallel.lock import Held, Lock
 
     try:
         return Lock(folder)
-    except ValueError:
-        raise ValueError(f"another {name} runs in {key}={folder}; wait for it, or name another folder") from None
+    except Held as held:
+        raise ValueError(
+            f"another {name} runs in {key}={folder} ({held.holder}); wait for it, or name another folder"
+        ) from None
 
 
 def run(runs: Runs, results: Results, check: Check) -> Outcome:
@@ -82,10 +84,14 @@ def forget(runs: Runs, results: Results) -> None:
 
 
 def is_fresh(runs: Runs, results: Results, key: str) -> bool:
-    """Whether results.json has a job's result with the settings of now."""
+    """Whether results.json has a job's result with the settings of now, and of networks and data of now.
+
+    Of one of an earlier version, which kept its settings alone, those decide.
+    """
     name, seed = place_of(key)
     known = results.stored["teacher"] if seed is None else results.stored["rows"].get(key, {})
-    return bool(known.get("hash") == runs.identity(name, seed))
+    inputs = runs.inputs(name)
+    return bool(known.get("hash") == runs.identity(name, seed) and known.get("inputs", inputs) == inputs)
 
 
 def jobs_of(runs: Runs, results: Results) -> list[Job]:
@@ -112,7 +118,8 @@ def commands_of(runs: Runs, jobs: Sequence[Job]) -> list[tuple[str, Sequence[str
 def keep(runs: Runs, results: Results, job: Job, seconds: float) -> None:
     """Take a job's result into results.json; its checkpoints, which nothing needs any more, are removed."""
     name, seed = place_of(job.name)
-    common = {"hash": runs.identity(name, seed), "machine": machine(), "seconds": seconds}
+    follows = {"hash": runs.identity(name, seed), "inputs": runs.inputs(name)}
+    common = {**follows, "machine": machine(), "seconds": seconds}
     if seed is None:
         command = shlex.join(runs.evaluate_teacher())
         measured = runs.content.measured_teacher(runs.work / TEACHER)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from dollar.contents import contents_of
 from dollar.studies.content import Content
 from dollar.studies.jobs import Job
 from dollar.studies.rows import ALL, TEACHER, Row, replaced
@@ -26,6 +28,7 @@ class Runs:
         self.content = content
         self.rows = {row.name: row for row in settings.rows}
         self.work = settings.work
+        self._known: dict[Path, str] = {}  # what places hold
         self.document = settings.out / f"{content.name}.md"
         self.results = settings.out / content.name / "results.json"
 
@@ -110,24 +113,47 @@ class Runs:
         row = self.rows[name]
         return _hash([self.made_as(row, seed), c.clips, row.steps, self.evaluation(row)])
 
+    def inputs(self, name: str) -> str:
+        """What is held, in few letters, by the embedded networks and the places that a row's overrides name."""
+        words, row = [*self._teacher_evaluation], self.rows.get(name)
+        while row is not None:
+            words += [*self.overrides(row), *self.evaluation(row)]
+            row = self.rows[row.after] if row.after else None
+        values = [word.partition("=")[2] for word in words]
+        named = {Path(value).expanduser() for value in values if os.sep in value}
+        places = [self.settings.root / "dollar" / "assets", *sorted(place for place in named if place.exists())]
+        return _hash([self._held(place) for place in places if place.exists()])
+
+    def _held(self, place: Path) -> str:
+        if place not in self._known:
+            self._known[place] = contents_of(place).digest
+        return self._known[place]
+
+    def _made(self, row: Row, seed: int) -> list[str] | None:
+        """What a row's run was trained with: the hash of its settings and, but for earlier versions, of its inputs."""
+        marker = self.folder(row.name, seed).with_name(f"{row.name}.{MADE_AS}")
+        known = json.loads(marker.read_text()) if marker.is_file() else None
+        return [known] if isinstance(known, str) else known
+
+    def _is_made(self, row: Row, seed: int) -> bool:
+        """Whether a row's run was trained with what it would be trained with now."""
+        known, now = self._made(row, seed), [self.made_as(row, seed), self.inputs(row.name)]
+        return known is not None and known == now[: len(known)]
+
     def trained(self, row: Row, seed: int) -> bool:
         """Whether the student that the training would give is there."""
-        folder = self.folder(row.name, seed)
-        marker = folder.with_name(f"{row.name}.{MADE_AS}")
-        known = json.loads(marker.read_text()) if marker.is_file() else None
-        return known == self.made_as(row, seed) and (folder / "student" / "student.json").is_file()
+        return self._is_made(row, seed) and (self.folder(row.name, seed) / "student" / "student.json").is_file()
 
     def prepare(self, row: Row, seed: int) -> None:
         """Remove a run of other settings, and note what the next is made with; ValueError for another command's run."""
         folder = self.folder(row.name, seed)
         marker = folder.with_name(f"{row.name}.{MADE_AS}")
-        mine = json.dumps(self.made_as(row, seed))
         if folder.exists() and not marker.is_file():
             raise ValueError(f"{folder} was not made by this command; move it away, or name another folder by work=")
-        if marker.is_file() and marker.read_text() != mine:
+        if not self._is_made(row, seed):
             shutil.rmtree(folder, ignore_errors=True)
         marker.parent.mkdir(parents=True, exist_ok=True)
-        marker.write_text(mine)
+        marker.write_text(json.dumps([self.made_as(row, seed), self.inputs(row.name)]))
 
     def job(self, name: str, seed: int | None) -> Job:
         """What is to be run for a row and seed, or for the teacher; a student that is there is measured alone."""

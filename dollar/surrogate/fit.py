@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from dollar.diffusion.draws import Draws
+from dollar.log import logger
 from dollar.surrogate.latent_reward import Climb, LatentReward, Observation, agreement
 from dollar.surrogate.observations import MISMATCHED, REAL, ScoredClip
+from dollar.surrogate.pixel_reward import alike
 
 LITTLE = 0.1  # the share of the predicted rise below which the true one counts as nothing
 
@@ -38,7 +40,8 @@ def split(rows: Rows, fraction: float, seed: int, file: Path) -> Parts:
     if min(map(len, parts)) < 2:
         raise ValueError(
             f"{len(rows)} clips have a reward that is a number, and {len(parts.held)} would be set apart; at least 2 "
-            "are needed to fit on and 2 to be set apart. Raise clips or made_clips, or look at the reward by itself: "
+            "are needed to fit on and 2 to be set apart. Raise clips, made_clips or the share that is set apart "
+            "(held_out, watched), or look at the reward by itself: "
             f"{file} keeps what it gave, and clips without a number are scored again"
         )
     return parts
@@ -46,12 +49,22 @@ def split(rows: Rows, fraction: float, seed: int, file: Path) -> Parts:
 
 def check_rewards(rewards: Sequence[float], file: Path) -> None:
     """Raise ValueError unless the rewards to fit on differ by more than they are rounded."""
-    lowest, highest = min(rewards), max(rewards)
-    if highest - lowest <= 1e-6 * max(abs(lowest), abs(highest)):
+    if alike(min(rewards), max(rewards)):
         raise ValueError(
             f"all {len(rewards)} rewards to fit on are {rewards[0]:g}, so there is nothing to learn. Look at the "
             f"reward by itself; {file} keeps what it gave, so remove that once the reward is mended"
         )
+
+
+def check_measured(parts: Mapping[str, Rows]) -> None:
+    """Warn of rows, by what they are for, whose rewards are all alike: nothing can be measured on them."""
+    for purpose, rows in parts.items():
+        rewards = [row.reward for _, row in rows]
+        if alike(min(rewards), max(rewards)):
+            logger.warning(
+                f"note: all {len(rewards)} rewards of the {purpose} clips are {rewards[0]:g}, so R^2 and correlations "
+                "on them are not defined (nan). Raise clips or made_clips"
+            )
 
 
 def remember(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, batch: int, seed: int) -> None:

@@ -63,6 +63,7 @@ class Observations:
         from safetensors.torch import save_file
 
         from dollar.media import atomically
+        from dollar.storage import explained
 
         rows = list(self.rows.values())
         places = {place: i for i, place in enumerate(sorted({row.place for row in rows}))}  # without those scored again
@@ -78,15 +79,18 @@ class Observations:
             "prompts": [row.prompt for row in rows],
             "seconds": self.seconds,
         }
-        with atomically(path) as temporary:
+        with explained("the scored clips", path.parent), atomically(path) as temporary:
             save_file(tensors, temporary, {"observations": json.dumps(plain)})
 
     @classmethod
-    def at(cls, path: Path, identity: dict[str, Any]) -> Observations:
-        """What the file holds, or nothing yet; ValueError where its scores are of another reward, teacher or data."""
+    def at(cls, path: Path, identity: dict[str, Any], former: dict[str, Any] | None = None) -> Observations:
+        """What the file holds, or nothing yet; ValueError where its scores are of another reward, teacher or data.
+
+        former: values of the identity that an earlier version wrote in the place of those of now.
+        """
         from safetensors import safe_open
 
-        identity = json.loads(json.dumps(identity))  # tuples are lists there
+        identity, former = json.loads(json.dumps([identity, {**identity, **(former or {})}]))  # tuples are lists there
         if not path.is_file():
             return cls(identity)
         try:
@@ -95,7 +99,8 @@ class Observations:
                 tensors = {name: opened.get_tensor(name) for name in TENSORS}
         except Exception as error:  # cut short, or not ours
             raise ValueError(f"{path} can't be read ({error}); remove it, and its clips are scored anew") from None
-        differing = [key for key in identity if plain["identity"].get(key) != identity[key]]
+        stored = plain["identity"]
+        differing = [key for key in identity if stored.get(key) not in (identity[key], former[key])]
         if differing:
             raise ValueError(
                 f"{path} holds scores of another {' and '.join(differing)}; name another folder with out=FOLDER, or "
@@ -134,8 +139,7 @@ class Scoring:
         """
         from dollar.log import progress
 
-        missing = [chunk for chunk in self._chunks() if not all(map(observed.has, self._keys(*chunk)))]
-        tried = False
+        missing, tried = self.missing(observed), False
         written = started = time.perf_counter()
         bar = progress(missing, "scoring clips", active=bool(missing))
         for kind, samples in bar:
@@ -150,6 +154,10 @@ class Scoring:
                 written = time.perf_counter()
         if missing:
             observed.save(path)
+
+    def missing(self, observed: Observations) -> list[tuple[str, range]]:
+        """The clips, by kind and samples, of which some have no reward that is a number."""
+        return [chunk for chunk in self._chunks() if not all(map(observed.has, self._keys(*chunk)))]
 
     def wanted(self, observed: Observations) -> list[tuple[str, ScoredClip]]:
         """Kind and row of each clip and caption that is configured, where the reward gave a number."""

@@ -27,6 +27,11 @@ class Reward(Protocol):
         ...
 
 
+def alike(lowest: float, highest: float) -> bool:
+    """Whether rewards in this range differ by no more than their rounding in float32."""
+    return highest - lowest <= 1e-6 * max(abs(lowest), abs(highest))
+
+
 class PixelReward:
     """A reward behind the decoder. A clip that it can't score gets nan, whatever went wrong, and `trouble` says what.
 
@@ -164,8 +169,11 @@ class PixelReward:
                 f"the reward {self.name} gave a tensor of shape {tuple(scored.shape)} for {len(prompts)} clips; it "
                 "must give one number a clip"
             )
-        scored = scored.detach().float().cpu()
-        if not bool(scored.isfinite().all()):
+        shown = videos.flatten(1).isfinite().all(1).cpu()  # many a reward takes what is no number for black
+        scored = torch.where(shown, scored.detach().float().cpu(), float("nan"))
+        if not bool(shown.all()):
+            self.trouble = "a clip's pixels are not finite"
+        elif not bool(scored.isfinite().all()):
             self.trouble = f"{self.name} gave {scored[~scored.isfinite()][0].item()}"
         return torch.where(scored.isfinite(), scored, float("nan"))
 

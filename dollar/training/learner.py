@@ -97,6 +97,10 @@ class Learner:
         self.in_a_row = 0 if sound else self.in_a_row + 1
         self.skipped += not sound
 
+    def broken(self) -> list[str]:
+        """The names of its weights and moments that hold what is no finite number, in this process."""
+        return not_finite(self.state().tensors)
+
     def state(self) -> State:
         """Weights and moments by name, and how many updates were skipped."""
         tensors: dict[str, Tensor] = dict(self.parameters)
@@ -139,6 +143,16 @@ class Learner:
                     self.optimizers[place].state[p][key] = torch.zeros_like(p)
                     assign(self.optimizers[place].state[p][key], value)
         self.skipped, self.in_a_row = plain["skipped"], plain["in_a_row"]
+
+
+@torch.no_grad()
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors, sharded or not, whose share in this process has a value that is no finite number."""
+    names = [name for name, t in tensors.items() if t.is_floating_point()]
+    if not names:
+        return []
+    sound = torch.stack([own(tensors[name]).isfinite().all().cpu() for name in names])
+    return [name for name, fine in zip(names, sound.tolist(), strict=True) if not fine]
 
 
 def _moments(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:

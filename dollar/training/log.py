@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dollar import media
+from dollar.log import logger
+from dollar.storage import why
 from dollar.training.trackers import DEFAULT, Tracker, check_trackers, flat, show, start_tracker
 
 METRICS = "metrics.jsonl"
@@ -43,10 +46,11 @@ class Log:
     ) -> None:
         self.active = active
         self.trackers: list[Tracker] = []
+        self.folder, self._noted = Path(folder), set[str]()
         if not active:
             return
         check_trackers(trackers)
-        folder = Path(folder)
+        folder = self.folder
         folder.mkdir(parents=True, exist_ok=True)
         _keep_before(folder / METRICS, math.inf if resume_step is None else resume_step)
         self._lines = (folder / METRICS).open("a", encoding="utf-8")
@@ -63,26 +67,49 @@ class Log:
         assert "step" not in numbers, "a scalar can't be called `step`: it is the JSON line's own key"
         # JSON has no NaN or infinity; as text they stay readable by any parser, and by float().
         line = {name: x if math.isfinite(x) else str(x) for name, x in numbers.items()}
-        self._lines.write(json.dumps({"step": step, **line}) + "\n")
-        self._lines.flush()
+        with self._noting(METRICS):
+            self._lines.write(json.dumps({"step": step, **line}) + "\n")
+            self._lines.flush()  # what can't be written stays in the buffer, and goes out with a later line
         for tracker in self.trackers:
-            tracker.log(numbers, step=step)
+            with self._noting(tracker.name):
+                tracker.log(numbers, step=step)
 
     def clips(self, step: int, name: str, clip: np.ndarray, fps: float) -> None:
-        """Show a clip, uint8 [T, H, W, 3], as an animated image `name` and a strip of its frames `name/frames`."""
+        """Show a clip, uint8 [T, H, W, 3], as an animated image `name`, and some of its frames below one another as
+        `name/frames`."""
         if not self.active or not self.trackers:
             return
         gif, strip = media.gif_bytes(clip, fps), media.strip(clip, every=math.ceil(len(clip) / STRIP_FRAMES))
         for tracker in self.trackers:
-            show(tracker, step, name, gif, strip)
+            with self._noting(tracker.name):
+                show(tracker, step, name, gif, strip)
+
+    def note(self, step: int, text: str) -> None:
+        """Show a sentence for the user in the trackers that have a place for it."""
+        for tracker in self.trackers if self.active else ():
+            if hasattr(tracker, "log_note"):
+                with self._noting(tracker.name):
+                    tracker.log_note(step, text)
 
     def close(self) -> None:
         """Flush and close the files; a second call does nothing."""
         if self.active:
             self.active = False
-            self._lines.close()
+            with self._noting(METRICS):
+                self._lines.close()
             for tracker in self.trackers:
-                tracker.finish()
+                with self._noting(tracker.name):
+                    tracker.finish()
+
+    @contextmanager
+    def _noting(self, what: str) -> Iterator[None]:
+        """Within this, what the system doesn't let be written costs a note, once, and not the run."""
+        try:
+            yield
+        except OSError as error:
+            if what not in self._noted:
+                logger.warning(f"note: {what} could not be written to {self.folder}: {why(error, self.folder)}")
+            self._noted.add(what)
 
     def __enter__(self) -> Log:
         return self

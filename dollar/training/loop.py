@@ -19,7 +19,7 @@ from dollar.parallel.world import World
 from dollar.training import old_checkpoint
 from dollar.training.average import Average
 from dollar.training.comparison import GradientComparison
-from dollar.training.learner import Gathered, Learner
+from dollar.training.learner import Gathered, Learner, not_finite
 from dollar.training.log import Log
 from dollar.training.monitors.monitor import Monitor
 from dollar.training.turn import Method, Moment, Turn
@@ -63,7 +63,9 @@ class Loop:
     learners: by name; average: of the learner whose network is sampled, None for none; monitors: by name, they look at
     each validation. data: the source of the samples that are read ahead, whose identity is kept; None for none. config:
     of this run, kept with every checkpoint. validate: called while the network holds the average. kept: the parameters
-    that are saved as the best. ended: why the run ended before its last cycle, or "".
+    that are saved as the best. still_there: raises OSError where the folder isn't this run's any more. probe: what is
+    wrong with what the network that holds the average makes, as a sentence's part, or "". validated_on: a hash of
+    what validations look at. ended: why the run ended before its last cycle, or "".
     """
 
     timetable: Timetable
@@ -79,11 +81,16 @@ class Loop:
     config: dict[str, Any] = field(default_factory=dict)
     description: str = "training"
     kept: Callable[[], Mapping[str, Tensor]] | None = None
+    still_there: Callable[[], None] = lambda: None
+    probe: Callable[[], str] = lambda: ""
+    validated_on: str = ""
     cycle: int = 0
     ended: str = ""
     best: dict[str, Any] = field(default_factory=dict)
     stop: Stop = field(default_factory=Stop)
     gathered: dict[str, Gathered] = field(default_factory=dict)
+    remarked: set[str] = field(default_factory=set)
+    troubles: dict[str, Callable[[int], str]] = field(default_factory=dict)
     watch: Watch = field(init=False)
 
     def __post_init__(self) -> None:
@@ -91,7 +98,8 @@ class Loop:
 
     def train(self) -> bool:
         """Run the remaining cycles; True when nothing remains to be done, False when stopped before."""
-        if self.ended:
+        if self.ended or self.cycle >= self.timetable.cycles:
+            self._check_result()
             return True
         with self.stop.in_order():
             if self.cycle == 0 and self.validate is not None and self.timetable.validate_first:
@@ -101,10 +109,15 @@ class Loop:
             ):
                 scalars = self.run_cycle(cycle)
                 self.cycle = cycle + 1
+                if self.world.is_main:
+                    self.still_there()
                 if self.timetable.log_every == 1 or cycle % self.timetable.log_every == 0:
                     self.log.scalars(self.cycle, scalars)
+                self._remark()
                 if self.validate is not None and self.timetable.due(self.cycle, self.timetable.validate_every):
                     self._validate()
+                if self.ended or self.cycle == self.timetable.cycles:
+                    self._check_result()  # before the last checkpoint takes the place of older ones
                 stop = self.world.any(self.stop.requested)
                 if stop or self.ended or self.timetable.due(self.cycle, self.timetable.save_every):
                     self.save()
@@ -157,13 +170,7 @@ class Loop:
             return
         norm, sound = learner.step(self.world)
         self.method.logged[f"grad_norm/{turn.logged or turn.learner}"] = norm
-        self._count(
-            learner,
-            sound,
-            lambda times: (
-                f"{times} updates of the {learner.name} in a row had gradients that were not finite. {learner.remedy}"
-            ),
-        )
+        self._count(learner, sound, _skipped(learner))
         if sound:
             turn.stepped()
 
@@ -175,13 +182,73 @@ class Loop:
     def _count(self, learner: Learner, sound: bool, trouble: Callable[[int], str]) -> None:
         """Keep count of skipped updates; FloatingPointError, naming the trouble, when too many came in a row."""
         learner.count(sound)
+        self.troubles[learner.name] = trouble
         if learner.in_a_row >= self.timetable.max_skipped:
             raise FloatingPointError(
                 f"{trouble(learner.in_a_row)}, or go on from an older checkpoint in {self.folder / 'checkpoints'}"
             )
 
+    def _check_weights(self) -> None:
+        """Raise FloatingPointError where something trained is no finite number in any process."""
+        for name, learner in self.learners.items():
+            if self.world.any(bool(broken := learner.broken())):
+                raise FloatingPointError(self._broken(f"the {name}'s weights or moments", broken, learner.remedy))
+        if self.average is not None and self.world.any(bool(broken := not_finite(self.average.average))):
+            raise FloatingPointError(self._broken("the averaged weights", broken, ""))
+
+    def _check_folder(self) -> None:
+        """Raise OSError where the run's folder, which the log made, isn't there any more; it is not begun anew."""
+        if self.world.is_main and not self.folder.is_dir():
+            raise OSError(
+                f"{self.folder} was removed, renamed or unmounted while the command ran; nothing is saved there"
+            )
+
+    def _broken(self, what: str, names: list[str], remedy: str) -> str:
+        named = f" ({names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''})" if names else ""
+        return f"after cycle {self.cycle} {what}{named} are not finite, so they are not saved. {self._way_back(remedy)}"
+
+    def _way_back(self, remedy: str) -> str:
+        """What the user can do once numbers have gone wrong."""
+        older = f"start the same command again, which goes on from the newest checkpoint in {self.folder}/checkpoints"
+        return f"{remedy} in a run of its own, or {older}" if remedy else older[0].upper() + older[1:]
+
+    def _check_result(self) -> None:
+        """Raise FloatingPointError where the finished run's result isn't sound; what a monitor kept was looked at."""
+        if self.uses_best and self.best:
+            return
+        self._check_weights()
+        with self.average.swapped() if self.average is not None else torch.no_grad():
+            trouble = self.probe()
+        if self.world.any(bool(trouble)):
+            raise FloatingPointError(
+                f"after cycle {self.cycle} {trouble or 'a process finds the result unsound'}, so it is not saved. "
+                + self._way_back(next((learner.remedy for learner in self.learners.values()), ""))
+            )
+
+    def remarks(self) -> list[str]:
+        """What the user should know of how the run ended, as sentences."""
+        skipping = [learner for learner in self.learners.values() if learner.in_a_row > 0]
+        found = [
+            f"at the end {self.troubles.get(learner.name, _skipped(learner))(learner.in_a_row)}" for learner in skipping
+        ]
+        return [*found, *self._of_method(ended=True).values()]
+
+    def _of_method(self, ended: bool = False) -> dict[str, str]:
+        """The method's remarks, where it makes any."""
+        remarks = getattr(self.method, "remarks", None)
+        return {} if remarks is None else remarks(ended=ended)
+
+    def _remark(self) -> None:
+        """Say what the method remarks, each of its kinds once."""
+        for name, sentence in self._of_method().items():
+            if name not in self.remarked:
+                self.remarked.add(name)
+                logger.warning(f"note: cycle {self.cycle}: {sentence}")
+                self.log.note(self.cycle, sentence)
+
     def _validate(self) -> None:
         assert self.validate is not None
+        self._check_weights()
         with self.average.swapped() if self.average is not None else torch.no_grad():
             scores = self.world.mean(self.validate(self.cycle))  # one verdict, so that all keep the best or none
             self.log.scalars(self.cycle, {f"validation/{name}": value for name, value in scores.items()})
@@ -195,9 +262,20 @@ class Loop:
                     self._keep(dict(verdict.keep))
                 self.ended = verdict.ended or self.ended
 
+    def _forget(self) -> None:
+        """Begin the comparison of scores anew, for validations look at other prompts from here on."""
+        logger.warning(
+            f"note: validations look at other prompts than before cycle {self.cycle}, so their scores are compared "
+            "from here on alone"
+        )
+        for monitor in self.monitors.values():
+            if (forget := getattr(monitor, "forget", None)) is not None:
+                forget(self.cycle)
+
     def _keep(self, record: dict[str, Any]) -> None:
         """Save what is validated as the best so far."""
         self.best = record
+        self._check_folder()
         assert self.kept is not None, "a run whose monitors keep something says what"
         checkpoint.save(self.folder / "best", self.cycle, self.kept(), {"best": record}, self.world, keep=1)
 
@@ -224,15 +302,20 @@ class Loop:
         plain = {part: state.plain for part, state in parts.items()}
         data = {} if self.data is None else self.data.identity()
         run = {"format": old_checkpoint.FORMAT, "cycle": self.cycle, "config": self.config, "data": data}
-        return State(tensors, {**run, "parts": plain})
+        return State(tensors, {**run, "validation": self.validated_on, "parts": plain})
 
     def save(self) -> None:
-        """Write a checkpoint from which the same command goes on exactly."""
+        """Write a checkpoint from which the same command goes on exactly; none of weights that are no numbers."""
+        self._check_weights()
+        self._check_folder()
         tensors, plain = self.state()
         checkpoint.save(self.folder / "checkpoints", self.cycle, tensors, plain, self.world, self.timetable.keep)
 
     def load(self, state: State) -> None:
-        """Take up a state on any number of processes; ValueError where the data is another than it was."""
+        """Take up a state on any number of processes.
+
+        ValueError where the data is another than it was, or the weights are not finite, as earlier versions saved them.
+        """
         state = old_checkpoint.renewed(state)
         if self.data is not None:
             check_identity(state.plain.get("data", {}), self.data.identity())
@@ -244,6 +327,9 @@ class Loop:
         for name, monitor in self.monitors.items():
             if f"monitor {name}" in parts:  # a monitor may have come later
                 monitor.load_state_dict(parts[f"monitor {name}"].plain)
+        before, now = state.plain.get("validation"), self.validated_on
+        if before and now and before != now:  # "" where there were none
+            self._forget()
         if self.average is not None:
             self.average.load(parts["ema"])
         self.method.load(parts["method"])
@@ -251,6 +337,18 @@ class Loop:
         for turn in self.method.turns(self.cycle):
             if (part := parts.get(f"gathered {turn.name}")) is not None:
                 self._gathered(turn).load(part)
+        try:
+            self._check_weights()
+        except FloatingPointError as error:
+            step = self.folder / "checkpoints" / f"step-{self.cycle:08d}"
+            raise ValueError(f"{step} can't be gone on from: {error}. Remove {step} for an older one") from None
+
+
+def _skipped(learner: Learner) -> Callable[[int], str]:
+    """The sentence for so many updates in a row of this learner that were skipped."""
+    return lambda times: (
+        f"{times} updates of the {learner.name} in a row had gradients that were not finite. {learner.remedy}"
+    )
 
 
 def _divided(state: State) -> dict[str, State]:

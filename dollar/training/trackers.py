@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib
 import io
+import threading
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
 from PIL import Image
+
+from dollar.lazy import dotted
 
 TENSORBOARD = "tensorboard"
 DEFAULT = (TENSORBOARD,)
@@ -29,7 +33,8 @@ SINGLE = ("aim", "clearml")  # whose log_images takes one picture a name; the ot
 class Tracker(Protocol):
     """What a run's log needs of a tracker, as accelerate's `GeneralTracker` has it.
 
-    One that has `log_clip(step, name, gif, strip)` shows clips in its own way; one that has `log_images` gets strips.
+    One that has `log_clip(step, name, gif, strip)` shows clips in its own way; one that has `log_images` gets strips;
+    one that has `log_note(step, text)` gets sentences for the user.
     """
 
     name: str
@@ -55,6 +60,7 @@ class Board:
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # a second of import, which only rank 0 pays
 
+        _hush()
         self.writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=20)
 
     def store_init_configuration(self, values: dict[str, Any]) -> None:
@@ -73,6 +79,10 @@ class Board:
         Image.fromarray(strip).save(png, "PNG")
         self._image(step, f"{name}/frames", png.getvalue(), *strip.shape[:2])
 
+    def log_note(self, step: int, text: str) -> None:
+        """A sentence, among the texts."""
+        self.writer.add_text("notes", text, step)
+
     def finish(self) -> None:
         """Flush and close the files."""
         self.writer.close()
@@ -82,6 +92,18 @@ class Board:
 
         image = Summary.Image(encoded_image_string=encoded, height=height, width=width, colorspace=3)
         self.writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
+
+
+@cache
+def _hush() -> None:
+    """Print no traceback of what TensorBoard's own thread could not write: the next call raises it, and is noted."""
+    before = threading.excepthook
+
+    def hook(found: threading.ExceptHookArgs) -> None:
+        if not (isinstance(found.exc_value, OSError) and type(found.thread).__module__.startswith("tensorboard.")):
+            before(found)
+
+    threading.excepthook = hook
 
 
 def check_trackers(names: Any) -> None:
@@ -127,6 +149,8 @@ def class_of(name: str) -> Any:
                 f"name others of {', '.join(sorted(map(str, known)))}"
             )
         return known[name]
+    if (meant := dotted(name)) is not None:
+        raise ValueError(f"log.trackers names {name!r}; write it with dots, as {meant}")
     module, _, attribute = name.rpartition(".")
     if not module:
         raise ValueError(

@@ -84,7 +84,11 @@ class Scalars(dict[str, float]):
 
 
 class Method(Protocol):
-    """A list of turns, and what they have in common; `logged` is emptied by `begin` and filled by the turns."""
+    """A list of turns, and what they have in common; `logged` is emptied by `begin` and filled by the turns.
+
+    One that has `remarks(ended=False)` gives sentences for the user, by what they are of: each is said once when it
+    first comes, and again at the run's end, with ended=True.
+    """
 
     logged: Scalars
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from dollar.cli.build.objects import instantiate
+from dollar.cli.written import exists, is_enclosed, pieces
 from dollar.data.latents import Fit, Samples
 from dollar.data.mixture import shares
 from dollar.data.shards import listed
 from dollar.models.teacher import Teacher
+from dollar.parallel.world import World
 
 
 def check_data(config: DictConfig) -> None:
@@ -19,16 +22,26 @@ def check_data(config: DictConfig) -> None:
     for key in ("cache", "cache_bytes", "block_bytes"):
         if data.get(key, 0) < 0:
             raise ValueError(f"data.{key} is {data[key]}; it must be at least 0")
-    if OmegaConf.is_list(data.get("path")) and "clips" not in data:
-        raise ValueError(f"data.path is {list(data.path)}; it is one place here. data=mixture takes several, of shards")
+    if "clips" not in data and (several := _several(data.get("path"))):
+        raise ValueError(f"data.path is {several}; it is one place here. data=mixture takes several, of shards")
     if data.get("weights") is not None and data.get("paths") is not None:
         shares(data.weights, len(listed(data.paths)))
     if config.teacher.get("text") == "stored" and data.get("text") is None:
         raise ValueError("teacher.text is stored, but this data stores none; use data=latents, or teacher.text=online")
 
 
-def build_data(config: DictConfig, teacher: Teacher) -> Samples:
-    """The samples of conf/data, in the teacher's sizes and with the run's seed."""
+def _several(path: Any) -> list[str]:
+    """The places of a list that was given where one is taken, [] where it is one."""
+    if isinstance(path, str) and is_enclosed(path, "[") and not exists(path):
+        return pieces(path.strip()[1:-1], ",")
+    return list(path) if OmegaConf.is_list(path) else []
+
+
+def build_data(config: DictConfig, teacher: Teacher, world: World) -> Samples:
+    """The samples of conf/data, in the teacher's sizes and with the run's seed.
+
+    Clips are looked into by one process of each machine; the others read what it found.
+    """
     fit = Fit(
         encode=teacher.codec.encode,
         normalise=lambda latents: teacher.codec.normalise(latents.to(teacher.device)),
@@ -36,7 +49,12 @@ def build_data(config: DictConfig, teacher: Teacher) -> Samples:
         fingerprint=lambda: made_with(teacher),
         seed=config.seed,
     )
-    return instantiate(config.data.samples, _convert_="all")(fit)
+
+    def make() -> Samples:
+        # Of a copy, for it resolves whole nodes that are repeated where they stand.
+        return instantiate(deepcopy(config).data.samples, _convert_="all")(fit)
+
+    return world.first_here(make) if config.data.get("clips") is not None else make()
 
 
 def made_with(teacher: Teacher) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from dollar.cli.entry import check_folder_for
+from dollar.cli.build.configs import check_grid, configs_of_teacher
+from dollar.cli.entry import check_alone, check_folder_for
+from dollar.cli.origin import found_now
 from dollar.log import logger
 
 if TYPE_CHECKING:
@@ -19,8 +21,18 @@ if TYPE_CHECKING:
     from dollar.surrogate.pixel_reward import PixelReward
 
 
+class Known(NamedTuple):
+    """What is known of a teacher before it is read: (frames, height, width) of its clips, its folder and its scale."""
+
+    name: str
+    clip_shape: tuple[int, int, int]
+    folder: Path
+    guidance_scale: float
+
+
 def check_keys(config: DictConfig) -> None:
     """Raise ValueError for numbers that could only fail after an hour of sampling."""
+    check_alone("an evaluation")
     alone = config.teacher_clips == 0 and config.checkpoint is not None  # the teacher's stored figures are enough
     if config.clips < 64 or (config.teacher_clips < 64 and not alone):
         raise ValueError(
@@ -44,6 +56,28 @@ def check_keys(config: DictConfig) -> None:
         trained = read_card(config.checkpoint)["steps"]
         if unknown := [k for k in config.steps if k not in trained]:
             raise ValueError(f"steps has {unknown}, but the student in {config.checkpoint} was trained for {trained}")
+
+
+def check_before(config: DictConfig) -> None:
+    """Raise ValueError for a teacher, a student or figures that can't be measured; no weight is read.
+
+    The configuration holds the student's own teacher.
+    """
+    from dollar.evaluation.systems import needed_figures
+    from dollar.evaluation.yardstick import check_size
+    from dollar.export.student import student_weights
+
+    teacher = config.teacher
+    known = Known(teacher.name, (teacher.frames, teacher.height, teacher.width), Path(), teacher.guidance_scale)
+    check_size(known)
+    configs = configs_of_teacher(config)
+    if config.checkpoint is not None:
+        student_weights(config.checkpoint)
+    if config.teacher_clips == 0:
+        known = known._replace(folder=configs.pipeline.folder)
+        needed_figures(Path(config.teacher_metrics), known, settings_of(config))
+    else:
+        check_grid(configs, config.teacher_steps, "teacher_steps")
 
 
 def out_of(config: DictConfig) -> Path:
@@ -100,7 +134,8 @@ def reward_behind(node: DictConfig, teacher: Teacher) -> PixelReward | None:
 def own_reward(student: Student, teacher: Teacher) -> PixelReward | None:
     """The pixel reward that the student was trained with; None where there was none, or it can't be had any more."""
     try:
-        node: Any = OmegaConf.create(student.card["config"]["reward"])
+        reward = found_now(student.card, "reward", student.card["config"]["reward"], student.folder)
+        node: Any = OmegaConf.create(reward)
         return reward_behind(node, teacher)
     except (InstantiationException, ValueError) as error:
         logger.warning(

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from dollar.cli import origin
+from dollar.cli.arguments import given_below
+from dollar.cli.build.objects import instantiate
+from dollar.cli.declared import flat
+from dollar.cli.entry import check_alone
 from dollar.cli.overrides import CONF
+from dollar.export.places import by_name
 from dollar.export.source import KINDS, StudentSource
 
 if TYPE_CHECKING:
@@ -23,12 +29,14 @@ AS_PLAIN = {"text": "online", "frozen_dtype": "float32", "decode_chunk": 1, "chu
 
 def check_keys(config: DictConfig) -> None:
     """Raise ValueError for a value that can't be."""
+    from dollar.export.lora import NAMES
     from dollar.models.assemble import DTYPES
 
+    check_alone("an export")
     for key in ("checkpoint", "out"):
         if config[key] is None or not str(config[key]).strip():
             raise ValueError(f"{key} is not given; checkpoint=PATH names the student, and out=FOLDER where it goes")
-    for key, known in (("weights", tuple(KINDS)), ("dtype", tuple(DTYPES))):
+    for key, known in (("weights", tuple(KINDS)), ("dtype", tuple(DTYPES)), ("lora_names", NAMES)):
         if config[key] not in known:
             raise ValueError(f"{key} is {config[key]!r}; use {' or '.join(known)}")
     for key in ("steps", "lora"):
@@ -48,31 +56,53 @@ def teacher_of(config: DictConfig, source: StudentSource, device: Any, weights: 
             f"teacher is {config.teacher.name}, but the student in {source.place} came from the teacher "
             f"{source.card['teacher_name']}; leave teacher= out"
         )
-    given = [o.removeprefix("teacher.") for o in overrides if o.startswith("teacher.")]
     shift = {} if source.card.get("shift") is None else {"shift": source.card["shift"]}
-    config.teacher = OmegaConf.merge(source.card["teacher"], shift, OmegaConf.from_dotlist(given))
-    try:
-        plain = AS_PLAIN if weights else {**AS_PLAIN, "lora": None}
-        return instantiate(config.teacher, device=device, weights=weights, **plain)
-    except Exception as error:
-        if not str(cause := error.__cause__).startswith("no teacher at"):
-            raise
-        raise ValueError(f"{cause}. If it was moved, give teacher.folder=FOLDER") from None
+    given = given_below("teacher")
+    plain: Any = OmegaConf.to_container(given)
+    found = origin.teacher_of(source.card, source.place, flat(plain))
+    config.teacher = OmegaConf.merge(found, shift, given)
+    like_plain = AS_PLAIN if weights else {**AS_PLAIN, "lora": None}
+    return instantiate(config.teacher, device=device, weights=weights, **like_plain)
 
 
 def settings_of(config: DictConfig, source: StudentSource) -> ExportSettings:
     """How the student is exported, once the configuration holds its teacher."""
     from dollar.export.exporter import ExportSettings
 
-    stored = source.card.get("config") or {}
+    card = public(source.card)
+    stored = card.get("config") or {}
     return ExportSettings(
         **{key: config[key] for key in ("weights", "steps", "dtype", "max_shard_size", "link", "lora", "full")},
-        **{key: config[key] for key in ("license", "verify", "seed")},
+        **{key: config[key] for key in ("lora_names", "license", "verify", "seed")},
         prompt=prompt_of(config, source),
         switches=[f"enable_{key}" for key in ("tiling", "slicing") if config.teacher.get(key)],
+        card=card,
         configuration=OmegaConf.to_yaml(OmegaConf.create(dict(stored)), resolve=False) if stored else "",
         choices=choices(),
     )
+
+
+def public(card: Mapping[str, Any]) -> dict[str, Any]:
+    """A student's card as it may leave this machine: places by name, in its command's words too."""
+    found: dict[str, Any] = by_name(card)
+    return found | ({"command": [_public(word) for word in card["command"]]} if "command" in card else {})
+
+
+def _public(word: str) -> str:
+    """One `key=value` of a command with the places in its value by name."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, equals, value = word.partition("=")
+    try:
+        override = OverridesParser.create().parse_override(word)
+        before = override.value()
+        if (after := by_name(before)) == before:
+            return word
+        override._value = after
+        return f"{key}={override.get_value_element_as_str()}"
+    except HydraException:  # a word of an older version, or a flag
+        return key + equals + by_name(value)
 
 
 def choices() -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -18,6 +19,10 @@ from torch import Tensor
 
 from dollar.cli.build.loop import adamw, check_optimizers
 from dollar.cli.build.rewards import noise_of, reads_text
+from dollar.cli.code import code_of
+from dollar.cli.declared import flat
+from dollar.cli.places import CODE, by_content, held_below
+from dollar.cli.settings.commands import FitReward
 from dollar.data.latents import Samples
 from dollar.log import logger
 from dollar.methods.surrogate_alone import SurrogateAlone
@@ -122,13 +127,19 @@ def fit_decoder(config: DictConfig, surrogate: LatentReward, latents: Sequence[T
 
 def identity(config: DictConfig, teacher: Teacher, data: Samples) -> dict[str, Any]:
     """What a clip's latents and reward depend on, by names for a sentence."""
+    held = by_content(FitReward, config)
     return {
-        "reward": OmegaConf.to_container(config.reward, resolve=True),
+        "reward": {**held["reward"], **({CODE: code} if (code := code_of(flat(held["reward"]).values())) else {})},
         "teacher": [teacher.fingerprint(), weights_hash(teacher.denoiser.network), teacher.guidance_scale],
         "clip size": [*teacher.clip_shape, teacher.fps],
-        "data": data.identity(),
+        "data": {**data.identity(), **({"holds": holds} if (holds := held_below("data", FitReward, config)) else {})},
         "seed": config.seed,
     }
+
+
+def former_identity(config: DictConfig, data: Samples) -> dict[str, Any]:
+    """What a file of before contents were looked at has in the place of the identity's reward and data."""
+    return {"reward": OmegaConf.to_container(config.reward, resolve=True), "data": data.identity()}
 
 
 def fit(
@@ -147,11 +158,11 @@ def fit(
     fit_decoder(config, surrogate, latents, rows)
     remember(surrogate, latents, rows, config.batch, config.seed)
     folder, started = Path(config.out) / "fit", time.perf_counter()
-    whole: Any = OmegaConf.to_container(config, resolve=True)
-    deciding = {key: value for key, value in whole.items() if key not in FREE}
+    deciding = json.loads(json.dumps(by_content(FitReward, config, FREE)))  # as it is read again
     latest = checkpoint.newest(folder / "checkpoints")
     state = None if latest is None else checkpoint.load(latest)
     if state is not None and state.plain["config"] != deciding:
+        logger.warning(f"note: the fit in {folder} was of other settings or content, and begins anew")
         shutil.rmtree(folder)
         state = None
     parameters = trainable(surrogate.model)

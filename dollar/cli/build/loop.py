@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from dollar.cli.build.data import build_data, some_captions
-from dollar.cli.build.objective import objective_of
+from dollar.cli.build.data import build_data
+from dollar.cli.build.notes import notes_of
+from dollar.cli.build.objective import check_supplied, objective_of
+from dollar.cli.build.objects import instantiate
 from dollar.cli.build.rewards import (
     Rewards,
     build_decoder,
@@ -25,18 +26,22 @@ from dollar.cli.build.rewards import (
     rewards_of,
 )
 from dollar.cli.build.teacher import check_guidance, check_text, dtype_of, with_text
+from dollar.cli.build.validation import check_validation, how_validated, prompts_of
 from dollar.diffusion.timesteps import FewStep
 from dollar.export.student import check_steps, denoiser_of, few_steps, prediction_of, read_as_x_0, student_weights
 from dollar.log import logger
 from dollar.losses.objective import Objective
 from dollar.methods.ingredients import Ingredients
+from dollar.models.denoiser import Denoiser
 from dollar.models.roles import Role, separate, trainable
 from dollar.models.teacher import Teacher
 from dollar.parallel.shard import fill_from, fits_whole, trainable_copy
 from dollar.parallel.world import World, device_memory
+from dollar.sampling.samplers import finite, make_latents, student_sampler
 from dollar.surrogate.pixel_reward import PixelReward
 from dollar.training.average import Average
-from dollar.training.learner import Learner, constant
+from dollar.training.clip_files import ClipFiles
+from dollar.training.learner import Learner, constant, not_finite
 from dollar.training.log import Log
 from dollar.training.loop import Loop, Timetable
 from dollar.training.lr_schedule import falling
@@ -46,10 +51,16 @@ from dollar.training.monitors.monitor import Monitor
 from dollar.training.validation import Scores, Validation
 
 
-def check(config: DictConfig, processes: int) -> Objective:
-    """The objective; ValueError, naming the key, for all mistakes that show before anything is loaded."""
+def check(config: DictConfig, processes: int, supplied: bool = True) -> Objective:
+    """The objective; ValueError, naming the key, for all mistakes that show before anything is loaded.
+
+    supplied: whether a reward, or a fitted latent reward model, must be there where a term needs it.
+    """
     objective = objective_of(config)
-    timetable_of(config), validation_of(config), guard_of(config, objective), monitors_of(config, Guard())
+    if supplied:
+        check_supplied(config, objective)
+    timetable_of(config), guard_of(config, objective), monitors_of(config, Guard())
+    check_validation(config)
     dtype_of(config, "dtype"), dtype_of(config, "teacher_dtype")
     check_steps(config.student.timesteps, config.student.steps)
     check_batch(config, objective, processes)
@@ -92,12 +103,11 @@ def check_batch(config: DictConfig, objective: Objective, processes: int) -> Non
             f"fake_warmup is {config.fake_warmup} of cycles={config.cycles}, so the student would never be updated"
         )
     if config.batch % processes:
-        raise ValueError(f"batch={config.batch} must be a multiple of the {processes} processes")
-    if objective.needs.surrogate and lrm.mode != "frozen":  # otherwise no clips are scored
-        if lrm.clips % processes:
-            raise ValueError(f"lrm.clips={lrm.clips} must be a multiple of the {processes} processes")
-        if config.batch < lrm.clips:
-            raise ValueError(f"lrm.clips is {lrm.clips}, more than the batch={config.batch} that they are taken from")
+        fewer = max(n for n in range(1, processes + 1) if config.batch % n == 0)
+        raise ValueError(
+            f"batch={config.batch} must be a multiple of the {processes} processes; the next is "
+            f"batch={-(-config.batch // processes) * processes}, or start {fewer} process{'es' * (fewer > 1)}"
+        )
 
 
 def check_optimizers(config: DictConfig, objective: Objective | None = None) -> None:
@@ -135,11 +145,14 @@ def build_run(
 ) -> Run:
     """Everything that a run holds, ready for `load` or `train`; rewards: where they are built already."""
     objective = check(config, world.size)
+    if world.is_main:
+        for note in notes_of(config, objective, world.size):
+            logger.warning(f"note: {note}")
     rewards = rewards or rewards_of(config, objective)
     teacher = with_text(config, teacher)
     samplers = few_steps(teacher, config.student.timesteps, config.student.steps, config.student.between)
     check_terms(config, objective, teacher, samplers)
-    data = build_data(config, teacher)
+    data = build_data(config, teacher, world)
     if (report := getattr(data, "report", None)) is not None:
         logger.info(report)
     check_text(config, teacher, data, objective)
@@ -176,7 +189,7 @@ def build_run(
         fitted=config.lrm.mode != "frozen",
         networks=term_networks(config, objective, teacher, world),
     )
-    prompts = instantiate(config.data.held_out) if config.data.held_out else some_captions(data)
+    prompts = prompts_of(config, teacher, data)
     check_rewards(pixel, second, itertools.chain(data.captions, prompts), teacher, objective)
     scores, monitors = Scores(pixel, second, surrogate), monitors_of(config, guard)
     for monitor in monitors.values():
@@ -200,8 +213,9 @@ def loop_of(
     validation = None
     if config.validation.every > 0:
         teacher, samplers, prompts, scores = shown
-        keys = validation_of(config)
-        validation = Validation(teacher, run.student, samplers, prompts, scores, log, run.world, **keys)
+        files = ClipFiles(folder, config.validation.mp4s, resume_step) if run.world.is_main else None
+        how = how_validated(config, files)
+        validation = Validation(teacher, run.student, samplers, prompts, scores, log, run.world, **how)
     student = run.roles["student"].parameters
     return Loop(
         timetable_of(config),
@@ -216,7 +230,16 @@ def loop_of(
         monitors,
         settings,
         kept=lambda: {f"ema/{name}": p for name, p in student.items()},
+        validated_on="" if validation is None else validation.identity(),
+        probe=partial(probe, shown[0], run.student, shown[1], run.data.captions[0]),
     )
+
+
+def probe(teacher: Teacher, student: Denoiser, samplers: Mapping[int, FewStep], prompt: str) -> str:
+    """What is wrong with a clip that the student makes as it is now, as a sentence's part; "" where nothing is."""
+    sampler = student_sampler(teacher, student, samplers[max(samplers)])
+    latents = make_latents(sampler, teacher, [prompt], [0], show=False)
+    return "" if bool(finite(latents).all()) else "the clips that the student makes are not finite"
 
 
 def check_terms(config: DictConfig, objective: Objective, teacher: Teacher, samplers: Mapping[int, FewStep]) -> None:
@@ -240,6 +263,8 @@ def roles_of(
         read_as_x_0(student, teacher.denoiser.prediction)
     if config.init is not None:
         fill_from(student, student_weights(config.init))
+        if broken := not_finite(dict(student.named_parameters())):
+            raise ValueError(f"init={config.init}: {broken[0]} of this student is not finite; name another one")
     longest = samplers[max(samplers)]
     roles = {
         "student": separate("student", denoiser_of(teacher, student, longest, config.student.parameterization, dtype))
@@ -316,12 +341,3 @@ def monitors_of(config: DictConfig, guard: Guard) -> dict[str, Monitor]:
     if guard.active:
         found["guard"] = guard
     return found | {name: instantiate(node, _convert_="all") for name, node in config.monitors.items()}
-
-
-def validation_of(config: DictConfig) -> dict[str, Any]:
-    """The numbers of validation; ValueError names a key at fault."""
-    v = config.validation
-    for key, least in (("every", 0), ("prompts", 1), ("clips", 0), ("guidance_steps", 1)):
-        if v[key] < least:
-            raise ValueError(f"validation.{key} is {v[key]}; it must be at least {least}")
-    return {"count": v.prompts, "shown": v.clips, "teacher_steps": v.guidance_steps, "guided": config.student.guided}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from dollar.cli.build.data import check_data
-from dollar.cli.build.rewards import check_latent_reward
+from dollar.cli.build.objects import instantiate
+from dollar.cli.build.rewards import check_latent_reward, check_noise
 from dollar.losses.objective import Objective
 from dollar.losses.term import Term
 
@@ -21,16 +21,12 @@ def terms_of(config: DictConfig) -> dict[str, Term]:
 
 def objective_of(config: DictConfig) -> Objective:
     """Eq. 16's terms; ValueError names a key at fault."""
-    objective, there = Objective(terms_of(config), config.balance), config.reward.get("_target_") is not None
+    objective = Objective(terms_of(config), config.balance)
     needing = {name: term.needs for name, term in objective.terms.items()}
     if config.batch < 2 and (alone := [name for name, needs in needing.items() if needs.reward == "numbers"]):
         raise ValueError(
             f"batch is {config.batch}, but the loss's {alone[0]} compares the rewards of a batch; give at least 2"
         )
-    if objective.needs.surrogate and config.lrm.mode != "frozen" and not there:
-        raise ValueError("beta_ft is above 0 but reward=none; name a reward, or set beta_ft=0")
-    if wanting := [name for name, needs in needing.items() if needs.reward and not there]:
-        raise ValueError(f"the loss's {wanting[0]} needs a reward, but reward=none; name one with reward=NAME")
     check_latent_reward(config, objective)
     noised = config.student.input == "noised_data"
     if not config.data.get("latents", True) and (objective.needs.clips or noised):
@@ -40,3 +36,19 @@ def objective_of(config: DictConfig) -> Objective:
         )
     check_data(config)
     return objective
+
+
+def check_supplied(config: DictConfig, objective: Objective) -> None:
+    """Raise ValueError where a term needs a reward or a fitted latent reward model, which only the user can give."""
+    there = config.reward.get("_target_") is not None
+    if objective.needs.surrogate and config.lrm.mode != "frozen" and not there:
+        raise ValueError("beta_ft is above 0 but reward=none; name a reward with reward=NAME, or set beta_ft=0")
+    if wanting := [name for name, term in objective.terms.items() if term.needs.reward and not there]:
+        raise ValueError(f"the loss's {wanting[0]} needs a reward, but reward=none; name one with reward=NAME")
+    if (mode := config.lrm.mode) != "online":
+        if config.lrm.path is None:
+            raise ValueError(
+                f"lrm.mode is {mode}, but lrm.path is null; give the folder of a latent reward model, which "
+                "launch/fit_reward.py writes, or runs/<run>/lrm of another run"
+            )
+        check_noise(config.lrm)

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import math
+import shutil
+from pathlib import Path
 from typing import Any, cast
 
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from dollar.cli.build.loop import check
-from dollar.cli.build.objective import objective_of
+from dollar.cli.build.loop import check, timetable_of
+from dollar.cli.build.notes import notes_of
+from dollar.cli.build.objective import check_supplied, objective_of
 from dollar.cli.build.rewards import reads_text
 from dollar.cli.build.teacher import check_guidance, dtype_of, quiet
+from dollar.cli.declared import flat
 from dollar.losses.objective import Objective
 from dollar.losses.term import SampleTerm
+from dollar.methods.surrogate_fit import scored_clips
 from dollar.models.assemble import DTYPES
-from dollar.models.outline import ForwardCost, Outline, outline
+from dollar.models.outline import ForwardCost, Outline, measure, outline
+from dollar.models.roles import trainable
 from dollar.parallel.shard import fits_whole
-from dollar.planning.memory import FLOAT, Setup
-from dollar.planning.work import Cycle, TermWork, most_kept
+from dollar.planning.memory import FLOAT, Setup, elements, memory
+from dollar.planning.work import Cycle, TermWork, Validations, most_kept, validations
 
+RANK = 64  # of the LoRA that is proposed
 FROZEN = {"vae": "autoencoder"}  # what a frozen model is called in the plan
 
 
@@ -28,7 +35,7 @@ def outline_of(config: DictConfig) -> Outline:
     for key in ("processes", "memory"):
         if config[key] <= 0:
             raise ValueError(f"{key} is {config[key]}; it must be positive")
-    objective = check(config, config.processes)
+    objective = check(config, config.processes, supplied=False)
     if config.teacher.frozen_dtype not in DTYPES:
         raise ValueError(f"teacher.frozen_dtype is {config.teacher.frozen_dtype!r}; use {' or '.join(DTYPES)}")
     quiet()
@@ -37,26 +44,34 @@ def outline_of(config: DictConfig) -> Outline:
     return found
 
 
-def setup_of(config: DictConfig, outline: Outline, work: ForwardCost) -> Setup:
-    """What the memory of a process depends on."""
-    cycle = cycle_of(config)
-    fitted = objective_of(config).needs.surrogate and config.lrm.mode != "frozen"  # a frozen one scores no clips
-    clips = config.batch // config.processes
+def setup_of(config: DictConfig, outline: Outline, work: ForwardCost, own: ForwardCost | None = None) -> Setup:
+    """What the memory of a process depends on; work: of a forward of all weights, own: of the student's."""
+    cycle, objective = cycle_of(config), objective_of(config)
+    surrogate, fitted = objective.needs.surrogate, config.lrm.mode != "frozen"  # a frozen one scores no clips
+    model = lrm_shapes(config, outline) if surrogate else []
+    networks = networks_of(objective, outline)
+    clips = scored_clips(config.lrm.clips, config.batch, config.processes)
     has_latents = config.data.get("latents", True)
-    pairs = config.lrm.clips * (1 + has_latents * (1 + config.lrm.mismatched))
+    pairs = clips * (1 + has_latents * (1 + config.lrm.mismatched))
+    kept = larger(work, own or work) if any(term.fake for term in cycle.terms) else own or work
     clip = math.prod(outline.latent_shape) * FLOAT + FLOAT + 1  # with its reward and whether that is a number
     return Setup(
         shapes=outline.shapes,
         blocks=outline.block_shapes,
-        lrm=lrm_shapes(config, outline) if fitted else [],
+        lora=[] if config.student.lora is None else outline.lora_shapes(config.student.lora),
+        lrm=model if fitted else [],
+        networks={name: [tuple(p.shape) for p in trainable(n).values()] for name, n in networks.items()},
+        buffers={name: sum(b.nbytes for b in network.buffers()) for name, network in networks.items()},
+        read={} if fitted or not model else {"latent reward model": elements(model)},
         frozen={FROZEN.get(name, name.replace("_", " ")): count for name, count in outline.frozen.items()},
         processes=config.processes,
-        clips=min(clips, config.parallel.micro_batch or clips),
+        batch=config.batch,
+        micro_batch=config.parallel.micro_batch,
         shard=shards(config, outline, any(term.fake for term in cycle.terms)),
-        outside=work.outside,
-        inputs=work.inputs,
-        inside=work.inside,
-        largest=work.largest,
+        outside=kept.outside,
+        inputs=kept.inputs,
+        inside=kept.inside,
+        largest=kept.largest,
         terms=sum(not term.apart for term in cycle.terms),
         fake=any(term.fake for term in cycle.terms),
         shard_teacher=config.parallel.shard_teacher,
@@ -66,8 +81,56 @@ def setup_of(config: DictConfig, outline: Outline, work: ForwardCost) -> Setup:
         gathers=any(term.apart for term in cycle.terms),
         dtype=dtype_of(config, "dtype").itemsize,
         frozen_dtype=DTYPES[config.teacher.frozen_dtype].itemsize,
-        remembered=config.lrm.memory * pairs * clip if fitted else 0,
+        remembered=config.lrm.memory * pairs * clip if surrogate and fitted else 0,
+        best=config.keep_best is not None,
     )
+
+
+def larger(one: ForwardCost, other: ForwardCost) -> ForwardCost:
+    """The larger of each number."""
+    return ForwardCost(*map(max, zip(one, other, strict=True)))
+
+
+def lora_instead(config: DictConfig, outline: Outline, work: ForwardCost, setup: Setup) -> tuple[int, Setup] | None:
+    """The rank and the set-up of a LoRA in place of all weights, where one could save something."""
+    if config.student.lora is not None or (config.processes == 1 and memory(setup).peak <= config.memory * 2**30):
+        return None
+    other = cast(DictConfig, OmegaConf.merge(config, {"student": {"lora": RANK}}))
+    changed = setup_of(other, outline, work, student_work(other, outline, work))
+    return (RANK, changed) if elements(changed.lora) < elements(changed.shapes) else None
+
+
+def free_bytes(config: DictConfig) -> int:
+    """What is free on the disk that the run's folder would be on."""
+    folder = Path(config.runs).expanduser().absolute()
+    return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+
+
+def further_text(config: DictConfig) -> str:
+    """Notes on the settings, and what has to be given before this can be trained, one sentence a line."""
+    objective, lines = objective_of(config), []
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    lines += [f"{key} has no default; give {key}=VALUE" for key, value in flat(plain).items() if value == "???"]
+    try:
+        check_supplied(config, objective)
+    except (ValueError, OSError) as error:
+        lines.append(str(error))
+    notes = [f"note: {note}" for note in notes_of(config, objective, config.processes)]
+    return "\n".join([*notes, *(f"to train it: {line}" for line in lines)])
+
+
+def student_work(config: DictConfig, outline: Outline, work: ForwardCost) -> ForwardCost:
+    """What a forward of the student computes and keeps; work: of a network that trains all its weights."""
+    rank = config.student.lora
+    return work if rank is None else measure(outline, dtype_of(config, "dtype"), rank)
+
+
+def networks_of(objective: Objective, outline: Outline) -> dict[str, Any]:
+    """Each term's own network, without its values."""
+    import torch
+
+    with torch.device("meta"):
+        return {name: term.network(outline.latent_shape) for name, term in objective.learning_terms.items()}
 
 
 def shards(config: DictConfig, outline: Outline, fake: bool) -> bool:
@@ -79,17 +142,15 @@ def shards(config: DictConfig, outline: Outline, fake: bool) -> bool:
 
 
 def lrm_shapes(config: DictConfig, outline: Outline) -> list[tuple[int, ...]]:
-    """The shapes of the latent reward model's trained parameters; none of one that is only read."""
+    """The shapes of the latent reward model's own parameters; the teacher's blocks are the teacher's."""
     import torch
 
     from dollar.models.latent_reward_model import LatentRewardModel
     from dollar.models.teacher_reward_model import QueryHead, width_of
 
     target = config.reward.get("_target_")
-    reward = None if target is None else get_class(target)
+    reward = None if target in (None, "???") else get_class(target)
     lrm, text_dim = config.lrm, outline.text_width if reads_text(config.lrm, reward) else None
-    if lrm.mode == "frozen":
-        return []
     with torch.device("meta"):
         if lrm.backbone == "teacher":
             model: Any = QueryHead(width_of(outline.network), lrm.width)
@@ -99,14 +160,33 @@ def lrm_shapes(config: DictConfig, outline: Outline) -> list[tuple[int, ...]]:
     return [tuple(p.shape) for p in model.parameters()]
 
 
-def cycle_of(config: DictConfig) -> Cycle:
-    """What the forwards of a cycle depend on."""
+def cycle_of(config: DictConfig, own: ForwardCost | None = None) -> Cycle:
+    """What the forwards of a cycle depend on; own: of the student's forward, where it isn't one of all weights."""
     return Cycle(
         steps=list(config.student.steps),
         terms=terms_of(objective_of(config)),
         simulate=config.student.input == "simulate",
         fake_updates=config.fake_updates,
         checkpointing=config.parallel.activation_checkpointing,
+        backward=2.0 if own is None else own.backward / own.flops,
+    )
+
+
+def validations_of(config: DictConfig, outline: Outline) -> Validations:
+    """The work of the run's validations."""
+    v, timetable = config.validation, timetable_of(config)
+    guided = 1 + (outline.guidance_scale != 1 and not outline.family.embeds_guidance)
+    return validations(
+        config.cycles,
+        v.every,
+        timetable.validate_first,
+        v.prompts,
+        list(config.student.steps),
+        v.clips,
+        v.guidance_steps,
+        guided,
+        guided if config.student.guided else 1,
+        config.processes,
     )
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from dollar.cli.entry import check_folder_for
+from dollar.cli.places import Compared, known_now, store, stored_at
 from dollar.cli.same import check_same
 
 if TYPE_CHECKING:
@@ -81,11 +83,25 @@ def deciding(config: DictConfig) -> dict[str, Any]:
     }
 
 
-def check_made_by(out: Path, made_by: dict[str, Any]) -> None:
-    """Raise ValueError if the folder holds shards of another origin."""
+DATA = "preprocess.data"  # where the folder's fingerprint has the places of the clips
+
+
+def check_made_by(out: Path, made_by: dict[str, Any], same: Sequence[str] = ()) -> None:
+    """Raise ValueError if the folder holds shards of another origin.
+
+    Clips may be added where they are; where they have moved they must be those of before. same: keys of which the user
+    says so.
+    """
     from dollar.data.fingerprint import FINGERPRINT
 
     if (out / FINGERPRINT).is_file():
-        check_same(out / FINGERPRINT, made_by, "Name another folder with out=FOLDER, or keep to its settings")
+        places = Compared([DATA], stored_at(out), same, growing=[DATA], noted=False, shown={DATA: "data.path"})
+        way_out = "Name another folder with out=FOLDER, or keep to its settings"
+        check_same(out / FINGERPRINT, made_by, way_out, places=places)
     elif next(out.rglob("*.parquet"), None) is not None:
         raise ValueError(f"out={out} holds parquet files but no {FINGERPRINT}, so it is not of this command's making")
+
+
+def store_places(out: Path, made_by: dict[str, Any]) -> None:
+    """Keep what the places of the clips hold."""
+    store(out, known_now([DATA], made_by))

@@ -9,6 +9,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from dollar.cli.build.objects import as_text
+
 CONFIG = "config.yaml"
 CLIP = ("clip", "pictures", "autoencoder")  # keys of make=clip alone
 SHARED = ("seed", "ema", "out", "work", "parallel")
@@ -58,7 +60,7 @@ def begun(config: DictConfig, work: Path) -> tuple[Path, bool]:
 
 def decides(config: DictConfig) -> dict[str, Any]:
     """The configuration without the keys that only the other of teacher and CLIP depends on."""
-    stored: Any = OmegaConf.to_container(config, resolve=True)
+    stored: Any = as_text(OmegaConf.to_container(config, resolve=True))
     wanted = (*SHARED, *CLIP) if config.make == "clip" else set(stored) - {"make", *CLIP}
     return {key: value for key, value in stored.items() if key in wanted}
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from dollar.cli.build.objects import instantiate
 from dollar.log import logger
 from dollar.losses.objective import Objective
 from dollar.losses.reward_gradient import number_of
@@ -28,11 +28,6 @@ def check_latent_reward(config: DictConfig, objective: Objective) -> None:
     lrm = config.lrm
     if lrm.mode not in ("online", "pretrained", "frozen"):
         raise ValueError(f"lrm.mode is {lrm.mode!r}; use online, pretrained or frozen")
-    if lrm.mode != "online" and lrm.path is None:
-        raise ValueError(
-            f"lrm.mode is {lrm.mode}, but lrm.path is null; give the folder of a latent reward model, which "
-            "launch/fit_reward.py writes, or runs/<run>/lrm of another run"
-        )
     if lrm.mode == "online" and lrm.path is not None:
         raise ValueError(f"lrm.path is {lrm.path}, but lrm.mode is online, which reads none; set lrm.mode=pretrained")
     if lrm.backbone not in BACKBONES:
@@ -53,8 +48,6 @@ def check_latent_reward(config: DictConfig, objective: Objective) -> None:
         raise ValueError(
             "lrm.backbone is teacher, but parallel.shard_teacher spreads the teacher's blocks; set one of them back"
         )
-    if lrm.mode != "online":
-        check_noise(lrm)
 
 
 def check_noise(lrm: DictConfig) -> None:

@@ -8,12 +8,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from dollar.cli.build.loop import Run
+from dollar.cli.origin import STORED, places_of
 from dollar.cli.run_folders import command_line, to_store
 from dollar.export.student import few_steps, read_card, save_student
 from dollar.models.adapter import factors, merged
 from dollar.models.teacher import Teacher
 from dollar.parallel import checkpoint
 from dollar.parallel.shard import whole
+from dollar.storage import explained
 
 
 def is_written(student: Path, cycles: int) -> bool:
@@ -52,12 +54,14 @@ def write_student(run: Run, teacher: Teacher, config: DictConfig) -> None:
             "guided": bool(config.student.guided),
             "parameterization": config.student.parameterization,
             "teacher": stored["teacher"],
+            STORED: places_of(stored),
             "command": command_line(),
             "config": stored,
         }
-        surrogate = run.ingredients.surrogate
-        if surrogate is not None:
-            surrogate.save(loop.folder / "lrm", teacher)
-        save_student(loop.folder / "student", teacher, network, samplers, card, factors(weights))
+        surrogate, way_out = run.ingredients.surrogate, "The checkpoints are whole; the same command writes it again"
+        with explained("the student", loop.folder, after=way_out):
+            if surrogate is not None:
+                surrogate.save(loop.folder / "lrm", teacher)
+            save_student(loop.folder / "student", teacher, network, samplers, card, factors(weights))
         print(f"the student of cycle {cycle} is in {loop.folder / 'student'}")
     loop.world.barrier()

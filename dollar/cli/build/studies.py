@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
+from dollar.cli.arguments import as_they_stand
 from dollar.cli.entry import ROOT, check_folder_for
 from dollar.cli.overrides import check_overrides
 from dollar.studies.content import Content
@@ -47,6 +48,6 @@ def check_commands(commands: Sequence[tuple[str, Sequence[str]]]) -> None:
     for name, command in commands:
         script = Path(command[1])
         try:
-            check_overrides(script.stem, list(command[2:]))
+            check_overrides(script.stem, as_they_stand(script.stem, command[2:]))
         except ValueError as error:
             raise ValueError(f"the row {name}, {script.name}: {error}") from None

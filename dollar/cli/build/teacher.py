@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from dollar.cli.arguments import given_below
+from dollar.cli.build.objects import instantiate
+from dollar.cli.declared import flat
+from dollar.cli.origin import teacher_of
 from dollar.data.latents import Samples
 from dollar.losses.objective import Objective
 from dollar.models.assemble import DTYPES
@@ -45,11 +50,13 @@ def take_teacher(config: DictConfig) -> None:
             f"teacher is {config.teacher.name}, but the student in {config.checkpoint} came from the teacher "
             f"{card['teacher_name']}; leave teacher= out"
         )
-    given = [o.removeprefix("teacher.") for o in overrides if o.startswith("teacher.")]
     # Prompts that come are not among those that training had stored; and the student's times stay those that it was
     # trained for, where another size would shift its teacher's.
     online = {"text": "online"} | ({"shift": card["shift"]} if card.get("shift") is not None else {})
-    config.teacher = OmegaConf.merge(card["teacher"], online, OmegaConf.from_dotlist(given))
+    given = given_below("teacher")
+    plain: Any = OmegaConf.to_container(given)
+    found = teacher_of(card, Path(config.checkpoint), flat(plain))
+    config.teacher = OmegaConf.merge(found, online, given)
 
 
 def build_teacher(config: DictConfig, world: World, weights: bool = True) -> Teacher:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from dollar.cli.build.evaluation import check_keys, out_of, own_reward, reward_behind, settings_of, yardstick_of
+from dollar.cli.build.evaluation import (
+    check_before,
+    check_keys,
+    out_of,
+    own_reward,
+    reward_behind,
+    settings_of,
+    yardstick_of,
+)
 
 if TYPE_CHECKING:
     from dollar.evaluation.systems import Evaluation
@@ -16,32 +25,40 @@ if TYPE_CHECKING:
 def main(config: DictConfig) -> None:
     """Print the table and write metrics.json and report.html."""
     check_keys(config)
-    from dollar.cli.build.teacher import build_teacher, dtype_of, quiet, take_teacher
-    from dollar.evaluation.files import store_figures
-    from dollar.evaluation.report.table import format_table
-    from dollar.evaluation.systems import Evaluation
-    from dollar.evaluation.yardstick import check_size
-    from dollar.export.student import load_student
-    from dollar.parallel.world import start
+    from dollar.cli.build.teacher import quiet, take_teacher
+    from dollar.parallel.lock import EVALUATION, Lock
 
     if config.checkpoint is not None:
         take_teacher(config)
     out = out_of(config)
-    out.mkdir(parents=True, exist_ok=True)
     quiet()
+    check_before(config)
+    with closing(Lock(out, name=EVALUATION, stays=False)):  # a training of the run may go on
+        evaluate(config, out)
+
+
+def evaluate(config: DictConfig, out: Path) -> None:
+    """Measure, and write into a folder that no other evaluation has."""
+    from dollar.cli.build.teacher import build_teacher, dtype_of
+    from dollar.evaluation.files import store_figures
+    from dollar.evaluation.report.table import format_table
+    from dollar.evaluation.systems import TEACHER_STEPS, Evaluation
+    from dollar.export.student import load_student, weights_of
+    from dollar.parallel.world import start
+
     world = start(config.parallel.device, config.parallel.timeout_minutes)
     teacher = build_teacher(config, world)
-    check_size(teacher)
     pixel = reward_behind(config.reward, teacher)  # weights that are missing are noticed before anything is sampled
     evaluation = Evaluation(teacher, yardstick_of(config), settings_of(config), out)
     fresh = evaluation.measure_teacher(Path(config.teacher_metrics))
-    if config.checkpoint is None and fresh is not None:
-        videos = evaluation.clips[f"teacher {config.teacher_steps}"]
+    if config.checkpoint is None and fresh is not None and config.teacher_steps == TEACHER_STEPS:
+        videos = evaluation.clips[f"teacher {TEACHER_STEPS}"]  # what later evaluations compare with
         store_figures(out / "teacher_metrics.json", teacher, evaluation.yardstick, videos, fresh)
     evaluation.save()
     student = None
     if config.checkpoint is not None:
         student = load_student(config.checkpoint, teacher, dtype_of(config, "dtype"))
+        evaluation.metrics["weights"] = weights_of(student.folder)
         evaluation.measure_student(student)
         evaluation.save()  # what is known is kept, whatever a reward does
     own = None if student is None else own_reward(student, teacher)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +13,67 @@ from dollar.cli.entry import check_folder_for
 
 def main(config: DictConfig) -> None:
     """Score the clips that are not scored yet, fit, print how well, and write the folder."""
-    from hydra.utils import instantiate
-
-    from dollar.cli.build.data import build_data, check_data
-    from dollar.cli.build.fitting import check, fit, identity, new_surrogate
-    from dollar.cli.build.rewards import check_captions, noise_of
-    from dollar.cli.build.teacher import build_teacher, quiet, with_text
-    from dollar.log import logger
-    from dollar.parallel.world import start
-    from dollar.surrogate.fit import check_rewards, climb_of, climb_text, figures_of, plain, split, table
-    from dollar.surrogate.observations import FILE, Observations, Scoring
-    from dollar.surrogate.pixel_reward import PixelReward
+    from dollar.cli.build.data import check_data
+    from dollar.cli.build.fitting import check
+    from dollar.parallel.lock import Lock
 
     check(config)
     out = Path(config.out)
     check_folder_for("out", out)
     check_data(config)
+    with closing(Lock(out, stays=False)):
+        fit_in(config, out)
+
+
+def fit_in(config: DictConfig, out: Path) -> None:
+    """Fit into a folder that no other command has."""
+    from dollar.cli.build.data import build_data
+    from dollar.cli.build.fitting import fit, former_identity, identity, new_surrogate
+    from dollar.cli.build.objects import instantiate
+    from dollar.cli.build.rewards import check_captions, noise_of
+    from dollar.cli.build.teacher import build_teacher, quiet, with_text
+    from dollar.log import logger
+    from dollar.parallel.lock import Lock
+    from dollar.parallel.world import start
+    from dollar.surrogate.fit import (
+        check_measured,
+        check_rewards,
+        climb_of,
+        climb_text,
+        figures_of,
+        plain,
+        split,
+        table,
+    )
+    from dollar.surrogate.observations import FILE, Observations, Scoring
+    from dollar.surrogate.pixel_reward import PixelReward
+
     quiet()
     world = start(config.parallel.device, config.parallel.timeout_minutes)
     reward = instantiate(config.reward)
     teacher = with_text(config, build_teacher(config, world))
-    data = build_data(config, teacher)
+    data = build_data(config, teacher, world)
     check_captions(reward, data.captions)
     pixel = PixelReward(reward, teacher.codec)
     surrogate = new_surrogate(config, teacher, pixel, data.captions[0])  # a key at fault is refused before any scoring
     file = Path(config.observations or out) / FILE
     if config.observations is not None and not file.is_file():
         raise ValueError(f"observations is {config.observations}, but there is no {file}; leave it out")
-    observed = Observations.at(file, identity(config, teacher, data))
     chosen = (config.clips, config.mismatched, config.made, config.made_clips, config.seed)
-    scoring = Scoring(teacher, data, pixel, *chosen)
-    scoring.run(observed, file)
+    scoring, made_by = Scoring(teacher, data, pixel, *chosen), identity(config, teacher, data)
+    former = former_identity(config, data)
+    observed = Observations.at(file, made_by, former)
+    if scoring.missing(observed):
+        with nullcontext() if file.parent.samefile(out) else closing(Lock(file.parent, stays=False)):
+            observed = Observations.at(file, made_by, former)  # another fit may have written since
+            scoring.run(observed, file)
     rows = scoring.wanted(observed)
     if pixel.trouble:
         logger.warning(f"note: clips that got no reward are left out; the last trouble: {pixel.trouble}")
     rest, held_out = split(rows, config.held_out, config.seed, file)
     fitted_on, watched = split(rest, config.watched, config.seed, file)  # the best is not chosen by what is reported
     check_rewards([row.reward for _, row in fitted_on], file)
+    check_measured({"watched": watched, "held-out": held_out})
     fitted = fit(config, surrogate, world, observed.latents, fitted_on, watched)
     figures: dict[str, Any] = {
         "held_out": figures_of(surrogate, observed.latents, held_out, config.batch),

@@ -7,7 +7,17 @@ from omegaconf import DictConfig
 
 def main(config: DictConfig) -> None:
     """Print the plan of what launch/train.py with the same keys would run."""
-    from dollar.cli.build.planning import cycle_of, not_counted_of, outline_of, setup_of
+    from dollar.cli.build.planning import (
+        cycle_of,
+        free_bytes,
+        further_text,
+        lora_instead,
+        not_counted_of,
+        outline_of,
+        setup_of,
+        student_work,
+        validations_of,
+    )
     from dollar.cli.build.teacher import dtype_of
     from dollar.models.outline import measure
     from dollar.planning import report
@@ -16,13 +26,21 @@ def main(config: DictConfig) -> None:
 
     outline, t = outline_of(config), config.teacher
     work = measure(outline, dtype_of(config, "dtype"))
-    setup, needed = setup_of(config, outline, work), forwards(cycle_of(config))
+    own = student_work(config, outline, work)
+    setup, needed, looks = (
+        setup_of(config, outline, work, own),
+        forwards(cycle_of(config, own)),
+        validations_of(config, outline),
+    )
+    whole = report.work_of(needed, own, work, config.batch, looks)
     print(report.clip_text(outline, work, setup, t.frames, t.height, t.width))
     print()
     print(report.memory_table(setup, memory(setup), config.log.gradients_every))
     print()
-    print(report.work_text(needed, work.flops, config.batch, config.cycles, config.processes))
-    print(report.disk_text(setup, config.keep))
+    print(report.work_text(needed, whole, config.batch, config.cycles, config.fake_updates, config.processes, looks))
+    print(report.disk_text(setup, config.keep, free_bytes(config)))
     print()
     print(report.not_counted(not_counted_of(config)))
-    print(report.verdict(setup, config.memory))
+    print(report.verdict(setup, config.memory, lora_instead(config, outline, work, setup)))
+    if text := further_text(config):
+        print(text)

@@ -17,6 +17,7 @@ from dollar.cli.build.preprocessing import (
     out_of,
     places_of,
     settings_of,
+    store_places,
 )
 
 if TYPE_CHECKING:
@@ -50,9 +51,8 @@ def main(config: DictConfig) -> None:
 
 def encode(config: DictConfig, source: Source, lock: Lock, stop: Stop) -> bool:
     """This process's part of the work, and of the report; whether it was stopped before the end."""
-    from hydra.utils import instantiate
-
-    from dollar.data.encoding import Encoding, begin, check_buckets, fingerprint_of, report_on
+    from dollar.cli.build.objects import instantiate
+    from dollar.data.encoding import Encoding, begin, check_buckets, fingerprint_of, forget_edited, report_on
     from dollar.parallel.world import finish, start
 
     world = start(config.parallel.device, config.parallel.timeout_minutes)
@@ -60,11 +60,16 @@ def encode(config: DictConfig, source: Source, lock: Lock, stop: Stop) -> bool:
     out, buckets = out_of(config), buckets_of(config)
     check_buckets(buckets, teacher)
     made_by = fingerprint_of(teacher, places_of(config), buckets, deciding(config))
-    check_made_by(out, made_by)
-    work = Encoding(out, source, teacher, buckets, settings_of(config), world.rank, world.size)
+    check_made_by(out, made_by, list(config.same))
     world.barrier()  # all have seen the same folder before anything in it changes
     if world.is_main:
+        forget_edited(out, source, config.windows)
+    world.barrier()
+    work = Encoding(out, source, teacher, buckets, settings_of(config), world.rank, world.size)
+    world.barrier()
+    if world.is_main:
         begin(out, made_by, teacher, config.retry_skipped)
+        store_places(out, made_by)
     world.barrier()
     lock.join()
     with stop.in_order():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from dollar.cli.entry import check_folder_for
+from dollar.cli.places import Compared, is_below, known_now, place_keys, store, stored_at
 from dollar.cli.same import check_same
 from dollar.cli.settings import COMMANDS, free_keys
 
@@ -19,6 +22,7 @@ def main(config: DictConfig) -> None:
     from dollar.media import atomically
     from dollar.models.cogvideox import CogVideoX
     from dollar.models.pipeline import Pipeline
+    from dollar.parallel.lock import Lock
     from dollar.parallel.world import finish, start
 
     work = Path(config.work)
@@ -26,20 +30,27 @@ def main(config: DictConfig) -> None:
     check_folder_for("work", work)
     stages = check(config, int(os.environ.get("WORLD_SIZE", 1)))
     stored = decides(config)
-    source = config.autoencoder if config.make == "clip" else config.init
-    if source is not None:
-        Pipeline(source, ["vae"] if config.make == "clip" else list(CogVideoX.classes))  # it says what is missing
+    source = "autoencoder" if config.make == "clip" else "init"
+    if config[source] is not None:  # it says what is missing
+        Pipeline(config[source], ["vae"] if config.make == "clip" else list(CogVideoX.classes), key=source)
     precision = dtype_of(config, "dtype")
     path, some = begun(config, work)
+    plain: Any = OmegaConf.to_container(config, resolve=False)
+    free = free_keys(COMMANDS["pretrain"])
+    places = [key for key in place_keys(COMMANDS["pretrain"], plain) if not is_below(key, free)]
     if some:  # otherwise nothing could be lost
         others = () if config.make == "clip" else ("make", *CLIP)
-        free = (*free_keys(COMMANDS["pretrain"]), *others)
-        check_same(path, stored, "Give another folder with work=FOLDER, or remove this one", free, config)
-    world = start(config.parallel.device, config.parallel.timeout_minutes)
-    if world.is_main:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomically(path) as temporary:
-            OmegaConf.save(OmegaConf.create(stored), temporary)
-    quiet()
-    MAKERS[config.make](config, work, stages, world, precision)
-    finish(world)
+        compared = Compared(places, stored_at(path.parent), list(config.same))
+        remove = "Give another folder with work=FOLDER, or remove this one"
+        check_same(path, stored, remove, (*free, *others), config, compared)
+    way_out = "name another folder with work=FOLDER"
+    with closing(Lock(path.parent, int(os.environ.get("RANK", 0)), way_out, stays=False)) as lock:
+        world = start(config.parallel.device, config.parallel.timeout_minutes)
+        lock.join()
+        if world.is_main:
+            with atomically(path) as temporary:
+                OmegaConf.save(OmegaConf.create(stored), temporary)
+            store(path.parent, known_now(places, stored))
+        quiet()
+        MAKERS[config.make](config, work, stages, world, precision)
+        finish(world)

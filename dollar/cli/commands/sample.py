@@ -1,41 +1,85 @@
 """Make clips: `python launch/sample.py checkpoint=runs/demo/student steps=4 prompt="..." [key=value ...]`.
 
-With `torchrun --nproc-per-node N` the clips are shared out among N GPUs.
+With `torchrun --nproc-per-node N` the clips are shared out among N GPUs. The same command goes on where it was stopped:
+a clip that is there, made with the same settings and weights, is kept.
 """
 
 from __future__ import annotations
 
+import sys
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from dollar.cli.build.sampling import check_keys, prompts_of, sampler_of, settle
+from dollar.cli.build.sampling import (
+    called,
+    check_before,
+    check_keys,
+    how_made,
+    prompts_of,
+    sampler_of,
+    settle,
+    steps_of,
+)
 from dollar.cli.entry import check_folder_for
+
+if TYPE_CHECKING:
+    from dollar.parallel.world import World
+    from dollar.sampling.files import ClipFolder, Request
 
 
 def main(config: DictConfig) -> None:
-    """Sample, write mp4s and GIFs, and list them in manifest.jsonl."""
+    """Sample what isn't there yet, write mp4s and GIFs, and list them in manifest.jsonl."""
     prompts = prompts_of(config)
     check_keys(config)
+    out = Path(config.out)
+    check_folder_for("out", out)
     from dollar.cli.build.teacher import quiet, take_teacher
+    from dollar.parallel.lock import Lock
+    from dollar.parallel.signals import STOPPED
     from dollar.parallel.world import finish, start
-    from dollar.sampling.files import print_unknown_words, requests, write_clips
-    from dollar.sampling.manifest import list_clips
+    from dollar.sampling.files import ClipFolder, requests
 
     if config.checkpoint is not None:
         take_teacher(config)
     settle(config)
-    out = Path(config.out)
-    check_folder_for("out", out)
     quiet()
+    how = how_made(config, check_before(config, prompts))
     world = start(config.parallel.device, config.parallel.timeout_minutes)
-    teacher, sampler, by = sampler_of(config, world)
+    wanted = requests(prompts, config.seed, config.clips, steps_of(config), called(config))
+    with closing(Lock(out, world.rank)) as lock:
+        world.barrier()  # the first process has the folder
+        lock.join()
+        folder = ClipFolder(out, wanted, how, config.gif, world.rank)
+        if world.is_main:
+            for cause, count in folder.take_stock().items():
+                print(f"note: {count} clip{'s' if count > 1 else ''} in {out}, {cause}: made anew")
+        world.barrier()
+        missing = folder.missing()
+        world.barrier()  # all have seen the same
+        if missing:
+            try:
+                make(config, prompts, folder, missing, world)
+            except KeyboardInterrupt:  # what was made is there and listed
+                print(f"stopped; the same command goes on with the clips that are in {out}")
+                sys.exit(STOPPED)
+        if world.is_main:
+            folder.close()
+            made, count = len(missing), len(wanted)
+            print(f"{count} clip{'s are' if count > 1 else ' is'} in {out}: {made} made now, {count - made} kept")
+    finish(world)
+
+
+def make(config: DictConfig, prompts: list[str], folder: ClipFolder, missing: list[Request], world: World) -> None:
+    """Sample and write this process's share of what is missing."""
+    from dollar.sampling.files import batches, print_unknown_words, write_clips
+
+    teacher, sampler = sampler_of(config, world)
     if world.is_main:
         print_unknown_words(teacher, prompts)
-    out.mkdir(parents=True, exist_ok=True)
-    wanted = requests(prompts, config.seed, config.clips, sampler.steps, by)
-    own = [wanted[i] for i in world.own(0, len(wanted))]
-    rows = write_clips(own, sampler, teacher, out, config.batch, config.gif, world.is_main)
-    made_by = {"checkpoint": config.checkpoint, "dtype": config.parallel.dtype}
-    list_clips(out, {file: {**row, **made_by} for file, row in rows.items()}, world)
-    finish(world)
+    parts = batches(folder.wanted, missing, config.batch)
+    own = [parts[i] for i in world.own(0, len(parts))]
+    write_clips(own, missing, folder, sampler, teacher, world.is_main)
+    world.barrier()

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from dollar.cli.entry import check_folder_for
-from dollar.cli.run_folders import CONFIG, announce, check_init, check_run, last_reward, run_folder, to_store
+from dollar.cli.run_folders import announce, check_init, check_run, last_reward, run_folder, store_config
+from dollar.log import logger
+
+if TYPE_CHECKING:
+    from dollar.losses.objective import Objective
+    from dollar.parallel.lock import Lock
 
 
 def main(config: DictConfig) -> float | None:
     """Train, go on with what was stopped, or find the run finished; returns the last validation reward for sweeps."""
-    from dollar.cli.build.loop import build_run, check
-    from dollar.cli.build.rewards import rewards_of
-    from dollar.cli.build.teacher import build_teacher, quiet
+    from dollar.cli.build.loop import check
+    from dollar.parallel.lock import Lock
+    from dollar.parallel.signals import STOPPED
     from dollar.training.trackers import check_trackers
 
     # Mistakes in numbers are refused before anything is loaded.
@@ -23,17 +32,35 @@ def main(config: DictConfig) -> float | None:
     check_trackers(config.log.trackers)
     check_init(config)
     folder = run_folder(config)
-    check_run(config, folder)
+    places = check_run(config, folder)
     check_folder_for("runs", folder)
+    with closing(
+        Lock(folder, int(os.environ.get("RANK", 0)), "give this run a name of its own with run=NAME", stays=False)
+    ) as lock:
+        finished = distil(config, objective, folder, lock, places)
+    if not finished:
+        sys.exit(STOPPED)
+    return last_reward(folder)
 
+
+def distil(config: DictConfig, objective: Objective, folder: Path, lock: Lock, places: Sequence[str]) -> bool:
+    """This process's part of the run; False where it was stopped before its end.
+
+    places: the keys of places that decide what is trained.
+    """
+    from dollar.cli.build.loop import build_run
+    from dollar.cli.build.rewards import rewards_of
     from dollar.cli.build.student import is_written, write_student
-    from dollar.media import atomically
+    from dollar.cli.build.teacher import build_teacher, quiet
     from dollar.parallel import checkpoint
-    from dollar.parallel.signals import STOPPED
+    from dollar.parallel.signals import Stop
     from dollar.parallel.world import finish, start
     from dollar.training.old_checkpoint import renewed
 
+    stop = Stop()
+    stop.watch()
     world = start(config.parallel.device, config.parallel.timeout_minutes)
+    lock.join()  # the first process had it before the others could start
     quiet()
     latest = checkpoint.newest(folder / "checkpoints")
     state = None if latest is None else renewed(checkpoint.load(latest))
@@ -45,25 +72,26 @@ def main(config: DictConfig) -> float | None:
             cycles = f"{done} of {config.cycles} cycles"
             print(f"{folder} is finished: {cycles}.{early} Its student is in {folder / 'student'}")
         finish(world)
-        return last_reward(folder)
+        return True
     rewards = rewards_of(config, objective)
     teacher = build_teacher(config, world)
     run = build_run(config, world, teacher, folder, done, rewards)
     loop = run.loop
+    loop.still_there, loop.stop = lock.check, stop
     if world.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomically(folder / CONFIG) as temporary:
-            OmegaConf.save(OmegaConf.create(to_store(config)), temporary)
+        store_config(config, folder, places)
         announce(config, run, folder, done)
     if state is not None:
         loop.load(state)
-    finished = loop.train()
-    if finished:
-        write_student(run, teacher, config)
+    with stop.busy():
+        finished = loop.train()
+        if finished:
+            write_student(run, teacher, config)
+    if finished and world.is_main:
+        for remark in loop.remarks():
+            logger.warning(f"note: {remark}")
     elif world.is_main:
         print(f"stopped after cycle {loop.cycle} and saved; the same command goes on from there")
     loop.log.close()
     finish(world)
-    if not finished:
-        sys.exit(STOPPED)
-    return last_reward(folder)
+    return finished

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
-from dollar.cli.settings.base import FREE, Place, Target
+from dollar.cli.settings.base import FREE, Place, Prompt, Target
 from dollar.cli.settings.commands import (
     Ablation,
     BenchReward,
@@ -21,7 +21,7 @@ from dollar.cli.settings.commands import (
 )
 from dollar.cli.settings.train import Plan, Train
 
-__all__ = ["COMMANDS", "Place", "Target", "free_keys"]
+__all__ = ["COMMANDS", "Place", "Prompt", "Target", "free_keys"]
 
 COMMANDS: dict[str, type] = {
     "ablation": Ablation,

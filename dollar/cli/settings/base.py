@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from typing import Annotated, NewType, TypeVar
 
 Place = NewType("Place", str)
-"""A folder, a file or a hub id: text, whatever it looks like."""
+"""A folder, a file or a hub id: taken as it stands, whatever it looks like, but for a home folder's ~.
+
+Arguments of a `_target_` that are places are annotated by `Path`, alone or in a union.
+"""
+
+Prompt = NewType("Prompt", str)
+"""A caption: text whose commas never separate the values of a sweep."""
 
 FREE = "free"
 T = TypeVar("T")

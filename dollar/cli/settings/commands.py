@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dollar.cli.settings.base import Free, Place, Target
+from dollar.cli.settings.base import Free, Place, Prompt, Target
 from dollar.cli.settings.groups import Data, LatentRewardModel, Optimizer, Parallel
 
 
@@ -17,7 +17,7 @@ class Sample:
     parallel: Parallel
     checkpoint: Place | None
     steps: int | None
-    prompt: str | list[str] | None
+    prompt: Prompt | list[Prompt] | None
     prompts: Place | None
     seed: int
     clips: int
@@ -73,10 +73,11 @@ class Export:
     max_shard_size: str
     link: bool
     lora: int | None
+    lora_names: Literal["diffusers", "original"]
     full: bool
     license: str | None
     verify: bool
-    prompt: str | None
+    prompt: Prompt | None
     seed: int
 
 
@@ -98,6 +99,7 @@ class Preprocess:
     parallel: Parallel
     data: Clips
     out: Place | None
+    same: list[str]
     buckets: Any  # a list of sizes, or null; checked where they are read
     windows: int
     batch: int
@@ -200,6 +202,7 @@ class Pretrain:
     make: str  # teacher or clip, checked by the command
     out: Free[Place]
     work: Free[Place]
+    same: Free[list[str]]
     init: Place | None
     seed: int
     text_length: int

@@ -16,7 +16,9 @@ class Validation:
     every: int
     first: bool
     prompts: int
+    prompts_file: Place | None
     clips: int
+    mp4s: int
     guidance_steps: int
 
 
@@ -71,6 +73,7 @@ class Train:
 
     run: Free[str]
     runs: Free[Place]
+    same: Free[list[str]]
     seed: int
     cycles: Free[int]
     batch: int

@@ -1,5 +1,6 @@
 """Captioned clips to shards: what is left of a source, the folder that it goes to, and the report on it."""
 
+from dollar.data.encoding.edits import forget_edited
 from dollar.data.encoding.folder import begin, check_apart, check_buckets, fingerprint_of
 from dollar.data.encoding.report import read_stored, report_on
 from dollar.data.encoding.work import Encoding, EncodingSettings
@@ -11,6 +12,7 @@ __all__ = [
     "check_apart",
     "check_buckets",
     "fingerprint_of",
+    "forget_edited",
     "read_stored",
     "report_on",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 from dollar.data.buckets import Bucket
 from dollar.data.encoding.report import SKIPPED
 from dollar.data.fingerprint import FINGERPRINT
+from dollar.data.listed import PASSING
 from dollar.data.nulls import write_nulls
 from dollar.media import atomically
 from dollar.models.teacher import Teacher
@@ -53,11 +54,16 @@ def fingerprint_of(
 def begin(out: Path, made_by: dict[str, Any], teacher: Teacher, retry_skipped: bool = False) -> None:
     """Write the folder's fingerprint and the empty and negative prompts' embeddings; no other process may write then.
 
-    retry_skipped: forget which clips were skipped before.
+    retry_skipped: forget which clips were skipped before. What is found anew by every run is forgotten anyway.
     """
-    if retry_skipped:
-        for file in (out / SKIPPED).glob("*.jsonl"):
+    for file in (out / SKIPPED).glob("*.jsonl"):
+        lines = [f"{line}\n" for line in file.read_text(encoding="utf-8").split("\n") if line]
+        kept = [] if retry_skipped else [line for line in lines if json.loads(line)["cause"] not in PASSING]
+        if not kept:
             file.unlink()
+        elif len(kept) < len(lines):
+            with atomically(file) as temporary:
+                temporary.write_text("".join(kept), encoding="utf-8")
     for left in out.rglob(".*.tmp"):  # by processes that were killed
         left.unlink()
     with atomically(out / FINGERPRINT) as temporary:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pyarrow.parquet as pq
 
 from dollar.data.buckets import Bucket, finished
-from dollar.data.clips import NOT_BAD
+from dollar.data.listed import NOT_BAD
 from dollar.data.shard_format import sentences_about
 from dollar.data.skips import read_skips
 from dollar.log import logger

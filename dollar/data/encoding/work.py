@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import secrets
-import shutil
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -15,9 +13,9 @@ import numpy as np
 import torch
 
 from dollar.data.buckets import Bucket, Prepared, finished, prepare, read_ahead
-from dollar.data.clips import NOT_BAD
+from dollar.data.encoding.edits import SEEN, Seen, SeenLog, seen_now
 from dollar.data.encoding.report import SKIPPED, check_bad
-from dollar.data.listed import Entry, Skipped, Source, plain
+from dollar.data.listed import NOT_BAD, PASSING, Entry, Skipped, Source, plain
 from dollar.data.shard_format import StoredClip
 from dollar.data.shard_writer import ShardWriter
 from dollar.data.shards import done_ids
@@ -25,8 +23,7 @@ from dollar.data.skips import SkipLog, read_skips
 from dollar.log import ANY_RANK, logger, progress
 from dollar.models.denoiser import Condition
 from dollar.models.teacher import Teacher
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
+from dollar.storage import free_bytes, is_full
 
 
 class StopRequest(Protocol):
@@ -94,6 +91,7 @@ class Encoding:
         self.settings, self.rank, self.size, self.stopped = settings, rank, size, False
         self.stored = done_ids(out)
         known = {} if settings.retry_skipped else read_skips(out / SKIPPED)
+        known = {id: skip for id, skip in known.items() if skip.cause not in PASSING}
         clips = finished(self.stored, settings.windows)
         ids = [source.id(i) for i in range(len(source))]
         left = [i for i, id in enumerate(ids) if id not in clips and id not in known]
@@ -114,10 +112,10 @@ class Encoding:
             with stop.busy():
                 self._run(stop)
         except OSError as error:
-            if error.errno not in FULL and "No space left" not in str(error):
+            if not is_full(error):
                 raise
             raise ValueError(
-                f"{self.out} is full: {shutil.disk_usage(self.out).free:,} bytes are free, and {self._needed()}. Make "
+                f"{self.out} is full: {free_bytes(self.out):,} bytes are free, and {self._needed()}. Make "
                 "room, or begin anew with out=FOLDER on another disk; the same command goes on from here"
             ) from error
         check_bad(self.bad, len(self.source), self.settings.max_bad_fraction, self.out)
@@ -140,19 +138,21 @@ class Encoding:
         waiting: dict[Bucket, list[Waiting]] = {bucket: [] for bucket in self.buckets}
         with ExitStack() as stack:
             skips = SkipLog(self.out / SKIPPED, part)
-            stack.callback(skips.close)
+            seen = SeenLog(self.out / SEEN, part)
+            for log in (skips, seen):
+                stack.callback(log.close)
             writers = {b: stack.enter_context(ShardWriter(self.out / str(b), *shard)) for b in self.buckets}
             name = "clips" if self.size == 1 else "clips of the first process"
             bar = stack.enter_context(progress(len(self.own), name, self.rank == 0 and bool(self.own)))
-            for found in read_ahead(self.own, self._prepare, how.readers, how.ahead):
+            for was, found in read_ahead(self.own, self._prepare, how.readers, how.ahead):
                 self._done += 1
                 bar.update()
                 if isinstance(found, Skipped):
-                    skips.add(found)
-                    self.bad += found.cause not in NOT_BAD
+                    self._passed_over(found, was, skips, seen)
                     if self._hopeless():
                         break
                     continue
+                seen.add(found.entry.id, was)
                 group = waiting[found.bucket]
                 group += [Waiting(id, found.entry, window) for id, window in found.windows]
                 while len(group) >= how.batch:
@@ -170,12 +170,23 @@ class Encoding:
                 extra=ANY_RANK,
             )
 
-    def _prepare(self, index: int) -> Prepared | Skipped:
-        entry = self.source[index]
+    def _passed_over(self, clip: Skipped, was: Seen | None, skips: SkipLog, seen: SeenLog) -> None:
+        """Count a clip that can't be used, and remember it unless the next run may find it better."""
+        self.bad += clip.cause not in NOT_BAD
+        if clip.lasting:
+            seen.add(clip.id, was)
+            skips.add(clip)
+        else:
+            logger.warning(f"note: {clip.sentence[:-1]}; the same command tries it again", extra=ANY_RANK)
+
+    def _prepare(self, index: int) -> tuple[Seen | None, Prepared | Skipped]:
+        """What a clip's file was, and what it gives."""
+        entry, how = self.source[index], self.settings
         if isinstance(entry, Skipped):
-            return entry
-        how = self.settings
-        return prepare(entry, self.buckets, self.teacher.fps, how.windows, how.stills, self.stored, how.enlarge)
+            return None, entry
+        was = seen_now(entry.file)
+        given = self.buckets, self.teacher.fps, how.windows, how.stills, self.stored, how.enlarge
+        return was, prepare(entry, *given)
 
     def _write(self, writer: ShardWriter, bucket: Bucket, group: Sequence[Waiting]) -> None:
         """Encode some windows together and write their rows."""

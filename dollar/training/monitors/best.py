@@ -41,7 +41,13 @@ class Best:
             return Verdict()
         if not self.best:
             return Verdict(ended=f"{self.name} was never a number")
+        if self.name not in self.best:
+            return Verdict(ended=f"{self.name} was no number since cycle {self.best['cycle']}")
         return Verdict(ended=f"no better {self.name} than {self.best[self.name]} of cycle {self.best['cycle']} since")
+
+    def forget(self, cycle: int) -> None:
+        """Take the next score as the best, and count the patience from this cycle."""
+        self.best = {"cycle": cycle}
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.best)

@@ -73,7 +73,8 @@ class Guard:
         if self.stops:
             which = f"of the best {self.best_score}" if self.best_score else "of the last validation without it"
             return Verdict(ended=f"{note}, with the student {which}", note=note, scalars=scalars)
-        keeps = self.action == "stop" and self.troubled == 0 and self.best_score is None
+        measured = all(map(math.isfinite, held.values()))  # a student of which nothing is known isn't kept
+        keeps = self.action == "stop" and self.troubled == 0 and self.best_score is None and measured
         return Verdict({"cycle": cycle} if keeps else None, note=note, scalars=scalars)
 
     def compare(self, pursued: float, held: Mapping[str, float]) -> str:
@@ -116,6 +117,10 @@ class Guard:
     def stops(self) -> bool:
         """Whether the last check ends the run."""
         return self.action == "stop" and self.troubled >= self.patience
+
+    def forget(self, cycle: int) -> None:
+        """Compare later scores with each other alone; the reward's weight stays."""
+        self.troubled, self.best = 0, {}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, for a checkpoint."""

@@ -22,7 +22,10 @@ class Verdict:
 
 
 class Monitor(Protocol):
-    """Looks at the scores of each validation, the same in every process; its state goes into the checkpoints."""
+    """Looks at the scores of each validation, the same in every process; its state goes into the checkpoints.
+
+    One that has `forget(cycle)` is told by it that later scores are of other prompts, and don't compare with earlier.
+    """
 
     @property
     def prefers_kept(self) -> bool:
