@@ -20,8 +20,9 @@ from torch import Tensor
 
 from dollar.diffusion.draws import Draws
 from dollar.models.teacher import Teacher
+from dollar.surrogate.climb import Climb
 from dollar.surrogate.fit import climb_text, figures_of, split, table
-from dollar.surrogate.latent_reward import Climb, LatentReward
+from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.observations import Observations, ScoredClip
 
 ASKED: list[str] = []

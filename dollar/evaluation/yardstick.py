@@ -30,6 +30,7 @@ from dollar.media import atomically
 from dollar.models.teacher import Teacher
 from dollar.rewards.shapes import Matches, ShapesVerifier
 from dollar.sampling.samplers import Sampler, decode, make_latents
+from dollar.surrogate.climb import climb
 from dollar.surrogate.latent_reward import LatentReward, agreement
 from dollar.surrogate.pixel_reward import PixelReward
 
@@ -279,14 +280,14 @@ def latent_reward_figures(
         true.append(surrogate.pixel.score_videos(decode(teacher, latents).float() / 255, prompts))
     p, r = torch.cat(predicted).double(), torch.cat(true).double()
     p, r = p[r.isfinite()], r[r.isfinite()]
-    climbs = surrogate.climb(latents, prompts, Draws(0, 0, range(len(prompts)), latents.device))
+    climbs = climb(surrogate, latents, prompts, Draws(0, 0, range(len(prompts)), latents.device))
     return {
         **agreement(p, r, gap=0.1)._asdict(),
         "mse": float(((p - r) ** 2).mean()),
         "clips": len(r),
         **{
-            f"climb_{100 * climb.share:g}_{name}": getattr(climb, name)
-            for climb in climbs
+            f"climb_{100 * found.share:g}_{name}": getattr(found, name)
+            for found in climbs
             for name in ("predicted", "true", "true_se")
         },
         "cosine": climbs[0].cosine,

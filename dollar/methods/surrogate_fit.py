@@ -15,6 +15,7 @@ from dollar.methods.reward_meter import RewardMeter
 from dollar.methods.student import Drawn, StudentUpdate
 from dollar.models.denoiser import Condition
 from dollar.parallel.checkpoint import State
+from dollar.surrogate.climb import climb
 from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.observations import MISMATCH
 from dollar.training.turn import Moment, NoUpdate, Pullback, Scalars
@@ -147,12 +148,13 @@ class SurrogateFit:
         draws = self.run.draws(newest.turn, self.clips)
         few = replace(draws, indices=draws.indices[: len(generated)])
         prompts = [newest.prompts[i] for i in generated]
-        (climb,) = self.surrogate.climb(newest.latents[generated], prompts, few, newest.reward[generated], [SHARE])
-        if climb.clips == 0:
+        x, known = newest.latents[generated], newest.reward[generated]
+        (found,) = climb(self.surrogate, x, prompts, few, known, [SHARE])
+        if found.clips == 0:
             return
-        self.scalars |= {"reward/rise_predicted": climb.predicted, "reward/rise_true": climb.true}
-        if climb.cosine == climb.cosine:
-            self.scalars["reward/rise_cosine"] = climb.cosine
+        self.scalars |= {"reward/rise_predicted": found.predicted, "reward/rise_true": found.true}
+        if found.cosine == found.cosine:
+            self.scalars["reward/rise_cosine"] = found.cosine
 
     def state(self) -> State:
         return self.surrogate.state()

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from dollar.diffusion.draws import Draws
 from dollar.log import logger
-from dollar.surrogate.latent_reward import Climb, LatentReward, Observation, agreement
+from dollar.surrogate.climb import Climb, climb
+from dollar.surrogate.latent_reward import LatentReward, Observation, agreement
 from dollar.surrogate.observations import MISMATCHED, REAL, ScoredClip
 from dollar.surrogate.pixel_reward import alike
 
@@ -123,7 +124,7 @@ def climb_of(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, mos
     draws = Draws(seed, 0, range(count), surrogate.model.out.weight.device)
     x = torch.stack([latents[row.place] for row in chosen]).to(draws.device)
     scored = torch.tensor([row.reward for row in chosen])
-    return surrogate.climb(x, [row.prompt for row in chosen], draws, scored)
+    return climb(surrogate, x, [row.prompt for row in chosen], draws, scored)
 
 
 def climb_text(climbs: Sequence[Climb], noised: bool, backbone: str, smooth: float) -> str:

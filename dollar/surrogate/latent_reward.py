@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +10,6 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import cosine_similarity
 
 from dollar.diffusion.draws import Draws
 from dollar.diffusion.schedule import Schedule, diffuse, expand_like
@@ -26,7 +23,6 @@ from dollar.surrogate.fitted_decoder import FittedDecoder
 from dollar.surrogate.pixel_reward import PixelReward
 
 FITS = ("mse", "pairwise")
-SHARES = (0.01, 0.03, 0.1)  # of a latent's norm, how far `climb` goes
 LEVELLED = 8  # newest cycles on which a model of pairs finds its level
 
 
@@ -59,19 +55,6 @@ class Agreement(NamedTuple):
     pairs: int
 
 
-class Climb(NamedTuple):
-    """What a step up the surrogate's gradient, a `share` of a clip's norm, brings: means over `clips` of the rise that
-    it predicts and of the true one, and the latter's standard error; nan where no clip has a reward, or for the error
-    only one has. cosine: of the gradient with the reward's own through the decoder, nan for a reward that has none."""
-
-    share: float
-    predicted: float
-    true: float
-    true_se: float
-    clips: int
-    cosine: float
-
-
 def agreement(predicted: Tensor, true: Tensor, gap: float) -> Agreement:
     """Agreement of predictions [N] with true rewards [N]; gap: true difference from which a pair counts."""
     p, r = predicted.double().cpu(), true.double().cpu()
@@ -82,15 +65,6 @@ def agreement(predicted: Tensor, true: Tensor, gap: float) -> Agreement:
         return Agreement(float("nan"), float("nan"), accuracy, int(clear.sum()))
     linear = float(torch.corrcoef(torch.stack([p, r]))[0, 1])
     return Agreement(linear, float(spearmanr(p.numpy(), r.numpy()).statistic), accuracy, int(clear.sum()))
-
-
-def _climb(share: float, rises: Sequence[tuple[float, float]], cosines: Sequence[float]) -> Climb:
-    """The means of (predicted, true) rises, and of the cosines that are numbers."""
-    measured = torch.tensor(rises, dtype=torch.float64).reshape(-1, 2)
-    error = float(measured[:, 1].std()) / math.sqrt(len(measured)) if len(measured) > 1 else math.nan
-    predicted, true = measured.mean(0).tolist()
-    cosine = float(torch.tensor(cosines, dtype=torch.float64).nanmean())
-    return Climb(share, predicted, true, error, len(measured), cosine)
 
 
 class LatentReward:
@@ -292,53 +266,6 @@ class LatentReward:
         predicted = torch.cat([self.predict(o.latents, self.encode_text(o.prompts))[o.usable] for o in self.past])
         true = torch.cat([o.reward[o.usable] for o in self.past])
         return agreement(predicted, true, 0.5 * float(self.statistics.sd))
-
-    def climb(
-        self,
-        x: Tensor,
-        prompts: Sequence[str],
-        draws: Draws,
-        known: Tensor | None = None,
-        shares: Sequence[float] = SHARES,
-    ) -> list[Climb]:
-        """Move x [B, C, F, h, w] up the gradient by shares of each clip's norm, and score it by surrogate and reward.
-
-        A surrogate that ranks clips well may still have a poor gradient: the clips that it was fitted to say nothing
-        of how the reward changes between them. A long step also measures how the reward bends, and for some it bends so
-        soon that any long step costs. known: the pixel reward [B] of x, where it was computed already. Clips go through
-        one by one, so that no more is held than for one.
-        """
-        assert self.pixel is not None, "a surrogate without a pixel reward can't be compared with it"
-        rises: dict[float, list[tuple[float, float]]] = {share: [] for share in shares}
-        cosines = []
-        for i, prompt in enumerate(prompts):
-            clip, condition = x[i : i + 1].detach(), self.encode_text([prompt])
-            leaf, drawn = clip.clone().requires_grad_(), replace(draws, indices=draws.indices[i : i + 1])
-            (gradient,) = torch.autograd.grad(self.predict(leaf, condition, drawn, "climb").sum(), leaf)
-            before = self.pixel.score(clip, [prompt]) if known is None else known[i : i + 1].cpu()
-            cosines.append(self._cosine(clip, prompt, gradient))
-            for share in shares:
-                moved = clip + share * clip.norm() * (gradient / gradient.norm().clamp(min=1e-12))
-                true = float(self.pixel.score(moved, [prompt]) - before)
-                with torch.no_grad():
-                    predicted = float(self.predict(moved, condition) - self.predict(clip, condition))
-                if math.isfinite(true):
-                    rises[share].append((predicted, true))
-        return [_climb(share, pairs, cosines) for share, pairs in rises.items()]
-
-    def _cosine(self, clip: Tensor, prompt: str, gradient: Tensor) -> float:
-        """The cosine of a gradient at a clip [1, C, F, h, w] with the pixel reward's own; nan where it has none."""
-        if self.pixel is None or not getattr(self.pixel, "differentiable", False):
-            return math.nan
-        leaf = clip.clone().requires_grad_()
-        try:
-            reward = self.pixel.with_gradient(leaf, [prompt])
-            if not bool(reward.isfinite().all()):
-                return math.nan
-            (true,) = torch.autograd.grad(reward.sum(), leaf)
-        except torch.OutOfMemoryError:  # the way through a large decoder, which this model is there to avoid
-            return math.nan
-        return float(cosine_similarity(true.flatten(), gradient.flatten(), 0))
 
     def loss(self, draws: Draws, purpose: str, first: int = 0, samples: int | None = None) -> Tensor:
         """The fit's loss [B] (Eq. 14) on one remembered observation for each place of the batch, 0 where unusable.
