@@ -175,6 +175,14 @@ def test_other_code_looks_again(clips: Path, looks: list[str], monkeypatch: pyte
     assert len(looks) == 3
 
 
+def test_a_reader_that_was_installed_looks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HEIC pictures are skipped with the advice to install pillow-heif."""
+    real = probed.version
+    before = probed._code.__wrapped__()
+    monkeypatch.setattr(probed, "version", lambda name: "1.1" if name == "pillow-heif" else real(name))
+    assert probed._code.__wrapped__() != before
+
+
 def test_two_that_look_at_once_lose_nothing_of_each_other(clips: Path, looks: list[str]) -> None:
     one, two = probed.Memory(clips), probed.Memory(clips)
     one.look(clips / "a.mp4")

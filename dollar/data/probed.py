@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -169,10 +169,18 @@ def _in_cache(root: Path) -> list[Path]:
     return [cache / "dollar" / "probed" / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.jsonl"]
 
 
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return ""
+
+
 @cache
 def _code() -> str:
     """What a look depends on besides its file: the code of this room, and the libraries that decode."""
-    digest = hashlib.sha256(json.dumps([version(library) for library in ("av", "pillow", "numpy")]).encode())
+    libraries = [_version(library) for library in ("av", "pillow", "numpy", "pillow-heif")]
+    digest = hashlib.sha256(json.dumps(libraries).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
