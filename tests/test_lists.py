@@ -70,6 +70,7 @@ def test_a_row_of_too_many_fields_is_skipped_where_nobody_can_tell_which_is_the_
         # Quotes of the caption's own.
         ('a.mp4,"Stop", says a sign\nb.mp4,a "big" cat\n', ['a "Stop", says a sign', 'b a "big" cat'], []),
         ('a.mp4,"a "big", old dog"\nb.mp4,"say ""hi"""\n', ['a a "big", old dog', 'b say "hi"'], []),
+        ('a.mp4,"Stop", says "it"\nb.mp4,"Stop" is "no"\n', ['a "Stop", says "it"', 'b "Stop" is "no"'], []),
         # A caption of two lines.
         ('a.mp4,"a dog,\n then a cat"\nb.mp4,a cow\n', ["a a dog,\n then a cat", "b a cow"], []),
     ],

@@ -157,9 +157,20 @@ def _literal(line: str, header: _Header) -> list[str] | None:
         return None
     last = len(header.names) - 1
     parts = line.split(header.delimiter, last)
-    fields = [part.strip() for part in parts]
-    fields = [f[1:-1] if len(f) > 1 and f[0] == f[-1] == '"' else f for f in fields]
+    fields = [_bare(part.strip()) for part in parts]
     return fields if len(fields) > last and _named(fields, header) else None
+
+
+def _bare(field: str) -> str:
+    """A field without quotes around the whole of it, as `"a "big" dog"`; those of `"Stop" says "no"` are its own.
+
+    The first quote within tells them apart: it opens, after a blank, or closes.
+    """
+    if len(field) < 2 or not field[0] == field[-1] == '"':
+        return field
+    inner = field[1:-1].replace('""', "\0")  # text has no character 0
+    before, quote, _ = inner.partition('"')
+    return field if quote and not before[-1:].isspace() else inner.replace("\0", '"')
 
 
 def _named(fields: Sequence[str], header: _Header) -> bool:
@@ -233,8 +244,8 @@ def _json(text: str, path: Path, groups: Groups) -> Iterator[Row]:
 def _whole(whole: _Pairs, path: Path, groups: Groups) -> list[Row]:
     """The rows of a file that is one object: a list with a name, a single row, or files with their texts."""
     first = first_of(dict(whole), groups[0])
-    if not isinstance(first, str) and (named := _named_list(whole, first, groups)) is not None:
-        return [_object(n, _plain(value), path, groups, "entry") for n, value in enumerate(named, 1)]
+    if not isinstance(first, str) and (members := _named_list(whole, first, groups)) is not None:
+        return [_object(n, _plain(value), path, groups, "entry") for n, value in enumerate(members, 1)]
     if path.suffix.lower() != ".json" or first is not None:
         return [_object(1, _plain(whole), path, groups)]
     named = any(cut(key)[1] in VIDEOS | STILLS for key, _ in whole)
