@@ -181,6 +181,11 @@ def test_several_folders_are_read_together(tmp_path: Path) -> None:
         {"x/a.mp4": "x/a.txt", "y/a.mp4": "y/a.txt"},
         {"y/mute.mp4": "unreadable caption"},
     )
+    # A pattern of folders, and folders that lie in another of the places.
+    expected = {"x/a.mp4": "x/a.txt", "y/a.mp4": "y/a.txt"}
+    assert read(open_source(tmp_path / "[xy]"))[0] == expected
+    again = [tmp_path / "deep" / "x", tmp_path / "y", tmp_path / "deep"]
+    assert list(read(open_source(again))[0]) == ["y/a.mp4", "deep/x/a.mp4"]
     twice = [tmp_path / "x", tmp_path / "deep" / "x"]
     assert list(read(open_source(twice))[0]) == [f"{place.as_posix()}/a.mp4" for place in twice]
 

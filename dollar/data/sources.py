@@ -30,7 +30,7 @@ def open_source(given: Given, video_column: str | None = None, caption_column: s
     video_column, caption_column: a table's or list's columns, where they have no usual name. ValueError when nothing
     fits.
     """
-    parts = [_there(part) for part in ([given] if isinstance(given, (str, Path)) else given)]
+    parts = [path for part in ([given] if isinstance(given, (str, Path)) else given) for path in _folders(_there(part))]
     if not parts:
         raise ValueError(f"the list of what to read is empty. {NEEDED}.")
     if len(parts) == 1 and parts[0].is_dir():
@@ -76,8 +76,12 @@ class Named:
 
 
 def _called(folders: Sequence[Path]) -> list[tuple[str, Path]]:
-    """(name, path) of folders, each once; with their whole paths for names where the short ones repeat."""
-    each = list({folder.resolve(): folder for folder in reversed(folders)}.values())[::-1]
+    """(name, path) of folders, each once, also where it lies in another; with whole paths where short names repeat."""
+    real = {folder.resolve(): folder for folder in reversed(folders)}
+    within = {path: folder for path, folder in real.items() if not real.keys().isdisjoint(path.parents)}
+    if within:
+        logger.warning(f"note: {', '.join(map(str, within.values()))} is read once, within another of the places")
+    each = [folder for path, folder in real.items() if path not in within][::-1]
     return _named([(plain(os.path.basename(os.path.abspath(folder))), folder) for folder in each])
 
 
@@ -85,6 +89,12 @@ def _there(part: str | Path) -> Path:
     """The path that is meant; ValueError for what can't be one."""
     path = reachable(part)
     return path if os.path.lexists(path) or glob.has_magic(str(part)) else Names().find(Path(), str(part))
+
+
+def _folders(part: Path) -> list[Path]:
+    """The folders that a pattern means where only folders fit it, or else the same path."""
+    found = sorted(map(Path, glob.glob(str(part)))) if not os.path.lexists(part) else []
+    return found if found and all(path.is_dir() for path in found) else [part]
 
 
 def _files(part: Path) -> list[tuple[str, Path]]:
