@@ -184,6 +184,7 @@ def test_several_folders_are_read_together(tmp_path: Path) -> None:
     # A pattern of folders, and folders that lie in another of the places.
     expected = {"x/a.mp4": "x/a.txt", "y/a.mp4": "y/a.txt"}
     assert read(open_source(tmp_path / "[xy]"))[0] == expected
+    assert list(read(open_source(tmp_path / "[x]"))[0]) == ["x/a.mp4"]  # as where it means more
     again = [tmp_path / "deep" / "x", tmp_path / "y", tmp_path / "deep"]
     assert list(read(open_source(again))[0]) == ["y/a.mp4", "deep/x/a.mp4"]
     twice = [tmp_path / "x", tmp_path / "deep" / "x"]

@@ -30,11 +30,12 @@ def open_source(given: Given, video_column: str | None = None, caption_column: s
     video_column, caption_column: a table's or list's columns, where they have no usual name. ValueError when nothing
     fits.
     """
-    parts = [path for part in ([given] if isinstance(given, (str, Path)) else given) for path in _folders(_there(part))]
+    parts = [_there(part) for part in ([given] if isinstance(given, (str, Path)) else given)]
     if not parts:
         raise ValueError(f"the list of what to read is empty. {NEEDED}.")
     if len(parts) == 1 and parts[0].is_dir():
         return open_folder(parts[0], video_column, caption_column)
+    parts = [path for part in parts for path in _folders(part)]
     files = {part: _files(part) for part in parts}
     found = [pair for part in parts for pair in files[part]]
     if not found:
