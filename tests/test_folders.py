@@ -339,13 +339,14 @@ def test_tars_have_the_rules_of_folders_and_links_are_followed(tmp_path: Path) -
 
 
 def test_what_lies_beside_tars_is_counted(tmp_path: Path) -> None:
-    fill(tmp_path, "b.tar.gz", "c.parquet", "cache-d.arrow")
+    fill(tmp_path, "b.tar.gz", "c.parquet", "cache-d.arrow", "a.txt", "e.xyz", "e.txt")
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name in ("a.mp4", "a.txt"):
             info = tarfile.TarInfo(name)
             info.size = len(name)
             tar.addfile(info, io.BytesIO(name.encode()))
-    expected = {"a.tar:a": "a.txt"}, {"b.tar.gz": "packed archive", "c.parquet": "other kind of source"}
+    causes = {"b.tar.gz": "packed archive", "c.parquet": "other kind of source", "e.xyz": "unknown ending"}
+    expected = {"a.tar:a": "a.txt"}, causes
     assert read(open_source(tmp_path)) == expected
 
 

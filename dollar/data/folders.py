@@ -126,7 +126,7 @@ def open_folder(folder: Path, video_column: str | None, caption_column: str | No
             source = Tars(files) if kinds == {".tar"} else Tables(files, folder, video_column, caption_column)
             if len(source) == 0:
                 raise ValueError(f"the clip folder {folder} lists no clips: its list is empty. {NEEDED}.")
-            rest = [skip for skip in apart if cut(skip.file.name)[1] not in kinds]
+            rest = [skip for skip in apart if cut(skip.file.name)[1] not in kinds] + _unknown(beside)
             return Joined([source, Listing(rest)]) if rest else source
     if found := lists.last_resort():
         return Listing([*found, *apart])
@@ -163,6 +163,15 @@ def _beside(root: Path, files: dict[str, list[str]]) -> list[Pair | Skipped]:
     found = [((*_parts(b), name), clip) for b, names in files.items() for name, clip in pairs(root, b, names)]
     aside = [isinstance(clip, Skipped) and clip.cause in NOT_BAD for _, clip in found]
     return [found[n][1] for n in sorted(range(len(found)), key=lambda n: (aside[n], found[n][0]))]
+
+
+def _unknown(beside: Sequence[Pair | Skipped]) -> list[Skipped]:
+    """What has a caption next to it and an ending that is none of a video's, nor of a tar or a table."""
+    return [
+        clip
+        for clip in beside
+        if isinstance(clip, Skipped) and clip.cause == "unknown ending" and not _shard(clip.file.name)
+    ]
 
 
 class _Files:

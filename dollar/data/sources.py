@@ -54,7 +54,7 @@ def open_source(given: Given, video_column: str | None = None, caption_column: s
     if set(endings) <= TABLES:
         return Tables(_named(found), found[0][1].parent, video_column, caption_column)
     raise ValueError(
-        f"{given} is {counted(endings)}; give tars alone, parquet or arrow files alone, or one folder. {NEEDED}."
+        f"{given} is {counted(endings)}; give tars alone, parquet or arrow files alone, one list, or folders. {NEEDED}."
     )
 
 
