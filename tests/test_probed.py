@@ -141,7 +141,7 @@ def test_a_damaged_memory_is_no_error(clips: Path, looks: list[str], caplog: pyt
     first, place = ClipFolder(clips, *SIZE), clips / probed.PLACE
     whole = place.read_bytes()
     head, *lines = whole.split(b"\n")
-    torn = [b'["a", 1, "', b'["[\\"c.mp4\\",\\"\\"]",[[1,2]],[1,2]]', *lines[1:]]
+    torn = [b'["a", 1, "', b'["[\\"c.mp4\\",\\"\\"]",[[1,2]],[1,2]]', b'["[]",[[1]],["a","b"]]', *lines[1:]]
     for damage, expected in ((b"\xff\0", 3), (whole[:-20], 1), (b"\n".join([head, *torn]), 1)):
         place.write_bytes(damage)
         looks.clear()
