@@ -191,6 +191,19 @@ def test_several_folders_are_read_together(tmp_path: Path) -> None:
     assert list(read(open_source(twice))[0]) == [f"{place.as_posix()}/a.mp4" for place in twice]
 
 
+def test_lists_and_folders_are_read_together(tmp_path: Path) -> None:
+    fill(tmp_path, "x/a.mp4", "x/a.txt", "b.mp4")
+    (tmp_path / "train.csv").write_text("file,caption\nb.mp4,b\n")
+    (tmp_path / "more.jsonl").write_text('{"file": "x/a.mp4", "caption": "again"}')
+    lists = {"train.csv/b.mp4": "b", "more.jsonl/x/a.mp4": "again"}
+    assert read(open_source([tmp_path / "train.csv", tmp_path / "more.jsonl"])) == (lists, {})
+    assert read(open_source([tmp_path / "x", tmp_path / "train.csv"])) == (
+        {"train.csv/b.mp4": "b", "x/a.mp4": "x/a.txt"},
+        {},
+    )
+    assert read(open_source([tmp_path / "train.csv"])) == ({"b.mp4": "b"}, {})
+
+
 def test_what_cannot_be_reached_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="xxx can't be reached: File name too long"):
         open_source("x" * 5000)

@@ -25,8 +25,9 @@ Given = str | Path | Sequence[str | Path]
 
 
 def open_source(given: Given, video_column: str | None = None, caption_column: str | None = None) -> Source:
-    """The clips of a folder or file, of a pattern such as `shards/*.tar`, or of a list of folders, tars or tables.
+    """The clips of a folder or file, of a pattern such as `shards/*.tar`, or of several places.
 
+    Several are lists and folders, tars, or tables.
     video_column, caption_column: a table's or list's columns, where they have no usual name. ValueError when nothing
     fits.
     """
@@ -38,24 +39,33 @@ def open_source(given: Given, video_column: str | None = None, caption_column: s
     parts = [path for part in parts for path in _folders(part)]
     files = {part: _files(part) for part in parts}
     found = [pair for part in parts for pair in files[part]]
-    if not found:
-        return Joined([Named(name, open_folder(p, video_column, caption_column)) for name, p in _called(parts)])
-    if left := [str(part) for part in parts if not files[part]]:
-        logger.warning(f"note: {', '.join(left)} is not read, for it has no tars or tables, as the other places have")
+    left = [part for part in parts if not files[part]]
     if archives := [path for _, path in found if packed(path.name)]:
         raise ValueError(unpack(archives[0]))
     endings = Counter(cut(path.name)[1] for _, path in found)
-    if len(found) == 1 and set(endings) <= set(ENDINGS):
-        if not (clips := read_list(found[0][1], Columns.named(video_column, caption_column))):
-            raise ValueError(f"the list {found[0][1]} is empty. {NEEDED}.")
-        return Listing(clips)
+    if set(endings) <= set(ENDINGS):  # lists and folders, or folders alone
+        columns = Columns.named(video_column, caption_column)
+        if len(found) == 1 and not left:
+            return _list(found[0][1], columns)
+        lists = [Named(name, _list(path, columns)) for name, path in _named(found)]
+        return Joined([*lists, *(Named(n, open_folder(p, video_column, caption_column)) for n, p in _called(left))])
+    if left:
+        names = ", ".join(map(str, left))
+        logger.warning(f"note: {names} is not read, for it has no tars or tables, as the other places have")
     if set(endings) <= {".tar"}:
         return Tars(_named(found))
     if set(endings) <= TABLES:
         return Tables(_named(found), found[0][1].parent, video_column, caption_column)
     raise ValueError(
-        f"{given} is {counted(endings)}; give tars alone, parquet or arrow files alone, one list, or folders. {NEEDED}."
+        f"{given} is {counted(endings)}; give tars alone, parquet or arrow files alone, or lists and folders. {NEEDED}."
     )
+
+
+def _list(table: Path, columns: Columns) -> Listing:
+    """The clips of a list; ValueError for an empty one."""
+    if not (clips := read_list(table, columns)):
+        raise ValueError(f"the list {table} is empty. {NEEDED}.")
+    return Listing(clips)
 
 
 class Named:
