@@ -217,6 +217,13 @@ def test_what_cannot_be_reached_is_a_sentence(tmp_path: Path, monkeypatch: pytes
         open_source(tmp_path)
 
 
+def test_folders_that_a_pattern_means_beside_files_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fill(tmp_path, "x/a.mp4", "x/a.txt", "b.mp4")
+    (tmp_path / "x.csv").write_text("file,caption\nb.mp4,b\n")
+    assert read(open_source(tmp_path / "x*")) == ({"b.mp4": "b"}, {})
+    assert f"x* means files and folders; {tmp_path}/x is not read" in caplog.text
+
+
 def test_a_pattern_meets_each_file_once(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("a.txt"))

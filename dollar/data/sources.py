@@ -116,6 +116,8 @@ def _files(part: Path) -> list[tuple[str, Path]]:
         return [(plain(part.name), part)]
     fixed = Path(*_until_magic(part))
     if files := _each_once(Path(p) for p in glob.glob(str(part), recursive=True) if os.path.isfile(p)):
+        if "**" not in part.parts and (folders := [p for p in sorted(glob.glob(str(part))) if os.path.isdir(p)]):
+            logger.warning(f"note: {part} means files and folders; {', '.join(folders)} is not read")
         return [(plain(p.relative_to(fixed).as_posix()), p) for p in files]
     raise ValueError(f"{part} does not exist; give a folder or a file of videos with captions")
 
