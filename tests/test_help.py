@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -82,3 +83,12 @@ def test_help_reads_no_torch(name: str) -> None:
     code = f"import sys; from dollar.cli.help import help_of; help_of({name!r}, []); print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), cwd=ROOT)
     assert ran.stdout.split() == ["False"], ran.stderr
+
+
+def test_a_page_that_nobody_reads_to_its_end_ends_without_a_word() -> None:
+    reads, writes = os.pipe()
+    os.close(reads)
+    line = [sys.executable, str(ROOT / "launch" / "train.py"), "--help"]
+    said = subprocess.run(line, stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(writes)
+    assert (said.returncode, said.stderr) == (141, "")

@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # Idle threads sleep instead of spinning, which on few cores costs more than it gains; must be set before torch starts.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -35,6 +35,7 @@ __all__ = ["CONF", "ROOT", "check_alone", "check_folder_for", "check_given", "en
 
 ROOT = PACKAGE.parent
 INTERRUPTED = 130  # as a shell has it for Ctrl-C
+UNREAD = 141  # and for a reader, such as `head`, that has gone
 READS_NOTHING = ("plan",)  # commands for which places without a default need not be given
 # Mistakes of the user's, or of his machine, that a sentence explains better than a traceback.
 EXPLAINED = (ValueError, OSError, FloatingPointError, OmegaConfBaseException)
@@ -50,6 +51,9 @@ def enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
     """
     try:
         _enter(main, config_name)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _unread()
     except SystemExit as end:
         if end.code in (REFUSED, STOPPED):
             leave(end.code)
@@ -57,6 +61,12 @@ def enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
     except KeyboardInterrupt:
         leave(INTERRUPTED)
         sys.exit(INTERRUPTED)
+
+
+def _unread() -> NoReturn:
+    """End without a word where nobody reads what is printed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's own last flush complains
+    sys.exit(UNREAD)
 
 
 def _enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
@@ -80,6 +90,8 @@ def _enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
                 check_given(config)
             settle_text(config_name, config, given_text)
             return main(config)
+        except BrokenPipeError:
+            _unread()
         except (*EXPLAINED, InstantiationException) as error:
             # Hydra wraps what a constructor raises; the user's sentence is inside.
             inner = error.__cause__ if isinstance(error, InstantiationException) else error
