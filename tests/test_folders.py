@@ -301,9 +301,10 @@ def test_what_a_clip_is_instead_is_told(tmp_path: Path) -> None:
     media.write_mp4(tmp_path / "a.mp4", np.zeros((9, 16, 16, 3), np.uint8), 8)
     (tmp_path / "b.mp4").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     (tmp_path / "c.png").write_bytes(b"\n<!DOCTYPE html><html>404</html>")
-    fill(tmp_path, "a.txt", "b.txt", "c.txt")
+    (tmp_path / "d.mp4").write_bytes(gzip.compress(np.random.default_rng(0).bytes(100_000)))
+    fill(tmp_path, "a.txt", "b.txt", "c.txt", "d.txt")
     report = ClipFolder(tmp_path, 9, 16, 16, 8, max_bad_fraction=0.9).report
-    assert report.causes == {"corrupt": 2}
+    assert report.causes == {"corrupt": 3} and "d.mp4 can't be decoded: it is packed with gzip" in str(report)
     assert "b.mp4 can't be decoded: it is a pointer of Git LFS" in str(report) and "c.png can't" in str(report)
     assert "it is a web page" in str(report)
 
