@@ -488,7 +488,9 @@ def test_a_disk_that_is_too_small_is_told() -> None:
     enough_bytes = kept_bytes(SMALL, 2)
     assert "too little" not in report.disk_text(SMALL, 2, enough_bytes)
     assert "too little: give runs=FOLDER on another disk, or keep=1" in report.disk_text(SMALL, 2, enough_bytes - 1)
-    assert "or keep=1" not in report.disk_text(SMALL, 1, 0)
+    assert "or keep=" not in report.disk_text(SMALL, 1, 0)
+    assert "or keep=" not in report.disk_text(SMALL, 2, kept_bytes(SMALL, 1) - 1)  # nor would one be enough
+    assert "or keep=3" in report.disk_text(SMALL, 5, kept_bytes(SMALL, 3))
 
 
 # The command

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -96,12 +94,6 @@ def lora_instead(config: DictConfig, outline: Outline, work: ForwardCost, setup:
     other = cast(DictConfig, OmegaConf.merge(config, {"student": {"lora": RANK}}))
     changed = setup_of(other, outline, work, student_work(other, outline, work))
     return (RANK, changed) if elements(changed.lora) < elements(changed.shapes) else None
-
-
-def free_bytes(config: DictConfig) -> int:
-    """What is free on the disk that the run's folder would be on."""
-    folder = Path(config.runs).expanduser().absolute()
-    return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
 
 
 def further_text(config: DictConfig) -> str:
