@@ -15,9 +15,9 @@ from conftest import PROMPT, TINY_RUN, Said, fork, free_port, new_network
 from test_launch import sentence
 
 from dollar import media
+from dollar.contents import sha256_of
 from dollar.export.student import few_steps, save_student
 from dollar.models.teacher import Teacher
-from dollar.sampling import identity
 from dollar.sampling.files import ClipFolder, batches, requests
 from dollar.sampling.manifest import ordered
 
@@ -77,7 +77,7 @@ def test_a_stopped_call_goes_on_with_the_clips_that_it_made(
         patched.setattr(media, "write_mp4", stops)
         assert sample().code == 2
     (first,) = rows(tmp_path / "out")  # listed as soon as it was there
-    assert first["prompt"] == PROMPTS[0] and first["sha256"] == identity.hash_of(tmp_path / "out" / first["file"])
+    assert first["prompt"] == PROMPTS[0] and first["sha256"] == sha256_of(tmp_path / "out" / first["file"])
     kept = (tmp_path / "out" / first["file"]).stat().st_mtime_ns
     said = sample()
     assert said.code == 0 and "3 clips are in" in said.out and "2 made now, 1 kept" in said.out
@@ -263,24 +263,6 @@ def test_names_differ_where_clips_do(keys: list[str]) -> None:
     sizes = ["frames=9", "height=9", "width=9", "fps=9"]
     made += [media.safe_name("a dog", 0, 4, called(compose("sample", f"checkpoint={long}/student", s))) for s in sizes]
     assert len({name.lower() for name in made}) == len(made)
-
-
-def test_one_file_of_weights_is_told_from_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(bytes(100))
-    whole = identity.digest([path])
-    monkeypatch.setattr(identity, "WHOLE", 50)
-    monkeypatch.setattr(identity, "BLOCK", 4)
-    monkeypatch.setattr(identity, "BLOCKS", 4)
-    sampled, looked = identity.digest([path]), []
-    for place in range(100):
-        path.write_bytes(bytes(place) + b"x" + bytes(99 - place))
-        if identity.digest([path]) != sampled:
-            looked.append(place)
-    assert looked == [*range(4), *range(32, 36), *range(64, 68), *range(96, 100)]
-    assert len(whole) == len(sampled) == 16
-    path.write_bytes(bytes(101))
-    assert identity.digest([path]) != sampled
 
 
 def test_what_cant_be_made_is_told_before_anything_is_read(
