@@ -19,7 +19,7 @@ from dollar.contents import sha256_of
 from dollar.export.student import few_steps, save_student
 from dollar.models.teacher import Teacher
 from dollar.sampling.files import ClipFolder, batches, requests
-from dollar.sampling.manifest import ordered
+from dollar.sampling.manifest import Manifest, ordered
 
 PROMPTS = [PROMPT, "a large blue cross standing still on a white background", "a small red square moving up"]
 SIZE = [o for o in TINY_RUN if o.startswith("teacher.")]
@@ -263,6 +263,28 @@ def test_names_differ_where_clips_do(keys: list[str]) -> None:
     sizes = ["frames=9", "height=9", "width=9", "fps=9"]
     made += [media.safe_name("a dog", 0, 4, called(compose("sample", f"checkpoint={long}/student", s))) for s in sizes]
     assert len({name.lower() for name in made}) == len(made)
+
+
+def test_a_long_list_takes_a_tenth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every clip is noted at once, and the list, which takes a second here as each clip does, is written now and then."""
+    now, write, listed = [0.0], Manifest.write, []
+
+    def slowly(manifest: Manifest, rows: Any) -> None:
+        now[0] += 1
+        listed.append(len(rows))
+        write(manifest, rows)
+
+    monkeypatch.setattr("dollar.sampling.manifest.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(Manifest, "write", slowly)
+    names = [f"{i:02}.mp4" for i in range(30)]
+    manifest = Manifest(tmp_path, names)
+    for name in names:
+        manifest.add({"file": name})
+        now[0] += 1
+    assert listed == [1, 10, 19, 28]
+    assert list(Manifest(tmp_path, names).rows()) == names  # as another call finds them after a kill
+    manifest.tidy(manifest.rows())
+    assert [row["file"] for row in rows(tmp_path)] == names and not list(tmp_path.glob(".manifest*"))
 
 
 def test_what_cant_be_made_is_told_before_anything_is_read(
