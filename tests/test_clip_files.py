@@ -266,7 +266,7 @@ def test_names_differ_where_clips_do(keys: list[str]) -> None:
 
 
 def test_a_long_list_takes_a_tenth_of_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every clip is noted at once, and the list, which takes a second here as each clip does, is written now and then."""
+    """Each clip is noted at once; the list, which takes a second here as each clip does, is written now and then."""
     now, write, listed = [0.0], Manifest.write, []
 
     def slowly(manifest: Manifest, rows: Any) -> None:

@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import World, free_port, load_tiny_teacher, start_process, tiny_run
+from conftest import World, compose, free_port, load_tiny_teacher, start_process, tiny_run
 from PIL import Image, ImageFont
 from test_log import board
 from test_media import read_mp4
 
 from dollar import media
+from dollar.cli.build.notes import notes_of
+from dollar.cli.build.objective import objective_of
 from dollar.parallel.world import finish
 from dollar.training.clip_files import ClipFiles
 from dollar.training.columns import GAP, INK, LINE, TEXT, columns, wrapped
@@ -57,6 +59,25 @@ def test_a_file_of_prompts_that_is_none_is_refused_first(build: Build, tmp_path:
     for name, words in (("none.txt", "does not exist"), ("empty.txt", "has no prompts")):
         with pytest.raises(ValueError, match=f"validation.prompts_file: .*{name} {words}"):
             build(f"validation.prompts_file={tmp_path / name}")
+
+
+def test_prompts_that_a_reward_cant_score_are_told_by_their_file(
+    build: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text("a dog, running\n")
+    given = (f"validation.prompts_file={file}", "reward=shapes", "beta_ft=1")
+    with pytest.raises(ValueError, match=r"^validation.prompts_file=.*mine.txt: the reward ShapesVerifier can't"):
+        build(*given, "validation.every=1", data=())
+    loop = build(*given, "validation.every=0", data=())
+    assert loop.validate is None
+
+
+def test_prompts_that_nothing_samples_are_noted() -> None:
+    given = ("validation.prompts_file=mine.txt", "reward=none", "beta_ft=0")
+    found = {every: compose("train", *given, f"validation.every={every}") for every in (0, 300)}
+    notes = {every: notes_of(config, objective_of(config), 1) for every, config in found.items()}
+    assert notes[300] == [] and len(notes[0]) == 1 and "validation.every=0" in notes[0][0]
 
 
 # Shares

@@ -91,9 +91,10 @@ def lora_instead(config: DictConfig, outline: Outline, work: ForwardCost, setup:
     """The rank and the set-up of a LoRA in place of all weights, where one could save something."""
     if config.student.lora is not None or (config.processes == 1 and memory(setup).peak <= config.memory * 2**30):
         return None
-    other = cast(DictConfig, OmegaConf.merge(config, {"student": {"lora": RANK}}))
+    rank = min(RANK, outline.largest_rank)
+    other = cast(DictConfig, OmegaConf.merge(config, {"student": {"lora": rank}}))
     changed = setup_of(other, outline, work, student_work(other, outline, work))
-    return (RANK, changed) if elements(changed.lora) < elements(changed.shapes) else None
+    return (rank, changed) if elements(changed.lora) < elements(changed.shapes) else None
 
 
 def further_text(config: DictConfig) -> str:
