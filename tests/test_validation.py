@@ -21,7 +21,11 @@ from test_media import read_mp4
 from dollar import media
 from dollar.cli.build.notes import notes_of
 from dollar.cli.build.objective import objective_of
+from dollar.cli.build.validation import check_scored
+from dollar.models.teacher import Teacher
 from dollar.parallel.world import finish
+from dollar.rewards.shapes import ShapesVerifier
+from dollar.surrogate.pixel_reward import PixelReward
 from dollar.training.clip_files import ClipFiles
 from dollar.training.columns import GAP, INK, LINE, TEXT, columns, wrapped
 from dollar.training.loop import Loop
@@ -61,16 +65,15 @@ def test_a_file_of_prompts_that_is_none_is_refused_first(build: Build, tmp_path:
             build(f"validation.prompts_file={tmp_path / name}")
 
 
-def test_prompts_that_a_reward_cant_score_are_told_by_their_file(
-    build: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    file = tmp_path / "mine.txt"
-    file.write_text("a dog, running\n")
-    given = (f"validation.prompts_file={file}", "reward=shapes", "beta_ft=1")
-    with pytest.raises(ValueError, match=r"^validation.prompts_file=.*mine.txt: the reward ShapesVerifier can't"):
-        build(*given, "validation.every=1", data=())
-    loop = build(*given, "validation.every=0", data=())
-    assert loop.validate is None
+def test_prompts_that_a_reward_cant_score_are_told_by_their_file(teacher: Teacher) -> None:
+    pixel, mine = PixelReward(ShapesVerifier(), teacher.codec), ["a dog, running"]
+    given, every = "validation.prompts_file=mine.txt", "validation.every={}".format
+    with pytest.raises(ValueError, match=r"^validation.prompts_file=mine.txt: the reward ShapesVerifier can't"):
+        check_scored(compose("train", given, every(1)), mine, None, pixel)
+    with pytest.raises(ValueError, match="^the reward ShapesVerifier can't"):  # the data's own
+        check_scored(compose("train", every(1)), mine, pixel)
+    check_scored(compose("train", given, every(0)), mine, pixel)  # nothing samples them
+    check_scored(compose("train", given, every(1)), OWN, pixel)
 
 
 def test_prompts_that_nothing_samples_are_noted() -> None:
