@@ -187,7 +187,6 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (["reward@guard.reward=function", "guard.reward.path=5", "guard.action=stop"], ["'5'", "name a function"]),
         (["lrm.warmup=-3"], ["lrm.warmup is -3"]),
-        (["student.lora=300"], ["student.lora is 300", "above 256"]),
         (["ema=1.0"], ["ema is 1.0", "below 1"]),
         (["log.trackers=[wandb]"], ["names wandb, which is not installed", "pip install wandb", "mlflow"]),
         (["log.trackers=[tensorbord]"], ["names 'tensorbord'", "tensorboard", "my_module.MyTracker"]),
