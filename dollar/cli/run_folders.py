@@ -93,9 +93,16 @@ def announce(config: DictConfig, run: Any, folder: Path, done: int) -> None:
     print(
         f"{'going on at cycle ' + str(done) if done else 'training'} in {folder}: teacher {config.teacher.name}, "
         f"student {list(longest.configured)} for {list(config.student.steps)} steps, terms {terms}, "
-        f"{config.cycles} cycles of {config.batch} clips on {processes} process{'es' if processes > 1 else ''}"
+        f"{config.cycles} cycle{'s' * (config.cycles > 1)} of {config.batch} clips on {processes} "
+        f"process{'es' if processes > 1 else ''}"
         + (f"\nguidance u + s (c - u), in the paper's form w = s - 1: {scales}" if scales else "")
     )
+
+
+def announce_end(config: DictConfig, folder: Path, done: int, ended: str) -> None:
+    """Print that there is nothing left to train; ended: why the run ended before its last cycle, "" where it didn't."""
+    early = f" It ended early: {ended}." if ended else ""
+    print(f"{folder} is finished: {done} of {config.cycles} cycles.{early} Its student is in {folder / 'student'}")
 
 
 def command_line() -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,11 @@ def main(config: DictConfig) -> None:
 def fit_in(config: DictConfig, out: Path) -> None:
     """Fit into a folder that no other command has."""
     from dollar.cli.build.data import build_data
-    from dollar.cli.build.fitting import fit, former_identity, identity, new_surrogate
+    from dollar.cli.build.fitting import fit, former_identity, identity, new_surrogate, scored
     from dollar.cli.build.objects import instantiate
     from dollar.cli.build.rewards import check_captions, noise_of
     from dollar.cli.build.teacher import build_teacher, quiet, with_text
     from dollar.log import logger
-    from dollar.parallel.lock import Lock
     from dollar.parallel.world import start
     from dollar.surrogate.fit import (
         check_measured,
@@ -45,7 +44,7 @@ def fit_in(config: DictConfig, out: Path) -> None:
         split,
         table,
     )
-    from dollar.surrogate.observations import FILE, Observations, Scoring
+    from dollar.surrogate.observations import FILE, Scoring
     from dollar.surrogate.pixel_reward import PixelReward
 
     quiet()
@@ -60,13 +59,8 @@ def fit_in(config: DictConfig, out: Path) -> None:
     if config.observations is not None and not file.is_file():
         raise ValueError(f"observations is {config.observations}, but there is no {file}; leave it out")
     chosen = (config.clips, config.mismatched, config.made, config.made_clips, config.seed)
-    scoring, made_by = Scoring(teacher, data, pixel, *chosen), identity(config, teacher, data)
-    former = former_identity(config, data)
-    observed = Observations.at(file, made_by, former)
-    if scoring.missing(observed):
-        with nullcontext() if file.parent.samefile(out) else closing(Lock(file.parent, stays=False)):
-            observed = Observations.at(file, made_by, former)  # another fit may have written since
-            scoring.run(observed, file)
+    scoring = Scoring(teacher, data, pixel, *chosen)
+    observed = scored(scoring, file, out, identity(config, teacher, data), former_identity(config, data))
     rows = scoring.wanted(observed)
     if pixel.trouble:
         logger.warning(f"note: clips that got no reward are left out; the last trouble: {pixel.trouble}")
