@@ -250,7 +250,8 @@ def test_a_sweeps_folders_are_named_by_what_varies() -> None:
     assert names("reward=shapes,flicker", "seed=1") == ["reward=shapes", "reward=flicker"]
     assert names("student.lora=null,4") == ["student.lora=null", "student.lora=4"]
     assert names("run=x", "seed=3", "batch=2") == ["batch=2,seed=3"]
-    assert names("run=a,b") == ["defaults", "defaults"]  # each below a run of its own
+    assert names("run=a,b", "seed=1") == ["", ""]  # runs/a and runs/b themselves
+    assert names("batch=2", "batch=4,8", "seed=1,2", "seed=3") == ["batch=4"] * 2 + ["batch=8"] * 2  # the last counts
 
 
 def test_places_and_texts_have_short_names_of_their_own() -> None:
@@ -259,6 +260,30 @@ def test_places_and_texts_have_short_names_of_their_own() -> None:
     assert any("teacher.folder=a_b" in name for name in found)
     with pytest.raises(ValueError, match="seed=1,1 gives a value twice"):
         named_by(["-m", "seed=1,1"])
+    with pytest.raises(ValueError, match="the jobs of a sweep lie in one folder"):
+        named_by(["-m", "runs=a,b"])
+
+
+def test_a_sweep_that_has_no_folder_is_a_sentence(command: Callable[..., Said], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    given = {
+        f"runs={tmp_path}/file": "is a file; name a folder",
+        "runs=/proc/none": "a sweep could not be written to /proc/none/demo",
+        "runs=${oc.env:NO_SUCH_FOLDER}": "runs: Environment variable 'NO_SUCH_FOLDER' not found",
+        "run=../up": "run=../up names no folder below runs=",
+    }
+    for word, sentence in given.items():
+        said = command("train", f"runs={tmp_path}", word, "-m", "seed=1,2")
+        assert (said.code, len(said.err.splitlines())) == (2, 1) and sentence in said.err, said.err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and not (tmp_path.parent / "up").exists()
+
+
+def test_a_sweep_over_runs(command: Callable[..., Said], tiny_teacher_folder: Path, tmp_path: Path) -> None:
+    words = (*TINY_RUN, *TINY_DATA, f"teacher.folder={tiny_teacher_folder}", f"runs={tmp_path}", "cycles=1")
+    said = command("train", "-m", *words, "run=a,b")
+    assert said.code == 0, said.err
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "sweep.json", "multirun.yaml"}
+    assert all((tmp_path / name / "student" / "student.json").is_file() for name in "ab")
 
 
 @pytest.mark.parametrize("text", ["${x}", "${x", "a\\${b}", "a\\\\${", "plain\\"])
@@ -350,7 +375,13 @@ def test_a_name_of_code_given_as_a_file(command: Callable[..., Said]) -> None:
     from dollar.rewards.function import Function
     from dollar.training.trackers import check_trackers
 
-    for path, meant in {"my.py:fn": "my.fn", "a/my.py:fn": "a.my.fn", "/x/my.py:fn": "my.fn", "my:fn": "my.fn"}.items():
+    for path, meant in {
+        "my.py:fn": "my.fn",
+        "a/my.py:fn": "a.my.fn",
+        "/x/my.py:fn": "my.fn",
+        "my:fn": "my.fn",
+        "my-r.py:fn": "my-r.fn",
+    }.items():
         with pytest.raises(ValueError, match=re.escape(f"is {path!r}; write it with dots, as {meant}")):
             Function(path)
         with pytest.raises(ValueError, match=re.escape(f"names {path!r}; write it with dots, as {meant}")):
@@ -408,6 +439,7 @@ def test_the_exit_code_of_processes_that_left_theirs(tmp_path: Path) -> None:
     assert exit_code(tmp_path, failed(p1=1)) is None and exit_code(tmp_path, stopped) == 143
     (tmp_path / "1").write_text("3")
     assert exit_code(tmp_path, failed(p1=3, p2=-signal.SIGTERM)) == 3 and exit_code(tmp_path, stopped) == 3
+    assert exit_code(tmp_path, failed(p1=3, p2=-signal.SIGKILL)) == 3  # it waited in vain for the first
     assert exit_code(tmp_path, failed(p1=3, p2=1)) is None  # a process that failed by itself
     (tmp_path / "2").write_text("2")
     assert exit_code(tmp_path, failed(p1=3, p2=2)) == 2 and exit_code(tmp_path, ValueError()) is None
@@ -422,3 +454,39 @@ def test_a_sentence_is_said_by_the_first(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv(outcome.FOLDER, str(tmp_path / "gone"))
     assert outcome.first_to_say("a")
     outcome.leave(2)  # torchrun is gone, and with it the folder
+
+
+def test_what_fails_because_another_process_ended_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dollar.cli.entry import enter
+    from dollar.parallel import outcome
+
+    def alone(config: Any) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(sys, "argv", ["plan.py"])
+    monkeypatch.setenv(outcome.FOLDER, str(tmp_path))
+    with pytest.raises(SystemExit) as end:
+        enter(alone, "plan")
+    assert end.value.code == 1 and "RuntimeError: Connection closed by peer" in capsys.readouterr().err
+    (tmp_path / "1").write_text("2")  # as the first process leaves it after its sentence
+    with pytest.raises(SystemExit) as end:
+        enter(alone, "plan")
+    assert end.value.code == 2 and capsys.readouterr().err == ""
+    assert (tmp_path / str(os.getpid())).read_text() == "2"
+
+
+def test_torchruns_command_line_names_a_command(tmp_path: Path) -> None:
+    from dollar.parallel.outcome import _is_ours
+
+    (tmp_path / "mine.py").symlink_to(ROOT / "launch" / "train.py")
+    ours = (
+        str(ROOT / "launch" / "train.py"),
+        str(tmp_path / "mine.py"),
+        "/any/bin/dollar",
+        "dollar",
+        "dollar.cli.main",
+    )
+    assert all(map(_is_ours, ours))
+    assert not any(map(_is_ours, ("train.py", "--standalone", "dollars", str(tmp_path / "other.py"))))

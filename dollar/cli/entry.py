@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # Idle threads sleep instead of spinning, which on few cores costs more than it gains; must be set before torch starts.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -28,7 +28,7 @@ from dollar.cli.texts import settle_text
 from dollar.cli.written import expanded
 from dollar.lazy import dotted
 from dollar.log import speak
-from dollar.parallel.outcome import REFUSED, first_to_say, leave
+from dollar.parallel.outcome import REFUSED, another_left, first_to_say, leave
 from dollar.parallel.signals import STOPPED
 
 __all__ = ["CONF", "ROOT", "check_alone", "check_folder_for", "check_given", "enter"]
@@ -72,7 +72,7 @@ def _enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
         given_text = check_overrides(config_name, words)
         sys.argv[1:] = [*words, *named_by(words)]
     except ValueError as error:
-        _refuse(error)
+        refuse(error)
 
     def guarded(config: DictConfig) -> Any:
         try:
@@ -85,7 +85,11 @@ def _enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
             inner = error.__cause__ if isinstance(error, InstantiationException) else error
             if os.environ.get("DOLLAR_TRACEBACK") or not isinstance(inner, EXPLAINED):
                 raise
-            _refuse(inner)
+            refuse(inner)
+        except Exception:
+            if (code := another_left()) is None or os.environ.get("DOLLAR_TRACEBACK"):
+                raise
+            sys.exit(code)
 
     def job(config: DictConfig) -> Any:
         if HydraConfig.get().mode != RunMode.MULTIRUN:
@@ -113,7 +117,8 @@ def see_own_modules() -> None:
         sys.path.insert(0, str(here))
 
 
-def _refuse(error: BaseException) -> None:
+def refuse(error: BaseException) -> NoReturn:
+    """End the command by the sentence of a mistake."""
     if first_to_say(sentence := _sentence(error)):
         print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
     sys.exit(REFUSED)
