@@ -268,13 +268,17 @@ def test_a_sweep_that_has_no_folder_is_a_sentence(command: Callable[..., Said], 
     (tmp_path / "file").touch()
     given = {
         f"runs={tmp_path}/file": "is a file; name a folder",
-        "runs=/proc/none": "a sweep could not be written to /proc/none/demo",
+        "runs=/proc/none": "the folder /proc/none/demo can't be made: the system says: No such file or directory",
         "runs=${oc.env:NO_SUCH_FOLDER}": "runs: Environment variable 'NO_SUCH_FOLDER' not found",
         "run=../up": "run=../up names no folder below runs=",
     }
     for word, sentence in given.items():
         said = command("train", f"runs={tmp_path}", word, "-m", "seed=1,2")
         assert (said.code, len(said.err.splitlines())) == (2, 1) and sentence in said.err, said.err
+    said = command("sample", "teacher=shapes", f"prompt={PROMPT}", "out=/proc/none")
+    assert said.code == 2 and said.err.startswith("sample.py: the folder /proc/none can't be made: the system"), (
+        said.err
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["file"] and not (tmp_path.parent / "up").exists()
 
 

@@ -34,15 +34,13 @@ class ResultsTable(Callback):
         """End the command where its folder can't be one; hydra would answer by a traceback, and make it."""
         from dollar.cli.entry import check_folder_for, refuse
         from dollar.cli.run_folders import check_name
-        from dollar.storage import explained
+        from dollar.storage import make_folder
 
         try:
             folder = Path(expanded(config.runs))  # first, so that it is named where it can't be read
             check_name(config)
             check_folder_for("runs", folder)
-            folder = sweep_folder(config)
-            with explained("a sweep", folder):
-                folder.mkdir(parents=True, exist_ok=True)
+            make_folder(sweep_folder(config))
         except (ValueError, OSError, OmegaConfBaseException) as error:
             refuse(error)
 
