@@ -493,4 +493,4 @@ def test_torchruns_command_line_names_a_command(tmp_path: Path) -> None:
         "dollar.cli.main",
     )
     assert all(map(_is_ours, ours))
-    assert not any(map(_is_ours, ("train.py", "--standalone", "dollars", str(tmp_path / "other.py"))))
+    assert not any(map(_is_ours, ("train.py", "--standalone", "dollars", "data=a/dollar", str(tmp_path / "other.py"))))

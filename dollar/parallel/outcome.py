@@ -105,7 +105,7 @@ def _is_ours(word: str) -> bool:
     """Whether a word of torchrun's command line is a file of launch/, by whatever link, or names the console script."""
     path = Path(word).resolve()
     launched = path.suffix == ".py" and (path.parent.parent / "dollar" / "cli" / "commands" / path.name).is_file()
-    return launched or Path(word).name == "dollar" or word.startswith("dollar.cli.")
+    return launched or (Path(word).name == "dollar" and "=" not in word) or word.startswith("dollar.cli.")
 
 
 def _see_to_the_end() -> None:
