@@ -125,7 +125,9 @@ def refuse(error: BaseException) -> NoReturn:
 
 
 def _sentence(error: BaseException) -> str:
-    """What an error says; of OmegaConf's, its first line with the key that it is about."""
+    """What an error says; of OmegaConf's, its first line with the key that it is about, of the system's, the file."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: the system says: {error.strerror}"
     if not isinstance(error, OmegaConfBaseException):
         return str(error)
     said = str(error).splitlines()[0].partition("raised while resolving interpolation: ")
