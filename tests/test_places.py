@@ -403,3 +403,14 @@ def test_what_the_system_says_names_the_file(tmp_path: Path) -> None:
         (tmp_path / "none").read_text()
     assert entry._sentence(gone.value) == f"{tmp_path}/none: the system says: No such file or directory"
     assert entry._sentence(OSError("a sentence")) == "a sentence"
+
+
+def test_a_lora_that_is_not_there_is_named_by_its_key(command: Callable[..., Said], tmp_path: Path) -> None:
+    lora = tmp_path / "none.safetensors"
+    said = command(
+        "sample", "teacher=shapes", "steps=2", f"prompt={PROMPT}", f"teacher.lora={lora}", f"out={tmp_path}/o"
+    )
+    sentence = (
+        f"no LoRA (teacher.lora) at {lora}: the file or folder doesn't exist. Give teacher.lora=PLACE, or a hub id"
+    )
+    assert said.code == 2 and said.err == f"sample.py: {sentence}. Give teacher.lora=PLACE, or a hub id\n"

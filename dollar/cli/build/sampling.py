@@ -164,7 +164,7 @@ def files_behind(config: DictConfig, configs: Configs) -> list[Path]:
     if config.checkpoint is not None:
         places.append(Path(config.checkpoint) / "transformer")
     elif lora is not None:
-        places.append(find(lora, "LoRA (teacher.lora)", ["*.safetensors"]))
+        places.append(find(lora, "LoRA (teacher.lora)", ["*.safetensors"], key="teacher.lora"))
     return [
         path
         for place in places
