@@ -285,6 +285,11 @@ def test_a_student_whose_weights_are_numbers_and_whose_clips_are_not(
     assert said.code == 2 and "the clips that the student makes are not finite, so it is not saved" in said.err
     assert "Lower optim.student.lr" in said.err and not (runs / "huge" / "student").exists()
     assert [p.name for p in (runs / "huge" / "checkpoints").iterdir()] == ["step-00000001"]
+    assert said.err.rstrip().endswith(
+        "which goes on from the newest checkpoint in " + str(runs / "huge" / "checkpoints")
+    )
+    said = train("run=huge at once", "cycles=2", "save_every=5")
+    assert said.err.rstrip().endswith("Lower optim.student.lr; there is no checkpoint to go back to")
 
 
 def test_a_checkpoint_of_no_numbers_is_not_gone_on_from(build: Callable[..., Loop]) -> None:

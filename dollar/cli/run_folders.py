@@ -21,11 +21,16 @@ CONFIG = "config.yaml"
 GROWING = ("data", "init")  # what is added there is no other run: data is known by its captions, and init was read
 
 
-def run_folder(config: DictConfig) -> Path:
-    """runs/<run>, or a folder below it for each job of a sweep, named by what varies; ValueError for no name."""
+def check_name(config: DictConfig) -> None:
+    """Raise ValueError for a run's name that names no folder below runs."""
     name = "" if config.run is None else str(config.run).strip()
     if name in ("", ".") or ".." in Path(name).parts or Path(name).is_absolute():
         raise ValueError(f"run={name} names no folder below runs={config.runs}; give run=NAME, a word of its own")
+
+
+def run_folder(config: DictConfig) -> Path:
+    """runs/<run>, or a folder below it for each job of a sweep, named by what varies; ValueError for no name."""
+    check_name(config)
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:
         return job_folder(config, hydra_config)

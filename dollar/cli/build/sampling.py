@@ -162,7 +162,7 @@ def places_behind(config: DictConfig, configs: Configs) -> list[Path]:
     if config.checkpoint is not None:
         places.append(Path(config.checkpoint) / "transformer")
     elif lora is not None:
-        places.append(find(lora, "LoRA (teacher.lora)", ["*.safetensors"]))
+        places.append(find(lora, "LoRA (teacher.lora)", ["*.safetensors"], key="teacher.lora"))
     return [place for place in places if place.exists()]
 
 

@@ -77,6 +77,7 @@ def distil(config: DictConfig, objective: Objective, folder: Path, lock: Lock, p
     loop = run.loop
     loop.still_there, loop.stop = lock.check, stop
     if world.is_main:
+        lock.check()
         store_config(config, folder, places)
         announce(config, run, folder, done)
     if state is not None:
