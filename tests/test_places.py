@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +91,23 @@ PLACES = sorted({(n, g, key) for n, g in COMPOSED for key in places_of(n, g)})
 ONCE = list({(n, key): (n, g, key) for n, g, key in reversed(PLACES) if n != "plan"}.values())
 
 
-def read_back(name: str, given: tuple[str, ...], key: str) -> Any:
-    """What a key holds after these words of a command line."""
+def settled(name: str, given: Sequence[str]) -> Callable[[str], Any]:
+    """Key -> what it holds after these words of a command line."""
     words = as_they_stand(name, [*given])
     check_overrides(name, words)
     config = compose(name, *(word for word in words if "=" in word))
     settle_text(name, config)
-    found = OmegaConf.select(config, key)
-    return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+
+    def value(key: str) -> Any:
+        found = OmegaConf.select(config, key)
+        return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+
+    return value
+
+
+def read_back(name: str, given: tuple[str, ...], key: str) -> Any:
+    """What a key holds after these words of a command line."""
+    return settled(name, given)(key)
 
 
 def test_there_are_many_places() -> None:
@@ -108,10 +117,15 @@ def test_there_are_many_places() -> None:
     }
 
 
-@pytest.mark.parametrize(("name", "given", "key"), ONCE, ids=["-".join((n, k)) for n, _, k in ONCE])
-def test_every_place_is_taken_as_it_stands(name: str, given: tuple[str, ...], key: str) -> None:
+TOGETHER = sorted({(n, g) for n, g, _ in ONCE})
+
+
+@pytest.mark.parametrize(("name", "given"), TOGETHER, ids=["-".join((n, *g)) for n, g in TOGETHER])
+def test_every_place_is_taken_as_it_stands(name: str, given: tuple[str, ...]) -> None:
     all_at_once = "".join(NASTY).replace("${x}", "")
-    assert read_back(name, (*given, f"{key}={all_at_once}"), key) == all_at_once
+    keys = [key for n, g, key in ONCE if (n, g) == (name, given)]
+    value = settled(name, (*given, *(f"{key}={all_at_once}" for key in keys)))
+    assert {key: value(key) for key in keys} == dict.fromkeys(keys, all_at_once)
 
 
 @pytest.mark.parametrize("place", NASTY)
@@ -121,9 +135,9 @@ def test_a_place_may_have_any_name(place: str, monkeypatch: pytest.MonkeyPatch, 
     if existing:
         Path(place).mkdir()
     assert read_back("sample", (f"checkpoint={place}",), "checkpoint") == place
-    assert read_back("train", (f"+teacher.lora={place}",), "teacher.lora") == place
-    if place.count("{") == place.count("}"):
-        assert read_back("train", (f"teacher.parts={{vae: {place}}}",), "teacher.parts.vae") == place.strip()
+    balanced = place.count("{") == place.count("}")
+    value = settled("sample", (f"+teacher.lora={place}", *([f"teacher.parts={{vae: {place}}}"] * balanced)))
+    assert value("teacher.lora") == place and (not balanced or value("teacher.parts.vae") == place.strip())
     Path(place).mkdir(parents=True, exist_ok=True)
     assert read_back("preprocess", (f"data=[{place}]",), "data.path") == [place.strip()]
     assert read_back("preprocess", (f"data={place}",), "data.path") == place
