@@ -87,10 +87,6 @@ def test_what_looks_like_a_place_is_declared_as_one(name: str, given: tuple[str,
             assert kinds.is_place(kind), f"{key}={value}: {kind}"
 
 
-PLACES = sorted({(n, g, key) for n, g in COMPOSED for key in places_of(n, g)})
-ONCE = list({(n, key): (n, g, key) for n, g, key in reversed(PLACES) if n != "plan"}.values())
-
-
 def settled(name: str, given: Sequence[str]) -> Callable[[str], Any]:
     """Key -> what it holds after these words of a command line."""
     words = as_they_stand(name, [*given])
@@ -110,22 +106,17 @@ def read_back(name: str, given: tuple[str, ...], key: str) -> Any:
     return settled(name, given)(key)
 
 
-def test_there_are_many_places() -> None:
-    assert len(ONCE) > 50
-    assert {("sample", "checkpoint"), ("train", "teacher.lora"), ("train", "reward.clip")} <= {
-        (n, k) for n, _, k in ONCE
-    }
-
-
-TOGETHER = sorted({(n, g) for n, g, _ in ONCE})
-
-
-@pytest.mark.parametrize(("name", "given"), TOGETHER, ids=["-".join((n, *g)) for n, g in TOGETHER])
-def test_every_place_is_taken_as_it_stands(name: str, given: tuple[str, ...]) -> None:
+def test_every_place_is_taken_as_it_stands() -> None:
+    """Every place of every command and choice once, all of one choice's together."""
+    places = [(n, g, key) for n, g in reversed(COMPOSED) if n != "plan" for key in places_of(n, g)]
+    once = {(name, key): given for name, given, key in places}
+    assert len(once) > 50
+    assert {("sample", "checkpoint"), ("train", "teacher.lora"), ("train", "reward.clip")} <= once.keys()
     all_at_once = "".join(NASTY).replace("${x}", "")
-    keys = [key for n, g, key in ONCE if (n, g) == (name, given)]
-    value = settled(name, (*given, *(f"{key}={all_at_once}" for key in keys)))
-    assert {key: value(key) for key in keys} == dict.fromkeys(keys, all_at_once)
+    for name, given in sorted({(name, given) for (name, _), given in once.items()}):
+        keys = [key for (n, key), g in once.items() if (n, g) == (name, given)]
+        value = settled(name, (*given, *(f"{key}={all_at_once}" for key in keys)))
+        assert {key: value(key) for key in keys} == dict.fromkeys(keys, all_at_once)
 
 
 @pytest.mark.parametrize("place", NASTY)
