@@ -34,16 +34,7 @@ def fit_in(config: DictConfig, out: Path) -> None:
     from dollar.cli.build.teacher import build_teacher, quiet, with_text
     from dollar.log import logger
     from dollar.parallel.world import start
-    from dollar.surrogate.fit import (
-        check_measured,
-        check_rewards,
-        climb_of,
-        climb_text,
-        figures_of,
-        plain,
-        split,
-        table,
-    )
+    from dollar.surrogate import fit as fits
     from dollar.surrogate.observations import FILE, Scoring
     from dollar.surrogate.pixel_reward import PixelReward
 
@@ -64,13 +55,14 @@ def fit_in(config: DictConfig, out: Path) -> None:
     rows = scoring.wanted(observed)
     if pixel.trouble:
         logger.warning(f"note: clips that got no reward are left out; the last trouble: {pixel.trouble}")
-    rest, held_out = split(rows, config.held_out, config.seed, file)
-    fitted_on, watched = split(rest, config.watched, config.seed, file)  # the best is not chosen by what is reported
-    check_rewards([row.reward for _, row in fitted_on], file)
-    check_measured({"watched": watched, "held-out": held_out})
+    rest, held_out = fits.split(rows, config.held_out, config.seed, file)
+    # The best is not chosen by what is reported.
+    fitted_on, watched = fits.split(rest, config.watched, config.seed, file)
+    fits.check_rewards([row.reward for _, row in fitted_on], file)
+    fits.check_measured({"watched": watched, "held-out": held_out})
     fitted = fit(config, surrogate, world, observed.latents, fitted_on, watched)
     figures: dict[str, Any] = {
-        "held_out": figures_of(surrogate, observed.latents, held_out, config.batch),
+        "held_out": fits.figures_of(surrogate, observed.latents, held_out, config.batch),
         "clips": len(fitted_on),
         "watched": len(watched),
         "step": fitted.step,
@@ -78,13 +70,18 @@ def fit_in(config: DictConfig, out: Path) -> None:
         "seconds": fitted.seconds,
         "scoring_seconds": observed.seconds,
     }
-    surrogate.save(out, teacher, plain(figures))  # before what may still fail
-    climb, tried = climb_of(surrogate, observed.latents, held_out, config.climb, config.seed), ""
+    surrogate.save(out, teacher, fits.plain(figures))  # before what may still fail
+    climb, tried = fits.climb_of(surrogate, observed.latents, held_out, config.climb, config.seed), ""
     if climb is not None:
-        surrogate.save(out, teacher, plain(figures | {"climb": climb._asdict()}))
-        tried = f"\n{climb_text(climb, noise_of(config.lrm) is not None, config.lrm.backbone)}\n"
+        surrogate.save(out, teacher, fits.plain(figures | {"climb": climb._asdict()}))
+        tried = f"\n{fits.climb_text(climb, noise_of(config.lrm) is not None, config.lrm.backbone)}\n"
+    tell(figures, f"{fits.table(figures['held_out'])}\n{tried}", out)
+
+
+def tell(figures: dict[str, Any], measured: str, out: Path) -> None:
+    """Print what was fitted, how well, and where it is."""
     print(
-        f"fitted on {len(fitted_on)} clips in {fitted.seconds:.0f} s, best after {fitted.step} of {fitted.steps} "
-        f"updates; scoring took {observed.seconds:.0f} s\n\n{table(figures['held_out'])}\n{tried}\n"
+        f"fitted on {figures['clips']} clips in {figures['seconds']:.0f} s, best after {figures['step']} of "
+        f"{figures['steps']} updates; scoring took {figures['scoring_seconds']:.0f} s\n\n{measured}\n"
         f"the latent reward model is in {out}"
     )
