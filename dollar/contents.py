@@ -50,6 +50,17 @@ def contents_of(place: Path) -> Contents:
     return Contents(count, total, digest.hexdigest()[:16])
 
 
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a whole file."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def short_hash(value: Any) -> str:
+    """A short hash of plain values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
 def _files(place: Path) -> Iterator[tuple[str, Path]]:
     """The files that count, by their names below the place, in order; links to folders are followed, once each."""
     if not place.is_dir():

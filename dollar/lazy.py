@@ -13,7 +13,7 @@ from typing import Any
 
 def dotted(name: str) -> str | None:
     """The dotted name that is meant by a file's, as my.fn by my.py:fn; None for any other text."""
-    found = re.fullmatch(r"(?:(.*)/)?(\w+)(\.py)?(?:::?|[.#])(\w+)(?:\(\))?", name.strip())
+    found = re.fullmatch(r"(?:(.*)/)?([\w-]+)(\.py)?(?:::?|[.#])(\w+)(?:\(\))?", name.strip())
     if found is None or found[4] == "py" or not (found[1] is not None or found[3] or ":" in name or "#" in name):
         return None
     folders = [] if found[1] is None or found[1].startswith(("/", "~", "..")) else found[1].split("/")

@@ -41,7 +41,7 @@ def load_teacher(name_or_folder: str | Path, device: str = "auto", dtype: str = 
     """
     from dollar.cli import calls
 
-    return calls.teacher(name_or_folder, _device(device), _dtype(dtype), settings)
+    return calls.teacher(_place(name_or_folder), _device(device), _dtype(dtype), settings)
 
 
 def load_student(
@@ -57,9 +57,10 @@ def load_student(
     from dollar.cli import calls
     from dollar.export.student import load_student, read_card
 
+    place = _place(folder)
     if teacher is None:
-        teacher = calls.teacher_of_student(read_card(folder), Path(folder), _device(device))
-    return load_student(folder, teacher, _dtype(dtype))
+        teacher = calls.teacher_of_student(read_card(place), place, _device(device))
+    return load_student(place, teacher, _dtype(dtype))
 
 
 def sample(
@@ -99,7 +100,7 @@ def save_video(path: str | Path, video: Tensor, fps: float) -> None:
     """Write a video uint8 [T, C, H, W], as `sample` gives it, as an mp4 of `fps` frames a second."""
     from dollar import media
 
-    media.write_mp4(path, video.permute(0, 2, 3, 1).contiguous().numpy(), fps)
+    media.write_mp4(_place(path), video.permute(0, 2, 3, 1).contiguous().numpy(), fps)
 
 
 def distil(settings: Mapping[str, Any] | None = None) -> Path:
@@ -124,7 +125,14 @@ def export_student(checkpoint: str | Path, out: str | Path, **settings: Any) -> 
     from dollar.cli import calls
 
     calls.run("export", {"checkpoint": str(checkpoint), "out": str(out), **settings})
-    return Path(out)
+    return _place(out)
+
+
+def _place(path: str | Path) -> Path:
+    """A file or folder; ~ is the home folder, as in a command's settings."""
+    from dollar.cli.written import expanded
+
+    return Path(expanded(str(path)))
 
 
 def _device(name: str) -> str:

@@ -44,6 +44,15 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(there).free
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, where they aren't there; OSError says in a sentence why it can't be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        cause = "no space is left" if is_full(error) else f"the system says: {error.strerror}"
+        raise Unwritten(f"the folder {folder} can't be made: {cause}", error.errno) from error
+
+
 @contextmanager
 def explained(
     what: str, folder: Path, needed: int | None = None, after: str = "", full: bool = False

@@ -11,6 +11,7 @@ import copy
 import gc
 import importlib
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # for the processes that tests start
@@ -31,6 +33,10 @@ from dollar.models.teacher import Teacher  # noqa: E402
 from dollar.parallel.shard import trainable_copy  # noqa: E402
 from dollar.parallel.world import World  # noqa: E402
 from dollar.training.loop import Loop  # noqa: E402
+
+# A bar's own lock is shared with the processes that tests fork: one that is killed while it holds it stops all others.
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0  # nor may a thread hold it while a process is forked
 
 torch.set_num_threads(1)
 speak()

@@ -73,6 +73,17 @@ def test_captions_next_to_clips(tmp_path: Path) -> None:
     )
 
 
+def test_capitals_count_only_where_names_differ_by_them(tmp_path: Path) -> None:
+    """Two such files change nothing for the others of their folder, in pairs and in lists."""
+    fill(tmp_path, "C.mp4", "c.mp4", "c.TXT", "C.mp4.txt", "Other.MP4", "OTHER.txt", "README.txt", "readme.txt")
+    expected = {"C.mp4": "C.mp4.txt", "c.mp4": "c.TXT", "Other.MP4": "OTHER.txt"}
+    assert read(open_source(tmp_path)) == (expected, {})
+    (tmp_path / "captions.csv").write_text("file,caption\nother.mp4,a\nC,b\nc.MP4,none\n")
+    source = open_source(tmp_path)
+    files = [entry.file for k in range(3) if isinstance(entry := source[k], Entry)]
+    assert files == [tmp_path / name for name in ("Other.MP4", "C.mp4", "c.MP4")]
+
+
 @pytest.mark.parametrize(
     "ending",
     ["mpg", "mpeg", "wmv", "ts", "mts", "m2ts", "flv", "3gp", "ogv", "avif", "bmp", "tif", "tiff", "heic", "heif"],
@@ -143,6 +154,26 @@ def test_a_folder_that_may_not_be_looked_into_is_counted(tmp_path: Path, monkeyp
         open_source(tmp_path / "shut")
 
 
+def test_a_link_to_a_folder_that_is_gone_is_counted(tmp_path: Path) -> None:
+    fill(tmp_path, "a.mp4", "a.txt")
+    (tmp_path / "disk2").symlink_to("/not/mounted")
+    (tmp_path / "notes.md").symlink_to("/not/there")
+    assert read(open_source(tmp_path)) == ({"a.mp4": "a.txt"}, {"disk2": "unreadable folder"})
+
+
+def test_a_list_beside_the_folder_of_its_clips(tmp_path: Path) -> None:
+    """What it names isn't counted as lacking a caption, nor used twice."""
+    fill(tmp_path, "videos/a.mp4", "videos/b.mp4", "videos/b.txt", "videos/c.mp4", "videos/c.txt", "videos/d.mp4")
+    (tmp_path / "meta").mkdir()
+    (tmp_path / "meta" / "train.csv").write_text("file,caption\n")
+    (tmp_path / "alias").symlink_to("videos")
+    (tmp_path / "meta" / "captions.csv").write_text(f"file,caption\n../videos/a.mp4,x\n{tmp_path}/alias/b.mp4,y\n")
+    assert read(open_source(tmp_path)) == (
+        {"meta/../videos/a.mp4": "x", f"{tmp_path}/alias/b.mp4": "y", "videos/c.mp4": "videos/c.txt"},
+        {"videos/d.mp4": "unreadable caption"},
+    )
+
+
 def test_several_folders_are_read_together(tmp_path: Path) -> None:
     fill(tmp_path, "x/a.mp4", "x/a.txt", "y/a.mp4", "y/mute.mp4", "y/a.txt", "deep/x/a.mp4", "deep/x/a.txt")
     places = [tmp_path / "x", tmp_path / "y", tmp_path / "y" / ".." / "x"]
@@ -150,8 +181,27 @@ def test_several_folders_are_read_together(tmp_path: Path) -> None:
         {"x/a.mp4": "x/a.txt", "y/a.mp4": "y/a.txt"},
         {"y/mute.mp4": "unreadable caption"},
     )
+    # A pattern of folders, and folders that lie in another of the places.
+    expected = {"x/a.mp4": "x/a.txt", "y/a.mp4": "y/a.txt"}
+    assert read(open_source(tmp_path / "[xy]"))[0] == expected
+    assert list(read(open_source(tmp_path / "[x]"))[0]) == ["x/a.mp4"]  # as where it means more
+    again = [tmp_path / "deep" / "x", tmp_path / "y", tmp_path / "deep"]
+    assert list(read(open_source(again))[0]) == ["y/a.mp4", "deep/x/a.mp4"]
     twice = [tmp_path / "x", tmp_path / "deep" / "x"]
     assert list(read(open_source(twice))[0]) == [f"{place.as_posix()}/a.mp4" for place in twice]
+
+
+def test_lists_and_folders_are_read_together(tmp_path: Path) -> None:
+    fill(tmp_path, "x/a.mp4", "x/a.txt", "b.mp4")
+    (tmp_path / "train.csv").write_text("file,caption\nb.mp4,b\n")
+    (tmp_path / "more.jsonl").write_text('{"file": "x/a.mp4", "caption": "again"}')
+    lists = {"train.csv/b.mp4": "b", "more.jsonl/x/a.mp4": "again"}
+    assert read(open_source([tmp_path / "train.csv", tmp_path / "more.jsonl"])) == (lists, {})
+    assert read(open_source([tmp_path / "x", tmp_path / "train.csv"])) == (
+        {"train.csv/b.mp4": "b", "x/a.mp4": "x/a.txt"},
+        {},
+    )
+    assert read(open_source([tmp_path / "train.csv"])) == ({"b.mp4": "b"}, {})
 
 
 def test_what_cannot_be_reached_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,6 +215,13 @@ def test_what_cannot_be_reached_is_a_sentence(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(Path, "read_bytes", refused)
     with pytest.raises(ValueError, match=r"captions.csv can't be read: Permission denied"):
         open_source(tmp_path)
+
+
+def test_folders_that_a_pattern_means_beside_files_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fill(tmp_path, "x/a.mp4", "x/a.txt", "b.mp4")
+    (tmp_path / "x.csv").write_text("file,caption\nb.mp4,b\n")
+    assert read(open_source(tmp_path / "x*")) == ({"b.mp4": "b"}, {})
+    assert f"x* means files and folders; {tmp_path}/x is not read" in caplog.text
 
 
 def test_a_pattern_meets_each_file_once(tmp_path: Path) -> None:
@@ -244,9 +301,10 @@ def test_what_a_clip_is_instead_is_told(tmp_path: Path) -> None:
     media.write_mp4(tmp_path / "a.mp4", np.zeros((9, 16, 16, 3), np.uint8), 8)
     (tmp_path / "b.mp4").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     (tmp_path / "c.png").write_bytes(b"\n<!DOCTYPE html><html>404</html>")
-    fill(tmp_path, "a.txt", "b.txt", "c.txt")
+    (tmp_path / "d.mp4").write_bytes(gzip.compress(np.random.default_rng(0).bytes(100_000)))
+    fill(tmp_path, "a.txt", "b.txt", "c.txt", "d.txt")
     report = ClipFolder(tmp_path, 9, 16, 16, 8, max_bad_fraction=0.9).report
-    assert report.causes == {"corrupt": 2}
+    assert report.causes == {"corrupt": 3} and "d.mp4 can't be decoded: it is packed with gzip" in str(report)
     assert "b.mp4 can't be decoded: it is a pointer of Git LFS" in str(report) and "c.png can't" in str(report)
     assert "it is a web page" in str(report)
 
@@ -270,6 +328,8 @@ def test_tars_have_the_rules_of_folders_and_links_are_followed(tmp_path: Path) -
         "e.2.mp4.txt",
         "f.wmv",
         "f.txt",
+        "g.xyz",
+        "g.txt",
     ]
     with tarfile.open(tmp_path / "0.TAR", "w") as tar:
         for name in [*names, "h.mp4", "h.txt", "s/j.mp4", "s/j.txt", "i.mp4", "i.txt"]:
@@ -292,7 +352,7 @@ def test_tars_have_the_rules_of_folders_and_links_are_followed(tmp_path: Path) -
         "0.TAR:s/j": "s/j.txt",
         "0.TAR:i": "i.txt",
     }
-    assert not causes
+    assert causes == {"0.TAR:g": "unknown ending"}
     files = {source.id(n): entry.file for n in range(len(source)) if isinstance(entry := source[n], Entry)}
     assert files["0.TAR:h"].read_bytes() == files["0.TAR:s/j"].read_bytes() == b"b.mp4"
     with pytest.raises(ValueError, match="it is a link to /i, which is not in the tar"):
@@ -300,13 +360,14 @@ def test_tars_have_the_rules_of_folders_and_links_are_followed(tmp_path: Path) -
 
 
 def test_what_lies_beside_tars_is_counted(tmp_path: Path) -> None:
-    fill(tmp_path, "b.tar.gz", "c.parquet", "cache-d.arrow")
+    fill(tmp_path, "b.tar.gz", "c.parquet", "cache-d.arrow", "a.txt", "e.xyz", "e.txt")
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for name in ("a.mp4", "a.txt"):
             info = tarfile.TarInfo(name)
             info.size = len(name)
             tar.addfile(info, io.BytesIO(name.encode()))
-    expected = {"a.tar:a": "a.txt"}, {"b.tar.gz": "packed archive", "c.parquet": "other kind of source"}
+    causes = {"b.tar.gz": "packed archive", "c.parquet": "other kind of source", "e.xyz": "unknown ending"}
+    expected = {"a.tar:a": "a.txt"}, causes
     assert read(open_source(tmp_path)) == expected
 
 
@@ -320,6 +381,25 @@ def test_captions_in_utf16_are_read_and_other_encodings_told(tmp_path: Path) -> 
         (tmp_path / f"{name}.txt").write_bytes(data)
     bad = dict.fromkeys(("b.mp4", "c.mp4"), "unreadable caption")
     assert read(open_source(tmp_path)) == ({"a.mp4": "für 🦆"}, bad)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n", "a pointer of Git LFS"),
+        (b"\n<!DOCTYPE html><title>404</title>", "a web page"),
+        (gzip.compress(b"a dog", mtime=0), "packed with gzip; unpack it first"),
+    ],
+)
+def test_what_stands_in_place_of_a_caption_is_told(tmp_path: Path, data: bytes, said: str) -> None:
+    fill(tmp_path, "a.mp4", "b.mp4", "b.txt")
+    (tmp_path / "a.txt").write_bytes(data)
+    source = open_source(tmp_path)
+    assert read(source) == ({"b.mp4": "b.txt"}, {"a.mp4": "unreadable caption"})
+    assert isinstance(skipped := source[0], Skipped) and said in skipped.sentence
+    (tmp_path / "captions.csv").write_bytes(data)
+    with pytest.raises(ValueError, match=said):
+        open_source(tmp_path)
 
 
 def test_names_that_look_like_protocols_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

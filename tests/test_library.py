@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import PROMPT, ROOT, SIZE, needs_embedded
@@ -108,3 +109,22 @@ def test_settings_become_overrides() -> None:
     prompts = ["null", "1e3", 'a "quoted" ${word}\\', "first, second", "[x]"]
     with calls.composed("sample", {"prompt": prompts, "out": "3"}) as config:
         assert list(config.prompt) == prompts and config.out == "3"
+
+
+def test_places_and_numbers_of_a_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = {
+        "run": "größe/日本",
+        "runs": "~/my runs",
+        "init": Path("~/a, b"),
+        "cycles": np.int64(3),
+        "beta_cd": np.float32(0.5),
+    }
+    with calls.composed("train", {**given, "student.steps": np.array([2, 1])}) as config:
+        assert (config.run, config.runs, config.init) == ("größe/日本", f"{tmp_path}/my runs", f"{tmp_path}/a, b")
+        assert (config.cycles, config.beta_cd, list(config.student.steps)) == (3, 0.5, [2, 1])
+    dollar.save_video("~/clip.mp4", torch.zeros(2, 3, 32, 32, dtype=torch.uint8), 8)
+    assert (tmp_path / "clip.mp4").is_file()
+    for load in (dollar.load_student, dollar.load_teacher):
+        with pytest.raises(ValueError, match=f"{tmp_path}/none"):
+            load("~/none")

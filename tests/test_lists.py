@@ -36,6 +36,7 @@ def in_list(folder: Path, text: str, name: str = "captions.csv") -> tuple[list[t
         "file\tcaption\na.mp4\ta dog, running fast\nb.mp4\ta cat",
         "sep=;\nfile;caption\na.mp4;a dog, running fast\nb.mp4;a cat\n",
         '"File Name","Caption",,\na.mp4,"a dog, running fast",,\n,,,\nb.mp4,a cat,,\n',
+        '"File Name","Caption",,\na.mp4,a dog, running fast,,\nb.mp4,a cat, ,\n',
         'Caption,File\n"a dog, running fast", a.mp4\ra cat,b.mp4\r',
         "id|file|text\n1|a.mp4|a dog, running fast\n2|b.mp4|a cat\n",
     ],
@@ -69,6 +70,7 @@ def test_a_row_of_too_many_fields_is_skipped_where_nobody_can_tell_which_is_the_
         # Quotes of the caption's own.
         ('a.mp4,"Stop", says a sign\nb.mp4,a "big" cat\n', ['a "Stop", says a sign', 'b a "big" cat'], []),
         ('a.mp4,"a "big", old dog"\nb.mp4,"say ""hi"""\n', ['a a "big", old dog', 'b say "hi"'], []),
+        ('a.mp4,"Stop", says "it"\nb.mp4,"Stop" is "no"\n', ['a "Stop", says "it"', 'b "Stop" is "no"'], []),
         # A caption of two lines.
         ('a.mp4,"a dog,\n then a cat"\nb.mp4,a cow\n', ["a a dog,\n then a cat", "b a cow"], []),
     ],
@@ -128,6 +130,13 @@ def test_files_and_captions_of_the_same_lines(tmp_path: Path) -> None:
     (tmp_path / "videos.txt").write_text("deep/a.mp4\nb.mp4\n\n")
     (tmp_path / "prompts.txt").write_bytes("a dog,\u2028running\r\na cat\r\n".encode("utf-16"))
     assert found(tmp_path) == ([("a.mp4", "a dog,\u2028running"), ("b.mp4", "a cat")], {})
+    (tmp_path / "prompts.txt").rename(tmp_path / "Prompts.TXT")
+    assert found(tmp_path)[0][1] == ("b.mp4", "a cat")
+    (tmp_path / "prompts.txt").write_text("one\n\nthree")
+    (tmp_path / "videos.txt").write_text("deep/a.mp4\n\nb.mp4\n\n")
+    assert found(tmp_path) == ([("a.mp4", "one"), ("b.mp4", "three")], {})
+    (tmp_path / "Prompts.TXT").unlink()
+    (tmp_path / "videos.txt").write_text("deep/a.mp4\nb.mp4\n")
     (tmp_path / "prompts.txt").write_text("one\n")
     with pytest.raises(ValueError, match=r"videos.txt has 2 lines and .*prompts.txt 1; each line of one"):
         found(tmp_path)
@@ -150,6 +159,7 @@ def test_columns_of_a_list_can_be_named(tmp_path: Path) -> None:
     [
         json.dumps([{"file": file, "caption": text} for file, text in DOG], indent=1),
         json.dumps({"clips": [{"file_name": file, "text": text, "width": 3} for file, text in DOG]}),
+        json.dumps({"version": 1, "video": [{"path": f, "text": t, "boxes": [{}]} for f, t in DOG], "by": ["x"]}),
         "\n".join(json.dumps({"Video Path": file, "Prompt": [text]}) for file, text in DOG),
         ",\n".join(json.dumps({"path": file, "cap": text}) for file, text in DOG),
         "\r\n\ufeff".join(json.dumps({"file": file, "caption": text}) for file, text in DOG),

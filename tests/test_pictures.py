@@ -151,14 +151,15 @@ def test_premultiplied_colours_are_divided() -> None:
     )
 
 
-def png(colour: int, values: np.ndarray, *more: tuple[bytes, bytes]) -> bytes:
-    """A PNG of 16 bits a channel: values uint16 [H, W, C]; more: chunks before the picture's."""
+def png(colour: int, values: np.ndarray, *more: tuple[bytes, bytes], bits: int = 16) -> bytes:
+    """A PNG of 16 bits a channel, or of 4: values uint16 [H, W, C]; more: chunks before the picture's."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour, 0, 0, 0)
+    packed = values.astype(">u2") if bits == 16 else (values[:, ::2] << 4 | values[:, 1::2]).astype(np.uint8)
+    rows = b"".join(b"\0" + row.tobytes() for row in packed)
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, colour, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", head)
@@ -175,6 +176,19 @@ def test_sixteen_bits_are_scaled(tmp_path: Path, colour: int, channels: list[flo
     (tmp_path / "a.png").write_bytes(png(colour, np.broadcast_to(values, (16, 16, len(channels)))))
     want = 100 if len(channels) in (1, 3) else 100 / 2 + 255 / 2
     assert shown(tmp_path / "a.png")[0] == pytest.approx([want] * 3, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("bits", "colour", "clear", "opaque", "want"),
+    [(16, 0, [1000], [40000], 156), (16, 2, [1000, 2000, 3000], [40000] * 3, 156), (4, 0, [1], [14], 238)],
+)
+def test_a_transparent_colour_counts_in_any_depth(
+    tmp_path: Path, bits: int, colour: int, clear: list[int], opaque: list[int], want: int
+) -> None:
+    values = np.array([clear] * 8 + [opaque] * 8, np.uint16)[None].repeat(16, 0)
+    chunk = b"tRNS", np.array(clear, ">u2").tobytes()
+    (tmp_path / "a.png").write_bytes(png(colour, values, chunk, bits=bits))
+    assert shown(tmp_path / "a.png") == ([255] * 3, [want] * 3)
 
 
 def test_the_gamma_of_a_png_counts_unless_it_says_srgb(tmp_path: Path) -> None:

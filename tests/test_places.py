@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PROMPT, ROOT, TINY_DATA, TINY_RUN, Said, compose
+from conftest import PROMPT, TINY_DATA, TINY_RUN, Said, compose
 from omegaconf import OmegaConf
 from test_settings import COMPOSED, unresolved
 
@@ -90,31 +87,36 @@ def test_what_looks_like_a_place_is_declared_as_one(name: str, given: tuple[str,
             assert kinds.is_place(kind), f"{key}={value}: {kind}"
 
 
-PLACES = sorted({(n, g, key) for n, g in COMPOSED for key in places_of(n, g)})
-ONCE = list({(n, key): (n, g, key) for n, g, key in reversed(PLACES) if n != "plan"}.values())
-
-
-def read_back(name: str, given: tuple[str, ...], key: str) -> Any:
-    """What a key holds after these words of a command line."""
+def settled(name: str, given: Sequence[str]) -> Callable[[str], Any]:
+    """Key -> what it holds after these words of a command line."""
     words = as_they_stand(name, [*given])
     check_overrides(name, words)
     config = compose(name, *(word for word in words if "=" in word))
     settle_text(name, config)
-    found = OmegaConf.select(config, key)
-    return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+
+    def value(key: str) -> Any:
+        found = OmegaConf.select(config, key)
+        return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+
+    return value
 
 
-def test_there_are_many_places() -> None:
-    assert len(ONCE) > 50
-    assert {("sample", "checkpoint"), ("train", "teacher.lora"), ("train", "reward.clip")} <= {
-        (n, k) for n, _, k in ONCE
-    }
+def read_back(name: str, given: tuple[str, ...], key: str) -> Any:
+    """What a key holds after these words of a command line."""
+    return settled(name, given)(key)
 
 
-@pytest.mark.parametrize(("name", "given", "key"), ONCE, ids=["-".join((n, k)) for n, _, k in ONCE])
-def test_every_place_is_taken_as_it_stands(name: str, given: tuple[str, ...], key: str) -> None:
+def test_every_place_is_taken_as_it_stands() -> None:
+    """Every place of every command and choice once, all of one choice's together."""
+    places = [(n, g, key) for n, g in reversed(COMPOSED) if n != "plan" for key in places_of(n, g)]
+    once = {(name, key): given for name, given, key in places}
+    assert len(once) > 50
+    assert {("sample", "checkpoint"), ("train", "teacher.lora"), ("train", "reward.clip")} <= once.keys()
     all_at_once = "".join(NASTY).replace("${x}", "")
-    assert read_back(name, (*given, f"{key}={all_at_once}"), key) == all_at_once
+    for name, given in sorted({(name, given) for (name, _), given in once.items()}):
+        keys = [key for (n, key), g in once.items() if (n, g) == (name, given)]
+        value = settled(name, (*given, *(f"{key}={all_at_once}" for key in keys)))
+        assert {key: value(key) for key in keys} == dict.fromkeys(keys, all_at_once)
 
 
 @pytest.mark.parametrize("place", NASTY)
@@ -124,9 +126,9 @@ def test_a_place_may_have_any_name(place: str, monkeypatch: pytest.MonkeyPatch, 
     if existing:
         Path(place).mkdir()
     assert read_back("sample", (f"checkpoint={place}",), "checkpoint") == place
-    assert read_back("train", (f"+teacher.lora={place}",), "teacher.lora") == place
-    if place.count("{") == place.count("}"):
-        assert read_back("train", (f"teacher.parts={{vae: {place}}}",), "teacher.parts.vae") == place.strip()
+    balanced = place.count("{") == place.count("}")
+    value = settled("sample", (f"+teacher.lora={place}", *([f"teacher.parts={{vae: {place}}}"] * balanced)))
+    assert value("teacher.lora") == place and (not balanced or value("teacher.parts.vae") == place.strip())
     Path(place).mkdir(parents=True, exist_ok=True)
     assert read_back("preprocess", (f"data=[{place}]",), "data.path") == [place.strip()]
     assert read_back("preprocess", (f"data={place}",), "data.path") == place
@@ -250,7 +252,8 @@ def test_a_sweeps_folders_are_named_by_what_varies() -> None:
     assert names("reward=shapes,flicker", "seed=1") == ["reward=shapes", "reward=flicker"]
     assert names("student.lora=null,4") == ["student.lora=null", "student.lora=4"]
     assert names("run=x", "seed=3", "batch=2") == ["batch=2,seed=3"]
-    assert names("run=a,b") == ["defaults", "defaults"]  # each below a run of its own
+    assert names("run=a,b", "seed=1") == ["", ""]  # runs/a and runs/b themselves
+    assert names("batch=2", "batch=4,8", "seed=1,2", "seed=3") == ["batch=4"] * 2 + ["batch=8"] * 2  # the last counts
 
 
 def test_places_and_texts_have_short_names_of_their_own() -> None:
@@ -259,6 +262,34 @@ def test_places_and_texts_have_short_names_of_their_own() -> None:
     assert any("teacher.folder=a_b" in name for name in found)
     with pytest.raises(ValueError, match="seed=1,1 gives a value twice"):
         named_by(["-m", "seed=1,1"])
+    with pytest.raises(ValueError, match="the jobs of a sweep lie in one folder"):
+        named_by(["-m", "runs=a,b"])
+
+
+def test_a_sweep_that_has_no_folder_is_a_sentence(command: Callable[..., Said], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    given = {
+        f"runs={tmp_path}/file": "is a file; name a folder",
+        "runs=/proc/none": "the folder /proc/none/demo can't be made: the system says: No such file or directory",
+        "runs=${oc.env:NO_SUCH_FOLDER}": "runs: Environment variable 'NO_SUCH_FOLDER' not found",
+        "run=../up": "run=../up names no folder below runs=",
+    }
+    for word, sentence in given.items():
+        said = command("train", f"runs={tmp_path}", word, "-m", "seed=1,2")
+        assert (said.code, len(said.err.splitlines())) == (2, 1) and sentence in said.err, said.err
+    said = command("sample", "teacher=shapes", f"prompt={PROMPT}", "out=/proc/none")
+    assert said.code == 2 and said.err.startswith("sample.py: the folder /proc/none can't be made: the system"), (
+        said.err
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["file"] and not (tmp_path.parent / "up").exists()
+
+
+def test_a_sweep_over_runs(command: Callable[..., Said], tiny_teacher_folder: Path, tmp_path: Path) -> None:
+    words = (*TINY_RUN, *TINY_DATA, f"teacher.folder={tiny_teacher_folder}", f"runs={tmp_path}", "cycles=1")
+    said = command("train", "-m", *words, "run=a,b")
+    assert said.code == 0, said.err
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "sweep.json", "multirun.yaml"}
+    assert all((tmp_path / name / "student" / "student.json").is_file() for name in "ab")
 
 
 @pytest.mark.parametrize("text", ["${x}", "${x", "a\\${b}", "a\\\\${", "plain\\"])
@@ -350,7 +381,13 @@ def test_a_name_of_code_given_as_a_file(command: Callable[..., Said]) -> None:
     from dollar.rewards.function import Function
     from dollar.training.trackers import check_trackers
 
-    for path, meant in {"my.py:fn": "my.fn", "a/my.py:fn": "a.my.fn", "/x/my.py:fn": "my.fn", "my:fn": "my.fn"}.items():
+    for path, meant in {
+        "my.py:fn": "my.fn",
+        "a/my.py:fn": "a.my.fn",
+        "/x/my.py:fn": "my.fn",
+        "my:fn": "my.fn",
+        "my-r.py:fn": "my-r.fn",
+    }.items():
         with pytest.raises(ValueError, match=re.escape(f"is {path!r}; write it with dots, as {meant}")):
             Function(path)
         with pytest.raises(ValueError, match=re.escape(f"names {path!r}; write it with dots, as {meant}")):
@@ -366,59 +403,19 @@ def test_an_environment_variable_that_is_not_there(command: Callable[..., Said])
     assert said.code == 2 and len(said.err.splitlines()) == 1 and "NO_SUCH_FOLDER" in said.err
 
 
-# Under torchrun
+def test_what_the_system_says_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as gone:
+        (tmp_path / "none").read_text()
+    assert entry._sentence(gone.value) == f"{tmp_path}/none: the system says: No such file or directory"
+    assert entry._sentence(OSError("a sentence")) == "a sentence"
 
 
-def plugged(folder: Path) -> dict[str, str]:
-    """The environment of a shell in which this package is installed, as setup.cfg has it."""
-    import configparser
-    from importlib.metadata import entry_points
-
-    environment = {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}", "OMP_NUM_THREADS": "1"}
-    if any(point.name == "dollar" for point in entry_points(group="torchrun.handlers")):
-        return environment  # torchrun refuses a name that comes twice
-    read = configparser.ConfigParser()
-    read.read(ROOT / "setup.cfg")
-    (folder / "own-0.dist-info").mkdir(parents=True)
-    (folder / "own-0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: own\nVersion: 0\n")
-    points = f"[torchrun.handlers]\n{read['options.entry_points']['torchrun.handlers'].strip()}\n"
-    (folder / "own-0.dist-info" / "entry_points.txt").write_text(points)
-    return environment
-
-
-def test_a_mistake_under_torchrun_is_one_sentence(tmp_path: Path) -> None:
-    words = ["--standalone", "--nproc-per-node=2", str(ROOT / "launch" / "train.py"), "cycles=abc"]
-    line = [sys.executable, "-m", "torch.distributed.run", *words]
-    said = subprocess.run(line, env=plugged(tmp_path), capture_output=True, text=True, cwd=tmp_path)
-    assert (said.returncode, said.stdout) == (2, "")
-    assert said.stderr == "train.py: cycles=abc: cycles is a whole number (now 200)\n"
-
-
-def test_the_exit_code_of_processes_that_left_theirs(tmp_path: Path) -> None:
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-
-    from dollar.parallel.outcome import exit_code
-
-    def failed(**codes: int) -> ChildFailedError:
-        given = {int(pid[1:]): code for pid, code in codes.items()}
-        return ChildFailedError("x", {i: ProcessFailure(i, p, c, "") for i, (p, c) in enumerate(given.items())})
-
-    stopped = SignalException("", sigval=signal.SIGTERM)
-    assert exit_code(tmp_path, failed(p1=1)) is None and exit_code(tmp_path, stopped) == 143
-    (tmp_path / "1").write_text("3")
-    assert exit_code(tmp_path, failed(p1=3, p2=-signal.SIGTERM)) == 3 and exit_code(tmp_path, stopped) == 3
-    assert exit_code(tmp_path, failed(p1=3, p2=1)) is None  # a process that failed by itself
-    (tmp_path / "2").write_text("2")
-    assert exit_code(tmp_path, failed(p1=3, p2=2)) == 2 and exit_code(tmp_path, ValueError()) is None
-
-
-def test_a_sentence_is_said_by_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dollar.parallel import outcome
-
-    assert [outcome.first_to_say("a") for _ in range(2)] == [True, True]  # alone
-    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "attempt_0" / "1" / "error.json"))
-    assert [outcome.first_to_say(text) for text in "aab"] == [True, False, True]
-    monkeypatch.setenv(outcome.FOLDER, str(tmp_path / "gone"))
-    assert outcome.first_to_say("a")
-    outcome.leave(2)  # torchrun is gone, and with it the folder
+def test_a_lora_that_is_not_there_is_named_by_its_key(command: Callable[..., Said], tmp_path: Path) -> None:
+    lora = tmp_path / "none.safetensors"
+    said = command(
+        "sample", "teacher=shapes", "steps=2", f"prompt={PROMPT}", f"teacher.lora={lora}", f"out={tmp_path}/o"
+    )
+    sentence = (
+        f"no LoRA (teacher.lora) at {lora}: the file or folder doesn't exist. Give teacher.lora=PLACE, or a hub id"
+    )
+    assert said.code == 2 and said.err == f"sample.py: {sentence}\n"

@@ -482,13 +482,22 @@ def test_hours_are_of_training_and_of_validation() -> None:
     assert work.hours(100, 4) == pytest.approx((100 * 832 / 4 + 4576) / report.SPEED / 3600)
 
 
+def test_a_rank_that_no_layer_has_is_refused(tiny_outline: Outline) -> None:
+    widths = [min(m.weight.shape) for m in tiny_outline.network.blocks.modules() if isinstance(m, nn.Linear)]
+    assert tiny_outline.largest_rank == max(widths) and tiny_outline.lora_shapes(max(widths))
+    with pytest.raises(ValueError, match=f"student.lora is {max(widths) + 1}, .* above {max(widths)}"):
+        tiny_outline.lora_shapes(max(widths) + 1)
+
+
 def test_a_disk_that_is_too_small_is_told() -> None:
     best = replace(SMALL, best=True)
     assert kept_bytes(SMALL, 2) == 3 * checkpoint_bytes(SMALL) and kept_bytes(best, 2) == kept_bytes(SMALL, 2) + 8 * 54
     enough_bytes = kept_bytes(SMALL, 2)
     assert "too little" not in report.disk_text(SMALL, 2, enough_bytes)
     assert "too little: give runs=FOLDER on another disk, or keep=1" in report.disk_text(SMALL, 2, enough_bytes - 1)
-    assert "or keep=1" not in report.disk_text(SMALL, 1, 0)
+    assert "or keep=" not in report.disk_text(SMALL, 1, 0)
+    assert "or keep=" not in report.disk_text(SMALL, 2, kept_bytes(SMALL, 1) - 1)  # nor would one be enough
+    assert "or keep=3" in report.disk_text(SMALL, 5, kept_bytes(SMALL, 3))
 
 
 # The command

@@ -377,6 +377,15 @@ def test_clips_that_were_edited_are_encoded_anew(run: Callable[..., Said], folde
     assert "changed" not in run("rows_per_shard=2", "windows=2").out
 
 
+def test_clips_that_were_taken_out_are_said(run: Callable[..., Said], folder: Path, tmp_path: Path) -> None:
+    assert f"5 of {NAME}, 1 too short, 1 corrupt" in run().out
+    for path in (*folder.glob("c.*"), *folder.glob("torn.*")):
+        path.unlink()
+    said = run()
+    assert f"5 of {NAME}, 1 too short\n" in said.out
+    assert "note: 1 clips (c.mp4) are no longer among the clips, and what was made of them stays" in said.out + said.err
+
+
 def test_a_fault_of_the_disk_is_not_remembered(
     run: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -141,7 +141,7 @@ def test_a_damaged_memory_is_no_error(clips: Path, looks: list[str], caplog: pyt
     first, place = ClipFolder(clips, *SIZE), clips / probed.PLACE
     whole = place.read_bytes()
     head, *lines = whole.split(b"\n")
-    torn = [b'["a", 1, "', b'["[\\"c.mp4\\",\\"\\"]",[[1,2]],[1,2]]', *lines[1:]]
+    torn = [b'["a", 1, "', b'["[\\"c.mp4\\",\\"\\"]",[[1,2]],[1,2]]', b'["[]",[[1]],["a","b"]]', *lines[1:]]
     for damage, expected in ((b"\xff\0", 3), (whole[:-20], 1), (b"\n".join([head, *torn]), 1)):
         place.write_bytes(damage)
         looks.clear()
@@ -173,6 +173,14 @@ def test_other_code_looks_again(clips: Path, looks: list[str], monkeypatch: pyte
     monkeypatch.setattr(probed, "_code", lambda: "the next version")
     ClipFolder(clips, *SIZE)
     assert len(looks) == 3
+
+
+def test_a_reader_that_was_installed_looks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HEIC pictures are skipped with the advice to install pillow-heif."""
+    real = probed.version
+    before = probed._code.__wrapped__()
+    monkeypatch.setattr(probed, "version", lambda name: "1.1" if name == "pillow-heif" else real(name))
+    assert probed._code.__wrapped__() != before
 
 
 def test_two_that_look_at_once_lose_nothing_of_each_other(clips: Path, looks: list[str]) -> None:

@@ -61,6 +61,7 @@ def test_a_file_without_prompts_is_named(tmp_path: Path, data: bytes) -> None:
         ("p.json", '["a dog, running",\n "a cat, asleep"]'),
         ("p.json", '[{"prompt_en": "a dog, running"}, {"caption": "a cat, asleep", "seed": 1}]'),
         ("p.json", '{"prompts": ["a dog, running", "a cat, asleep"]}'),
+        ("p.json", '{"version": 1, "tags": ["x"], "prompts": ["a dog, running", "a cat, asleep"]}'),
         ("p.json", '{"a.mp4": "a dog, running", "b.mp4": "a cat, asleep"}'),
     ],
 )
@@ -80,6 +81,14 @@ def test_prompts_of_tables_and_json(tmp_path: Path, name: str, text: str) -> Non
         ("p.json", '["a", "b"', "no valid json from line 1"),
         ("p.json", '{"seed": 1}', "no list of clips or texts"),
         ("p.json", "[]", "has no prompts in it"),
+        (
+            "p.yaml",
+            "- a dog\n- a cat\n",
+            r"of a kind that isn't read \(.yaml\); give text with one prompt a line, or a csv",
+        ),
+        ("p.txt", '{"prompt": "a dog"}\n{"prompt": "a cat"}\n', "holds json.* give it the ending .jsonl"),
+        ("p.txt", '[\n  "a dog"\n]', "holds json"),
+        ("p.txt", "version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "it is a pointer of Git LFS"),
     ],
 )
 def test_no_prompt_of_a_table_is_lost(tmp_path: Path, name: str, text: str, said: str) -> None:

@@ -127,6 +127,9 @@ def test_another_teacher_or_one_that_was_trained_in_place_is_refused(
     said = train(f"teacher.folder={other}")
     refused(said, f"teacher.folder was {teacher}, now {other}, and it held", "run=NAME", "same=[teacher.folder]")
     assert "remove" not in said.err
+    said = train("teacher.folder=no/such/place")
+    refused(said, f"teacher.folder was {teacher}, now no/such/place, and there is no such file or folder here")
+    assert "remove" not in said.err
     shutil.copy(weights, teacher / "transformer" / weights.name)
     said = train(f"teacher.folder={teacher}")
     refused(said, f"teacher.folder={teacher} has changed: it held", "same=[teacher.folder]")

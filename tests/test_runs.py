@@ -259,8 +259,13 @@ def first_of(loop: Loop, name: str) -> torch.Tensor:
     return learner.optimizers[0].state[parameter]["exp_avg_sq"] if "moment" in name else parameter.data
 
 
-@pytest.mark.parametrize("validation", ["validation.every=0", "validation.every=2"])
-@pytest.mark.parametrize("name", ["student", "fake", "lrm", "ema", "student moment"])
+@pytest.mark.parametrize(
+    ("name", "validation"),
+    [
+        (n, f"validation.every={v}")
+        for n, v in (("student", 0), ("ema", 2), ("fake", 2), ("lrm", 0), ("student moment", 0))
+    ],
+)
 def test_a_run_that_ends_in_no_number_saves_none_of_it(
     train: Callable[..., Said], runs: Path, monkeypatch: pytest.MonkeyPatch, name: str, validation: str
 ) -> None:
@@ -285,6 +290,11 @@ def test_a_student_whose_weights_are_numbers_and_whose_clips_are_not(
     assert said.code == 2 and "the clips that the student makes are not finite, so it is not saved" in said.err
     assert "Lower optim.student.lr" in said.err and not (runs / "huge" / "student").exists()
     assert [p.name for p in (runs / "huge" / "checkpoints").iterdir()] == ["step-00000001"]
+    assert said.err.rstrip().endswith(
+        "which goes on from the newest checkpoint in " + str(runs / "huge" / "checkpoints")
+    )
+    said = train("run=huge at once", "cycles=2", "save_every=5")
+    assert said.err.rstrip().endswith("Lower optim.student.lr; there is no checkpoint to go back to")
 
 
 def test_a_checkpoint_of_no_numbers_is_not_gone_on_from(build: Callable[..., Loop]) -> None:

@@ -13,13 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import World, free_port, load_tiny_teacher, start_process, tiny_run
+from conftest import World, compose, free_port, load_tiny_teacher, start_process, tiny_run
 from PIL import Image, ImageFont
 from test_log import board
 from test_media import read_mp4
 
 from dollar import media
+from dollar.cli.build.notes import notes_of
+from dollar.cli.build.objective import objective_of
+from dollar.cli.build.validation import check_scored
+from dollar.models.teacher import Teacher
 from dollar.parallel.world import finish
+from dollar.rewards.shapes import ShapesVerifier
+from dollar.surrogate.pixel_reward import PixelReward
 from dollar.training.clip_files import ClipFiles
 from dollar.training.columns import GAP, INK, LINE, TEXT, columns, wrapped
 from dollar.training.loop import Loop
@@ -57,6 +63,24 @@ def test_a_file_of_prompts_that_is_none_is_refused_first(build: Build, tmp_path:
     for name, words in (("none.txt", "does not exist"), ("empty.txt", "has no prompts")):
         with pytest.raises(ValueError, match=f"validation.prompts_file: .*{name} {words}"):
             build(f"validation.prompts_file={tmp_path / name}")
+
+
+def test_prompts_that_a_reward_cant_score_are_told_by_their_file(teacher: Teacher) -> None:
+    pixel, mine = PixelReward(ShapesVerifier(), teacher.codec), ["a dog, running"]
+    given, every = "validation.prompts_file=mine.txt", "validation.every={}".format
+    with pytest.raises(ValueError, match=r"^validation.prompts_file=mine.txt: the reward ShapesVerifier can't"):
+        check_scored(compose("train", given, every(1)), mine, None, pixel)
+    with pytest.raises(ValueError, match="^the reward ShapesVerifier can't"):  # the data's own
+        check_scored(compose("train", every(1)), mine, pixel)
+    check_scored(compose("train", given, every(0)), mine, pixel)  # nothing samples them
+    check_scored(compose("train", given, every(1)), OWN, pixel)
+
+
+def test_prompts_that_nothing_samples_are_noted() -> None:
+    given = ("validation.prompts_file=mine.txt", "reward=none", "beta_ft=0")
+    found = {every: compose("train", *given, f"validation.every={every}") for every in (0, 300)}
+    notes = {every: notes_of(config, objective_of(config), 1) for every, config in found.items()}
+    assert notes[300] == [] and len(notes[0]) == 1 and "validation.every=0" in notes[0][0]
 
 
 # Shares
@@ -128,6 +152,7 @@ def test_columns_have_their_label_above_and_are_no_wider_than_is_said() -> None:
     labels = ["teacher 50\N{NO-BREAK SPACE}steps", *(f"student {n}\N{NO-BREAK SPACE}steps" for n in (4, 2, 1))]
     shown = columns(clips, labels)
     each = (512 - 3 * GAP) // 4
+    np.testing.assert_array_equal(shown, columns(clips, [label.replace("\N{NO-BREAK SPACE}", " ") for label in labels]))
     assert shown.shape == (3, LINE + round(480 * each / 832), 512, 3)
     for i in range(4):
         left = i * (each + GAP)
@@ -150,10 +175,10 @@ def test_labels_of_narrow_columns_stay_whole() -> None:
     clips = [np.zeros((1, 32, 8, 3), np.uint8)] * 12
     shown = columns(clips, ["student 4\N{NO-BREAK SPACE}steps"] * 12)
     font = ImageFont.load_default(TEXT)
-    width = math.ceil(max(font.getlength("student"), font.getlength("4\N{NO-BREAK SPACE}steps"))) + 2
+    width = math.ceil(max(font.getlength("student"), font.getlength("4 steps"))) + 2
     fitting = (512 + GAP) // (width + GAP)
     assert fitting < 12 and shown.shape[2] == fitting * (width + GAP) - GAP <= 512
-    assert wrapped("student 4\N{NO-BREAK SPACE}steps", width, font) == ["student", "4\N{NO-BREAK SPACE}steps"]
+    assert wrapped("student 4\N{NO-BREAK SPACE}steps", width, font) == ["student", "4 steps"]
     assert INK == (0, 0, 0)
 
 

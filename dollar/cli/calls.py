@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +25,7 @@ from dollar.cli.written import quoted
 if TYPE_CHECKING:
     from dollar.models.teacher import Teacher
 
-PLAIN = re.compile(r"[A-Za-z_./~][\w./~+-]*")  # text that hydra reads as it is
+PLAIN = re.compile(r"[A-Za-z_./][\w./+-]*", re.ASCII)  # text that hydra reads as it is
 WORDS = ("null", "true", "false", "yes", "no", "on", "off", "inf", "nan")  # ... but these, in any case
 SIZES = (
     "frames",
@@ -80,8 +80,13 @@ def overrides(settings: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def _written(value: Any) -> str:
-    """A value in hydra's grammar: numbers, true, false, null, lists, and text, quoted where it needs it."""
-    if isinstance(value, (list, tuple)):
+    """A value in hydra's grammar: numbers, true, false, null, lists, and text, quoted where it needs it.
+
+    Numbers and arrays of numpy and torch, which a notebook's loops give, are python's.
+    """
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Sequence) and not isinstance(value, str):
         return f"[{','.join(map(_written, value))}]"
     if value is None or isinstance(value, (bool, int, float)):
         return json.dumps(value)

@@ -28,7 +28,7 @@ from dollar.cli.texts import settle_text
 from dollar.cli.written import expanded
 from dollar.lazy import dotted
 from dollar.log import speak
-from dollar.parallel.outcome import REFUSED, first_to_say, leave
+from dollar.parallel.outcome import REFUSED, another_left, first_to_say, leave
 from dollar.parallel.signals import STOPPED
 
 __all__ = ["CONF", "ROOT", "check_alone", "check_folder_for", "check_given", "enter"]
@@ -82,7 +82,7 @@ def _enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
         given_text = check_overrides(config_name, words)
         sys.argv[1:] = [*words, *named_by(words)]
     except ValueError as error:
-        _refuse(error)
+        refuse(error)
 
     def guarded(config: DictConfig) -> Any:
         try:
@@ -97,7 +97,11 @@ def _enter(main: Callable[[DictConfig], Any], config_name: str) -> None:
             inner = error.__cause__ if isinstance(error, InstantiationException) else error
             if os.environ.get("DOLLAR_TRACEBACK") or not isinstance(inner, EXPLAINED):
                 raise
-            _refuse(inner)
+            refuse(inner)
+        except Exception:
+            if (code := another_left()) is None or os.environ.get("DOLLAR_TRACEBACK"):
+                raise
+            sys.exit(code)
 
     def job(config: DictConfig) -> Any:
         if HydraConfig.get().mode != RunMode.MULTIRUN:
@@ -125,14 +129,17 @@ def see_own_modules() -> None:
         sys.path.insert(0, str(here))
 
 
-def _refuse(error: BaseException) -> None:
+def refuse(error: BaseException) -> NoReturn:
+    """End the command by the sentence of a mistake."""
     if first_to_say(sentence := _sentence(error)):
         print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
     sys.exit(REFUSED)
 
 
 def _sentence(error: BaseException) -> str:
-    """What an error says; of OmegaConf's, its first line with the key that it is about."""
+    """What an error says; of OmegaConf's, its first line with the key that it is about, of the system's, the file."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: the system says: {error.strerror}"
     if not isinstance(error, OmegaConfBaseException):
         return str(error)
     said = str(error).splitlines()[0].partition("raised while resolving interpolation: ")

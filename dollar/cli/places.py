@@ -176,8 +176,8 @@ def _judged(was: KeptPlace, now: str, read: Read | None) -> Verdict:
     path = path_of(now)
     there = was.given == now if was.resolved is None else Path(was.resolved) == path.resolve()
     there = there or path_of(was.given).resolve() == path.resolve()
-    if not path.exists():  # a hub id, or what is missing, which is reported where it is read
-        return Verdict(there)
+    if not path.exists():  # a hub id, or what is missing, which is reported where it is read if it is the same
+        return Verdict(there, "" if there or was.contents is None else "there is no such file or folder here")
     if was.contents is None:
         return Verdict(there, "what it held then was not stored")
     if there and read is None:

@@ -21,11 +21,16 @@ CONFIG = "config.yaml"
 GROWING = ("data", "init")  # what is added there is no other run: data is known by its captions, and init was read
 
 
-def run_folder(config: DictConfig) -> Path:
-    """runs/<run>, or a folder below it for each job of a sweep, named by what varies; ValueError for no name."""
+def check_name(config: DictConfig) -> None:
+    """Raise ValueError for a run's name that names no folder below runs."""
     name = "" if config.run is None else str(config.run).strip()
     if name in ("", ".") or ".." in Path(name).parts or Path(name).is_absolute():
         raise ValueError(f"run={name} names no folder below runs={config.runs}; give run=NAME, a word of its own")
+
+
+def run_folder(config: DictConfig) -> Path:
+    """runs/<run>, or a folder below it for each job of a sweep, named by what varies; ValueError for no name."""
+    check_name(config)
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:
         return job_folder(config, hydra_config)
@@ -93,9 +98,16 @@ def announce(config: DictConfig, run: Any, folder: Path, done: int) -> None:
     print(
         f"{'going on at cycle ' + str(done) if done else 'training'} in {folder}: teacher {config.teacher.name}, "
         f"student {list(longest.configured)} for {list(config.student.steps)} steps, terms {terms}, "
-        f"{config.cycles} cycles of {config.batch} clips on {processes} process{'es' if processes > 1 else ''}"
+        f"{config.cycles} cycle{'s' * (config.cycles > 1)} of {config.batch} clips on {processes} "
+        f"process{'es' if processes > 1 else ''}"
         + (f"\nguidance u + s (c - u), in the paper's form w = s - 1: {scales}" if scales else "")
     )
+
+
+def announce_end(config: DictConfig, folder: Path, done: int, ended: str) -> None:
+    """Print that there is nothing left to train; ended: why the run ended before its last cycle, "" where it didn't."""
+    early = f" It ended early: {ended}." if ended else ""
+    print(f"{folder} is finished: {done} of {config.cycles} cycles.{early} Its student is in {folder / 'student'}")
 
 
 def command_line() -> list[str]:

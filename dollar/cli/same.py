@@ -71,17 +71,22 @@ def check_same(
     if shown:
         changes = "; ".join(_change(key, before, after, verdicts.get(key)) for key in shown[:5])
         moved = [places.name(key) for key in shown if key in verdicts and verdicts[key].why]
-        if len(moved) == len(shown):  # nothing is to be removed where nothing but a place is another
-            way_out = way_out.partition(", or")[0]
-        if moved:
-            hold = "holds" if len(moved) == 1 else "hold"
-            way_out += f". Where {' and '.join(moved)} {hold} what the run began with, add same=[{','.join(moved)}]"
-        raise ValueError(f"{path.parent} holds a run of another configuration ({changes}). {way_out}")
+        end = _way_out(way_out, moved, alone=len(moved) == len(shown))
+        raise ValueError(f"{path.parent} holds a run of another configuration ({changes}). {end}")
     notes = [f"what {key}={after[key]} holds has changed since this run began: {verdicts[key].why}" for key in noted]
     code = code_of(after.values())
     edited = [name for name, then in places.stored.code.items() if code.get(name, then) != then]
     for note in (*notes, *(f"the module of {name} has changed since this run began" for name in edited)):
         logger.warning(f"note: {note}")
+
+
+def _way_out(usual: str, moved: Sequence[str], alone: bool) -> str:
+    """What the user can do; moved: places that hold something else, alone: whether nothing but these differs."""
+    text = usual.partition(", or")[0] if alone else usual  # nothing is to be removed for a place alone
+    if not moved:
+        return text
+    hold = "holds" if len(moved) == 1 else "hold"
+    return f"{text}. Where {' and '.join(moved)} {hold} what the run began with, add same=[{','.join(moved)}]"
 
 
 def _change(key: str, before: Mapping[str, Any], after: Mapping[str, Any], verdict: Verdict | None) -> str:

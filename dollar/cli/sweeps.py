@@ -15,6 +15,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from dollar.cli.options import settings_in, several_in
 from dollar.cli.written import expanded, quoted
@@ -28,6 +29,20 @@ class ResultsTable(Callback):
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """End the command where its folder can't be one; hydra would answer by a traceback, and make it."""
+        from dollar.cli.entry import check_folder_for, refuse
+        from dollar.cli.run_folders import check_name
+        from dollar.storage import make_folder
+
+        try:
+            folder = Path(expanded(config.runs))  # first, so that it is named where it can't be read
+            check_name(config)
+            check_folder_for("runs", folder)
+            make_folder(sweep_folder(config))
+        except (ValueError, OSError, OmegaConfBaseException) as error:
+            refuse(error)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Remember one job."""
@@ -48,22 +63,25 @@ class ResultsTable(Callback):
         for row in self.rows:
             cells = (f"{row[c]:.3f}" if isinstance(row.get(c), float) else str(row.get(c, "—")) for c in columns)
             print(row["run"].ljust(width) + "".join(cell.rjust(14) for cell in cells))
-        folder = Path(expanded(config.runs)) / str(config.run)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "sweep.json").write_text(json.dumps(self.rows, indent=1))
+        (sweep_folder(config) / "sweep.json").write_text(json.dumps(self.rows, indent=1))
+
+
+def sweep_folder(config: DictConfig) -> Path:
+    """Where hydra's and our account of a whole sweep is written: runs/<run>, or runs where run varies."""
+    return Path(config.hydra.sweep.dir)
 
 
 def job_folder(config: DictConfig, hydra: Any) -> Path:
-    """runs/<run>/<name> of one job of a sweep, where the name is what varies; hydra: the job's own settings."""
+    """runs/<run>/<name> of one job of a sweep, where the name is what varies beside run; hydra: its own settings."""
     name = job_name(list(hydra.overrides.task), list(hydra.job.config.override_dirname.exclude_keys))
     return Path(expanded(config.runs)) / str(config.run) / name
 
 
 def job_name(words: Sequence[str], excluded: Sequence[str]) -> str:
     """The overrides as a folder's name, without those of the excluded keys; other overrides have another name."""
-    given = [_given(word) for word in sorted(words)]
-    parts = [f"{key.replace('/', '.')}={_short(value)}" for key, value in given if key not in excluded]
-    name = ",".join(parts) or "defaults"
+    given = dict(map(_given, words))  # of a key that is given twice, the last counts
+    parts = [f"{key.replace('/', '.')}={_short(given[key])}" for key in sorted(given) if key not in excluded]
+    name = ",".join(parts)
     if len(name.encode()) > LONGEST:
         name = f"{name[: LONGEST - 20]}...{hashlib.sha256(name.encode()).hexdigest()[:12]}"
     return name
@@ -72,7 +90,8 @@ def job_name(words: Sequence[str], excluded: Sequence[str]) -> str:
 def named_by(arguments: Sequence[str]) -> list[str]:
     """The settings of hydra's that leave what doesn't vary out of the names of a sweep's folders.
 
-    Where nothing varies, all that is given names the one job. ValueError for a value that is given twice.
+    Where nothing varies, all that is given names the one job. ValueError for a value that is given twice, and for
+    several folders of runs.
     """
     words = [word for word in settings_in(arguments) if not word.startswith(("hydra", "~"))]
     parsed = [OverridesParser.create().parse_override(word) for word in words] if several_in(arguments) else []
@@ -81,11 +100,15 @@ def named_by(arguments: Sequence[str]) -> list[str]:
             values = list(override.sweep_string_iterator())
             if len({*values}) < len(values):
                 raise ValueError(f"{word} gives a value twice, whose jobs would be one run; give each once")
-    if not any(override.is_sweep_override() for override in parsed):
+    last = {_key(override): override for override in parsed}
+    varying = [key for key, override in last.items() if override.is_sweep_override()]
+    if "runs" in varying:
+        raise ValueError("runs has several values; the jobs of a sweep lie in one folder, so give one")
+    if not varying:
         return []
-    fixed = [_key(override) for override in parsed if not override.is_sweep_override()]
-    excluded = ",".join(quoted(key) for key in dict.fromkeys(["run", "runs", *fixed]))
-    return [f"hydra.job.config.override_dirname.exclude_keys=[{excluded}]"]
+    excluded = dict.fromkeys(["run", "runs", *(key for key in last if key not in varying)])
+    whole = ['hydra.sweep.dir="${home:${runs}}"'] if "run" in varying else []
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(map(quoted, excluded))}]", *whole]
 
 
 def _key(override: Override) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -111,20 +111,22 @@ def open_folder(folder: Path, video_column: str | None, caption_column: str | No
         raise ValueError(f"the clip folder {folder} can't be looked into: {tree.closed['']}")
     lists = _Lists(folder, tree, Columns.named(video_column, caption_column))
     apart = _apart(folder, tree)
+    listed = _Files(clip.file for clips in lists.clips.values() for clip in clips)
     beside = _beside(folder, {b: names for b, names in tree.files.items() if lists.governor(b) is None})
+    beside = [clip for clip in beside if clip.file not in listed]  # a list may name files of other folders
     if lists.clips or any(isinstance(clip, Pair) for clip in beside):
         _say(folder, lists)
         clips = [clip for found in lists.clips.values() for clip in found]
         known = {clip.id for clip in beside}
         rest = [skip for skip in apart if skip.id not in known]
-        return Listing([*clips, *beside, *_unlisted(folder, tree, lists), *rest])
+        return Listing([*clips, *beside, *_unlisted(folder, tree, lists, listed), *rest])
     for kinds in ({".tar"}, TABLES):
         if files := files_below(folder, tree, kinds):
             _say(folder, lists)
             source = Tars(files) if kinds == {".tar"} else Tables(files, folder, video_column, caption_column)
             if len(source) == 0:
                 raise ValueError(f"the clip folder {folder} lists no clips: its list is empty. {NEEDED}.")
-            rest = [skip for skip in apart if cut(skip.file.name)[1] not in kinds]
+            rest = [skip for skip in apart if cut(skip.file.name)[1] not in kinds] + _unknown(beside)
             return Joined([source, Listing(rest)]) if rest else source
     if found := lists.last_resort():
         return Listing([*found, *apart])
@@ -163,22 +165,39 @@ def _beside(root: Path, files: dict[str, list[str]]) -> list[Pair | Skipped]:
     return [found[n][1] for n in sorted(range(len(found)), key=lambda n: (aside[n], found[n][0]))]
 
 
-def _unlisted(root: Path, tree: Tree, lists: _Lists) -> list[Skipped]:
+def _unknown(beside: Sequence[Pair | Skipped]) -> list[Skipped]:
+    """What has a caption next to it and an ending that is none of a video's, nor of a tar or a table."""
+    return [
+        clip
+        for clip in beside
+        if isinstance(clip, Skipped) and clip.cause == "unknown ending" and not _shard(clip.file.name)
+    ]
+
+
+class _Files:
+    """Files by their names and where their folders really are."""
+
+    def __init__(self, files: Iterable[object]) -> None:
+        self._real = lru_cache(None)(os.path.realpath)
+        self._keys = set(map(self._key, files))
+
+    def __contains__(self, file: object) -> bool:
+        return bool(self._keys) and self._key(file) in self._keys
+
+    def _key(self, file: object) -> tuple[str, str]:
+        folder, name = os.path.split(str(file))
+        return self._real(folder or "."), name
+
+
+def _unlisted(root: Path, tree: Tree, lists: _Lists, listed: _Files) -> list[Skipped]:
     """Videos and pictures in the folders that lists govern which no list names."""
-    real = lru_cache(None)(os.path.realpath)
-
-    def key(path: object) -> tuple[str, str]:
-        folder, name = os.path.split(str(path))
-        return real(folder or "."), name
-
-    used = {key(clip.file) for clips in lists.clips.values() for clip in clips}
     found = []
     for below, names in sorted(tree.files.items(), key=lambda item: _parts(item[0])):
         if (governor := lists.governor(below)) is None:
             continue
         for name in sorted(n for n in names if cut(n)[1] in VIDEOS | STILLS):
             place = Place(root, below, name)
-            if key(place.path) not in used:
+            if place.path not in listed:
                 found.append(place.skipped("not listed", f"is not named by the list of {root / governor}"))
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -24,9 +25,11 @@ BY_RULE = {
     "other kind of source",
 }
 NOT_BAD = BY_RULE | {"still image"}
-# Causes that are found without opening a clip, and are over when a list or a name is mended; nothing remembers them.
+# Causes that may be over while the file stays as it is, and that cost little to find: those of a list or a name, which
+# can be mended, and of what can be installed. Nothing remembers them.
 PASSING = BY_RULE | {
     *("too many fields", "broken quotes", "torn list", "on a network", "unknown ending", "unreadable folder"),
+    "HEIC picture",
 }
 # What lists, tables and json call the file and its caption, the likeliest first; capitals, blanks and signs between
 # words don't matter.
@@ -171,10 +174,17 @@ def same_form(name: str) -> str:
 
 
 def form_of(names: Iterable[str]) -> Callable[[str], str]:
-    """What makes names of these files comparable: without capitals where all stay different, or in one Unicode form."""
-    names = list(names)
-    alone = len({same_form(name).casefold() for name in names}) == len(names)
-    return (lambda name: same_form(name).casefold()) if alone else same_form
+    """What makes names of these files, with or without ending, comparable: their Unicode form doesn't matter, and
+    capitals only where two of the files differ by them alone.
+    """
+    counts = Counter(same_form(name).casefold() for name in names)
+    apart = {part for name, count in counts.items() if count > 1 for part in (name, cut(name)[0])}
+
+    def form(name: str) -> str:
+        small = same_form(name).casefold()
+        return same_form(name) if small in apart else small
+
+    return form
 
 
 def cut(name: str) -> tuple[str, str]:

@@ -88,7 +88,8 @@ def read_list(table: Path, columns: Columns, below: str = "", names: Names | Non
 
 def _lines(files: Path) -> list[Row]:
     """The rows of two files of lines, as several trainers have them."""
-    if (texts := next((p for name in TEXT_LINES if (p := files.with_name(name)).is_file()), None)) is None:
+    beside = (Names().find(files.parent, name) for name in TEXT_LINES)
+    if (texts := next(filter(Path.is_file, beside), None)) is None:
         raise NoColumns(f"{files} has no {TEXT_LINES[0]} next to it, with the caption of each of its lines")
     columns = [lines_of(read_text(path).rstrip()) for path in (files, texts)]
     if len(columns[0]) != len(columns[1]):
@@ -96,7 +97,8 @@ def _lines(files: Path) -> list[Row]:
             f"{files} has {len(columns[0])} lines and {texts} {len(columns[1])}; each line of one is the clip of the "
             "same line of the other"
         )
-    return [Row(number, (file, text)) for number, (file, text) in enumerate(zip(*columns, strict=True), 1)]
+    rows = enumerate(zip(*columns, strict=True), 1)
+    return [Row(number, (file, text)) for number, (file, text) in rows if file.strip() or text.strip()]
 
 
 def _clip(table: Path, below: str, row: Row, names: Names) -> Entry | Skipped:

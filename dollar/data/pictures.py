@@ -29,6 +29,7 @@ HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 HDR = {16, 18}  # PQ and HLG, of which Pillow gives the numbers as they are
 HEAD = 1 << 16  # bytes in which a file says what it is
 GAMMA, SAME_GAMMA = 2.2, 0.05  # what a PNG's gamma is taken against, and how near to it counts as the same
+PNG_DEPTH = 24  # the byte of a PNG that says how many bits its numbers have
 BITS_PER_SAMPLE, WHITE_IS_ZERO = 258, 262  # TIFF's tags
 
 
@@ -55,6 +56,8 @@ def open_picture(file: str | io.BytesIO, suffix: str = "") -> Image.Image | None
         raise NotShown(
             "HDR still", "is an HDR picture (PQ or HLG), which Pillow reads as if it were none; convert it to SDR"
         )
+    if image.format == "PNG" and image.mode in ("L", "RGB") and "transparency" in image.info:
+        image.info["transparency"] = _of_depth(image.info["transparency"], _head(file)[PNG_DEPTH])
     return image
 
 
@@ -67,10 +70,12 @@ def rgb(image: Image.Image) -> np.ndarray:
     """The picture that is at hand of an opened file, or one of an animation: uint8 [H, W, 3]."""
     image.load()
     picture = ImageOps.exif_transpose(image)
-    if picture.mode.startswith(("I", "F")):
-        picture = _of_eight_bits(picture, image)
     alpha = None
-    if picture.mode in ("La", "RGBa", "LA", "RGBA", "PA", "P") or "transparency" in picture.info:
+    if picture.mode.startswith(("I", "F")):
+        if (clear := picture.info.get("transparency")) is not None:
+            alpha = Image.fromarray(np.where(np.asarray(picture) == clear, 0, 255).astype(np.uint8))
+        picture = _of_eight_bits(picture, image)
+    elif picture.mode in ("La", "RGBa", "LA", "RGBA", "PA", "P") or "transparency" in picture.info:
         # A transparency of P, L, RGB is a colour of its own; Pillow makes alpha of it.
         straight = (picture.convert("LA") if picture.mode == "La" else picture).convert("RGBA")
         alpha, picture = straight.getchannel("A"), straight.convert("RGB")
@@ -128,6 +133,13 @@ def _of_eight_bits(picture: Image.Image, opened: Image.Image) -> Image.Image:
     if tags.get(WHITE_IS_ZERO) == 0:
         values = 255 - values
     return Image.fromarray(np.rint(values).astype(np.uint8))
+
+
+def _of_depth(colour: Any, bits: int) -> Any:
+    """A PNG's transparent colour, given in the file's bits, in the 8 bits of Pillow's picture: the upper ones of 16."""
+    if isinstance(colour, tuple):
+        return tuple(_of_depth(part, bits) for part in colour)
+    return colour >> bits - 8 if bits > 8 else colour * 255 // (2**bits - 1)
 
 
 def _to_srgb(picture: Image.Image, info: dict[Any, Any]) -> Image.Image:

@@ -76,10 +76,20 @@ def in_fact(path: Path) -> str:
             head = stream.read(32)
     except OSError:
         return ""
+    return instead(head) or packed_with(head)
+
+
+def instead(head: bytes) -> str:
+    """What a file of text is by its first bytes where it stands for another; empty for any other text."""
     if head.startswith(POINTER):
         return "it is a pointer of Git LFS and not the file itself, which `git lfs pull` fetches"
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return "it is a web page, so it was not what was meant to be downloaded"
+    return ""
+
+
+def packed_with(head: bytes) -> str:
+    """What is to be done with a packed file, by its first bytes; empty for others."""
     kind = next((kind for mark, kind in PACKED.items() if head.startswith(mark)), "")
     return f"it is packed with {kind}; unpack it first" if kind else ""
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class Memory:
         with atomically(place) as temporary, temporary.open("w", encoding="utf-8") as stream:
             stream.write(json.dumps(_code()) + "\n")
             for key, (stamp, found) in rows.items():
-                if key in self._fresh or key in self._used or os.path.exists(self.root / json.loads(key)[0]):
+                if key in self._fresh or key in self._used or self._is_there(key):
                     held = list(found[:2] if isinstance(found, Fault) else found)
                     stream.write(f"{json.dumps([key, stamp, held], separators=(',', ':'))}\n")
 
@@ -130,6 +130,13 @@ class Memory:
         """What a file is called here: its place below the root, which may move, and its part there."""
         path = origin.files[0]
         return json.dumps([str(path.relative_to(self.root) if path.is_relative_to(self.root) else path), origin.part])
+
+    def _is_there(self, key: str) -> bool:
+        """Whether the file of a key is there; False for a damaged key."""
+        try:
+            return os.path.exists(self.root / json.loads(key)[0])
+        except (ValueError, TypeError, LookupError):
+            return False
 
     def _stamp(self, path: Path) -> tuple[int, ...]:
         if (known := self._stamps.get(path)) is None:
@@ -169,10 +176,18 @@ def _in_cache(root: Path) -> list[Path]:
     return [cache / "dollar" / "probed" / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.jsonl"]
 
 
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return ""
+
+
 @cache
 def _code() -> str:
     """What a look depends on besides its file: the code of this room, and the libraries that decode."""
-    digest = hashlib.sha256(json.dumps([version(library) for library in ("av", "pillow", "numpy")]).encode())
+    libraries = [_version(library) for library in ("av", "pillow", "numpy", "pillow-heif")]
+    digest = hashlib.sha256(json.dumps(libraries).encode())
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

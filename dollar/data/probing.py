@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from dollar.data.decoding import DECODING_ERRORS, measure
 from dollar.data.listed import STILLS, Entry, File, NotShown, Skipped, load
+from dollar.data.places import in_fact
 
 MOST_REPEATED = 2  # frames that one picture may stand for; more of them would be a motion that stutters
 OF_CONTENT = (
@@ -71,7 +72,8 @@ def look_at(file: File) -> Look | Fault:
     except DECODING_ERRORS as error:
         if isinstance(error, NotShown):
             return Fault(error.cause, f"{file} {error}.")
-        return Fault("corrupt", f"{file} can't be decoded: {error}.", not may_pass(error))
+        told = (isinstance(file, Path) and in_fact(file)) or error
+        return Fault("corrupt", f"{file} can't be decoded: {told}.", not may_pass(error))
     return Look(still, last, interval, height, width)
 
 

@@ -12,10 +12,18 @@ from torch import Tensor
 from dollar.data.latents import Batch, Fit, epoch_order, hash_of
 from dollar.data.listed import CAPTIONS, caption_of
 from dollar.data.places import reachable
-from dollar.data.rows import JSON, TABLES, NoColumns, lines_of, read_rows
+from dollar.data.rows import JSON, TABLES, NoColumns, is_json, lines_of, read_rows
 from dollar.data.text import read_text
 
 PROMPTS = tuple(dict.fromkeys(("prompt", *CAPTIONS, "prompt_en")))  # what tables and json call it, the likeliest first
+
+
+# Files that hold prompts otherwise than one a line, and aren't read: markup, data, and what offices and tables write.
+OTHERS = {
+    *(".yaml", ".yml", ".toml", ".xml", ".html", ".htm", ".rtf", ".pdf", ".doc", ".docx", ".odt", ".xls", ".xlsx"),
+    *(".ods", ".parquet", ".arrow", ".feather", ".npy", ".pkl"),
+}
+FORMS = "text with one prompt a line, or a csv, tsv, jsonl or json with a column or key `prompt`"
 
 
 class PromptData:
@@ -78,12 +86,22 @@ def read_prompts(path: str | Path) -> list[str]:
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "is no file" if path.exists() else "does not exist"
         raise ValueError(f"the prompt file {path} {found}; give a UTF-8 text file with one prompt a line")
-    if path.suffix.lower() in TABLES | JSON:
-        prompts = _of_rows(path)
-    else:
-        prompts = [line.strip() for line in lines_of(read_text(path)) if line.strip()]
+    if (ending := path.suffix.lower()) in OTHERS:
+        raise ValueError(f"the prompt file {path} is of a kind that isn't read ({ending}); give {FORMS}")
+    prompts = _of_rows(path) if ending in TABLES | JSON else _of_lines(path)
     if not prompts:
         raise ValueError(f"the prompt file {path} has no prompts in it; write one prompt a line")
+    return prompts
+
+
+def _of_lines(path: Path) -> list[str]:
+    """The prompts of text, blank lines left out; ValueError for json by another name."""
+    prompts = [line.strip() for line in lines_of(read_text(path)) if line.strip()]
+    if prompts and is_json(prompts[0]):
+        raise ValueError(
+            f"the prompt file {path} holds json, and its lines would be taken for prompts: {prompts[0][:60]!r}; give "
+            "it the ending .jsonl (an object a line) or .json"
+        )
     return prompts
 
 

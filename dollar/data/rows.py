@@ -50,6 +50,11 @@ def lines_of(text: str) -> list[str]:
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
+def is_json(line: str) -> bool:
+    """Whether the first line of a file is an object or a list of json, or opens one."""
+    return line in ("{", "[") or isinstance(_value(line), dict | list)
+
+
 class NoColumns(ValueError):
     """The list has no columns of these names."""
 
@@ -152,9 +157,20 @@ def _literal(line: str, header: _Header) -> list[str] | None:
         return None
     last = len(header.names) - 1
     parts = line.split(header.delimiter, last)
-    fields = [part.strip() for part in parts]
-    fields = [f[1:-1] if len(f) > 1 and f[0] == f[-1] == '"' else f for f in fields]
+    fields = [_bare(part.strip()) for part in parts]
     return fields if len(fields) > last and _named(fields, header) else None
+
+
+def _bare(field: str) -> str:
+    """A field without quotes around the whole of it, as `"a "big" dog"`; those of `"Stop" says "no"` are its own.
+
+    The first quote within tells them apart: it opens, after a blank, or closes.
+    """
+    if len(field) < 2 or not field[0] == field[-1] == '"':
+        return field
+    inner = field[1:-1].replace('""', "\0")  # text has no character 0
+    before, quote, _ = inner.partition('"')
+    return field if quote and not before[-1:].isspace() else inner.replace("\0", '"')
 
 
 def _named(fields: Sequence[str], header: _Header) -> bool:
@@ -184,8 +200,9 @@ def _of_quotes(number: int, path: Path, error: csv.Error) -> str:
 def _row(number: int, fields: list[str], raw: str, header: _Header, path: Path) -> Row:
     """A row by the header; where it has more fields, and the text comes last, the rest is of the text."""
     delimiter, names, places = header
-    while len(fields) > len(names) and not fields[-1].strip():
+    while len(fields) > len(names) and not fields[-1].strip():  # padding, as spreadsheets write it
         fields.pop()
+        raw = raw.rstrip().removesuffix(delimiter)
     if len(fields) > len(names):
         last = len(names) - 1
         if places[-1] != last or not _named(fields, header):
@@ -226,9 +243,10 @@ def _json(text: str, path: Path, groups: Groups) -> Iterator[Row]:
 
 def _whole(whole: _Pairs, path: Path, groups: Groups) -> list[Row]:
     """The rows of a file that is one object: a list with a name, a single row, or files with their texts."""
-    if len(whole) == 1 and isinstance(whole[0][1], list) and not isinstance(whole[0][1], _Pairs):
-        return [_object(n, _plain(value), path, groups, "entry") for n, value in enumerate(whole[0][1], 1)]
-    if path.suffix.lower() != ".json" or first_of(dict(whole), groups[0]) is not None:
+    first = first_of(dict(whole), groups[0])
+    if not isinstance(first, str) and (members := _named_list(whole, first, groups)) is not None:
+        return [_object(n, _plain(value), path, groups, "entry") for n, value in enumerate(members, 1)]
+    if path.suffix.lower() != ".json" or first is not None:
         return [_object(1, _plain(whole), path, groups)]
     named = any(cut(key)[1] in VIDEOS | STILLS for key, _ in whole)
     rows = []
@@ -240,6 +258,18 @@ def _whole(whole: _Pairs, path: Path, groups: Groups) -> list[Row]:
         keys = ", ".join(repr(key) for key, _ in whole[:4]) or "none"
         raise NoColumns(f"it is one object, and no list of clips or texts, nor are its keys files; they are {keys}")
     return rows
+
+
+def _named_list(whole: _Pairs, first: Any, groups: Groups) -> list[Any] | None:
+    """The list that an object holds under a name, beside what it says of itself; None where no one list is meant.
+
+    first: what it has by the names of the first column. Clips need a list of objects, texts any list.
+    """
+    lists = [value for _, value in whole if isinstance(value, list) and not isinstance(value, _Pairs)]
+    lists = [first] if any(first is value for value in lists) else lists
+    if len(lists) != 1 or (len(groups) > 1 and not all(isinstance(value, _Pairs) for value in lists[0])):
+        return None
+    return lists[0]
 
 
 class _Pairs(list[tuple[str, Any]]):

@@ -25,8 +25,9 @@ Given = str | Path | Sequence[str | Path]
 
 
 def open_source(given: Given, video_column: str | None = None, caption_column: str | None = None) -> Source:
-    """The clips of a folder or file, of a pattern such as `shards/*.tar`, or of a list of folders, tars or tables.
+    """The clips of a folder or file, of a pattern such as `shards/*.tar`, or of several places.
 
+    Several are lists and folders, tars, or tables.
     video_column, caption_column: a table's or list's columns, where they have no usual name. ValueError when nothing
     fits.
     """
@@ -35,26 +36,36 @@ def open_source(given: Given, video_column: str | None = None, caption_column: s
         raise ValueError(f"the list of what to read is empty. {NEEDED}.")
     if len(parts) == 1 and parts[0].is_dir():
         return open_folder(parts[0], video_column, caption_column)
+    parts = [path for part in parts for path in _folders(part)]
     files = {part: _files(part) for part in parts}
     found = [pair for part in parts for pair in files[part]]
-    if not found:
-        return Joined([Named(name, open_folder(p, video_column, caption_column)) for name, p in _called(parts)])
-    if left := [str(part) for part in parts if not files[part]]:
-        logger.warning(f"note: {', '.join(left)} is not read, for it has no tars or tables, as the other places have")
+    left = [part for part in parts if not files[part]]
     if archives := [path for _, path in found if packed(path.name)]:
         raise ValueError(unpack(archives[0]))
     endings = Counter(cut(path.name)[1] for _, path in found)
-    if len(found) == 1 and set(endings) <= set(ENDINGS):
-        if not (clips := read_list(found[0][1], Columns.named(video_column, caption_column))):
-            raise ValueError(f"the list {found[0][1]} is empty. {NEEDED}.")
-        return Listing(clips)
+    if set(endings) <= set(ENDINGS):  # lists and folders, or folders alone
+        columns = Columns.named(video_column, caption_column)
+        if len(found) == 1 and not left:
+            return _list(found[0][1], columns)
+        lists = [Named(name, _list(path, columns)) for name, path in _named(found)]
+        return Joined([*lists, *(Named(n, open_folder(p, video_column, caption_column)) for n, p in _called(left))])
+    if left:
+        names = ", ".join(map(str, left))
+        logger.warning(f"note: {names} is not read, for it has no tars or tables, as the other places have")
     if set(endings) <= {".tar"}:
         return Tars(_named(found))
     if set(endings) <= TABLES:
         return Tables(_named(found), found[0][1].parent, video_column, caption_column)
     raise ValueError(
-        f"{given} is {counted(endings)}; give tars alone, parquet or arrow files alone, or one folder. {NEEDED}."
+        f"{given} is {counted(endings)}; give tars alone, parquet or arrow files alone, or lists and folders. {NEEDED}."
     )
+
+
+def _list(table: Path, columns: Columns) -> Listing:
+    """The clips of a list; ValueError for an empty one."""
+    if not (clips := read_list(table, columns)):
+        raise ValueError(f"the list {table} is empty. {NEEDED}.")
+    return Listing(clips)
 
 
 class Named:
@@ -76,8 +87,12 @@ class Named:
 
 
 def _called(folders: Sequence[Path]) -> list[tuple[str, Path]]:
-    """(name, path) of folders, each once; with their whole paths for names where the short ones repeat."""
-    each = list({folder.resolve(): folder for folder in reversed(folders)}.values())[::-1]
+    """(name, path) of folders, each once, also where it lies in another; with whole paths where short names repeat."""
+    real = {folder.resolve(): folder for folder in reversed(folders)}
+    within = {path: folder for path, folder in real.items() if not real.keys().isdisjoint(path.parents)}
+    if within:
+        logger.warning(f"note: {', '.join(map(str, within.values()))} is read once, within another of the places")
+    each = [folder for path, folder in real.items() if path not in within][::-1]
     return _named([(plain(os.path.basename(os.path.abspath(folder))), folder) for folder in each])
 
 
@@ -85,6 +100,12 @@ def _there(part: str | Path) -> Path:
     """The path that is meant; ValueError for what can't be one."""
     path = reachable(part)
     return path if os.path.lexists(path) or glob.has_magic(str(part)) else Names().find(Path(), str(part))
+
+
+def _folders(part: Path) -> list[Path]:
+    """The folders that a pattern means where only folders fit it, or else the same path."""
+    found = sorted(map(Path, glob.glob(str(part)))) if not os.path.lexists(part) else []
+    return found if found and all(path.is_dir() for path in found) else [part]
 
 
 def _files(part: Path) -> list[tuple[str, Path]]:
@@ -95,6 +116,8 @@ def _files(part: Path) -> list[tuple[str, Path]]:
         return [(plain(part.name), part)]
     fixed = Path(*_until_magic(part))
     if files := _each_once(Path(p) for p in glob.glob(str(part), recursive=True) if os.path.isfile(p)):
+        if "**" not in part.parts and (folders := [p for p in sorted(glob.glob(str(part))) if os.path.isdir(p)]):
+            logger.warning(f"note: {part} means files and folders; {', '.join(folders)} is not read")
         return [(plain(p.relative_to(fixed).as_posix()), p) for p in files]
     raise ValueError(f"{part} does not exist; give a folder or a file of videos with captions")
 

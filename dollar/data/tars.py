@@ -132,8 +132,18 @@ def _matched(key: str, members: Sequence[Member]) -> list[_Sample]:
             reason = f"{files[0]} is not alone with the key {key}, and no caption has its whole name."
             samples.append(_Sample(stem, files[0], None, "two videos of one key", reason))
     if not films and texts:
-        samples.append(_Sample(key, None, next(iter(texts.values()))[0]))
+        samples.append(_alone(key, next(iter(texts.values()))[0], members))
     return samples
+
+
+def _alone(key: str, text: Member, members: Sequence[Member]) -> _Sample:
+    """A caption without a video: what else has its key is told."""
+    if (other := next((member for member in members if cut(member.name)[1] not in USED), None)) is None:
+        return _Sample(key, None, text)
+    reason = f"{other} has a caption, {text.name}, but {other.suffix or 'a name without an ending'} is not known for a "
+    return _Sample(
+        key, other, text, "unknown ending", reason + "video; unpack the tar, and a captions.jsonl may name it."
+    )
 
 
 def _texts(members: Sequence[Member], films: dict[str, list[Member]]) -> dict[str, list[Member]]:
@@ -201,11 +211,10 @@ def _scan(path: Path) -> tuple[dict[str, list[Member]], str]:
                     continue
                 # As WebDataset cuts names: the key ends at the first dot after the folder.
                 key = f"{folder}/{base.split('.')[0]}" if folder else base.split(".")[0]
-                members = keys.setdefault(key, [])
-                if cut(base)[1] not in USED:
-                    continue
-                files[name] = _member(path, name, info, files)
-                members.append(files[name])
+                member = _member(path, name, info, files)
+                keys.setdefault(key, []).append(member)
+                if cut(base)[1] in USED:  # what links may lead to
+                    files[name] = member
             end = tar.offset
         with path.open("rb") as stream:
             stream.seek(end)

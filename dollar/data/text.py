@@ -7,6 +7,9 @@ import json
 from pathlib import Path
 
 from dollar.data.listed import CAPTIONS, caption_of, first_of
+from dollar.data.places import instead, packed_with
+
+HEAD = 32  # bytes that tell what a file is
 
 # The mark of UTF-32 begins with that of UTF-16.
 MARKS = (
@@ -29,13 +32,17 @@ def read_text(path: Path) -> str:
 def decode(data: bytes, name: str | Path) -> str:
     """The text of these bytes without its mark (BOM).
 
-    Raises ValueError that names the first bad byte, its offset and line. Other encodings are refused, for nobody can
-    tell them apart: what was guessed wrongly would be trained on.
+    Raises ValueError that names the first bad byte, its offset and line, or says what stands in the text's place. Other
+    encodings are refused, for nobody can tell them apart: what was guessed wrongly would be trained on.
     """
+    if fact := instead(data[:HEAD]):
+        raise ValueError(f"{name} is not the text that was meant: {fact}")
     encoding = next((encoding for mark, encoding in MARKS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
+        if fact := packed_with(data[:HEAD]):
+            raise ValueError(f"{name} is no text: {fact}") from None
         byte, line = data[error.start], data.count(b"\n", 0, error.start) + 1
         raise ValueError(
             f"{name} is not valid {encoding.upper()}: byte 0x{byte:02x} at byte offset {error.start} (line {line}); "

@@ -35,10 +35,11 @@ def walk(root: Path) -> Tree:
             if identity in seen:
                 continue
             seen.add(identity)
-            tree.files[below], folders, linked = _read(root, below)
+            tree.files[below], folders, linked, broken = _read(root, below)
         except OSError as error:
             tree.closed[below] = error.strerror or str(error)
             continue
+        tree.closed.update(dict.fromkeys(broken, "it is a link that leads nowhere"))
         waiting += folders
         for link in linked:
             heappush(links, link)
@@ -50,9 +51,12 @@ def _identity(folder: str) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _read(root: Path, below: str) -> tuple[list[str], list[str], list[str]]:
-    """The names of a folder's files, and the paths below the root of its folders and links to folders."""
-    names, folders, links = [], [], []
+def _read(root: Path, below: str) -> tuple[list[str], list[str], list[str], list[str]]:
+    """The names of a folder's files, and the paths below the root of its folders, links to folders, broken links.
+
+    A broken link without an ending is taken for one to a folder, as where a disk isn't there.
+    """
+    names, folders, links, broken = [], [], [], []
     with os.scandir(os.path.join(root, below)) as entries:
         for entry in entries:
             if entry.name.startswith("."):  # caches, and what other systems leave next to a file
@@ -64,9 +68,11 @@ def _read(root: Path, below: str) -> tuple[list[str], list[str], list[str]]:
                 names += [entry.name] if entry.is_file(follow_symlinks=False) else []  # no pipes
             elif cut(entry.name)[1] not in KNOWN and _leads_to_folder(entry):
                 links.append(path)
+            elif not cut(entry.name)[1] and not os.path.exists(entry.path):
+                broken.append(path)
             else:  # a link that leads nowhere too, for reading it says so
                 names.append(entry.name)
-    return names, folders, links
+    return names, folders, links, broken
 
 
 def _leads_to_folder(link: os.DirEntry[str]) -> bool:

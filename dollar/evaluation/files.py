@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from dollar.contents import contents_of
+from dollar.contents import contents_of, short_hash
 from dollar.data import shapes
 from dollar.evaluation.yardstick import Figures, Yardstick, pairs
 from dollar.log import logger
@@ -71,7 +71,7 @@ def settings_of(teacher: Any) -> dict[str, str]:
     lora = None if teacher.lora is None else [contents_of(teacher.lora[0]).digest, teacher.lora[1]]
     shift = getattr(teacher.denoiser.schedule, "shift", None)
     known = [held, lora, teacher.negative_prompt, teacher.text_length, shift]
-    return {"settings": hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16]}
+    return {"settings": short_hash(known)}
 
 
 def store_figures(path: Path, teacher: Teacher, yardstick: Yardstick, videos: Tensor, figures: Figures) -> None:

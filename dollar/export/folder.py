@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dollar.storage import free_bytes
+
 
 def check_out(out: Path, what: str, place: Path, overwrite: bool) -> None:
     """Raise ValueError unless `out` may be written and neither it nor the needed `place` lies in the other."""
@@ -25,11 +27,9 @@ def check_out(out: Path, what: str, place: Path, overwrite: bool) -> None:
 
 def check_space(out: Path, needed: int, link: bool) -> None:
     """Raise ValueError unless the folder's disk has room for so many bytes."""
-    there = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
-    free = shutil.disk_usage(there).free
-    if needed > free:
+    if needed > (free := free_bytes(out)):
         raise ValueError(
-            f"the export needs {needed:,} bytes and {free:,} are free at {there}; name a folder elsewhere"
+            f"the export needs {needed:,} bytes and {free:,} are free for {out}; name a folder elsewhere"
             + ("" if link else ", or share the teacher's files with link=true")
         )
 

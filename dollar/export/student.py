@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dollar.contents import contents_of
 from dollar.diffusion.prediction import SAMPLE, Prediction
 from dollar.diffusion.timesteps import FewStep, check_timesteps
 from dollar.models.denoiser import Denoiser
 from dollar.models.lora import FILE as LORA_FILE
 from dollar.models.pipeline import Weights, diffusers_class, lack
 from dollar.models.teacher import Teacher
-from dollar.sampling.identity import digest
 from dollar.sampling.samplers import Sampler, student_sampler
 
 CARD = "student.json"
@@ -191,7 +191,7 @@ def student_weights(folder: str | Path) -> Weights:
 
 def weights_of(folder: str | Path) -> str:
     """What tells this student's weights from others'."""
-    return digest(sorted((Path(folder) / "transformer").glob("*.safetensors")))
+    return contents_of(Path(folder) / "transformer").digest
 
 
 def load_student(folder: str | Path, teacher: Teacher, compute_dtype: torch.dtype = torch.float32) -> Student:

@@ -8,15 +8,23 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from dollar.models.lora import linear_layers
+from dollar.models.lora import largest_rank, linear_layers
 
 BASE, A, B = ".base_layer.", ".lora_A.default.", ".lora_B.default."  # what peft puts into the names
 
 
 def add_lora(network: nn.Module, rank: int) -> nn.Module:
-    """Give a family's network, whose parameters are on the meta device, a LoRA with alpha = rank."""
+    """Give a family's network, whose parameters are on the meta device, a LoRA with alpha = rank.
+
+    ValueError for a rank that no change of its layers has.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
+    if rank > (most := largest_rank(network.transformer, network.blocks)):  # type: ignore[arg-type]
+        raise ValueError(
+            f"student.lora is {rank}, and no change of this network's layers has a rank above {most}; give a smaller "
+            "one, such as 32, or null for all weights"
+        )
     layers = linear_layers(network.transformer, network.blocks)  # type: ignore[arg-type]
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=layers)
     inject_adapter_in_model(config, network.transformer, low_cpu_mem_usage=True)  # type: ignore[arg-type]

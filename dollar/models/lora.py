@@ -95,6 +95,12 @@ def linear_layers(transformer: nn.Module, blocks: Iterable[nn.Module]) -> list[s
     return [n for n, m in transformer.named_modules() if isinstance(m, nn.Linear) and id(m) in inside]
 
 
+def largest_rank(transformer: nn.Module, blocks: Iterable[nn.Module]) -> int:
+    """The largest rank that a change of any of these layers can have."""
+    layers = dict(transformer.named_modules())
+    return max(min(layers[name].weight.shape) for name in linear_layers(transformer, blocks))
+
+
 @torch.no_grad()
 def extract(
     transformer: nn.Module,
@@ -107,8 +113,11 @@ def extract(
     """The LoRA of this rank, with alpha = rank, that takes `before` nearest to the transformer; one layer at a time.
 
     before: a parameter's value before training, by name; dtype: of what is stored, whose rounding counts as left;
-    watch: wraps the names of all parameters, for a bar. ValueError where no linear layer of a block changed.
+    watch: wraps the names of all parameters, for a bar. A rank that no layer has is lowered to the largest of them,
+    which leaves as much. ValueError where no linear layer of a block changed.
     """
+    blocks = list(blocks)
+    rank = min(rank, largest_rank(transformer, blocks))
     linear = {f"{name}.weight": name for name in linear_layers(transformer, blocks)}
     parameters = dict(transformer.named_parameters())
     tensors: dict[str, Tensor] = {}

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dollar.models.adapter import add_lora, is_lora
 from dollar.models.assemble import check_states
 from dollar.models.denoiser import Condition
+from dollar.models.lora import largest_rank
 from dollar.models.pipeline import CONFIGS, HUB_ID, INDEX, Pipeline, diffusers_class, empty
 from dollar.models.teacher import Family, VideoSpec
 
@@ -84,6 +85,11 @@ class Outline:
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(is_lora(name))
         return network
+
+    @property
+    def largest_rank(self) -> int:
+        """The largest rank that a LoRA of this network can use."""
+        return largest_rank(self.network.transformer, self.network.blocks)  # type: ignore[arg-type]
 
     def lora_shapes(self, rank: int) -> list[tuple[int, ...]]:
         """The shapes of the factors of a LoRA of this rank."""

@@ -43,10 +43,9 @@ def find(
         return path
     local = str(place).startswith((".", "/", "~")) or path.suffix == ".safetensors"
     if local or not HUB_ID.fullmatch(str(place)):
-        raise ValueError(
-            f"no {what} at {place}: the folder doesn't exist. Give {key}=FOLDER, or a hub id such as "
-            f"THUDM/CogVideoX-2b; {EMBEDDED}"
-        )
+        example = f" such as THUDM/CogVideoX-2b; {EMBEDDED}" if key == "teacher.folder" else ""
+        thing, kind = ("folder", "FOLDER") if example else ("file or folder", "PLACE")
+        raise ValueError(f"no {what} at {place}: the {thing} doesn't exist. Give {key}={kind}, or a hub id{example}")
     from huggingface_hub import snapshot_download
 
     try:

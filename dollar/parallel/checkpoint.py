@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dollar.contents import sha256_of
 from dollar.parallel.shard import whole
 from dollar.parallel.world import World
 from dollar.storage import FAILED, explained
@@ -85,8 +85,7 @@ def _sync(path: Path) -> None:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _prune(folder: Path, step: int, keep: int) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dollar.log import logger
+from dollar.storage import make_folder
 
 LOCK = ".lock"  # of a command's first process; the others' end in their ranks, as .lock-1
 EVALUATION = ".evaluation-lock"  # of an evaluation, which writes beside what a training of the same run writes
@@ -43,7 +44,7 @@ class Lock:
         self, folder: Path, rank: int = 0, way_out: str = ANOTHER, name: str = LOCK, stays: bool = True
     ) -> None:
         self._made, self._stays = rank == 0 and not folder.exists(), stays
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self.folder, self.way_out = folder, way_out
         self._file = folder / (name if rank == 0 else f"{name}-{rank}")
         self._own, self._inode, self._mark = _lock(self._file), -1, ""

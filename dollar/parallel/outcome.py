@@ -33,6 +33,18 @@ def leave(code: int) -> None:
             return
 
 
+def another_left() -> int | None:
+    """The exit code by which another of torchrun's processes on this machine ended on purpose, None where none did.
+
+    What then fails in this one, as waiting for it does, comes of that.
+    """
+    folder = os.environ.get(FOLDER)
+    try:
+        return max(_left(Path(folder)).values(), default=None) if folder else None
+    except OSError:  # torchrun is gone
+        return None
+
+
 def first_to_say(sentence: str) -> bool:
     """Whether none of the processes that torchrun started on this machine has said this sentence before."""
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE", "")  # .../attempt_0/<local rank>/error.json
@@ -72,20 +84,28 @@ def exit_code(folder: Path, error: BaseException) -> int | None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    left = {int(path.name): int(path.read_text() or 0) for path in folder.iterdir() if path.name.isdigit()}
+    left = _left(folder)
     code = REFUSED if REFUSED in left.values() else max(left.values(), default=None)
     if isinstance(error, SignalException):
         return 128 + int(error.sigval) if code is None else code
     if isinstance(error, ChildFailedError):
-        ended = [failure for failure in error.failures.values() if failure.exitcode != -signal.SIGTERM]
+        # SIGKILL is for processes that wait for one that has ended, in a library that heeds no other signal.
+        by_torchrun = (-signal.SIGTERM, -signal.SIGKILL)
+        ended = [failure for failure in error.failures.values() if failure.exitcode not in by_torchrun]
         return code if all(failure.pid in left for failure in ended) else None
     return None
 
 
+def _left(folder: Path) -> dict[int, int]:
+    """The exit codes that processes left, by their ids."""
+    return {int(path.name): int(path.read_text() or 0) for path in folder.iterdir() if path.name.isdigit()}
+
+
 def _is_ours(word: str) -> bool:
-    """Whether a word of torchrun's command line is one of the files of launch/."""
-    path = Path(word).absolute()
-    return path.suffix == ".py" and (path.parent.parent / "dollar" / "cli" / "commands" / path.name).is_file()
+    """Whether a word of torchrun's command line is a file of launch/, by whatever link, or names the console script."""
+    path = Path(word).resolve()
+    launched = path.suffix == ".py" and (path.parent.parent / "dollar" / "cli" / "commands" / path.name).is_file()
+    return launched or (Path(word).name == "dollar" and "=" not in word) or word.startswith("dollar.cli.")
 
 
 def _see_to_the_end() -> None:

@@ -111,9 +111,9 @@ def disk_text(setup: Setup, keep: int, free: int) -> str:
     """What checkpoints take; free: bytes of the disk that they would be written to."""
     each, most = checkpoint_bytes(setup), kept_bytes(setup, keep)
     there = f"{gib(free).strip()} are free there"
-    lack = (
-        "" if most <= free else f", which is too little: give runs=FOLDER on another disk{', or keep=1' * (keep > 1)}"
-    )
+    fitting = next((k for k in range(keep - 1, 0, -1) if kept_bytes(setup, k) <= free), None)
+    fewer_kept = "" if fitting is None else f", or keep={fitting}"
+    lack = "" if most <= free else f", which is too little: give runs=FOLDER on another disk{fewer_kept}"
     return (
         f"a checkpoint: {gib(each).strip()} GiB, {gib(most).strip()} with the {keep} that are kept while one more is "
         f"written{', and the best' * setup.best}; {there}{lack}. The first process gathers it in main memory"

@@ -1,7 +1,6 @@
 """Clips from a teacher or a student: samplers, files of clips, and the manifest of a folder of them."""
 
 from dollar.sampling.files import ClipFolder, Request, batches, requests, write_clips
-from dollar.sampling.identity import digest
 from dollar.sampling.manifest import Manifest
 from dollar.sampling.samplers import (
     Sampler,
@@ -20,7 +19,6 @@ __all__ = [
     "Sampler",
     "batches",
     "decode",
-    "digest",
     "generators",
     "make_clips",
     "make_latents",

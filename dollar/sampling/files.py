@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dollar import media
+from dollar.contents import sha256_of
 from dollar.log import logger, progress
 from dollar.models.teacher import Teacher
-from dollar.sampling.identity import hash_of
 from dollar.sampling.manifest import Manifest
 from dollar.sampling.samplers import Sampler, make_clips
 
@@ -84,7 +84,7 @@ class ClipFolder:
         if self.gif:
             media.write_gif(mp4.with_suffix(".gif"), clip, fps)
         media.write_mp4(mp4, clip, fps)
-        self.manifest.add({"file": mp4.name, **self._row(request), "sha256": hash_of(mp4)})
+        self.manifest.add({"file": mp4.name, **self._row(request), "sha256": sha256_of(mp4)})
 
     def close(self) -> None:
         """Leave the manifest alone; by one process, once all have made theirs."""
@@ -100,7 +100,7 @@ class ClipFolder:
         if differing:
             return f"made with other {', '.join(differing)}"
         mp4 = self.folder / row["file"]
-        if hash_of(mp4) != row.get("sha256"):
+        if sha256_of(mp4) != row.get("sha256"):
             return "damaged or changed since"
         return "without a GIF" if self.gif and not mp4.with_suffix(".gif").is_file() else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,21 @@ from dollar.log import logger
 from dollar.media import atomically
 
 MANIFEST = "manifest.jsonl"
+SHARE = 10  # one part of so many of a process' time may go into writing the list
 
 
 class Manifest:
-    """The rows of a folder's clips by file, written whole and in one atomic step after every clip.
+    """The rows of a folder's clips by file, written whole and in one atomic step.
 
     order: the files that this call wants, in the order in which they are listed wherever they were made; what earlier
-    calls made stays listed where it stood. Each process notes its own clips in a file of its own, from which every one
-    writes the whole list; what a killed call noted is taken over by `tidy`.
+    calls made stays listed where it stood. Each process notes every clip at once in a file of its own, from which all
+    write the whole list, as often as takes a tenth of their time; what a killed call noted is taken over by `tidy`.
     """
 
     def __init__(self, folder: Path, order: Sequence[str], rank: int = 0) -> None:
         self.path, self.order = folder / MANIFEST, list(order)
         self._own = folder / f".{MANIFEST}.{rank}"
+        self._due = 0.0  # when the whole list is written next: a long one takes longer than a quick clip
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """The row of every listed clip, by file; a damaged line is left out with a warning."""
@@ -36,7 +39,9 @@ class Manifest:
         """List one more clip, or one that was made again."""
         with self._own.open("a", encoding="utf-8") as opened:
             opened.write(_text(row))
-        self.write(self.rows())
+        if (began := time.monotonic()) >= self._due:
+            self.write(self.rows())
+            self._due = began + SHARE * (time.monotonic() - began)
 
     def write(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
         """Write the list."""

@@ -15,6 +15,7 @@ GAP = 4  # pixels between columns
 TEXT = 13  # pixels of a line's letters
 LINE = 16  # pixels from a line to the next
 INK = (0, 0, 0)
+UNBROKEN = "\N{NO-BREAK SPACE}"  # within a label; the font has no sign for it, so a plain blank is drawn
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -27,7 +28,7 @@ def columns(clips: Sequence[np.ndarray], labels: Sequence[str], widest: int = WI
     """
     font = ImageFont.load_default(TEXT)
     words = [word for label in labels for word in label.split(" ")]
-    needed = max(_width(word, font) for word in words) + 2
+    needed = max(_width(word.replace(UNBROKEN, " "), font) for word in words) + 2
     fitting = max(1, min(len(clips), (widest + GAP) // (needed + GAP)))
     room = (widest - GAP * (fitting - 1)) // fitting
     scaled = [fitted(clip, room) for clip in clips]
@@ -50,9 +51,9 @@ def fitted(clip: np.ndarray, room: int) -> np.ndarray:
 
 
 def wrapped(text: str, width: int, font: Font) -> list[str]:
-    """The text in lines of at most so many pixels, broken between words."""
+    """The text in lines of at most so many pixels, broken between words; blanks that don't break are plain then."""
     lines: list[str] = []
-    for word in text.split(" "):  # a blank that doesn't break is part of a word
+    for word in (word.replace(UNBROKEN, " ") for word in text.split(" ")):
         if lines and _width(f"{lines[-1]} {word}", font) <= width:
             lines[-1] += f" {word}"
         else:

@@ -184,9 +184,9 @@ class Loop:
         learner.count(sound)
         self.troubles[learner.name] = trouble
         if learner.in_a_row >= self.timetable.max_skipped:
-            raise FloatingPointError(
-                f"{trouble(learner.in_a_row)}, or go on from an older checkpoint in {self.folder / 'checkpoints'}"
-            )
+            kept = self.folder / "checkpoints"
+            older = f", or go on from an older checkpoint in {kept}" if any(kept.glob("step-*")) else ""
+            raise FloatingPointError(f"{trouble(learner.in_a_row)}{older}")
 
     def _check_weights(self) -> None:
         """Raise FloatingPointError where something trained is no finite number in any process."""
@@ -209,7 +209,11 @@ class Loop:
 
     def _way_back(self, remedy: str) -> str:
         """What the user can do once numbers have gone wrong."""
-        older = f"start the same command again, which goes on from the newest checkpoint in {self.folder}/checkpoints"
+        kept = self.folder / "checkpoints"
+        if not any(kept.glob("step-*")):
+            none = "there is no checkpoint to go back to"
+            return f"{remedy}; {none}" if remedy else none[0].upper() + none[1:]
+        older = f"start the same command again, which goes on from the newest checkpoint in {kept}"
         return f"{remedy} in a run of its own, or {older}" if remedy else older[0].upper() + older[1:]
 
     def _check_result(self) -> None:

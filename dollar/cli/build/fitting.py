@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,12 +32,14 @@ from dollar.models.roles import trainable
 from dollar.models.teacher import Teacher
 from dollar.models.teacher_reward_model import weights_hash
 from dollar.parallel import checkpoint
+from dollar.parallel.lock import Lock
 from dollar.parallel.shard import assign
 from dollar.parallel.signals import STOPPED
 from dollar.parallel.world import World
 from dollar.surrogate.fit import Rows, figures_of, remember
 from dollar.surrogate.fitted_decoder import FittedDecoder
 from dollar.surrogate.latent_reward import LatentReward
+from dollar.surrogate.observations import Observations, Scoring
 from dollar.surrogate.pixel_reward import PixelReward
 from dollar.training.learner import Learner
 from dollar.training.log import Log
@@ -140,6 +143,19 @@ def identity(config: DictConfig, teacher: Teacher, data: Samples) -> dict[str, A
 def former_identity(config: DictConfig, data: Samples) -> dict[str, Any]:
     """What a file of before contents were looked at has in the place of the identity's reward and data."""
     return {"reward": OmegaConf.to_container(config.reward, resolve=True), "data": data.identity()}
+
+
+def scored(scoring: Scoring, file: Path, out: Path, made_by: dict[str, Any], former: dict[str, Any]) -> Observations:
+    """The clips with their rewards, those that were missing scored now.
+
+    file: where they are kept; out: the fit's folder, which is held already; made_by and former: of `Observations.at`.
+    """
+    observed = Observations.at(file, made_by, former)
+    if scoring.missing(observed):
+        with nullcontext() if file.parent.samefile(out) else closing(Lock(file.parent, stays=False)):
+            observed = Observations.at(file, made_by, former)  # another fit may have written since
+            scoring.run(observed, file)
+    return observed
 
 
 def fit(

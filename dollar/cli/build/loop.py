@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from dollar.cli.build.rewards import (
     rewards_of,
 )
 from dollar.cli.build.teacher import check_guidance, check_text, dtype_of, with_text
-from dollar.cli.build.validation import check_validation, how_validated, prompts_of
+from dollar.cli.build.validation import check_scored, check_validation, how_validated, prompts_of
 from dollar.diffusion.timesteps import FewStep
 from dollar.export.student import check_steps, denoiser_of, few_steps, prediction_of, read_as_x_0, student_weights
 from dollar.log import logger
@@ -190,7 +189,8 @@ def build_run(
         networks=term_networks(config, objective, teacher, world),
     )
     prompts = prompts_of(config, teacher, data)
-    check_rewards(pixel, second, itertools.chain(data.captions, prompts), teacher, objective)
+    check_rewards(pixel, second, data.captions, teacher, objective)
+    check_scored(config, prompts, pixel, second)
     scores, monitors = Scores(pixel, second, surrogate), monitors_of(config, guard)
     for monitor in monitors.values():
         monitor.check(scores.names(list(samplers)))

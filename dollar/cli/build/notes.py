@@ -10,10 +10,10 @@ from dollar.methods.surrogate_fit import scored_clips
 
 def notes_of(config: DictConfig, objective: Objective, processes: int) -> list[str]:
     """What a person should know before the run begins; empty where settings are as they seem."""
-    lrm, cycles = config.lrm, config.cycles
+    lrm, cycles, found = config.lrm, config.cycles, _unread(config)
     if not objective.needs.surrogate or lrm.mode == "frozen":
-        return [*_apart(config, objective, 0)]
-    found, clips = [], scored_clips(lrm.clips, config.batch, processes)
+        return [*found, *_apart(config, objective, 0)]
+    clips = scored_clips(lrm.clips, config.batch, processes)
     if clips != lrm.clips:
         found.append(
             f"lrm.clips is {lrm.clips}, and {clips} are scored a cycle: as many by each of {processes} process"
@@ -27,6 +27,13 @@ def notes_of(config: DictConfig, objective: Objective, processes: int) -> list[s
             f"{warm} cycles, and cycles={cycles}, so it won't move the student; lower lrm.warmup or raise cycles"
         )
     return [*found, *_apart(config, objective, max(warm - 1, 0))]
+
+
+def _unread(config: DictConfig) -> list[str]:
+    """Of prompts for validations that don't come."""
+    v = config.validation
+    unread = v.prompts_file is not None and v.every == 0
+    return ["validation.prompts_file is given, and with validation.every=0 nothing samples it"] if unread else []
 
 
 def _apart(config: DictConfig, objective: Objective, warm: int) -> list[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
-from pathlib import Path
 from typing import Any, cast
 
 from hydra.utils import get_class
@@ -95,15 +93,10 @@ def lora_instead(config: DictConfig, outline: Outline, work: ForwardCost, setup:
     """The rank and the set-up of a LoRA in place of all weights, where one could save something."""
     if config.student.lora is not None or (config.processes == 1 and memory(setup).peak <= config.memory * 2**30):
         return None
-    other = cast(DictConfig, OmegaConf.merge(config, {"student": {"lora": RANK}}))
+    rank = min(RANK, outline.largest_rank)
+    other = cast(DictConfig, OmegaConf.merge(config, {"student": {"lora": rank}}))
     changed = setup_of(other, outline, work, student_work(other, outline, work))
-    return (RANK, changed) if elements(changed.lora) < elements(changed.shapes) else None
-
-
-def free_bytes(config: DictConfig) -> int:
-    """What is free on the disk that the run's folder would be on."""
-    folder = Path(config.runs).expanduser().absolute()
-    return shutil.disk_usage(next(p for p in (folder, *folder.parents) if p.exists())).free
+    return (rank, changed) if elements(changed.lora) < elements(changed.shapes) else None
 
 
 def further_text(config: DictConfig) -> str:

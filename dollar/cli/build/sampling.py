@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from omegaconf import DictConfig, ListConfig, open_dict
 
 from dollar.cli.build.configs import Configs, check_grid, check_lengths, configs_of_teacher
+from dollar.contents import contents_of, short_hash
 
 if TYPE_CHECKING:
     from dollar.models.teacher import Teacher
@@ -133,7 +132,6 @@ def check_before(config: DictConfig, prompts: list[str]) -> Configs:
 def how_made(config: DictConfig, configs: Configs) -> dict[str, Any]:
     """What the manifest says of every clip, beside its prompt and seed: by this a clip is kept or made anew."""
     from dollar.export.student import read_card
-    from dollar.sampling.identity import digest
 
     settings, student = configs.settings, config.checkpoint
     card = {} if student is None else {key: value for key, value in read_card(student).items() if key in CARD}
@@ -149,13 +147,13 @@ def how_made(config: DictConfig, configs: Configs) -> dict[str, Any]:
         "dtype": config.parallel.teacher_dtype if student is None else config.parallel.dtype,
         "guidance_scale": float(scale) if guided else 1.0,
         "tiling": bool(settings.get("tiling", False)),
-        "weights": digest(files_behind(config, configs)),
-        "settings": hashlib.sha256(json.dumps(rest, sort_keys=True, default=str).encode()).hexdigest()[:16],
+        "weights": short_hash([contents_of(place).digest for place in places_behind(config, configs)]),
+        "settings": short_hash(rest),
     }
 
 
-def files_behind(config: DictConfig, configs: Configs) -> list[Path]:
-    """The files that the clips depend on: of the teacher's components, its LoRA, and the student's transformer."""
+def places_behind(config: DictConfig, configs: Configs) -> list[Path]:
+    """What the clips depend on: the teacher's components, its LoRA, and the student's transformer."""
     from dollar.models.pipeline import find
 
     pipeline, lora = configs.pipeline, configs.settings.get("lora")
@@ -164,13 +162,8 @@ def files_behind(config: DictConfig, configs: Configs) -> list[Path]:
     if config.checkpoint is not None:
         places.append(Path(config.checkpoint) / "transformer")
     elif lora is not None:
-        places.append(find(lora, "LoRA (teacher.lora)", ["*.safetensors"]))
-    return [
-        path
-        for place in places
-        for path in ([place] if place.is_file() else sorted(place.rglob("*")))
-        if path.is_file()
-    ]
+        places.append(find(lora, "LoRA (teacher.lora)", ["*.safetensors"], key="teacher.lora"))
+    return [place for place in places if place.exists()]
 
 
 def sampler_of(config: DictConfig, world: World) -> Sampling:

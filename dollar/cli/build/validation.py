@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import DictConfig
 
 from dollar.cli.build.data import some_captions
 from dollar.cli.build.objects import instantiate
+from dollar.cli.build.rewards import check_captions
 from dollar.data.latents import Samples
 from dollar.data.prompts import read_prompts
 from dollar.models.teacher import Teacher
+from dollar.surrogate.pixel_reward import PixelReward
 from dollar.training.clip_files import ClipFiles
 from dollar.training.validation import BATCH, Shown
 
@@ -40,6 +43,20 @@ def own_prompts(config: DictConfig) -> list[str]:
         return read_prompts(config.validation.prompts_file)
     except ValueError as error:
         raise ValueError(f"validation.prompts_file: {error}") from None
+
+
+def check_scored(config: DictConfig, prompts: Sequence[str], *pixels: PixelReward | None) -> None:
+    """Raise ValueError for prompts that a reward can't score; those of a file that nothing reads don't matter."""
+    file = config.validation.prompts_file
+    if config.validation.every == 0 and file is not None:
+        return
+    for pixel in pixels:
+        if pixel is None:
+            continue
+        try:
+            check_captions(pixel.reward, prompts)
+        except ValueError as error:
+            raise ValueError(f"validation.prompts_file={file}: {error}" if file is not None else str(error)) from error
 
 
 def prompts_of(config: DictConfig, teacher: Teacher, data: Samples) -> list[str]:

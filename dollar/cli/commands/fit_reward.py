@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import closing, nullcontext
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +28,14 @@ def main(config: DictConfig) -> None:
 def fit_in(config: DictConfig, out: Path) -> None:
     """Fit into a folder that no other command has."""
     from dollar.cli.build.data import build_data
-    from dollar.cli.build.fitting import fit, former_identity, identity, new_surrogate
+    from dollar.cli.build.fitting import fit, former_identity, identity, new_surrogate, scored
     from dollar.cli.build.objects import instantiate
     from dollar.cli.build.rewards import check_captions, noise_of
     from dollar.cli.build.teacher import build_teacher, quiet, with_text
     from dollar.log import logger
-    from dollar.parallel.lock import Lock
     from dollar.parallel.world import start
-    from dollar.surrogate.fit import (
-        check_measured,
-        check_rewards,
-        climb_of,
-        climb_text,
-        figures_of,
-        plain,
-        split,
-        table,
-    )
-    from dollar.surrogate.observations import FILE, Observations, Scoring
+    from dollar.surrogate import fit as fits
+    from dollar.surrogate.observations import FILE, Scoring
     from dollar.surrogate.pixel_reward import PixelReward
 
     quiet()
@@ -60,23 +50,19 @@ def fit_in(config: DictConfig, out: Path) -> None:
     if config.observations is not None and not file.is_file():
         raise ValueError(f"observations is {config.observations}, but there is no {file}; leave it out")
     chosen = (config.clips, config.mismatched, config.made, config.made_clips, config.seed)
-    scoring, made_by = Scoring(teacher, data, pixel, *chosen), identity(config, teacher, data)
-    former = former_identity(config, data)
-    observed = Observations.at(file, made_by, former)
-    if scoring.missing(observed):
-        with nullcontext() if file.parent.samefile(out) else closing(Lock(file.parent, stays=False)):
-            observed = Observations.at(file, made_by, former)  # another fit may have written since
-            scoring.run(observed, file)
+    scoring = Scoring(teacher, data, pixel, *chosen)
+    observed = scored(scoring, file, out, identity(config, teacher, data), former_identity(config, data))
     rows = scoring.wanted(observed)
     if pixel.trouble:
         logger.warning(f"note: clips that got no reward are left out; the last trouble: {pixel.trouble}")
-    rest, held_out = split(rows, config.held_out, config.seed, file)
-    fitted_on, watched = split(rest, config.watched, config.seed, file)  # the best is not chosen by what is reported
-    check_rewards([row.reward for _, row in fitted_on], file)
-    check_measured({"watched": watched, "held-out": held_out})
+    rest, held_out = fits.split(rows, config.held_out, config.seed, file)
+    # The best is not chosen by what is reported.
+    fitted_on, watched = fits.split(rest, config.watched, config.seed, file)
+    fits.check_rewards([row.reward for _, row in fitted_on], file)
+    fits.check_measured({"watched": watched, "held-out": held_out})
     fitted = fit(config, surrogate, world, observed.latents, fitted_on, watched)
     figures: dict[str, Any] = {
-        "held_out": figures_of(surrogate, observed.latents, held_out, config.batch),
+        "held_out": fits.figures_of(surrogate, observed.latents, held_out, config.batch),
         "clips": len(fitted_on),
         "watched": len(watched),
         "step": fitted.step,
@@ -84,14 +70,19 @@ def fit_in(config: DictConfig, out: Path) -> None:
         "seconds": fitted.seconds,
         "scoring_seconds": observed.seconds,
     }
-    surrogate.save(out, teacher, plain(figures))  # before what may still fail
-    climbs, tried = climb_of(surrogate, observed.latents, held_out, config.climb, config.seed), ""
+    surrogate.save(out, teacher, fits.plain(figures))  # before what may still fail
+    climbs, tried = fits.climb_of(surrogate, observed.latents, held_out, config.climb, config.seed), ""
     if climbs:
-        surrogate.save(out, teacher, plain(figures | {"climb": [climb._asdict() for climb in climbs]}))
+        surrogate.save(out, teacher, fits.plain(figures | {"climb": [climb._asdict() for climb in climbs]}))
         lrm = config.lrm
-        tried = f"\n{climb_text(climbs, noise_of(lrm) is not None, lrm.backbone, lrm.smooth)}\n"
+        tried = f"\n{fits.climb_text(climbs, noise_of(lrm) is not None, lrm.backbone, lrm.smooth)}\n"
+    tell(figures, f"{fits.table(figures['held_out'])}\n{tried}", out)
+
+
+def tell(figures: dict[str, Any], measured: str, out: Path) -> None:
+    """Print what was fitted, how well, and where it is."""
     print(
-        f"fitted on {len(fitted_on)} clips in {fitted.seconds:.0f} s, best after {fitted.step} of {fitted.steps} "
-        f"updates; scoring took {observed.seconds:.0f} s\n\n{table(figures['held_out'])}\n{tried}\n"
+        f"fitted on {figures['clips']} clips in {figures['seconds']:.0f} s, best after {figures['step']} of "
+        f"{figures['steps']} updates; scoring took {figures['scoring_seconds']:.0f} s\n\n{measured}\n"
         f"the latent reward model is in {out}"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 
@@ -9,7 +11,6 @@ def main(config: DictConfig) -> None:
     """Print the plan of what launch/train.py with the same keys would run."""
     from dollar.cli.build.planning import (
         cycle_of,
-        free_bytes,
         further_text,
         lora_instead,
         not_counted_of,
@@ -23,6 +24,7 @@ def main(config: DictConfig) -> None:
     from dollar.planning import report
     from dollar.planning.memory import memory
     from dollar.planning.work import forwards
+    from dollar.storage import free_bytes
 
     outline, t = outline_of(config), config.teacher
     work = measure(outline, dtype_of(config, "dtype"))
@@ -38,7 +40,7 @@ def main(config: DictConfig) -> None:
     print(report.memory_table(setup, memory(setup), config.log.gradients_every))
     print()
     print(report.work_text(needed, whole, config.batch, config.cycles, config.fake_updates, config.processes, looks))
-    print(report.disk_text(setup, config.keep, free_bytes(config)))
+    print(report.disk_text(setup, config.keep, free_bytes(Path(config.runs))))
     print()
     print(report.not_counted(not_counted_of(config)))
     print(report.verdict(setup, config.memory, lora_instead(config, outline, work, setup)))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from dollar.cli.entry import check_folder_for
-from dollar.cli.run_folders import announce, check_init, check_run, last_reward, run_folder, store_config
+from dollar.cli.run_folders import announce, announce_end, check_init, check_run, last_reward, run_folder, store_config
 from dollar.log import logger
 
 if TYPE_CHECKING:
@@ -68,9 +68,7 @@ def distil(config: DictConfig, objective: Objective, folder: Path, lock: Lock, p
     ended = "" if state is None else state.plain["parts"]["loop"]["ended"]
     if (done >= config.cycles or ended) and is_written(folder / "student", done):
         if world.is_main:
-            early = f" It ended early: {ended}." if ended else ""
-            cycles = f"{done} of {config.cycles} cycles"
-            print(f"{folder} is finished: {cycles}.{early} Its student is in {folder / 'student'}")
+            announce_end(config, folder, done, ended)
         finish(world)
         return True
     rewards = rewards_of(config, objective)
@@ -79,6 +77,7 @@ def distil(config: DictConfig, objective: Objective, folder: Path, lock: Lock, p
     loop = run.loop
     loop.still_there, loop.stop = lock.check, stop
     if world.is_main:
+        lock.check()
         store_config(config, folder, places)
         announce(config, run, folder, done)
     if state is not None:

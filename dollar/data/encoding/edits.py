@@ -54,12 +54,16 @@ def forget_edited(out: Path, source: Source, windows: int) -> None:
 
     They are left to be encoded then; of those that were passed over and have changed, a note says so. No other process
     may read the folder meanwhile. A clip of which nothing was remembered, by an earlier version, is judged by its
-    caption alone; one that is no longer listed stays.
+    caption alone; the rows of one that is no longer listed stay, which is said, and if it was passed over it is
+    forgotten.
     """
     captions, skips, seen = _captions(out, windows), read_skips(out / SKIPPED), _seen(out / SEEN)
     edited, mended = [], []
+    gone, passed = set(captions), set(skips)  # of these the listed ones are taken out
     for index in progress(len(source), "looking for edits", delay=1.0):
         id = source.id(index)
+        gone.discard(id)
+        passed.discard(id)
         if id not in captions and id not in skips:
             continue
         clip = source[index]
@@ -68,6 +72,13 @@ def forget_edited(out: Path, source: Source, windows: int) -> None:
                 edited.append(id)
         elif skips[id].cause != clip.cause if isinstance(clip, Skipped) else _came(clip, skips[id], seen):
             mended.append(id)
+    if passed:
+        forget(out / SKIPPED, passed)
+    if gone:
+        logger.warning(
+            f"note: {_named(sorted(gone))} are no longer among the clips, and what was made of them stays; for a "
+            "folder without them give another out=FOLDER"
+        )
     if mended:
         logger.info(f"{_named(mended)} changed after they had been skipped; retry_skipped=true looks at them again")
     if edited:
