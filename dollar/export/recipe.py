@@ -98,7 +98,10 @@ def needs_of(term: Mapping[str, Any]) -> Needs:
     """What a term needs; a term whose class can't be imported any more is assumed to follow the reward."""
     try:
         module, _, name = str(term["_target_"]).rpartition(".")
-        needs: Needs = getattr(import_module(module), name).needs
+        kind = getattr(import_module(module), name)
+        if isinstance(kind.needs, Needs):
+            return kind.needs
+        needs: Needs = kind(**{key: value for key, value in term.items() if key != "_target_"}).needs
         return needs
     except Exception:  # whatever a class of somebody else's making raises
         return Needs(reward="numbers")

@@ -170,7 +170,7 @@ class StudentUpdate:
             loss = term.loss(context, leaf).mean()
             self.scalars.add(f"loss/{name}", float(loss.detach()), micro.share)
             gradient = term.beta * self._relative(name, term, torch.autograd.grad(loss, leaf.x_hat)[0])
-            if name == self.run.objective.reference:
+            if name == self.run.objective.reference and any(map(is_relative, self.run.objective.terms.values())):
                 self.sizes.add(name, gradient)
             if term.needs.pursues:
                 reference = gradients.get(self.run.objective.reference or "")
