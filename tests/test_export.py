@@ -567,7 +567,10 @@ LOSSES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "draft": (
         ["loss=draft", "beta_pull=0.5", "reward=colourfulness"],
-        ["pull 0.5 (steps 4, guidance_scale 1.5), draft 0.5 (last 1, frames 4, decoder full)", "Colourfulness, by way of draft"],
+        [
+            "pull 0.5 (steps 4, guidance_scale 1.5), draft 0.5 (last 1, frames 4, decoder full)",
+            "Colourfulness, by way of draft",
+        ],
     ),
     "both": (
         ["loss=refl", "beta_ft=0.1", "reward=mixture", "reward.weights.shapes=1", "reward.weights.flicker=2"],
