@@ -163,6 +163,35 @@ def test_a_model_on_the_pixels_of_a_small_decoder_is_fitted_and_read(fit: Callab
     assert (tmp_path / "lrm" / "decoder.safetensors").is_file()
 
 
+def test_frames_own_rewards_are_stored_and_fitted_and_missed_in_a_file_without_them(
+    fit: Callable, tmp_path: Path
+) -> None:
+    few = ("clips=16", "made=[1]", "steps=20", "every=10", "mismatched=false", "lrm.targets=auto")
+    few += ("reward._target_=dollar.rewards.colourfulness.Colourfulness",)
+    said = fit(*few)
+    assert said.code == 0, said.err
+    path, card = tmp_path / "lrm" / "observations.safetensors", tmp_path / "lrm"
+    assert card_of(card)["targets"] == "clip"  # conv3d has no frames
+    with safe_open(path, "pt") as opened:
+        told = opened.metadata()
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    torch.testing.assert_close(tensors["frames"].mean(1), tensors["reward"])
+    assert tensors["frames"].shape[1] == 9
+    # What another kind of model has scored is enough, and its frames are known.
+    before = path.stat().st_mtime_ns
+    assert fit(*few, "lrm.temporal=frames").code == 0
+    assert card_of(card)["targets"] == "frames" and path.stat().st_mtime_ns == before
+    # A file of before has none, and is scored again where they are wanted alone.
+    frames = tensors.pop("frames")
+    save_file(tensors, path, told)
+    assert fit(*few).code == 0 and not Observations.at(path, {}).rows[("real", 0)].frames
+    with safe_open(path, "pt") as opened:
+        assert "frames" not in opened.keys()  # noqa: SIM118
+    assert fit(*few, "lrm.temporal=frames").code == 0
+    with safe_open(path, "pt") as opened:
+        torch.testing.assert_close(opened.get_tensor("frames"), frames)
+
+
 def test_advice_where_little_of_a_step_is_true() -> None:
     clean, noised, pixels = (False, "cnn", 0.0), (True, "cnn", 30.0), (False, "pixels", 30.0)
     little = "little of what it promises is true"

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from dollar.diffusion.draws import Draws
 from dollar.log import logger
+from dollar.surrogate.agreement import agreement
 from dollar.surrogate.climb import Climb, climb
-from dollar.surrogate.latent_reward import LatentReward, Observation, agreement
+from dollar.surrogate.latent_reward import LatentReward
+from dollar.surrogate.memory import Observation
 from dollar.surrogate.observations import MISMATCHED, REAL, ScoredClip
 from dollar.surrogate.pixel_reward import alike
 
@@ -71,8 +73,8 @@ def check_measured(parts: Mapping[str, Rows]) -> None:
 def remember(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, batch: int, seed: int) -> None:
     """Put all rows into the surrogate's memory, shuffled, as if a cycle had seen `batch` of them."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed + 1)).tolist()
-    surrogate.memory = -(-len(rows) // batch)
-    for turn in range(surrogate.memory):
+    surrogate.memory.size = -(-len(rows) // batch)
+    for turn in range(surrogate.memory.size):
         part = [rows[i][1] for i in order[turn * batch : (turn + 1) * batch]]
         usable = torch.arange(batch) < len(part)
         part += part[:1] * (batch - len(part))  # the last is filled up with clips that don't count
@@ -82,6 +84,7 @@ def remember(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, bat
             torch.stack([latents[row.place] for row in part]),
             torch.tensor([row.reward for row in part]),
             usable,
+            torch.tensor([row.frames for row in part]) if surrogate.by_frames else None,
         )
         surrogate.remember(observation)
     surrogate.bad = 0

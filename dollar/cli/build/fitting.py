@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from dollar.cli.build.loop import adamw, check_optimizers
-from dollar.cli.build.rewards import noise_of, reads_text
+from dollar.cli.build.rewards import by_frames, noise_of, reads_text
 from dollar.cli.code import code_of
 from dollar.cli.declared import flat
 from dollar.cli.places import CODE, by_content, held_below
@@ -96,7 +96,7 @@ def check(config: DictConfig) -> None:
         raise ValueError("teacher.text is stored, but this data stores none; use data=latents, or teacher.text=online")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("this command runs in one process; start it by python, without torchrun")
-    noise_of(config.lrm)
+    noise_of(config.lrm), by_frames(config.lrm, None)
     check_optimizers(config)
 
 
@@ -105,13 +105,15 @@ def new_surrogate(config: DictConfig, teacher: Teacher, pixel: PixelReward, prom
     lrm: Any = OmegaConf.to_container(config.lrm, resolve=True)
     how, noised = lrm.pop("fit"), noise_of(config.lrm)
     smooth, lrm["text"] = lrm.pop("smooth"), reads_text(config.lrm, pixel.reward)
-    del lrm["noise"], lrm["noised"]
+    frames = by_frames(config.lrm, pixel)
+    del lrm["noise"], lrm["noised"], lrm["targets"]
     if getattr(pixel.reward, "sees_motion", False) and (lrm["backbone"], lrm["temporal"]) == ("cnn", "frames"):
         logger.warning(f"note: {pixel.name} sees motion, which lrm.temporal=frames can't; conv3d can")
     torch.manual_seed(config.seed)
     model: Any = make_reward_model(teacher, **lrm, prompt=prompt)
     schedule = teacher.denoiser.schedule
-    return LatentReward(model, pixel, teacher.text, fit=how, noised=noised, schedule=schedule, smooth=smooth)
+    keys: Any = {"fit": how, "noised": noised, "schedule": schedule, "smooth": smooth, "by_frames": frames}
+    return LatentReward(model, pixel, teacher.text, **keys)
 
 
 def fit_decoder(config: DictConfig, surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows) -> None:
