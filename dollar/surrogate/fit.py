@@ -116,6 +116,18 @@ def figures_of(
     return figures
 
 
+def steepness_of(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, batch: int) -> float:
+    """The mean of the squared length of the model's gradient at the clips of rows, in squared standard deviations."""
+    device, found = surrogate.model.out.weight.device, []
+    for first in range(0, len(rows), batch):
+        part = [row for _, row in rows[first : first + batch]]
+        x = torch.stack([latents[row.place] for row in part]).to(device).requires_grad_()
+        predicted = surrogate.predict(x, surrogate.encode_text([row.prompt for row in part]))
+        (gradient,) = torch.autograd.grad(predicted.sum() / surrogate.statistics.sd, x)
+        found.append(gradient.flatten(1).square().sum(1))
+    return float(torch.cat(found).mean())
+
+
 def climb_of(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, most: int, seed: int) -> list[Climb]:
     """What steps up the gradient bring to `most` held-out clips, generated ones if there are any; empty for none."""
     generated = [row for kind, row in rows if kind not in (REAL, MISMATCHED)]  # which a student's clips are like
