@@ -13,7 +13,8 @@ class TermWork(NamedTuple):
     """What a term adds to a cycle.
 
     cost: step count of the student -> its cost; sample: whether it looks at the student's sample; fake: whether it
-    needs a fake score that follows the student; apart: whether it has an update, and a sample, of its own.
+    needs a fake score that follows the student; apart: whether it has an update, and a sample, of its own; through:
+    whether its gradient comes back through the teacher or the fake score.
     """
 
     name: str
@@ -21,6 +22,7 @@ class TermWork(NamedTuple):
     sample: bool = True
     fake: bool = False
     apart: bool = False
+    through: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,10 @@ def _forwards(cycle: Cycle, steps: int) -> Forwards:
         student += (cycle.fake_updates - 1) * sample  # the first update takes the sample of the student's own
     for cost in (term.cost(steps) for term in cycle.terms):
         student += cost.student + cost.student_gradient * (1 + back)
-        # A backward pass to the input alone is one forward, to the weights as well it is two.
-        teacher += cost.teacher + cost.teacher_gradient * back
-        fake += cost.fake + cost.fake_gradient * back
+        # A LoRA's backward pass is the student's own. To the input alone one takes less than two, which it counts as.
+        through = 1 + 2 + cycle.checkpointing
+        teacher += cost.teacher + cost.teacher_gradient * through
+        fake += cost.fake + cost.fake_gradient * through
     return Forwards(student, fake, teacher)
 
 
