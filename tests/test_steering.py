@@ -48,6 +48,8 @@ WAYS = {
     "smooth pairs": ("lrm.smooth=3", "lrm.fit=pairwise", "lrm.backbone=teacher", "ft.through=fake"),
     "relative": ("loss=refl", SMOOTH, "rg.frames=2", "beta_ft=0", "rg.unit=vsd"),
     "relative apart": ("ft.update=separate", "ft.accumulate=1", "ft.unit=vsd", "lrm.warmup=0"),
+    "own": ("ft.update=separate", "ft.accumulate=2", "ft.optimizer=own", "lrm.warmup=0"),
+    "first": ("lrm.first=true", "lrm.backbone=pixels"),
     "both": ("lrm.backbone=teacher", "lrm.fit=pairwise", "ft.update=separate", "ft.accumulate=2"),
     "tuning": ("experiment=tune_teacher", "student.steps=[10]", "lrm.warmup=1"),
 }
@@ -127,6 +129,32 @@ def test_every_way_resumes_exactly_and_moves_the_student_its_own_way(build: Buil
     plain = run(build("beta_ft=0", SMOOTH), 3).tensors
     student = next(name for name in plain if name.startswith("student/"))
     assert not torch.equal(plain[student], expected.tensors[student])
+
+
+def test_a_model_that_is_fitted_first_is_fitted_to_the_samples_that_follow_it(build: Build) -> None:
+    """Otherwise the student's first update comes before any fit."""
+    for first in (False, True):
+        loop = build(f"lrm.first={first}", "beta_cd=0")
+        assert [turn.name for turn in loop.method.turns(0)][first] == "student"
+        assert ("loss/ft" in loop.run_cycle(0)) == first
+        scored = loop.method.run.surrogate.past[-1].latents
+        made = torch.cat([drawn.sample.x_hat for drawn in loop.method.student.drawn])
+        torch.testing.assert_close(scored[2:], made[:2], rtol=1e-4, atol=1e-5)
+
+
+def test_a_separate_update_may_have_an_optimizer_of_its_own(build: Build) -> None:
+    """One momentum for both is stepped twice a cycle; two are stepped once each, on weights that are saved once."""
+    steps = {}
+    for kind in ("shared", "own"):
+        loop = build(SMOOTH, "ft.update=separate", "ft.accumulate=1", f"ft.optimizer={kind}", "lrm.warmup=0")
+        run(loop, 2)
+        students = {name: learner for name, learner in loop.learners.items() if name.startswith("student")}
+        steps[kind] = {
+            name: int(next(iter(learner.optimizers[0].state.values()))["step"]) for name, learner in students.items()
+        }
+        tensors = loop.state().tensors
+        assert all("/optim/" in name for name in tensors if name.startswith("student_ft/"))
+    assert steps == {"shared": {"student": 4}, "own": {"student": 2, "student_ft": 2}}
 
 
 def test_terms_show_their_size_at_the_sample_and_at_the_weights(build: Build) -> None:

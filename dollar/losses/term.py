@@ -111,7 +111,8 @@ class Term(Protocol):
     """A term of Eq. 16, beta times the mean of its losses; it is a `SampleTerm` or a `RolloutTerm`.
 
     A term with an attribute `every` of 1 or more has an update of its own, from the gradients of so many cycles
-    (Algorithm 1, line 19); guidance_scale, where it has one, is the scale at which it runs the teacher.
+    (Algorithm 1, line 19), by an optimizer of its own where it has an attribute `optimizer` that is "own";
+    guidance_scale, where it has one, is the scale at which it runs the teacher.
     """
 
     beta: float
@@ -165,6 +166,11 @@ class LearningTerm(Protocol):
 def is_relative(term: Term) -> bool:
     """Whether the weight of a term is in units of the size of VSD's gradient at the student's sample."""
     return getattr(term, "unit", None) == "vsd"
+
+
+def has_optimizer(term: Term) -> bool:
+    """Whether the update of its own that a term has is made by an optimizer of its own."""
+    return getattr(term, "every", 0) > 0 and getattr(term, "optimizer", "shared") == "own"
 
 
 def check_weight(key: str, beta: float) -> None:

@@ -31,7 +31,8 @@ class Cycle:
 
     steps: the step counts of the student; simulate: whether its sample comes from its own earlier steps; checkpointing:
     whether the blocks' activations are recomputed in the backward pass; backward: how many of its forwards the
-    student's backward pass counts as, less than two for a LoRA.
+    student's backward pass counts as, less than two for a LoRA; drawn_first: the share of the samples that are drawn
+    once more, for a latent reward model that is fitted before the student's update.
     """
 
     steps: Sequence[int]
@@ -40,6 +41,7 @@ class Cycle:
     fake_updates: int = 5
     checkpointing: bool = False
     backward: float = 2.0
+    drawn_first: float = 0.0
 
 
 class Forwards(NamedTuple):
@@ -65,7 +67,7 @@ def _forwards(cycle: Cycle, steps: int) -> Forwards:
     # A student of K steps is rolled out 0 to K - 1 of them, all equally likely, before the prediction itself.
     sample = ((steps - 1) / 2 if cycle.simulate else 0.0) + 1
     back = cycle.backward + cycle.checkpointing  # recomputing the blocks is one forward more
-    student = fake = teacher = 0.0
+    student, fake, teacher = cycle.drawn_first * sample, 0.0, 0.0
     sampling = [term for term in cycle.terms if term.sample]
     if sampling:
         student += sample + (0 if all(term.apart for term in sampling) else back)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from dollar.diffusion.timesteps import FewStep
 from dollar.export.student import check_steps, denoiser_of, few_steps, prediction_of, read_as_x_0, student_weights
 from dollar.log import logger
 from dollar.losses.objective import Objective
+from dollar.losses.term import has_optimizer
 from dollar.methods.ingredients import Ingredients
 from dollar.models.denoiser import Denoiser
 from dollar.models.roles import Role, separate, trainable
@@ -305,6 +307,11 @@ def learners_of(config: DictConfig, run: Ingredients) -> dict[str, Learner]:
     found = {}
     for name, role in run.roles.items():
         found[name] = learner_of(config, name, role.parameters, rate=fall, use=role.use)
+    student = run.roles["student"]
+    for name, term in run.objective.apart.items():
+        if has_optimizer(term):
+            own = learner_of(config, "student", student.parameters, rate=fall, use=student.use, keeps=False)
+            found[f"student_{name}"] = replace(own, name=f"student_{name}")
     networks = dict(run.networks)
     if run.fitted and run.surrogate is not None:
         networks["lrm"] = run.surrogate.model

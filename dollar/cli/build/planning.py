@@ -16,7 +16,7 @@ from dollar.cli.build.teacher import check_guidance, dtype_of, quiet
 from dollar.cli.declared import flat
 from dollar.losses.objective import Objective
 from dollar.losses.reward_gradient import number_of
-from dollar.losses.term import SampleTerm
+from dollar.losses.term import SampleTerm, has_optimizer
 from dollar.methods.surrogate_fit import scored_clips
 from dollar.models.assemble import DTYPES
 from dollar.models.outline import ForwardCost, Outline, measure, outline
@@ -67,6 +67,7 @@ def setup_of(config: DictConfig, outline: Outline, work: ForwardCost, own: Forwa
         networks={name: [tuple(p.shape) for p in trainable(n).values()] for name, n in networks.items()},
         buffers={name: sum(b.nbytes for b in network.buffers()) for name, network in networks.items()},
         decoder=small.shapes if fitted else [],
+        optimizers=1 + sum(map(has_optimizer, objective.terms.values())),
         read={} if fitted or not model else {"latent reward model": elements([*model, *small.shapes])},
         frozen={FROZEN.get(name, name.replace("_", " ")): count for name, count in outline.frozen.items()},
         processes=config.processes,
@@ -83,7 +84,7 @@ def setup_of(config: DictConfig, outline: Outline, work: ForwardCost, own: Forwa
         checkpointing=config.parallel.activation_checkpointing,
         kept=most_kept(cycle),
         compares=config.log.gradients_every > 0,
-        gathers=any(term.apart for term in cycle.terms),
+        gathers=any(term.every > 1 for term in objective.apart.values()),
         dtype=dtype_of(config, "dtype").itemsize,
         frozen_dtype=DTYPES[config.teacher.frozen_dtype].itemsize,
         remembered=config.lrm.memory * pairs * clip if surrogate and fitted else 0,
@@ -213,13 +214,16 @@ def lrm_shapes(config: DictConfig, outline: Outline) -> list[tuple[int, ...]]:
 
 def cycle_of(config: DictConfig, own: ForwardCost | None = None) -> Cycle:
     """What the forwards of a cycle depend on; own: of the student's forward, where it isn't one of all weights."""
+    lrm, objective = config.lrm, objective_of(config)
+    first = lrm.first and objective.needs.surrogate and lrm.mode != "frozen"
     return Cycle(
         steps=list(config.student.steps),
-        terms=terms_of(objective_of(config)),
+        terms=terms_of(objective),
         simulate=config.student.input == "simulate",
         fake_updates=config.fake_updates,
         checkpointing=config.parallel.activation_checkpointing,
         backward=2.0 if own is None else own.backward / own.flops,
+        drawn_first=scored_clips(lrm.clips, config.batch, config.get("processes", 1)) / config.batch if first else 0.0,
     )
 
 

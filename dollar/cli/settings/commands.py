@@ -208,6 +208,7 @@ class Pretrain:
     seed: int
     text_length: int
     clips: int
+    loss: Literal["evened", "native", "cv"]
     drop_caption: float
     ema: float
     autoencoder: Place | None

@@ -92,3 +92,4 @@ class LatentReward(LatentRewardModel):
     memory: int
     updates: int
     warmup: int
+    first: bool
