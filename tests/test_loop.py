@@ -697,6 +697,16 @@ STEERED = {
         "lrm.warmup=1",
         SPREAD,
     ),
+    "through": (
+        "cycles=2",
+        "ft.through=fake",
+        "ft.update=separate",
+        "ft.accumulate=1",
+        "ft.optimizer=own",
+        "lrm.warmup=1",
+        "parallel.activation_checkpointing=true",
+        SPREAD,
+    ),
 }
 """Other ways to a reward: a policy gradient, several forwards before one backward, pairs on the teacher's blocks."""
 

@@ -23,6 +23,7 @@ from dollar.training.turn import Pullback
 from dollar.training.validation import Scores
 
 Build = Callable[..., Loop]
+LOOKING = ("validation.every=2", "validation.clips=0")
 CLIP = f"reward.path={ROOT / 'dollar' / 'assets' / 'clip'}"
 SMOOTH = "reward._target_=test_steering.Smooth"
 WAYS = {
@@ -170,6 +171,13 @@ def test_a_small_step_up_the_latent_rewards_gradient_is_tried_while_training(bui
     measured = build(SMOOTH, "log.gradients_every=1", "lrm.updates=20").run_cycle(0)
     assert measured["reward/rise_predicted"] > 0 and measured["reward/rise_true"] != 0
     assert -1 <= measured["reward/rise_cosine"] <= 1
+    loop = build(SMOOTH, "log.gradients_every=1", "lrm.updates=20", "guard.action=warn", "guard.rise=true", *LOOKING)
+    logged = [loop.run_cycle(cycle) for cycle in range(2)]
+    rises = torch.tensor([[m[f"reward/rise_{name}"] for name in ("predicted", "true")] for m in logged])
+    assert list(loop.method.scores().values()) == pytest.approx(rises.double().mean(0).tolist())
+    assert loop.method.scores() == {}, "those since the last look alone"
+    with pytest.raises(ValueError, match=r"guard.rise is true, but no step .* log.gradients_every above 0"):
+        build(SMOOTH, "log.gradients_every=0", "guard.action=warn", "guard.rise=true", *LOOKING)
     assert "reward/rise_cosine" not in build("log.gradients_every=1").run_cycle(0), "that reward has no gradient"
 
 

@@ -124,7 +124,7 @@ class Dollar:
             found.append(
                 Turn("lrm", "lrm", fit.losses, fit.updates, begin=begin, end=self._end_fit, stepped=fit.stepped)
             )
-        if run.decoder is not None and run.fitted:
+        if run.decoder is not None and run.fitted and small.updates > 0:
             found.append(
                 Turn("decoder", "decoder", small.losses, small.updates, begin=small.begin, stepped=small.stepped)
             )
@@ -210,6 +210,10 @@ class Dollar:
 
     def _losses_apart(self, name: str, term: Any, when: Moment) -> Iterator[Pullback]:
         return self.student.losses_apart(name, term, self.draws(when.cycle))
+
+    def scores(self) -> dict[str, float]:
+        """What small steps up the latent reward's gradient have brought since the last validation."""
+        return self.fit.rises()
 
     def remarks(self, ended: bool = False) -> dict[str, str]:
         """Sentences for the user, by what they are of; ended: at the run's end, with what was counted."""

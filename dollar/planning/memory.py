@@ -41,7 +41,8 @@ class Setup:
     outside, inputs, inside, largest:
     bytes that one clip's forward keeps outside the blocks, as their inputs, inside all and inside one. terms: of the
     student's update; optimizers: of its weights; kept: the most forwards that one branch of it holds for its backward;
-    compares: whether the terms' gradients are compared now and then; gathers: whether gradients are kept over cycles (ft.update=separate).
+    compares: whether the terms' gradients are compared now and then; gathers: whether gradients are kept over cycles
+    (ft.update=separate).
     remembered: bytes of the latents whose rewards are kept, shown: of the clips that the small decoder is fitted to, in
     all; pixels: that its frames of one clip take while a gradient comes back through them; best: whether a best
     checkpoint is kept as well.

@@ -92,6 +92,7 @@ def check_batch(config: DictConfig, objective: Objective, processes: int) -> Non
     least = {"batch": (config.batch, 1), "seed": (config.seed, 0), "fake_updates": (config.fake_updates, 1)}
     least |= {"fake_warmup": (config.fake_warmup, 0), "log.gradients_every": (config.log.gradients_every, 0)}
     least |= {f"lrm.{key}": (lrm[key], 1) for key in ("clips", "updates")} | {"lrm.warmup": (lrm.warmup, 0)}
+    least |= {"decoder.updates": (config.decoder.updates, int(config.decoder.path is None))}
     for key, (value, smallest) in least.items():
         if value < smallest:
             raise ValueError(f"{key} is {value}; it must be at least {smallest}")
@@ -169,7 +170,7 @@ def build_run(
         small = getattr(surrogate.model, "decoder", small)
     decoder = followed(config, teacher, world, small)
     if surrogate is not None and surrogate.scorer is not None:
-        surrogate.scorer.decoder = decoder
+        surrogate.scorer.decoder = decoder if config.decoder.updates > 0 else None
     guard = guard_of(config, objective)
     run = Ingredients(
         teacher=teacher.denoiser,

@@ -22,6 +22,7 @@ from dollar.models.assemble import DTYPES
 from dollar.models.outline import ForwardCost, Outline, measure, outline
 from dollar.models.roles import trainable
 from dollar.models.small_decoder import SmallDecoder
+from dollar.models.tiny_decoder import TinyDecoder
 from dollar.parallel.shard import fits_whole
 from dollar.planning.memory import FLOAT, Setup, elements, memory
 from dollar.planning.work import Cycle, TermWork, Validations, most_kept, validations
@@ -128,7 +129,10 @@ def small_decoder_of(config: DictConfig, objective: Objective, outline: Outline)
         return SmallDecoderPlan([])
     channels, latent_frames, height, _ = outline.latent_shape
     with torch.device("meta"):
-        model = SmallDecoder(channels, config.teacher.height // height)
+        scale = config.teacher.height // height
+        ratio = 4 if latent_frames == 1 else round((config.teacher.frames - 1) / (latent_frames - 1))
+        tiny = config.decoder.path is not None
+        model: Any = TinyDecoder(channels, scale, ratio) if tiny else SmallDecoder(channels, scale)
     frame = 3 * config.teacher.height * config.teacher.width
     wanted = config.reward.get("frames")
     seen = min(wanted, latent_frames) if isinstance(wanted, int) else latent_frames

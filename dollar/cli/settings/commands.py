@@ -125,6 +125,7 @@ class LatentRewardOptimizer:
 class FittedAtOnce:
     """The small decoder of a latent reward model's own fit."""
 
+    path: Place | None
     clips: int
     frames: int
     steps: int

@@ -76,6 +76,7 @@ class LatentRewardModel:
 class SmallDecoder:
     """The small decoder."""
 
+    path: Place | None
     frames: int
     memory: int
     updates: int
