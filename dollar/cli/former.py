@@ -17,7 +17,8 @@ FORMER: dict[str, Any] = {"lrm.text": True, "lrm.targets": "clip"}
 def take_former(config: DictConfig, path: Path) -> None:
     """Give the keys of FORMER what they had in the run whose settings are at `path`, where the command gives none."""
     try:
-        before = flat(OmegaConf.to_container(OmegaConf.load(path), resolve=False))
+        stored: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        before = flat(stored)
     except Exception:  # whatever is wrong with the file is reported where it is compared
         return
     given = {word.lstrip("+").partition("=")[0] for word in HydraConfig.get().overrides.task}

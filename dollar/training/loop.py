@@ -256,7 +256,7 @@ class Loop:
         assert self.validate is not None
         self._check_weights()
         with self.average.swapped() if self.average is not None else torch.no_grad():
-            own = getattr(self.method, "scores", dict)()  # a method may have scores of its own
+            own: dict[str, float] = getattr(self.method, "scores", dict)()  # a method may have scores of its own
             # One verdict, so that all keep the best or none.
             scores = self.world.mean(self.validate(self.cycle) | own)
             self.log.scalars(self.cycle, {f"validation/{name}": value for name, value in scores.items()})
