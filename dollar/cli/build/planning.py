@@ -60,6 +60,7 @@ def setup_of(config: DictConfig, outline: Outline, work: ForwardCost, own: Forwa
         lrm=model if fitted else [],
         networks={name: [tuple(p.shape) for p in trainable(n).values()] for name, n in networks.items()},
         buffers={name: sum(b.nbytes for b in network.buffers()) for name, network in networks.items()},
+        spread=[name for name, network in networks.items() if getattr(network, "trained", False)],
         read={} if fitted or not model else {"latent reward model": elements(model)},
         frozen={FROZEN.get(name, name.replace("_", " ")): count for name, count in outline.frozen.items()},
         processes=config.processes,
@@ -122,8 +123,17 @@ def networks_of(objective: Objective, outline: Outline) -> dict[str, Any]:
     """Each term's own network, without its values."""
     import torch
 
+    from dollar.losses.term import Host
+    from dollar.models.denoiser import Denoiser
+    from dollar.models.discriminator import Discriminator
+
+    def discriminator(features: str, heads: int, width: int, level: bool) -> Discriminator:
+        trunk = Denoiser(outline.network, *cast(Any, (None, None)))  # it is only measured
+        return Discriminator(trunk, heads, width, level, trained=features == "own")
+
     with torch.device("meta"):
-        return {name: term.network(outline.latent_shape) for name, term in objective.learning_terms.items()}
+        host = Host(outline.latent_shape, discriminator)
+        return {name: term.network(host) for name, term in objective.learning_terms.items()}
 
 
 def shards(config: DictConfig, outline: Outline, fake: bool) -> bool:
