@@ -25,6 +25,9 @@ FIGURES = {
     "frechet": ("frechet", "excess"),
     "vendi": ("vendi", "mean"),
     "sharpness": ("sharpness",),
+    "saturation": ("saturation",),
+    "contrast": ("contrast",),
+    "flow": ("flow",),
 }
 # Those of them that a row may pursue, and how they are called.
 PURSUED = {
@@ -46,6 +49,9 @@ NAMES = {
     "frechet": "Fréchet above floor",
     "vendi": "Vendi",
     "sharpness": "sharpness",
+    "saturation": "saturation",
+    "contrast": "contrast",
+    "flow": "flow in pixels a frame",
     "peak_gib": "peak GiB",
     "seconds_per_cycle": "seconds a cycle",
     "held_rank": "rank correlation on held-out prompts",
