@@ -16,7 +16,8 @@ class Settings:
 
     cycles and further: of a row that starts from the teacher, and of one that starts from another's student; train: of
     launch/train.py for every row; evaluation: of launch/evaluate.py for rows and teacher; student_evaluation: for rows
-    besides. only: names of rows, none for all; root: the folder that launch/ is in.
+    besides; panel: for those that have a control or are one, further rewards. only: names of rows, none for all; root:
+    the folder that launch/ is in.
     """
 
     rows: Sequence[Row]
@@ -32,6 +33,7 @@ class Settings:
     work: Path
     out: Path
     root: Path
+    panel: Sequence[str] = ()
     seeds: Sequence[int] = (0,)
     only: Sequence[str] = ()
     again: bool = False

@@ -241,6 +241,7 @@ class Ablation:
     train: list[str]
     evaluation: list[str]
     student_evaluation: list[str]
+    panel: list[str]
     groups: dict[str, Any]
     rows: list[Any]
 
