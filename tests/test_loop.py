@@ -200,7 +200,7 @@ def test_every_entry_of_a_state_matters(build: Build) -> None:
         """One loop goes on from every state: what loading left of the one before would differ from the first."""
         for name in ("checkpoints", "best"):
             shutil.rmtree(again.folder / name, ignore_errors=True)
-        again.method.run.surrogate._known = dict(unbroken.method.run.surrogate._known)
+        again.method.run.surrogate.scorer._known = dict(unbroken.method.run.surrogate.scorer._known)
         again.load(state)
         return again
 
@@ -399,7 +399,7 @@ def test_a_reward_without_answers_teaches_nothing_and_steers_nothing(build: Buil
     surrogate.pixel.reward = real  # what was not answered is asked again
     lrm.in_a_row = 0
     assert loop.run_cycle(3)["loss/lrm"] > 0 and surrogate.updates == loop.method.fit.updates
-    assert len(surrogate._known) == loop.method.fit.clips
+    assert len(surrogate.scorer._known) == loop.method.fit.clips
 
 
 def test_the_separate_update_shows_its_gradient(build: Build) -> None:

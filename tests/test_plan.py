@@ -334,6 +334,7 @@ def test_a_share_is_that_of_the_fullest_process() -> None:
         ("beta_ft=0",),
         ("lrm.backbone=teacher", "lrm.blocks=1", "lrm.clips=4"),
         ("beta_adversarial=1",),
+        ("lrm.temporal=frames", "reward._target_=dollar.rewards.colourfulness.Colourfulness"),
         ("student.lora=2",),
         ("student.lora=2", "ft.update=separate", "ft.accumulate=3", "beta_vsd=0"),
     ],
@@ -380,7 +381,7 @@ def test_bytes_are_those_that_a_trainer_holds(
         rest["student's frozen weights"] = [p for p in network.parameters() if not p.requires_grad]
     if config.beta_ft > 0:
         past = trainer.method.run.surrogate.past
-        rest["latents with rewards"] = [t for o in past for t in (o.latents, o.reward, o.usable)]
+        rest["latents with rewards"] = [t for o in past for t in o[2:] if t is not None]
     assert {name: role.held for name, role in found.items()} == {n: sum(t.nbytes for t in ts) for n, ts in rest.items()}
     tensors = trainer.state().tensors
     assert sum(t.nbytes for t in tensors.values()) == checkpoint_bytes(setup)

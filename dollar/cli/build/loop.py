@@ -175,8 +175,9 @@ def build_run(
     if objective.needs.surrogate:
         surrogate = build_latent_reward(config, teacher, world, pixel, data.captions[0], small)
         small = getattr(surrogate.model, "decoder", small)
-        surrogate.decoder = followed(config, teacher, world, small)
-    decoder = followed(config, teacher, world, small) if surrogate is None else surrogate.decoder
+    decoder = followed(config, teacher, world, small)
+    if surrogate is not None and surrogate.scorer is not None:
+        surrogate.scorer.decoder = decoder
     guard = guard_of(config, objective)
     run = Ingredients(
         teacher=teacher.denoiser,
