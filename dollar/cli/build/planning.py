@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, cast
 
 from hydra.utils import get_class
@@ -15,7 +16,7 @@ from dollar.cli.build.rewards import reads_text
 from dollar.cli.build.teacher import check_guidance, dtype_of, quiet
 from dollar.cli.declared import flat
 from dollar.losses.objective import Objective
-from dollar.losses.term import SampleTerm
+from dollar.losses.term import SampleTerm, share_of
 from dollar.methods.surrogate_fit import scored_clips
 from dollar.models.assemble import DTYPES
 from dollar.models.outline import ForwardCost, Outline, measure, outline
@@ -184,6 +185,7 @@ def cycle_of(config: DictConfig, own: ForwardCost | None = None) -> Cycle:
     """What the forwards of a cycle depend on; own: of the student's forward, where it isn't one of all weights."""
     return Cycle(
         steps=list(config.student.steps),
+        shares=config.student.shares,
         terms=terms_of(objective_of(config)),
         simulate=config.student.input == "simulate",
         fake_updates=config.fake_updates,
@@ -215,7 +217,8 @@ def terms_of(objective: Objective) -> list[TermWork]:
     found = []
     for name, term in objective.terms.items():
         apart = name in objective.apart
-        found.append(TermWork(name, term.cost, isinstance(term, SampleTerm), term.needs.fake, apart))
+        share = partial(share_of, term)
+        found.append(TermWork(name, term.cost, isinstance(term, SampleTerm), term.needs.fake, apart, share))
     return found
 
 
