@@ -289,9 +289,14 @@ def count_work(trainer: Loop, found: Counter[str]) -> None:
             found[name] += len(kwargs["temb"] if "temb" in kwargs else args[2])
 
         def after(module: nn.Module, args: Any, output: Sequence[Tensor], name: str = name) -> None:
-            if output[0].requires_grad:
-                times = 1 + any(p.requires_grad for p in module.parameters())  # to the input alone, or to weights, too
-                output[0].register_hook(lambda gradient: found.update({name: times * len(gradient)}))
+            if not output[0].requires_grad:
+                return
+            trained = [p.expand_as(p).grad_fn.next_functions[0][0] for p in module.parameters() if p.requires_grad]
+
+            def back(gradient: Tensor) -> None:  # to the input alone, or to weights, too
+                found[name] += len(gradient) * (1 + any(map(torch._C._will_engine_execute_node, trained)))
+
+            output[0].register_hook(back)
 
         block.register_forward_pre_hook(forward, with_kwargs=True)
         block.register_forward_hook(after)
