@@ -22,7 +22,7 @@ from dollar.diffusion.draws import Draws
 from dollar.models.teacher import Teacher
 from dollar.parallel import checkpoint
 from dollar.surrogate.climb import Climb
-from dollar.surrogate.fit import climb_text, figures_of, split, table
+from dollar.surrogate.fit import climb_text, figures_of, some, split, table
 from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.observations import Observations, ScoredClip
 from dollar.training.monitors.best import Best
@@ -156,6 +156,34 @@ def test_a_step_up_its_gradient_is_tried_and_told(fit: Callable, tmp_path: Path)
     assert climbs[0]["cosine"] is None, "this reward has no gradient"
     told = "; ".join(f"of {c['share']:.0%}: {c['predicted']:.3g} predicted, {c['true']:.3g} ±" for c in climbs[:1])
     assert f"on 2 held-out clips: {told}" in said.out
+
+
+def test_fewer_clips_are_fitted_on_and_the_same_are_held_out(fit: Callable, tmp_path: Path) -> None:
+    """All of the clips of fewer are among those of more, and clips scored once serve any count."""
+    assert fit("steps=20", "mismatched=false").code == 0
+    whole, asked = card_of(tmp_path / "lrm"), len(ASKED)
+    shared = f"observations={tmp_path / 'lrm'}"
+    said = fit(
+        "steps=20",
+        "mismatched=false",
+        shared,
+        f"out={tmp_path / 'few'}",
+        "fit_on=10",
+        "climb=2",
+        "climb_noise=[0.05,0.15]",
+    )
+    assert said.code == 0, said.err
+    few = card_of(tmp_path / "few")["figures"]
+    assert asked > 0 and len(ASKED) == 2 * 2 * 3, "nothing but the moved clips is scored"
+    assert few["clips"] + few["watched"] == 10 < whole["figures"]["clips"]
+    assert few["held_out"]["all"]["clips"] == whole["figures"]["held_out"]["all"]["clips"]
+    assert [c["share"] for c in few["climb_through"]] == [0.01, 0.03, 0.1]
+    assert few["climb_through"][2]["true"] != few["climb"][2]["true"]
+    rows = [("real", ScoredClip(i, i, "", 0.0)) for i in range(8)]
+    three, five = (some(rows, count, 1, Path("file")) for count in (3, 5))
+    assert three == five[:3] and len(five) == len(set(five)) == 5 and some(rows, None, 1, Path("file")) == rows
+    said = fit("steps=20", "mismatched=false", shared, f"out={tmp_path / 'few'}", "fit_on=4000")
+    assert said.code == 2 and "fit_on is 4000, but" in said.err and "raise clips or made_clips" in said.err
 
 
 def test_a_model_on_the_pixels_of_a_small_decoder_is_fitted_and_read(fit: Callable, tmp_path: Path) -> None:

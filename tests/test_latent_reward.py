@@ -703,6 +703,18 @@ def test_a_step_goes_up_the_gradient_at_the_noised_clip() -> None:
     assert climb(clean, x, ["any"], draws)[2].true == pytest.approx(0.1) != pytest.approx(rise)
 
 
+def test_a_step_goes_up_the_gradient_that_comes_through_something() -> None:
+    """Through a map that drops the second number and halves the first, the plane's gradient is along the first."""
+    surrogate = LatentReward(Plane(0.6, 0.8), Planted(), no_text)
+    x = torch.tensor([0.0, 1.0]).reshape(1, 1, 2, 1, 1)
+
+    def through(x: Tensor, condition: Condition | None, draws: Draws) -> Tensor:
+        return x * torch.tensor([0.5, 0.0]).reshape(1, 1, 2, 1, 1)
+
+    found = climb(surrogate, x, ["any"], Draws(0, 0, range(1)), through=through)[2]
+    assert found.true == pytest.approx(0.1) and found.predicted == pytest.approx(0.06), "0.06 is the plane's own rise"
+
+
 # Frames that the pixel reward looks at
 
 

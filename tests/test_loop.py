@@ -253,8 +253,17 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(build: Build) -> None:
     assert not torch.equal(first.tensors[weight], third.tensors[weight])
 
 
-@pytest.mark.parametrize("settings", [("beta_vsd=0",), ("beta_ft=0",), ("beta_cd=0", "student.input=noised_data")])
-def test_runs_of_fewer_terms_resume_too(build: Build, settings: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("beta_vsd=0",),
+        ("beta_ft=0",),
+        ("beta_cd=0", "student.input=noised_data"),
+        ("beta_ft=0", "beta_adversarial=0.5"),
+        ("beta_ft=0", "beta_cd=0", "beta_adversarial=0.5", "adversarial.features=own"),
+    ],
+)
+def test_runs_of_other_terms_resume_too(build: Build, settings: tuple[str, ...]) -> None:
     expected = run(build(*settings), 3)
     state = run(build(*settings), 2)
     second = build(*settings)
@@ -689,6 +698,24 @@ STEERED = {
         "rg.frames=2",
         "reward._target_=test_steering.Smooth",
     ),
+    "judged": (
+        "cycles=2",
+        "beta_adversarial=0.5",
+        "adversarial.unit=loss",
+        "beta_ft=0",
+        "optim.adversarial.lr=1e-4",
+        "parallel.activation_checkpointing=true",
+        SPREAD,
+    ),
+    "judge": (
+        "cycles=2",
+        "beta_adversarial=0.5",
+        "adversarial.features=own",
+        "adversarial.unit=loss",
+        "beta_ft=0",
+        "optim.adversarial.lr=1e-4",
+        SPREAD,
+    ),
     "blocks": (
         "lrm.backbone=teacher",
         "lrm.fit=pairwise",
@@ -708,7 +735,7 @@ STEERED = {
         SPREAD,
     ),
 }
-"""Other ways to a reward: a policy gradient, several forwards before one backward, pairs on the teacher's blocks."""
+"""Other terms: a policy gradient, several forwards before one backward, discriminators, the teacher's blocks."""
 
 
 def micro_batched(loop_of: Callable[..., Loop]) -> list[float]:

@@ -244,6 +244,11 @@ def test_forwards_of_the_papers_cycle(changes: dict[str, Any], count: float) -> 
     assert forwards(cycle).total == pytest.approx(count)
 
 
+def test_a_terms_network_as_large_as_the_teacher_is_spread_with_the_student() -> None:
+    setup = replace(SMALL, networks={"a": [(8, 3)], "b": [(8, 3)]}, spread=["b"], processes=4, batch=8)
+    assert [role.weights for role in roles(setup) if role.name.startswith("network")] == [8 * 3 * 4, 2 * 3 * 4]
+
+
 def test_the_longest_branch_is_what_activations_are_of() -> None:
     draft = TermWork("draft", lambda steps: Cost(kept=min(2, steps)), sample=False)
     assert most_kept(Cycle([4, 1], [*PAPER.values()])) == 1 and most_kept(Cycle([4, 1], [draft])) == 2
@@ -264,6 +269,7 @@ CYCLES = {
     "no guidance": ("vsd.guidance_scale=1", "cd.guidance_scale=1"),
     "the teacher's target": ("cd.target=teacher", "cd.m=3"),
     "a pull": ("beta_pull=1", "pull.steps=2"),
+    "a discriminator": ("beta_adversarial=1", "adversarial.features=teacher", "beta_ft=0"),
     "policy gradient": ("loss=ddpo", "student.steps=[4,2]", "beta_ddpo=1"),
     "recomputing": ("parallel.activation_checkpointing=true",),
     "through the teacher": ("ft.through=teacher",),
@@ -284,8 +290,14 @@ def count_work(trainer: Loop, found: Counter[str]) -> None:
             found[name] += len(kwargs["temb"] if "temb" in kwargs else args[2])
 
         def after(module: nn.Module, args: Any, output: Sequence[Tensor], name: str = name) -> None:
-            if output[0].requires_grad:
-                output[0].register_hook(lambda gradient: found.update({name: 2 * len(gradient)}))
+            if not output[0].requires_grad:
+                return
+            trained = [p.expand_as(p).grad_fn.next_functions[0][0] for p in module.parameters() if p.requires_grad]
+
+            def back(gradient: Tensor) -> None:  # to the input alone, or to weights, too
+                found[name] += len(gradient) * (1 + any(map(torch._C._will_engine_execute_node, trained)))
+
+            output[0].register_hook(back)
 
         block.register_forward_pre_hook(forward, with_kwargs=True)
         block.register_forward_hook(after)
@@ -316,7 +328,7 @@ def test_forwards_are_those_that_a_run_makes(
     for number in range(1, 13):
         trainer.run_cycle(number)
     batches = 12 * trainer.method.run.batch
-    assert {n: found[n] / batches for n in ("student", "fake", "teacher")} == pytest.approx(forwards(cycle)._asdict())
+    assert {n: found[n] / batches for n in Forwards._fields} == pytest.approx(forwards(cycle)._asdict())
 
 
 # Bytes
@@ -338,6 +350,7 @@ def test_a_share_is_that_of_the_fullest_process() -> None:
         ("beta_vsd=0",),
         ("beta_ft=0",),
         ("lrm.backbone=teacher", "lrm.blocks=1", "lrm.clips=4"),
+        ("beta_adversarial=1",),
         ("lrm.backbone=pixels", "lrm.smooth=1", "lrm.clips=9", "decoder.memory=2"),
         ("loss=refl", "rg.decoder=small", "beta_ft=0", "reward._target_=test_steering.Smooth", "decoder.memory=2"),
         ("ft.update=separate", "ft.accumulate=1", "ft.optimizer=own"),
@@ -374,7 +387,7 @@ def test_bytes_are_those_that_a_trainer_holds(
     second = trainer.learners.pop("student_ft", None)
     further = {"student": [] if second is None else second.optimizers}
     for name, learner in trainer.learners.items():
-        role = found.pop(names[name])
+        role = found.pop(names.get(name, f"network of {name}"))
         own = learner.tensors
         optimizers = [*learner.optimizers, *further.get(name, [])]
         assert role.parameters == sum(p.numel() for p in own)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from dollar.diffusion.draws import Draws
-from dollar.losses.term import Needs, check_choice, has_optimizer
+from dollar.losses.term import Needs, check_choice, has_optimizer, is_used
 from dollar.methods.decoder_fit import DecoderFit
 from dollar.methods.fake_score import FakeScore
 from dollar.methods.ingredients import Ingredients
@@ -95,7 +95,7 @@ class Dollar:
         if o.needs.fake:  # lines 12-14
             turns.append(Turn("fake", "fake", self.fake.losses, updates=self.fake_updates, end=self.fake.end))
         turns += [
-            Turn(name, name, partial(self._term_losses, term), begin=self._when_sampled)
+            Turn(name, name, partial(self._term_losses, term), begin=partial(self._when_sampled, term))
             for name, term in o.learning_terms.items()
         ]
         turns = [*self._fits(), *turns] if self.lrm_first and o.needs.surrogate else [*turns, *self._fits()]
@@ -183,8 +183,10 @@ class Dollar:
         self.meter.close(cycle, self.logged, self.max_silent)
         self.meter.note()
 
-    def _when_sampled(self, cycle: int) -> NoUpdate | None:
-        return None if self.student.drawn else NoUpdate()
+    def _when_sampled(self, term: Any, cycle: int) -> NoUpdate | None:
+        drawn = self.student.drawn
+        learns = drawn and is_used(term, drawn[0].context.sampler.steps, drawn[0].sample.k)
+        return None if learns else NoUpdate()
 
     def _term_losses(self, term: Any, when: Moment) -> Iterator[Pullback]:
         """The update of a term's own network, on the student's samples of this cycle."""
@@ -206,7 +208,8 @@ class Dollar:
         self.meter.note()
 
     def _begin_apart(self, term: Any, cycle: int) -> NoUpdate | None:
-        return None if cycle >= self.fake_warmup and self.is_ready(term.needs) else NoUpdate()
+        used = is_used(term, self.student.sampler(self.draws(cycle)).steps)
+        return None if cycle >= self.fake_warmup and self.is_ready(term.needs) and used else NoUpdate()
 
     def _losses_apart(self, name: str, term: Any, when: Moment) -> Iterator[Pullback]:
         return self.student.losses_apart(name, term, self.draws(when.cycle))

@@ -13,7 +13,7 @@ from torch import Tensor
 from dollar.diffusion.draws import Draws
 from dollar.log import logger
 from dollar.surrogate.agreement import agreement
-from dollar.surrogate.climb import Climb, climb
+from dollar.surrogate.climb import Climb, Through, climb
 from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.memory import Observation
 from dollar.surrogate.observations import MISMATCHED, REAL, ScoredClip
@@ -48,6 +48,19 @@ def split(rows: Rows, fraction: float, seed: int, file: Path) -> Parts:
             f"{file} keeps what it gave, and clips without a number are scored again"
         )
     return parts
+
+
+def some(rows: Rows, count: int | None, seed: int, file: Path) -> list[tuple[str, ScoredClip]]:
+    """So many of the rows, or all; fewer of one seed are among more. ValueError where there are not so many."""
+    if count is None:
+        return list(rows)
+    if count > len(rows):
+        raise ValueError(
+            f"fit_on is {count}, but {len(rows)} clips of {file} have a reward and are not held out; raise clips or "
+            "made_clips, or lower fit_on"
+        )
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [rows[i] for i in order[:count]]
 
 
 def check_rewards(rewards: Sequence[float], file: Path) -> None:
@@ -128,8 +141,18 @@ def steepness_of(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows,
     return float(torch.cat(found).mean())
 
 
-def climb_of(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, most: int, seed: int) -> list[Climb]:
-    """What steps up the gradient bring to `most` held-out clips, generated ones if there are any; empty for none."""
+def climb_of(
+    surrogate: LatentReward,
+    latents: Sequence[Tensor],
+    rows: Rows,
+    most: int,
+    seed: int,
+    through: Through | None = None,
+) -> list[Climb]:
+    """What steps up the gradient bring to `most` held-out clips, generated ones if there are any; empty for none.
+
+    through: of `climb`.
+    """
     generated = [row for kind, row in rows if kind not in (REAL, MISMATCHED)]  # which a student's clips are like
     tried = generated or [row for _, row in rows]
     count = min(most, len(tried))
@@ -139,7 +162,7 @@ def climb_of(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, mos
     draws = Draws(seed, 0, range(count), surrogate.model.out.weight.device)
     x = torch.stack([latents[row.place] for row in chosen]).to(draws.device)
     scored = torch.tensor([row.reward for row in chosen])
-    return climb(surrogate, x, [row.prompt for row in chosen], draws, scored)
+    return climb(surrogate, x, [row.prompt for row in chosen], draws, scored, through=through)
 
 
 def climb_text(climbs: Sequence[Climb], noised: bool, backbone: str, smooth: float) -> str:

@@ -25,8 +25,12 @@ from dollar.cli.declared import flat
 from dollar.cli.places import CODE, by_content, held_below
 from dollar.cli.settings.commands import FitReward
 from dollar.data.latents import Samples
+from dollar.diffusion.draws import Draws
+from dollar.diffusion.schedule import diffuse
 from dollar.log import logger
+from dollar.losses.term import check_range
 from dollar.methods.surrogate_alone import SurrogateAlone
+from dollar.models.denoiser import Condition
 from dollar.models.reward_models import make_reward_model
 from dollar.models.roles import trainable
 from dollar.models.teacher import Teacher
@@ -36,7 +40,8 @@ from dollar.parallel.lock import Lock
 from dollar.parallel.shard import assign
 from dollar.parallel.signals import STOPPED
 from dollar.parallel.world import World
-from dollar.surrogate.fit import Rows, figures_of, remember, steepness_of
+from dollar.surrogate.climb import Climb, Through
+from dollar.surrogate.fit import Rows, climb_of, figures_of, remember, steepness_of
 from dollar.surrogate.fitted_decoder import FittedDecoder
 from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.observations import Observations, Scoring
@@ -49,7 +54,7 @@ from dollar.training.monitors.best import Best
 from dollar.training.monitors.least_steep import LeastSteep
 
 # Keys whose change begins no fit anew.
-FREE = ("out", "observations", "climb", "parallel", "save_every")
+FREE = ("out", "observations", "climb", "climb_noise", "parallel", "save_every")
 
 
 class Fitted(NamedTuple):
@@ -100,6 +105,10 @@ def check(config: DictConfig) -> None:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("this command runs in one process; start it by python, without torchrun")
     noise_of(config.lrm), by_frames(config.lrm, None)
+    if config.fit_on is not None and config.fit_on < 4:
+        raise ValueError(f"fit_on is {config.fit_on}; it must be at least 4, for some clips choose the best update")
+    if config.climb_noise is not None:
+        check_range("climb_noise", config.climb_noise)
     check_optimizers(config)
 
 
@@ -118,6 +127,29 @@ def new_surrogate(config: DictConfig, teacher: Teacher, pixel: PixelReward, prom
     schedule = teacher.denoiser.schedule
     keys: Any = {"fit": how, "noised": noised, "schedule": schedule, "smooth": smooth, "by_frames": frames}
     return LatentReward(model, pixel, teacher.text, **keys)
+
+
+def climbs_of(
+    config: DictConfig, surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, teacher: Teacher
+) -> dict[str, list[Climb]]:
+    """Steps up the gradient on held-out rows: `climb`, and as `climb_through` those through the teacher, if asked."""
+    measured = surrogate, latents, rows, config.climb, config.seed
+    found = {"climb": climb_of(*measured)}
+    if found["climb"] and config.climb_noise is not None:
+        found["climb_through"] = climb_of(*measured, through_teacher(teacher, *config.climb_noise))
+    return {name: climbs for name, climbs in found.items() if climbs}
+
+
+def through_teacher(teacher: Teacher, low: float, high: float) -> Through:
+    """The teacher's unguided x_0 of a clip noised to a time between these fractions of T, as ft.through looks at it."""
+    schedule = teacher.denoiser.schedule
+
+    def through(x: Tensor, condition: Condition, draws: Draws) -> Tensor:
+        t = schedule.uniform(draws.uniform("through time"), low, high)
+        x_t = diffuse(x, draws.normal("through noise", x.shape[1:]), t, schedule)
+        return teacher.denoiser(x_t, t, condition)
+
+    return through
 
 
 def fit_decoder(config: DictConfig, surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows) -> None:

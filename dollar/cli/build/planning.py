@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 from hydra.utils import get_class
@@ -16,7 +17,7 @@ from dollar.cli.build.teacher import check_guidance, dtype_of, quiet
 from dollar.cli.declared import flat
 from dollar.losses.objective import Objective
 from dollar.losses.reward_gradient import number_of
-from dollar.losses.term import SampleTerm, has_optimizer
+from dollar.losses.term import SampleTerm, has_optimizer, share_of
 from dollar.methods.surrogate_fit import scored_clips
 from dollar.models.assemble import DTYPES
 from dollar.models.outline import ForwardCost, Outline, measure, outline
@@ -67,6 +68,7 @@ def setup_of(config: DictConfig, outline: Outline, work: ForwardCost, own: Forwa
         lrm=model if fitted else [],
         networks={name: [tuple(p.shape) for p in trainable(n).values()] for name, n in networks.items()},
         buffers={name: sum(b.nbytes for b in network.buffers()) for name, network in networks.items()},
+        spread=[name for name, network in networks.items() if getattr(network, "trained", False)],
         decoder=small.shapes if fitted else [],
         optimizers=1 + sum(map(has_optimizer, objective.terms.values())),
         read={} if fitted or not model else {"latent reward model": elements([*model, *small.shapes])},
@@ -186,8 +188,17 @@ def networks_of(objective: Objective, outline: Outline) -> dict[str, Any]:
     """Each term's own network, without its values."""
     import torch
 
+    from dollar.losses.term import Host
+    from dollar.models.denoiser import Denoiser
+    from dollar.models.discriminator import Discriminator
+
+    def discriminator(features: str, heads: int, width: int, level: bool) -> Discriminator:
+        trunk = Denoiser(outline.network, *cast(Any, (None, None)))  # it is only measured
+        return Discriminator(trunk, heads, width, level, trained=features == "own")
+
     with torch.device("meta"):
-        return {name: term.network(outline.latent_shape) for name, term in objective.learning_terms.items()}
+        host = Host(outline.latent_shape, discriminator)
+        return {name: term.network(host) for name, term in objective.learning_terms.items()}
 
 
 def shards(config: DictConfig, outline: Outline, fake: bool) -> bool:
@@ -222,6 +233,7 @@ def cycle_of(config: DictConfig, own: ForwardCost | None = None) -> Cycle:
     first = lrm.first and objective.needs.surrogate and lrm.mode != "frozen"
     return Cycle(
         steps=list(config.student.steps),
+        shares=config.student.shares,
         terms=terms_of(objective),
         simulate=config.student.input == "simulate",
         fake_updates=config.fake_updates,
@@ -254,9 +266,9 @@ def terms_of(objective: Objective) -> list[TermWork]:
     found = []
     for name, term in objective.terms.items():
         apart = name in objective.apart
-        cost = term.cost(1)
+        cost, share = term.cost(1), partial(share_of, term)
         through = cost.teacher_gradient + cost.fake_gradient > 0
-        found.append(TermWork(name, term.cost, isinstance(term, SampleTerm), term.needs.fake, apart, through))
+        found.append(TermWork(name, term.cost, isinstance(term, SampleTerm), term.needs.fake, apart, through, share))
     return found
 
 

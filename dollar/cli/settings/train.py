@@ -48,6 +48,7 @@ class Optimizers:
 
     student: Optimizer
     fake: Optimizer
+    adversarial: Optimizer
     lrm: Optimizer
     decoder: Optimizer
 
@@ -96,6 +97,7 @@ class Train:
     vsd: Target
     cd: Target
     ft: Target
+    adversarial: Target
     fake: Fake
     lrm: LatentReward
     decoder: SmallDecoder
