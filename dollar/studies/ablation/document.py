@@ -115,8 +115,10 @@ def scope(rows: Sequence[Row], results: Results) -> str:
         gaps = [found for a, b in pairs if len((found := results.gaps(a, b, figure)).values) > 1]
         if gaps:
             halves[figure] = float(np.median([half_interval(found) for found in gaps]))
+    page = results.path.parent.parent / "reward_curve.md"
+    clips = f"How many scored clips each form needs is on [a page of its own]({page.name}).\n" if page.is_file() else ""
     if not halves:
-        return ""
+        return clips
     told = ", ".join(f"{WORDING.names[f]} ±{WORDING.show(f)(half)}" for f, half in halves.items())
     return (
         "**What this can decide.** A row takes 64 cycles of 4 clips (32 more where it starts from another's student) "
@@ -124,7 +126,7 @@ def scope(rows: Sequence[Row], results: Results) -> str:
         f"is typically {told}: "
         "what is smaller stays undecided, and “undecided” is not “no difference”. Such short runs tell which gradient "
         "leads where, and what it costs on the way; they can't tell where 40,000 iterations end, what a larger model "
-        "does, or what people would prefer. Of all comparisons at 95 %, one of twenty is chance.\n"
+        f"does, or what people would prefer. Of all comparisons at 95 %, one of twenty is chance.\n\n{clips}"
     )
 
 
