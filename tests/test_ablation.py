@@ -60,11 +60,11 @@ def test_a_row_is_judged_by_what_its_tables_show_and_the_teacher_by_all() -> Non
     assert measured_by(RUNS.evaluate_teacher()) == every
     assert measured_by(RUNS.evaluate(RUNS.rows["vsd"], 0)) == every, "tables of what starts from it repeat it"
     assert measured_by(RUNS.evaluate(RUNS.rows["vsd_cd"], 0)) == {"pickscore"}
-    for name in (CONTROL, PUSHED["ddpo"][0], "jpeg_0.7", "control_two", "ours_one"):
+    for name in (CONTROL, PUSHED["ddpo"][0], "jpeg_1", "control_two", "small_one"):
         assert measured_by(RUNS.evaluate(RUNS.rows[name], 0)) == whole, "its panel is of all"
     assert "teacher_clips=256" in RUNS.evaluate_teacher() and "lrm_prompts=8" in RUNS.evaluate(RUNS.rows["vsd_lrm"], 0)
-    assert "lrm_prompts=0" in RUNS.evaluate(RUNS.rows["jpeg_0.7"], 0)
-    assert "steps=[1]" in RUNS.evaluate(RUNS.rows["ours_one"], 0)
+    assert "lrm_prompts=0" in RUNS.evaluate(RUNS.rows["jpeg_1"], 0)
+    assert "steps=[1]" in RUNS.evaluate(RUNS.rows["small_one"], 0)
 
 
 def test_a_latent_rewards_form_is_named_by_its_row() -> None:
@@ -80,7 +80,7 @@ def test_a_latent_rewards_form_is_named_by_its_row() -> None:
 
 def test_what_a_row_pursues_is_its_own_or_its_groups() -> None:
     pursued = {row.name: row.pursued for row in ROWS}
-    assert (pursued["vsd_lrm"], pursued["jpeg_0.7"], pursued["motion_1.5"]) == ("clip", "jpeg", "motion")
+    assert (pursued["vsd_lrm"], pursued["jpeg_1"], pursued["motion_1"]) == ("clip", "jpeg", "motion")
     config = compose("ablation")
     config.groups.tradeoff.pursued = "motion"
     changed = {row.name: row.pursued for row in settings_of(config, ABLATION).rows}
@@ -116,10 +116,10 @@ def test_every_question_and_plot_knows_rows_of_the_configuration() -> None:
     assert {*plots.REACHING, *plots.BODIES} <= names
     for method in METHODS:
         shares = [float(name.split("_")[1]) for name in PUSHED[method]]
-        assert shares == sorted(shares) and len(shares) >= 2, "in order of push"
+        assert shares == sorted(shares) and shares, "in order of push"
     judged = {row.control for row in ROWS if row.control}
     assert judged >= {CONTROL, "control_two", "control_one"}
-    assert {f"{m}_{n}" for m in ("ours", "paper", "vsd") for n in ("two", "one")} <= names
+    assert {f"{m}_{n}" for m in ("small", "control", "vsd") for n in ("two", "one")} <= names
     groups = [row.group for row in ROWS]
     assert list(dict.fromkeys(groups)) == list(SETTINGS.groups), "tables come in the order of the groups"
 
@@ -218,8 +218,8 @@ def results_with(folder: Path, seeds: int, value: Callable[[str, str], float]) -
                 "curves": {n: [cycles, list(v)] for n, v in curves.items()},
                 "scale": 0.25,
                 "cycles": 60,
-                "kept": 60,
-                "ended": None,
+                "kept": 40 if row.group == "overoptimisation" else 60,
+                "ended": "over-optimisation" if row.group == "overoptimisation" else None,
                 "hash": "",
                 "seconds": 300.0,
                 "machine": "2 cores of a kind",
@@ -248,10 +248,10 @@ def as_the_paper(row: str, figure: str) -> float:
         ("vsd_cd_lrm", "clip"): 0.5,
         ("vsd_lrm", "clip"): 0.5,
         ("vsd_ddpo", "clip"): 0.4,
-        ("ours_two", "clip"): 0.4,
-        ("ours_one", "clip"): 0.4,
-        ("ours_two", "alignment"): 0.91,
-        ("ours_one", "alignment"): 0.91,
+        ("small_two", "clip"): 0.4,
+        ("small_one", "clip"): 0.4,
+        ("small_two", "alignment"): 0.91,
+        ("small_one", "alignment"): 0.91,
         ("paper_2", "colourfulness"): 0.9,
         ("vsd_direct", "peak_gib"): 4.0,
     }
@@ -263,8 +263,8 @@ def test_verdicts_follow_the_figures(tmp_path: Path) -> None:
     asked = questions(results_with(tmp_path, 3, as_the_paper), ROWS)
     papers = [q for q in asked if q.expected]
     assert len(papers) >= 8 and all(together(q.decides) == "yes" for q in papers)
-    led = [q for q in asked if q.text.startswith("Does ours raise")]
-    assert len(led) == 6 and all(together(q.decides) == "yes" for q in led)
+    led = [q for q in asked if " raise " in q.text and q.expected is None]
+    assert len(led) == 4 and all(together(q.decides) == "yes" for q in led)
     assert not any("contradicts" in markdown(q, 3) for q in asked)
 
     def turned(row: str, figure: str) -> float:
@@ -325,10 +325,11 @@ def test_a_table_has_columns_of_what_its_rows_pursue(tmp_path: Path) -> None:
 
     assert "colourfulness ↑" not in heading("reward") and "CLIP reward ↑" in heading("reward")
     assert "colourfulness ↑" in heading("tradeoff") and "dynamic degree ↑" not in heading("tradeoff")
-    mine = [row for row in ROWS if row.name == "motion_0.7"]
+    mine = [row for row in ROWS if row.name == "motion_1"]
     text = table(columns_of("overoptimisation", mine), [], mine, results, "")
     assert text.splitlines()[0].split("|")[4].strip() == "dynamic degree ↑" and "colour" not in text
-    assert text.splitlines()[-1].split("|")[4].strip() == "0.900"
+    cells = text.splitlines()[-1].split("|")
+    assert cells[4].strip() == "0.900" and cells[-2].strip() == "40", "the student that the guard kept"
 
 
 def write(results: Results, stale: Sequence[str] = (), drawn: Sequence[str] = ()) -> None:

@@ -30,7 +30,18 @@ from dollar.surrogate.climb import Climb
 from dollar.surrogate.pixel_reward import PixelReward
 
 HELD_OUT = shapes.captions("held_out")
-MEASURES = {"alignment", "attributes", "reward", "frechet", "sharpness", "vendi", "spread"}
+MEASURES = {
+    "alignment",
+    "attributes",
+    "reward",
+    "frechet",
+    "sharpness",
+    "saturation",
+    "contrast",
+    "flow",
+    "vendi",
+    "spread",
+}
 
 
 def render(prompt: str, seed: int) -> np.ndarray:
@@ -97,6 +108,11 @@ def test_each_defect_moves_its_measure(yardstick: Yardstick) -> None:
     one = yardstick.measure(collapsed).metrics
     assert one["alignment"] == 1.0 and one["vendi"]["mean"] == pytest.approx(1, abs=1e-3)
     assert one["spread"]["position"] == pytest.approx(0, abs=1e-4)
+    slow = yardstick.measure(clips[:, torch.arange(17) // 2]).metrics  # half the motion is lost
+    assert slow["flow"] == pytest.approx(perfect["flow"] / 2, rel=0.05)
+    assert [slow[name] for name in ("saturation", "contrast")] == pytest.approx(
+        [perfect[name] for name in ("saturation", "contrast")], rel=0.02
+    )
     wrong = yardstick.measure(clips.roll(8, 0)).metrics
     assert wrong["alignment"] == 0.0 and wrong["reward"] < perfect["reward"] - 0.2
     assert wrong["vendi"]["mean"] == pytest.approx(perfect["vendi"]["mean"])

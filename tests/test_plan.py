@@ -236,6 +236,11 @@ def test_forwards_of_the_papers_cycle(changes: dict[str, Any], count: float) -> 
     assert forwards(cycle).total == pytest.approx(count)
 
 
+def test_a_terms_network_as_large_as_the_teacher_is_spread_with_the_student() -> None:
+    setup = replace(SMALL, networks={"a": [(8, 3)], "b": [(8, 3)]}, spread=["b"], processes=4, batch=8)
+    assert [role.weights for role in roles(setup) if role.name.startswith("network")] == [8 * 3 * 4, 2 * 3 * 4]
+
+
 def test_the_longest_branch_is_what_activations_are_of() -> None:
     draft = TermWork("draft", lambda steps: Cost(kept=min(2, steps)), sample=False)
     assert most_kept(Cycle([4, 1], [*PAPER.values()])) == 1 and most_kept(Cycle([4, 1], [draft])) == 2
@@ -256,6 +261,7 @@ CYCLES = {
     "no guidance": ("vsd.guidance_scale=1", "cd.guidance_scale=1"),
     "the teacher's target": ("cd.target=teacher", "cd.m=3"),
     "a pull": ("beta_pull=1", "pull.steps=2"),
+    "a discriminator": ("beta_adversarial=1", "adversarial.features=teacher", "beta_ft=0"),
     "policy gradient": ("loss=ddpo", "student.steps=[4,2]", "beta_ddpo=1"),
     "recomputing": ("parallel.activation_checkpointing=true",),
 }
@@ -273,7 +279,8 @@ def count_work(trainer: Loop, found: Counter[str]) -> None:
 
         def after(module: nn.Module, args: Any, output: Sequence[Tensor], name: str = name) -> None:
             if output[0].requires_grad:
-                output[0].register_hook(lambda gradient: found.update({name: 2 * len(gradient)}))
+                times = 1 + any(p.requires_grad for p in module.parameters())  # to the input alone, or to weights, too
+                output[0].register_hook(lambda gradient: found.update({name: times * len(gradient)}))
 
         block.register_forward_pre_hook(forward, with_kwargs=True)
         block.register_forward_hook(after)
@@ -304,7 +311,7 @@ def test_forwards_are_those_that_a_run_makes(
     for number in range(1, 13):
         trainer.run_cycle(number)
     batches = 12 * trainer.method.run.batch
-    assert {n: found[n] / batches for n in ("student", "fake", "teacher")} == pytest.approx(forwards(cycle)._asdict())
+    assert {n: found[n] / batches for n in Forwards._fields} == pytest.approx(forwards(cycle)._asdict())
 
 
 # Bytes
@@ -326,6 +333,8 @@ def test_a_share_is_that_of_the_fullest_process() -> None:
         ("beta_vsd=0",),
         ("beta_ft=0",),
         ("lrm.backbone=teacher", "lrm.blocks=1", "lrm.clips=4"),
+        ("beta_adversarial=1",),
+        ("lrm.temporal=frames", "reward._target_=dollar.rewards.colourfulness.Colourfulness"),
         ("student.lora=2",),
         ("student.lora=2", "ft.update=separate", "ft.accumulate=3", "beta_vsd=0"),
     ],
@@ -355,7 +364,7 @@ def test_bytes_are_those_that_a_trainer_holds(
     names = {"student": "student's LoRA" if lora else "student", "fake": "fake score", "lrm": "latent reward model"}
     gathered = sum(g.nbytes for kept in trainer.gathered.values() for g in kept.held)
     for name, learner in trainer.learners.items():
-        role = found.pop(names[name])
+        role = found.pop(names.get(name, f"network of {name}"))
         own = learner.tensors
         assert role.parameters == sum(p.numel() for p in own)
         assert role.weights == sum(p.nbytes for p in own)
@@ -372,7 +381,7 @@ def test_bytes_are_those_that_a_trainer_holds(
         rest["student's frozen weights"] = [p for p in network.parameters() if not p.requires_grad]
     if config.beta_ft > 0:
         past = trainer.method.run.surrogate.past
-        rest["latents with rewards"] = [t for o in past for t in (o.latents, o.reward, o.usable)]
+        rest["latents with rewards"] = [t for o in past for t in o[2:] if t is not None]
     assert {name: role.held for name, role in found.items()} == {n: sum(t.nbytes for t in ts) for n, ts in rest.items()}
     tensors = trainer.state().tensors
     assert sum(t.nbytes for t in tensors.values()) == checkpoint_bytes(setup)

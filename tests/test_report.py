@@ -52,6 +52,9 @@ def figures(alignment: float, **more: object) -> dict[str, object]:
         "reward": 21.25,
         "frechet": {"distance": 12.5, "floor": 3.0, "excess": 9.5},
         "sharpness": 0.0625,
+        "saturation": 0.375,
+        "contrast": 0.25,
+        "flow": 0.1875,
         "vendi": {"mean": 8.25, "sd": 0.125},
         "spread": {"position": 10.5, "phase": 1.5, "speed": 0.125},
         "seconds": {"text": 0.25, "diffusion": 14.0, "decode": 0.5},
@@ -70,6 +73,7 @@ def some_metrics() -> dict[str, object]:
     student = figures(0.93, speedup=10.4, speedup_ceiling=12.5, difference=difference)
     return {
         "teacher": figures(0.91),
+        "real": {"alignment": 1.0, "flow": 0.2085},
         "student": {"1": figures(0.87), "4": student, "2": figures(0.9)},
         "untrained": {"4": {"alignment": 0.31, "vendi": None, "reward": float("nan"), "frechet": 40.5}},
         "lrm": {"correlation": 0.83, "pairwise": 0.78, "mse": None},
@@ -92,16 +96,23 @@ def rows(table: str) -> dict[str, list[str]]:
 def test_table_has_every_figure_in_its_column() -> None:
     table = format_table(some_metrics())
     lines = table.splitlines()
-    assert re.split(r"\s{2,}", lines[0].strip()) == ["teacher 50", "student 4", "student 2", "student 1", "untrained 4"]
+    heads = ["teacher 50", "real clips", "student 4", "student 2", "student 1", "untrained 4"]
+    assert re.split(r"\s{2,}", lines[0].strip()) == heads
     found = rows(table)
-    assert found["Alignment ↑"] == ["0.910", "0.930", "0.900", "0.870", "0.310"]
-    assert found["colour ↑"] == ["0.750"] * 4 + [DASH]
-    assert found["Fréchet distance ↓"] == ["12.5"] * 4 + ["40.5"]
-    assert found["above its floor ↓"] == ["9.50"] * 4 + [DASH]
-    assert found["Reward ↑"] == ["21.2"] * 4 + [DASH]
-    assert found["Vendi score ↑"] == ["8.25 ± 0.125"] * 4 + [DASH]
-    assert found["Seconds ↓"] == ["14.8"] * 4 + [DASH] and found["diffusion ↓"] == ["14"] * 4 + [DASH]
-    assert found["Speedup ↑"] == [DASH, "10.4×", DASH, DASH, DASH]
+    assert found["Alignment ↑"] == ["0.910", "1", "0.930", "0.900", "0.870", "0.310"]
+
+    def row(each: str, untrained: str = DASH, real: str = DASH) -> list[str]:
+        return [each, real, *[each] * 3, untrained]
+
+    assert found["colour ↑"] == row("0.750")
+    assert found["Fréchet distance ↓"] == row("12.5", "40.5")
+    assert found["above its floor ↓"] == row("9.50")
+    assert found["Reward ↑"] == row("21.2")
+    assert found["Saturation"] == row("0.375") and found["Contrast"] == row("0.250")
+    assert found["Flow, pixels a frame"] == row("0.188", real="0.208")
+    assert found["Vendi score ↑"] == row("8.25 ± 0.125")
+    assert found["Seconds ↓"] == row("14.8") and found["diffusion ↓"] == row("14")
+    assert found["Speedup ↑"] == [DASH, DASH, "10.4×", DASH, DASH, DASH]
     assert lines[2].split("  minus teacher")[1].strip() == "[0.010, 0.030]"
     assert max(map(len, lines)) <= 110
     column = lines[0].index("student 4") + len("student 4")
@@ -114,7 +125,8 @@ def test_many_systems_go_into_blocks_beside_the_teacher() -> None:
     blocks = format_table(metrics).split("\n\n")
     heads = [re.split(r"\s{2,}", block.splitlines()[0].strip()) for block in blocks]
     assert len(blocks) > 1 and all(head[0] == "teacher 50" for head in heads)
-    assert [name for head in heads for name in head[1:]] == [f"student {n}" for n in range(11, 0, -1)] + ["untrained 4"]
+    names = ["real clips", *(f"student {n}" for n in range(11, 0, -1)), "untrained 4"]
+    assert [name for head in heads for name in head[1:]] == names
     assert max(len(line) for block in blocks for line in block.splitlines()) <= 110
 
 

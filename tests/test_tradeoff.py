@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import compose
 
-from dollar.cli.build.studies import settings_of
-from dollar.studies.ablation import ABLATION
 from dollar.studies.ablation.figures import CONTROL, METHODS
 from dollar.studies.ablation.panel import holding, panel
 from dollar.studies.ablation.questions import WORDING, questions
@@ -19,17 +16,21 @@ from dollar.studies.ablation.tradeoff import Tradeoff
 from dollar.studies.compare import together
 from dollar.studies.questions import Asker, markdown
 from dollar.studies.results import Results
+from dollar.studies.rows import ALL, Row
 
-ROWS = settings_of(compose("ablation"), ABLATION).rows
 
 POINTS = {  # colourfulness above control, alignment, Fréchet, Vendi
     CONTROL: (0.0, 0.90, 2.0, 2.6),
     "ours_0.3": (0.02, 0.89, 2.1, 2.6),
     "ours_0.5": (0.06, 0.87, 2.4, 2.4),
-    "paper_0.5": (0.10, 0.80, 3.0, 2.2),
+    "paper_1": (0.10, 0.80, 3.0, 2.2),
     "direct_0.25": (0.05, 0.89, 2.2, 2.5),
     "small_0.25": (0.04, 0.90, 2.1, 2.6),
 }
+ROWS = [
+    Row(CONTROL, "control", "tradeoff", pursued=ALL),
+    *(Row(name, name, "tradeoff", (), "vsd", (4,), "colourfulness", CONTROL) for name in POINTS if name != CONTROL),
+]
 
 
 def traded(folder: Path, shift: Sequence[float] = (0.0,), **changed: Sequence[float]) -> Results:
@@ -50,7 +51,7 @@ def traded(folder: Path, shift: Sequence[float] = (0.0,), **changed: Sequence[fl
 def test_losses_at_equal_reward_are_between_the_points_of_each_seed(tmp_path: Path) -> None:
     at = Tradeoff(traded(tmp_path, (0.0, 0.04)), ROWS, "colourfulness")
     assert at.students("ours")[0] == pytest.approx({"ours_0.3": 0.25, "ours_0.5": 0.75})
-    assert at.students("paper")[1] == pytest.approx({CONTROL: 0.5, "paper_0.5": 0.5}), "the control is no push at all"
+    assert at.students("paper")[1] == pytest.approx({CONTROL: 0.5, "paper_1": 0.5}), "the control is no push at all"
     # Three quarters of the way from 0.89 to 0.87, and to 0.91.
     assert at.lost("ours", "alignment").values == pytest.approx([0.025, -0.005], abs=2e-4)
     assert at.lost("ours", "frechet").values == pytest.approx([0.325, 0.325], abs=1e-3)
@@ -113,4 +114,5 @@ def test_the_panel_shows_what_was_not_pursued_and_what_falls(tmp_path: Path) -> 
     (first, second) = holding(mine[:2], results, "colourfulness").decides
     assert (first.answer, first.effect) == ("no", "1 of 2 fall: contrast")
     assert (second.answer, second.effect) == ("yes", "0 of 2 fall")
-    assert holding(mine[2:], results, "colourfulness").decides[0].answer == "unknown"
+    paper = [row for row in ROWS if row.name == "paper_1"]
+    assert holding(paper, results, "colourfulness").decides[0].answer == "unknown"

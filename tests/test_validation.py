@@ -22,6 +22,7 @@ from dollar import media
 from dollar.cli.build.notes import notes_of
 from dollar.cli.build.objective import objective_of
 from dollar.cli.build.validation import check_scored
+from dollar.evaluation.measures.appearance import appearance
 from dollar.models.teacher import Teacher
 from dollar.parallel.world import finish
 from dollar.rewards.shapes import ShapesVerifier
@@ -186,6 +187,8 @@ def test_clips_of_a_validation_are_shown_and_kept_at_full_size(build: Build) -> 
     loop = build(
         "validation.every=1", "validation.clips=1", "validation.mp4s=2", "student.steps=[4,2]", "cycles=3", "beta_ft=0"
     )
+    show, shown = loop.validate._show, []
+    loop.validate._show = lambda cycle, rows: shown.extend(rows) or show(cycle, rows)  # type: ignore[method-assign]
     assert loop.train()
     loop.log.close()
     names = sorted(path.name for path in (loop.folder / "clips").iterdir())
@@ -196,6 +199,17 @@ def test_clips_of_a_validation_are_shown_and_kept_at_full_size(build: Build) -> 
         + [media.safe_name(prompt, 10_000_000, 2, "teacher") + ".mp4"]
     )
     assert read_mp4(loop.folder / "clips" / names[0])[0].shape == (9, 32, 32, 3)
+    lines = [json.loads(line) for line in (loop.folder / "metrics.jsonl").read_text().splitlines()]
+    seen = [line for line in lines if any(name.startswith("appearance/") for name in line)]
+    assert [line["step"] for line in seen] == [1, 2, 3]
+    assert set(seen[0]) - {"step"} == {
+        f"appearance/{measure}_{by}" for measure in ("saturation", "contrast", "flow") for by in ("teacher", "4", "2")
+    }
+    flows = [line["appearance/flow_teacher"] for line in seen]
+    assert flows[0] > 0 and flows == [flows[0]] * 3, "of the same clips"
+    for clip, by in zip(shown[-1], ("teacher", "4", "2"), strict=True):
+        for measure, value in appearance(torch.from_numpy(clip).permute(0, 3, 1, 2)[None]).items():
+            assert seen[-1][f"appearance/{measure}_{by}"] == value
     (moving, *_) = board(loop.folder).Images(f"teacher and student/0: {prompt}")
     gif = Image.open(io.BytesIO(moving.encoded_image_string))
     assert (gif.n_frames, gif.size) == (9, (3 * 160 + 2 * GAP, 160 + LINE))
@@ -235,7 +249,7 @@ def test_a_full_disk_costs_clips_and_lines_and_not_the_run(
     assert said.count("metrics.jsonl could not be written") == said.count("tensorboard could not be written") == 1
     assert said.count(".mp4 could not be written: no space is left (No space left on device); the run goes on") == 1
     steps = [json.loads(line)["step"] for line in (loop.folder / "metrics.jsonl").read_text().splitlines()]
-    assert steps == [1, 1, 2, 2]  # of the cycles and validations, the first of them late
+    assert steps == [1] * 3 + [2] * 3  # of the cycles, the clips' appearance and validations, the first of them late
 
 
 def test_every_longer_than_the_run_validates_at_its_end(build: Build) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from dollar.data import shapes
 from dollar.diffusion.timesteps import FewStep
 from dollar.evaluation.files import Guided, stored_figures, write_metrics
+from dollar.evaluation.measures.appearance import MEASURES
 from dollar.evaluation.measures.speed import measure_speed
 from dollar.evaluation.yardstick import Figures, Pairs, Yardstick, difference, latent_reward_figures, scored
 from dollar.log import logger
@@ -90,7 +91,7 @@ class Evaluation:
         how, few = self.settings, self.settings.teacher_clips < self.settings.clips
         usable = few and how.teacher_steps == TEACHER_STEPS
         if how.teacher_clips == 0:
-            self._take(needed_figures(stored_at, self.teacher, how))
+            self._take(needed_figures(stored_at, self.teacher, how), {})
             return None
         n, sampler = how.teacher_clips, teacher_sampler(self.teacher, how.teacher_steps)
         videos = self.clips[f"teacher {sampler.steps}"] = make_clips(sampler, self.teacher, *self._pairs(n))
@@ -100,15 +101,22 @@ class Evaluation:
         # The shipped figures are of the embedded teacher at its own 50 steps; a fresh check of fewer clips goes along.
         stored = stored_figures(stored_at, self.teacher, how.clips) if usable else None
         if stored is not None:
-            self._take(stored)
+            self._take(stored, fresh.metrics)
             agree = sum(a == b for a, b in zip(self.known["right"], fresh.right.tolist(), strict=False)) / n
             self.metrics["teacher_fresh"] = {**fresh.metrics, "agreement_with_stored": agree}
             logger.info(f"teacher: stored figures of {how.clips} clips; {n} made afresh, {agree:.0%} judged alike")
         return fresh
 
-    def _take(self, stored: dict[str, Any]) -> None:
-        self.known = stored["pairs"]
-        self.metrics["teacher"] = {"steps": TEACHER_STEPS, **stored["by_clips"][str(self.settings.clips)]}
+    def _take(self, stored: dict[str, Any], fresh: dict[str, Any]) -> None:
+        """Take stored figures; those that they lack, since measures come to be, from the fresh clips, and say so."""
+        self.known, figures = stored["pairs"], stored["by_clips"][str(self.settings.clips)]
+        self.metrics["teacher"] = {"steps": TEACHER_STEPS, **figures}
+        lacking = [name for name in MEASURES if name not in figures]
+        if lacking and fresh:
+            self.metrics["teacher"] |= {name: fresh[name] for name in lacking} | {"of_fresh": lacking}
+        if lacking:
+            source = f"are of {fresh['clips']} clips made afresh" if fresh else "are left out; give teacher_clips=64"
+            logger.warning(f"note: the teacher's stored figures lack {', '.join(lacking)}, which {source}")
 
     def measure_student(self, student: MeasuredStudent) -> None:
         """Measure the student at each step count, and the same sampler with the teacher's weights."""

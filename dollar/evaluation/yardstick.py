@@ -20,6 +20,7 @@ from torch import Tensor
 from dollar.data import shapes
 from dollar.diffusion.draws import Draws
 from dollar.evaluation.measures.alignment import alignment
+from dollar.evaluation.measures.appearance import appearance
 from dollar.evaluation.measures.bootstrap import paired_interval
 from dollar.evaluation.measures.features import RandomFeatures
 from dollar.evaluation.measures.frechet import FrechetReference
@@ -30,8 +31,9 @@ from dollar.media import atomically
 from dollar.models.teacher import Teacher
 from dollar.rewards.shapes import Matches, ShapesVerifier
 from dollar.sampling.samplers import Sampler, decode, make_latents
+from dollar.surrogate.agreement import agreement
 from dollar.surrogate.climb import climb
-from dollar.surrogate.latent_reward import LatentReward, agreement
+from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.pixel_reward import PixelReward
 
 VENDI_PROMPTS, VENDI_SEEDS = 32, 8
@@ -175,6 +177,7 @@ class Yardstick:
             **alignment(matches),
             "frechet": self.sixteen.above_floor(features, self.real[:n], self.other[:n])._asdict(),
             "sharpness": sharpness(videos.float() / 255, self.videos[:n].float() / 255),
+            **appearance(videos),
             "vendi": vendi_per_prompt(self.many.project(features[:diverse]), prompts[:diverse])._asdict(),
             "spread": spread(first, prompts[:diverse]),
         }

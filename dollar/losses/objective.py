@@ -41,7 +41,7 @@ class Objective:
         if self.reference is None and (relative := [n for n, term in self.terms.items() if is_relative(term)]):
             raise ValueError(
                 f"the weight of the term {relative[0]} is relative to VSD's gradient (its unit is vsd), but beta_vsd "
-                "is 0; set its unit to reward, or beta_vsd above 0"
+                "is 0; give it another unit, or set beta_vsd above 0"
             )
         if self.balance is not None:
             self._check_balance(self.balance)
@@ -97,8 +97,9 @@ class Objective:
 
     @property
     def reference(self) -> str | None:
-        """The term that the sizes of the rewards' gradients are compared with: the one that needs the fake score."""
-        return next((name for name, term in self.sample_terms.items() if term.needs.fake), None)
+        """The term that the sizes of others' gradients are compared with: the one that distils by the fake score."""
+        others = {name for name, term in self.terms.items() if term.needs.pursues} | self.learning_terms.keys()
+        return next((n for n, term in self.sample_terms.items() if term.needs.fake and n not in others), None)
 
     def balanced(self, gradient: Tensor, reference: Tensor | None) -> Tensor:
         """A reward's gradient [B, ...], no larger than `balance` times the reference, sample by sample."""

@@ -49,6 +49,8 @@ class Cost(NamedTuple):
 
     student, teacher, fake: without a gradient; student_gradient: carried back to the weights; teacher_gradient,
     fake_gradient: carried back to the input alone; kept: how many forwards that are carried back are held at once.
+    own, own_gradient: the same of a network of the term's own that is as large as the teacher's; own_trained: carried
+    back to its weights.
     """
 
     student: float = 0.0
@@ -58,6 +60,21 @@ class Cost(NamedTuple):
     fake: float = 0.0
     fake_gradient: float = 0.0
     kept: float = 0.0
+    own: float = 0.0
+    own_gradient: float = 0.0
+    own_trained: float = 0.0
+
+
+class Host(NamedTuple):
+    """What a term's network is built in.
+
+    latent_shape: (C, F, h, w) of a clip; discriminator: (`fake`, `teacher` or `own`, number of heads, their width,
+    whether there is a constant) -> a network that judges (x_t [B, C, F, h, w], t [B], condition) -> [B] by the hidden
+    states of that one's blocks.
+    """
+
+    latent_shape: Sequence[int]
+    discriminator: Callable[[str, int, int, bool], nn.Module]
 
 
 def _absent(*_: Any) -> Any:
@@ -76,7 +93,8 @@ class Context:
     draws: further random numbers of these samples; schedule: the teacher's; progress: the fraction of the run that is
     done; x_0: real latents where the term needs clips; fake: (x_t, t) -> x_0 of the fake score; predict: (latents,
     purpose) -> the latent reward model's reward [B]; reward_sd: the deviation of the rewards seen; averaged: a context
-    in which the student holds its averaged weights; log: takes a scalar's name and value.
+    in which the student holds its averaged weights; log: takes a scalar's name and value; condition: the prompts as
+    networks read them, for a term's own.
     """
 
     prompts: Sequence[str]
@@ -97,6 +115,7 @@ class Context:
     reward_sd: float = 1.0
     averaged: Callable[[], AbstractContextManager[Any]] = nullcontext
     log: Callable[[str, float], None] = lambda name, value: None
+    condition: Any = None
 
 
 class Sample(NamedTuple):
@@ -153,8 +172,8 @@ class LearningTerm(Protocol):
     `optim.<name of the term>` has its optimizer's numbers.
     """
 
-    def network(self, latent_shape: Sequence[int]) -> nn.Module:
-        """The network, built once; latent_shape: (C, F, h, w) of a clip."""
+    def network(self, host: Host) -> nn.Module:
+        """The network, built once."""
         ...
 
     def fit(self, context: Context, sample: Sample) -> Tensor:

@@ -121,6 +121,7 @@ class StudentUpdate:
             x_0=micro.x_0,
             averaged=run.averaged,
             log=lambda name, value: self.scalars.add(name, value, micro.share),
+            condition=condition,
             **optional,
         )
 

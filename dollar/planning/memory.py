@@ -34,8 +34,9 @@ class Setup:
     shapes: of the teacher's parameters, which the student and the fake score share; blocks: those of each repeated
     block; lora: of the factors that a student which is a LoRA trains in place of its own, empty where it trains all;
     lrm: of what is trained of the latent reward model, empty without one; networks: of each term's own, whose
-    buffers are of so many bytes; read: parameters of what is only read in float32, frozen: of each other frozen model.
-    batch: clips of an update over all processes; micro_batch: the most that one takes at once, None for its share.
+    buffers are of so many bytes, those named in `spread` being spread over the processes as the student is; read:
+    parameters of what is only read in float32, frozen: of each other frozen model. batch: clips of an update over all
+    processes; micro_batch: the most that one takes at once, None for its share.
     shard: whether student and fake score are spread over the processes; dtype and frozen_dtype: bytes of a number.
     outside, inputs, inside, largest:
     bytes that one clip's forward keeps outside the blocks, as their inputs, inside all and inside one. terms: of the
@@ -58,6 +59,7 @@ class Setup:
     lora: Shapes = ()
     networks: Mapping[str, Shapes] = field(default_factory=dict)
     buffers: Mapping[str, int] = field(default_factory=dict)
+    spread: Sequence[str] = ()
     read: Mapping[str, int] = field(default_factory=dict)
     micro_batch: int | None = None
     fake: bool = True
@@ -143,7 +145,7 @@ def roles(setup: Setup) -> list[Holding]:
     if setup.lrm:
         found.append(trained("latent reward model", setup.lrm))
     for name, shapes in setup.networks.items():
-        role = trained(f"network of {name}", shapes)
+        role = trained(f"network of {name}", shapes, cut if name in setup.spread else 1)
         found.append(role._replace(weights=role.weights + setup.buffers.get(name, 0)))
     found += [Holding(name, n, n * FLOAT) for name, n in setup.read.items()]
     found += [Holding(name, n, n * setup.frozen_dtype) for name, n in setup.frozen.items()]

@@ -46,11 +46,12 @@ class Forwards(NamedTuple):
     student: float
     fake: float
     teacher: float
+    own: float = 0.0  # of terms, where these are as large as the teacher
 
     @property
     def total(self) -> float:
         """All networks together; they are of one size."""
-        return self.student + self.fake + self.teacher
+        return self.student + self.fake + self.teacher + self.own
 
 
 def forwards(cycle: Cycle) -> Forwards:
@@ -63,20 +64,22 @@ def _forwards(cycle: Cycle, steps: int) -> Forwards:
     # A student of K steps is rolled out 0 to K - 1 of them, all equally likely, before the prediction itself.
     sample = ((steps - 1) / 2 if cycle.simulate else 0.0) + 1
     back = cycle.backward + cycle.checkpointing  # recomputing the blocks is one forward more
-    student = fake = teacher = 0.0
+    trained = 1 + 2 + cycle.checkpointing
+    student = fake = teacher = own = 0.0
     sampling = [term for term in cycle.terms if term.sample]
     if sampling:
         student += sample + (0 if all(term.apart for term in sampling) else back)
     student += sum(sample + back for term in sampling if term.apart)
     if any(term.fake for term in cycle.terms):
-        fake += cycle.fake_updates * (1 + 2 + cycle.checkpointing)
+        fake += cycle.fake_updates * trained
         student += (cycle.fake_updates - 1) * sample  # the first update takes the sample of the student's own
     for cost in (term.cost(steps) for term in cycle.terms):
         student += cost.student + cost.student_gradient * (1 + back)
         # A backward pass to the input alone is one forward, to the weights as well it is two.
-        teacher += cost.teacher + cost.teacher_gradient * back
-        fake += cost.fake + cost.fake_gradient * back
-    return Forwards(student, fake, teacher)
+        teacher += cost.teacher + cost.teacher_gradient * 2
+        fake += cost.fake + cost.fake_gradient * (2 + cycle.checkpointing)
+        own += cost.own + cost.own_gradient * (2 + cycle.checkpointing) + cost.own_trained * trained
+    return Forwards(student, fake, teacher, own)
 
 
 class Validations(NamedTuple):

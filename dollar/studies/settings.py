@@ -14,7 +14,7 @@ from dollar.studies.rows import TEACHER, Group, Row
 class Settings:
     """What is trained and measured, where, and what of it now; the names are those of the yaml's keys.
 
-    train: of the command that makes every row, launch/train.py or launch/fit_reward.py; only: names of rows, none for
+    train: of the command that makes every row, launch/train.py or launch/fit_reward.py. only: names of rows, none for
     all; root: the folder that launch/ is in. Of rows that are trained: cycles and further, of one that starts from the
     teacher, and of one that starts from another's student; evaluation: of launch/evaluate.py for rows and teacher;
     student_evaluation: for rows besides; panel: for those that have a control or are one, further rewards.

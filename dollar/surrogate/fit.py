@@ -12,8 +12,10 @@ from torch import Tensor
 
 from dollar.diffusion.draws import Draws
 from dollar.log import logger
+from dollar.surrogate.agreement import agreement
 from dollar.surrogate.climb import Climb, Through, climb
-from dollar.surrogate.latent_reward import LatentReward, Observation, agreement
+from dollar.surrogate.latent_reward import LatentReward
+from dollar.surrogate.memory import Observation
 from dollar.surrogate.observations import MISMATCHED, REAL, ScoredClip
 from dollar.surrogate.pixel_reward import alike
 
@@ -84,8 +86,8 @@ def check_measured(parts: Mapping[str, Rows]) -> None:
 def remember(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, batch: int, seed: int) -> None:
     """Put all rows into the surrogate's memory, shuffled, as if a cycle had seen `batch` of them."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed + 1)).tolist()
-    surrogate.memory = -(-len(rows) // batch)
-    for turn in range(surrogate.memory):
+    surrogate.memory.size = -(-len(rows) // batch)
+    for turn in range(surrogate.memory.size):
         part = [rows[i][1] for i in order[turn * batch : (turn + 1) * batch]]
         usable = torch.arange(batch) < len(part)
         part += part[:1] * (batch - len(part))  # the last is filled up with clips that don't count
@@ -95,6 +97,7 @@ def remember(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, bat
             torch.stack([latents[row.place] for row in part]),
             torch.tensor([row.reward for row in part]),
             usable,
+            torch.tensor([row.frames for row in part]) if surrogate.by_frames else None,
         )
         surrogate.remember(observation)
     surrogate.bad = 0
@@ -124,6 +127,18 @@ def figures_of(
         agreed = agreement(p, r, 0.5 * surrogate.statistics.sd)._asdict()
         figures[name] = {"clips": len(r), "r2": r2, "error": math.sqrt(error), **agreed}
     return figures
+
+
+def steepness_of(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, batch: int) -> float:
+    """The mean of the squared length of the model's gradient at the clips of rows, in squared standard deviations."""
+    device, found = surrogate.model.out.weight.device, []
+    for first in range(0, len(rows), batch):
+        part = [row for _, row in rows[first : first + batch]]
+        x = torch.stack([latents[row.place] for row in part]).to(device).requires_grad_()
+        predicted = surrogate.predict(x, surrogate.encode_text([row.prompt for row in part]))
+        (gradient,) = torch.autograd.grad(predicted.sum() / surrogate.statistics.sd, x)
+        found.append(gradient.flatten(1).square().sum(1))
+    return float(torch.cat(found).mean())
 
 
 def climb_of(

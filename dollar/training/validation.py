@@ -12,6 +12,7 @@ import torch
 from dollar import media
 from dollar.data.latents import hash_of
 from dollar.diffusion.timesteps import FewStep
+from dollar.evaluation.measures.appearance import appearance
 from dollar.log import logger, progress
 from dollar.models.denoiser import Denoiser
 from dollar.models.teacher import Teacher
@@ -107,9 +108,10 @@ class Validation:
     """Samples the student at every step count it is trained for; scores are named `<measure>_<steps>`.
 
     count: prompts, evenly spaced through the list, each with its own fixed seed; shown: how many of them are logged as
-    clips next to the teacher's, which are sampled once. Each process makes its share of the clips, `batch` at a time,
-    all in as many forwards, for a sharded network runs on all processes or none; what comes out is the same on any
-    number of processes. The first one writes.
+    clips next to the teacher's, which are sampled once. Their saturation, contrast and motion are logged next to the
+    teacher's as well, as `appearance/<measure>_<steps>` and `appearance/<measure>_teacher`.
+    Each process makes its share of the clips, `batch` at a time, all in as many forwards, for a sharded network runs on
+    all processes or none; what comes out is the same on any number of processes. The first one writes.
     """
 
     def __init__(
@@ -206,6 +208,16 @@ class Validation:
                     self.shown.files.write(clip, self.teacher.fps, self.prompts[i], self.seeds[i], count, by, at)
         if self.shown.files is not None:
             self.shown.files.prune()
+        self.log.scalars(cycle, self._appearances(rows))
+
+    def _appearances(self, rows: Sequence[Sequence[np.ndarray]]) -> dict[str, float]:
+        """Saturation, contrast and motion of the clips shown, the student's by step count and the teacher's."""
+        makers = ["teacher", *(str(sampler.steps) for sampler in self.samplers)]
+        found: dict[str, float] = {}
+        for by, clips in zip(makers, zip(*rows, strict=True), strict=True):
+            videos = torch.from_numpy(np.stack(clips)).permute(0, 1, 4, 2, 3)
+            found |= {f"appearance/{measure}_{by}": value for measure, value in appearance(videos).items()}
+        return found
 
 
 def shortened(prompt: str) -> str:

@@ -30,11 +30,13 @@ from dollar.diffusion.timesteps import FewStep
 from dollar.export.student import check_steps, denoiser_of, few_steps, prediction_of, read_as_x_0, student_weights
 from dollar.log import logger
 from dollar.losses.objective import Objective
+from dollar.losses.term import Host
 from dollar.methods.ingredients import Ingredients
 from dollar.models.denoiser import Denoiser
+from dollar.models.discriminator import Discriminator
 from dollar.models.roles import Role, separate, trainable
 from dollar.models.teacher import Teacher
-from dollar.parallel.shard import fill_from, fits_whole, trainable_copy
+from dollar.parallel.shard import fill_from, fits_whole, spread, trainable_copy
 from dollar.parallel.world import World, device_memory
 from dollar.sampling.samplers import finite, make_latents, student_sampler
 from dollar.surrogate.pixel_reward import PixelReward
@@ -163,8 +165,9 @@ def build_run(
     if objective.needs.surrogate:
         surrogate = build_latent_reward(config, teacher, world, pixel, data.captions[0], small)
         small = getattr(surrogate.model, "decoder", small)
-        surrogate.decoder = followed(config, teacher, world, small)
-    decoder = followed(config, teacher, world, small) if surrogate is None else surrogate.decoder
+    decoder = followed(config, teacher, world, small)
+    if surrogate is not None and surrogate.scorer is not None:
+        surrogate.scorer.decoder = decoder
     guard = guard_of(config, objective)
     run = Ingredients(
         teacher=teacher.denoiser,
@@ -186,7 +189,7 @@ def build_run(
         moved=average.update,
         reward_scale=lambda: guard.scale,
         fitted=config.lrm.mode != "frozen",
-        networks=term_networks(config, objective, teacher, world),
+        networks=term_networks(config, objective, teacher, world, roles),
     )
     prompts = prompts_of(config, teacher, data)
     check_rewards(pixel, second, data.captions, teacher, objective)
@@ -285,13 +288,28 @@ def shards(config: DictConfig, teacher: Teacher, world: World, objective: Object
     return world.any(not fits)  # the same in every process, whatever memory each has
 
 
-def term_networks(config: DictConfig, objective: Objective, teacher: Teacher, world: World) -> dict[str, nn.Module]:
+def term_networks(
+    config: DictConfig, objective: Objective, teacher: Teacher, world: World, roles: Mapping[str, Role]
+) -> dict[str, nn.Module]:
     """The networks of the terms that have one, the same first weights in every process."""
+
+    def discriminator(features: str, heads: int, width: int, level: bool) -> nn.Module:
+        if features != "own":
+            trunk = teacher.denoiser if features == "teacher" else roles["fake"].denoiser
+            return Discriminator(trunk, heads, width, level)
+        shard = shards(config, teacher, world, objective)
+        network = trainable_copy(teacher, world, config.parallel.activation_checkpointing, shard=shard)
+        trunk = teacher.denoiser_of(network, dtype_of(config, "dtype"))
+        judge = Discriminator(trunk, heads, width, level, trained=True)
+        if shard:
+            spread(judge.heads.to(world.device), world)
+        return judge
+
     state = torch.random.get_rng_state()
     networks = {}
     for name, term in objective.learning_terms.items():
         torch.manual_seed(config.seed)
-        networks[name] = term.network(teacher.latent_shape).to(world.device)
+        networks[name] = term.network(Host(teacher.latent_shape, discriminator)).to(world.device)
     torch.random.set_rng_state(state)
     return networks
 

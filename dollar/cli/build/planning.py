@@ -23,6 +23,7 @@ from dollar.models.roles import trainable
 from dollar.parallel.shard import fits_whole
 from dollar.planning.memory import FLOAT, Setup, elements, memory
 from dollar.planning.work import Cycle, TermWork, Validations, most_kept, validations
+from dollar.rewards.frames import FrameReward
 
 RANK = 64  # of the LoRA that is proposed
 FROZEN = {"vae": "autoencoder"}  # what a frozen model is called in the plan
@@ -52,7 +53,8 @@ def setup_of(config: DictConfig, outline: Outline, work: ForwardCost, own: Forwa
     has_latents = config.data.get("latents", True)
     pairs = clips * (1 + has_latents * (1 + config.lrm.mismatched))
     kept = larger(work, own or work) if any(term.fake for term in cycle.terms) else own or work
-    clip = math.prod(outline.latent_shape) * FLOAT + FLOAT + 1  # with its reward and whether that is a number
+    # With its reward, those of its frames, and whether they are numbers.
+    clip = (math.prod(outline.latent_shape) + 1 + frames_scored(config)) * FLOAT + 1
     return Setup(
         shapes=outline.shapes,
         blocks=outline.block_shapes,
@@ -60,6 +62,7 @@ def setup_of(config: DictConfig, outline: Outline, work: ForwardCost, own: Forwa
         lrm=model if fitted else [],
         networks={name: [tuple(p.shape) for p in trainable(n).values()] for name, n in networks.items()},
         buffers={name: sum(b.nbytes for b in network.buffers()) for name, network in networks.items()},
+        spread=[name for name, network in networks.items() if getattr(network, "trained", False)],
         read={} if fitted or not model else {"latent reward model": elements(model)},
         frozen={FROZEN.get(name, name.replace("_", " ")): count for name, count in outline.frozen.items()},
         processes=config.processes,
@@ -82,6 +85,22 @@ def setup_of(config: DictConfig, outline: Outline, work: ForwardCost, own: Forwa
         remembered=config.lrm.memory * pairs * clip if surrogate and fitted else 0,
         best=config.keep_best is not None,
     )
+
+
+def frames_scored(config: DictConfig) -> int:
+    """How many rewards of its frames are kept with a scored clip; of a mixture they aren't known before it is built."""
+    reward, lrm = reward_class(config), config.lrm
+    averaged = lrm.backbone != "teacher" and lrm.temporal == "frames" and lrm.fit == "mse" and lrm.targets != "clip"
+    if not averaged or reward is None or not issubclass(reward, FrameReward) or reward.score is not FrameReward.score:
+        return 0
+    wanted = config.reward.get("frames")
+    return min(wanted, config.teacher.frames) if isinstance(wanted, int) else int(config.teacher.frames)
+
+
+def reward_class(config: DictConfig) -> Any:
+    """The class of the run's reward; None where there is none yet."""
+    target = config.reward.get("_target_")
+    return None if target in (None, "???") else get_class(target)
 
 
 def larger(one: ForwardCost, other: ForwardCost) -> ForwardCost:
@@ -122,8 +141,17 @@ def networks_of(objective: Objective, outline: Outline) -> dict[str, Any]:
     """Each term's own network, without its values."""
     import torch
 
+    from dollar.losses.term import Host
+    from dollar.models.denoiser import Denoiser
+    from dollar.models.discriminator import Discriminator
+
+    def discriminator(features: str, heads: int, width: int, level: bool) -> Discriminator:
+        trunk = Denoiser(outline.network, *cast(Any, (None, None)))  # it is only measured
+        return Discriminator(trunk, heads, width, level, trained=features == "own")
+
     with torch.device("meta"):
-        return {name: term.network(outline.latent_shape) for name, term in objective.learning_terms.items()}
+        host = Host(outline.latent_shape, discriminator)
+        return {name: term.network(host) for name, term in objective.learning_terms.items()}
 
 
 def shards(config: DictConfig, outline: Outline, fake: bool) -> bool:
@@ -141,9 +169,8 @@ def lrm_shapes(config: DictConfig, outline: Outline) -> list[tuple[int, ...]]:
     from dollar.models.latent_reward_model import LatentRewardModel
     from dollar.models.teacher_reward_model import QueryHead, width_of
 
-    target = config.reward.get("_target_")
-    reward = None if target in (None, "???") else get_class(target)
-    lrm, text_dim = config.lrm, outline.text_width if reads_text(config.lrm, reward) else None
+    reads = reads_text(config.lrm, reward_class(config))
+    lrm, text_dim = config.lrm, outline.text_width if reads else None
     with torch.device("meta"):
         if lrm.backbone == "teacher":
             model: Any = QueryHead(width_of(outline.network), lrm.width)

@@ -50,7 +50,7 @@ def fit_in(config: DictConfig, out: Path) -> None:
     if config.observations is not None and not file.is_file():
         raise ValueError(f"observations is {config.observations}, but there is no {file}; leave it out")
     chosen = (config.clips, config.mismatched, config.made, config.made_clips, config.seed)
-    scoring = Scoring(teacher, data, pixel, *chosen)
+    scoring = Scoring(teacher, data, pixel, *chosen, by_frames=surrogate.by_frames)
     observed = scored(scoring, file, out, identity(config, teacher, data), former_identity(config, data))
     rows = scoring.wanted(observed)
     if pixel.trouble:

@@ -156,6 +156,7 @@ class FitReward:
     batch: int
     decay_from: float
     every: int
+    tolerance: float
     save_every: int
     patience: int
     optim: LatentRewardOptimizer

@@ -65,6 +65,7 @@ class LatentRewardModel:
     noise: tuple[float, float]
     fit: Literal["mse", "pairwise"]
     temporal: Literal["conv3d", "frames"]
+    targets: Literal["auto", "frames", "clip"]
     text: bool | Literal["auto"]
     smooth: float
     width: int

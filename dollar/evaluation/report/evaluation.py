@@ -37,6 +37,8 @@ def notes(metrics: Mapping[str, Any], clips: int, teacher_steps: int) -> list[st
             f"The teacher's figures come with it; {fresh['clips']} of its clips were made afresh, and of these "
             f"{fresh['agreement_with_stored']:.0%} were judged as they were then."
         )
+        if lacking := metrics["teacher"].get("of_fresh"):
+            found.append(f"Its {', '.join(lacking)} are of those {fresh['clips']}, since its stored figures lack them.")
     if metrics["teacher"]["clips"] != clips:
         found.append(
             "The teacher made fewer clips, so its Frechet distance and diversity are not to be compared with the "

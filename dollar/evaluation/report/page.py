@@ -36,8 +36,8 @@ def write_report(
 ) -> None:
     """Write the report, in one atomic step.
 
-    metrics: `teacher`, `student` and `untrained` (by step count), `lrm`; scalars: name -> (steps, values), the name's
-    prefix (`loss/`) being its group; notes: a paragraph each.
+    metrics: `teacher`, `real`, `student` and `untrained` (by step count), `lrm`; scalars: name -> (steps, values), the
+    name's prefix (`loss/`) being its group; notes: a paragraph each.
     """
     notes = [notes] if isinstance(notes, str) else notes
     body = [

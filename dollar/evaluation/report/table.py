@@ -73,9 +73,11 @@ def format_table(metrics: Mapping[str, Any]) -> str:
 
 
 def systems(metrics: Mapping[str, Any]) -> list[System]:
-    """The columns: teacher, then the student and the untrained student from most steps to fewest."""
-    teacher = metrics.get("teacher") or {}
+    """The columns: teacher, real clips, then the student and the untrained student from most steps to fewest."""
+    teacher, real = (metrics.get(name) or {} for name in ("teacher", "real"))
     found = [System(f"teacher {teacher.get('steps', 50)}", teacher)]
+    if real:
+        found.append(System("real clips", real))
     for name in ("student", "untrained"):
         by_steps = metrics.get(name) or {}
         found += [System(f"{name} {n}", by_steps[n] or {}) for n in sorted(by_steps, key=int, reverse=True)]
@@ -91,6 +93,9 @@ def headline_figures(columns: Sequence[System]) -> Iterator[Figure]:
     yield Figure("Fréchet distance", ("frechet", "distance"), -1)
     yield Figure("above its floor", ("frechet", "excess"), -1, indented=True)
     yield Figure("Sharpness", ("sharpness",))
+    yield Figure("Saturation", ("saturation",))
+    yield Figure("Contrast", ("contrast",))
+    yield Figure("Flow, pixels a frame", ("flow",))
     yield Figure("Vendi score", ("vendi", "mean"), 1)
     for name in ("position", "phase", "speed"):
         yield Figure(f"Spread of {name}", ("spread", name))

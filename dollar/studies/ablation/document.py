@@ -69,7 +69,7 @@ FURTHER = {
         Column("a step of 3 % up its gradient: predicted rise", "climb_predicted", "{:+.4f}"),
         Column("true rise ↑", "climb_true", "{:+.4f}"),
     ),
-    "overoptimisation": (),
+    "overoptimisation": (Column("cycles of the student", "kept", "{:.0f}"),),
     "tradeoff": (),
     "few": (),
 }
@@ -95,7 +95,7 @@ CAPTIONS = {
     "overoptimisation": (
         "overoptimisation",
         "What is pursued, true (solid) and predicted (dashed), and alignment. Lines are validations; the square is the "
-        "start, as in the tables.",
+        "start and × the student that the guard keeps, as in the tables.",
     ),
 }
 LEAD = (

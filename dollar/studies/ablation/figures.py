@@ -69,6 +69,9 @@ NAMES = {
     "frechet": "Fréchet above floor",
     "vendi": "Vendi",
     "sharpness": "sharpness",
+    "saturation": "saturation",
+    "contrast": "contrast",
+    "flow": "flow in pixels a frame",
     "peak_gib": "peak GiB",
     "seconds_per_cycle": "seconds a cycle",
     "held_rank": "rank correlation on held-out prompts",
@@ -76,9 +79,6 @@ NAMES = {
     "climb_true": "true rise of a step of 3 % up its gradient",
     "flicker": "steadiness",
     "consistency": "frame consistency",
-    "saturation": "saturation",
-    "contrast": "contrast",
-    "flow": "flow",
 }
 # Of figures that three decimals don't tell apart, or that two do.
 FORMS = {

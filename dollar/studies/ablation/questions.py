@@ -27,7 +27,7 @@ def questions(results: Results, rows: Sequence[Row]) -> list[Question]:
     ask = Asker(results, rows, WORDING)
     ours = [row for row in rows if row.group == "tradeoff" and row.name.startswith("ours_")]
     led = [row for row in rows if row.group == "overoptimisation" and row.control]
-    others = [row for row in rows if row.group == "few" and row.name.startswith("ours_")]
+    others = [row for row in rows if row.group == "few" and row.name.startswith(("ours_", "small_"))]
     held = ((PURSUED[_pursued(ours)], ours), ("JPEG size and motion", led), ("two steps and one", others))
     return [
         *tradeoff(ask),

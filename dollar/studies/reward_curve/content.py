@@ -111,9 +111,7 @@ def plot(plt: Any, rows: Sequence[Row], results: Results, groups: Sequence[str])
             axes.xaxis.set_major_formatter("{x:g}")
             axes.set_title(title)
         line[1].set_ylabel(REWARDS.get(group, group).replace("_", " "))
-    known: dict[str, Any] = {
-        curve.get_label(): curve for axes in panels.flat for curve in axes.get_legend_handles_labels()[0]
-    }
+    known = {curve.get_label(): curve for axes in panels.flat for curve in axes.get_legend_handles_labels()[0]}
     figure.legend(known.values(), known.keys(), frameon=False, loc="outside lower center", ncols=2)
     return figure
 
