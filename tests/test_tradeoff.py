@@ -18,7 +18,6 @@ from dollar.studies.questions import Asker, markdown
 from dollar.studies.results import Results
 from dollar.studies.rows import ALL, Row
 
-
 POINTS = {  # colourfulness above control, alignment, Fréchet, Vendi
     CONTROL: (0.0, 0.90, 2.0, 2.6),
     "ours_0.3": (0.02, 0.89, 2.1, 2.6),

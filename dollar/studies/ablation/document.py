@@ -59,8 +59,11 @@ GRADIENTS = (
     Column("norm of the reward's", "norm_reward", "{:.4f}"),
     Column("cosine between them", "cosine", "{:.2f}"),
 )
+WORN = (Column("saturation", "saturation", "{:.3f}"), Column("flow ↑", "flow", "{:.2f}"))
 # What a group has besides; rows with a guard have a validation before they train, and so no peak.
 FURTHER = {
+    "distillation": (*WORN, PEAK),
+    "steps": (*WORN, PEAK),
     "lrm": (
         PEAK,
         Column("rank correlation, in training ↑", "rank_correlation", "{:.2f}"),

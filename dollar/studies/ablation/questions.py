@@ -73,6 +73,13 @@ def _distillation(ask: Asker) -> list[Question]:
             [ask.numbers("vendi", "teacher", "cd")],
         ),
         Question(
+            "Does CD keep motion that VSD alone loses, and colours that it overdraws?",
+            "The paper's Table 15: dynamic degree 58.6 with VSD, 99.4 of the teacher.",
+            [ask.higher("flow", "vsd_cd", "vsd"), ask.lower("saturation", "vsd_cd", "vsd")],
+            [ask.numbers("flow", "teacher", "cd"), ask.numbers("saturation", "teacher", "cd")],
+            None,
+        ),
+        Question(
             "Does m = 5 beat m = 1?",
             "The paper's Table 7: total score 80.65 against 78.92.",
             [ask.better("alignment", "vsd_cd", "vsd_cd_m1"), ask.better("frechet", "vsd_cd", "vsd_cd_m1")],
@@ -129,6 +136,6 @@ def _bodies(ask: Asker) -> list[Question]:
     return [
         buys("Do the teacher's blocks fit better than the CNN, and lead to a higher reward?", "lrm_teacher", "vsd_lrm"),
         buys("Does the CNN on noised latents fit better than on clean ones?", "lrm_noised", "vsd_lrm"),
-        buys("Does a pairwise fit of the CNN?", "lrm_pairwise", "vsd_lrm"),
-        buys("Does a pairwise fit of the teacher's blocks?", "lrm_teacher_pairwise", "vsd_lrm"),
+        buys("Is a pairwise fit of the CNN better?", "lrm_pairwise", "vsd_lrm"),
+        buys("Are the teacher's blocks with a pairwise fit better than the CNN?", "lrm_teacher_pairwise", "vsd_lrm"),
     ]
