@@ -53,8 +53,8 @@ VERDICTS = {
 
 
 LEGEND = (
-    "Yes and no are beyond chance over seeds; partly is one of each; undecided may be chance; not shown is a no beside what "
-    "may be chance. An effect is the first's figure minus the second's."
+    "Yes and no are beyond chance over seeds; partly is one of each; undecided may be chance; not shown is a no beside "
+    "what may be chance. An effect is the first's figure minus the second's."
 )
 
 

@@ -74,7 +74,7 @@ def _distillation(ask: Asker) -> list[Question]:
         ),
         Question(
             "Does CD keep motion that VSD alone loses, and colours that it overdraws?",
-            "The paper's Table 15: dynamic degree 58.6 with VSD, 99.4 of the teacher.",
+            "The paper's Tables 15 and 18: dynamic degree 58.6 with VSD, 90.3 with VSD + CD, 99.4 of the teacher.",
             [ask.higher("flow", "vsd_cd", "vsd"), ask.lower("saturation", "vsd_cd", "vsd")],
             [ask.numbers("flow", "teacher", "cd"), ask.numbers("saturation", "teacher", "cd")],
             None,
