@@ -60,6 +60,8 @@ class Adversarial:
     nudge: float = 0.05
     range: tuple[float, float] = (0.02, 0.98)
     unit: Literal["vsd", "loss"] = "vsd"
+    step_counts: list[int] | None = None
+    at: Literal["all", "first", "later"] = "all"
     critic: Any = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -79,6 +79,8 @@ class LatentRewardTerm:
     unit: Literal["reward", "sd", "vsd"] = "reward"
     through: Literal["sample", "teacher", "fake"] = "sample"
     noise: tuple[float, float] = (0.1, 0.5)
+    step_counts: list[int] | None = None
+    at: Literal["all", "first", "later"] = "all"
 
     def __post_init__(self) -> None:
         self.noise = (self.noise[0], self.noise[1])

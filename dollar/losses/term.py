@@ -130,7 +130,8 @@ class Term(Protocol):
     """A term of Eq. 16, beta times the mean of its losses; it is a `SampleTerm` or a `RolloutTerm`.
 
     A term with an attribute `every` of 1 or more has an update of its own, from the gradients of so many cycles
-    (Algorithm 1, line 19); guidance_scale, where it has one, is the scale at which it runs the teacher.
+    (Algorithm 1, line 19); guidance_scale, where it has one, is the scale at which it runs the teacher. `step_counts`
+    and, of a term that looks at the student's sample, `at` say in which updates it is used (see `is_used`).
     """
 
     beta: float
@@ -181,9 +182,30 @@ class LearningTerm(Protocol):
         ...
 
 
+def is_used(term: Any, steps: int, k: int | None = None) -> bool:
+    """Whether a term is part of an update of a student of so many steps that starts at its k-th, None for any of them.
+
+    `step_counts` lists the step counts, None for all. `at` is `all`, `first`, or `later`: all but the first of several.
+    """
+    counts, at = getattr(term, "step_counts", None), getattr(term, "at", "all")
+    if counts is not None and steps not in counts:
+        return False
+    if k is None or at == "all":
+        return True
+    return k == 0 if at == "first" else k > 0 or steps == 1
+
+
+def share_of(term: Any, steps: int) -> float:
+    """The share of the updates of a student of so many steps that a term is part of, each depth as likely as others."""
+    return sum(is_used(term, steps, k) for k in range(steps)) / steps
+
+
 def is_relative(term: Term) -> bool:
     """Whether the weight of a term is in units of the size of VSD's gradient at the student's sample."""
     return getattr(term, "unit", None) == "vsd"
+
+
+AT = ("all", "first", "later")
 
 
 def check_weight(key: str, beta: float) -> None:

@@ -27,10 +27,18 @@ from dollar.cli.build.rewards import (
 from dollar.cli.build.teacher import check_guidance, check_text, dtype_of, with_text
 from dollar.cli.build.validation import check_scored, check_validation, how_validated, prompts_of
 from dollar.diffusion.timesteps import FewStep
-from dollar.export.student import check_steps, denoiser_of, few_steps, prediction_of, read_as_x_0, student_weights
+from dollar.export.student import (
+    check_shares,
+    check_steps,
+    denoiser_of,
+    few_steps,
+    prediction_of,
+    read_as_x_0,
+    student_weights,
+)
 from dollar.log import logger
 from dollar.losses.objective import Objective
-from dollar.losses.term import Host
+from dollar.losses.term import Host, is_used
 from dollar.methods.ingredients import Ingredients
 from dollar.models.denoiser import Denoiser
 from dollar.models.discriminator import Discriminator
@@ -64,6 +72,8 @@ def check(config: DictConfig, processes: int, supplied: bool = True) -> Objectiv
     check_validation(config)
     dtype_of(config, "dtype"), dtype_of(config, "teacher_dtype")
     check_steps(config.student.timesteps, config.student.steps)
+    check_shares(config.student.shares, config.student.steps)
+    objective.check_use(config.student.steps)
     check_batch(config, objective, processes)
     check_optimizers(config, objective)
     if config.student.lora is not None and config.student.lora < 1:
@@ -157,6 +167,8 @@ def build_run(
     if (report := getattr(data, "report", None)) is not None:
         logger.info(report)
     check_text(config, teacher, data, objective)
+    if config.parallel.activation_checkpointing and any(t.cost(1).teacher_gradient for t in objective.terms.values()):
+        teacher.denoiser.network.checkpoint_activations()  # type: ignore[operator]
     roles = roles_of(config, world, teacher, objective, samplers)
     average = Average(roles["student"].parameters, config.ema)
     pixel, second = (None if reward is None else PixelReward(reward, teacher.codec) for reward in rewards)
@@ -189,6 +201,7 @@ def build_run(
         moved=average.update,
         reward_scale=lambda: guard.scale,
         fitted=config.lrm.mode != "frozen",
+        shares=config.student.shares,
         networks=term_networks(config, objective, teacher, world, roles),
     )
     prompts = prompts_of(config, teacher, data)
@@ -252,7 +265,7 @@ def check_terms(config: DictConfig, objective: Objective, teacher: Teacher, samp
     for term in objective.terms.values():
         if (grid := getattr(term, "grid", None)) is not None:
             teacher.denoiser.schedule.grid(grid)  # a grid that this schedule doesn't have is refused now
-        term.check(list(samplers.values()))
+        term.check([sampler for steps, sampler in samplers.items() if is_used(term, steps)])
 
 
 def roles_of(

@@ -28,6 +28,7 @@ class Student:
 
     timesteps: list[float] | None
     steps: list[int]
+    shares: list[float] | None
     between: Literal["renoise", "ddim"]
     input: Literal["simulate", "noised_data"]
     guided: bool
