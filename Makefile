@@ -27,7 +27,7 @@ THREADS := $(shell echo $$(($(CORES) / $(PROCESSES))))
 TRAIN := OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/torchrun --standalone --nproc-per-node $(PROCESSES) launch/train.py
 endif
 
-.PHONY: demo demo-full one-step ablation bench-reward test test-hpsv2 smoke lint types check teacher-metrics wheel
+.PHONY: demo demo-full one-step ablation reward-curve bench-reward test test-hpsv2 smoke lint types check teacher-metrics wheel
 
 $(READY): setup.cfg setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +56,9 @@ teacher-metrics: $(READY)  ## the embedded teacher's full figures, shipped in it
 
 ablation: $(READY)  ## every row on the shapes world, and docs/ablation.md; goes on where it was stopped; seeds=3
 	$(PY) launch/ablation.py $(if $(seeds),seeds=$(seeds))
+
+reward-curve: $(READY)  ## how many scored clips each form of latent reward needs, into docs/reward_curve.md; goes on where it was stopped
+	$(PY) launch/reward_curve.py
 
 bench-reward: $(READY)  ## what rewards' gradients cost at the sizes of the paper's tables, into docs/benchmarks.md
 	$(PY) launch/bench_reward.py

@@ -169,12 +169,11 @@ def of_depth(method: Dollar, steps: int, k: int) -> Draws:
 
 def test_a_cycle_is_a_function_of_its_draws(teacher: Teacher) -> None:
     method = method_of(teacher)
-    condition = whole(method).condition
 
     def all_of_it(draws: Draws) -> list[Tensor]:
         found = list(carry_back(method, draws).values())
         x_hat = fresh(method, draws)
-        return [*found, last(method), x_hat, method.fake.loss(draws, x_hat, condition).detach()]
+        return [*found, last(method), x_hat, method.fake.loss(draws, method.student.drawn[0]).detach()]
 
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
@@ -417,9 +416,9 @@ def test_the_fake_score_learns_where_vsd_reads_it() -> None:
     lopsided = VSD(range=(0.5, 0.98), lower_half=1.0)
     assert bool((lopsided.place(u, 0.5, 0.98, 1.0) < 0.74).all())
     objective = Objective({"vsd": lopsided})
-    fake = objective.fake_times(u, 1.0)
+    fake = objective.fake_times(u, 1.0, 4)
     assert bool((fake < 0.74).all()) and float((fake > 0.5).double().mean()) == pytest.approx(0.24 / 0.74, abs=2e-3)
-    torch.testing.assert_close(objective.fake_times(u, 0.0), u.double())  # all of [0, T) before
+    torch.testing.assert_close(objective.fake_times(u, 0.0, 4), u.double())  # all of [0, T) before
 
 
 def test_vsd_and_fake_score_draw_their_times_where_they_are_wanted(teacher: Teacher) -> None:
@@ -435,7 +434,7 @@ def test_vsd_and_fake_score_draw_their_times_where_they_are_wanted(teacher: Teac
         list(method.student.losses(DRAWS, apart=False))
         expected = (20 + 960 * half * vsd_u).long()
         assert torch.equal(seen["teacher"][-3:], expected) and torch.equal(seen["fake"], expected)
-        method.fake.loss(DRAWS, last(method), whole(method).condition)
+        method.fake.loss(DRAWS, method.student.drawn[0])
         assert torch.equal(seen["fake"], (1000 * half * fake_u).long())
     at_teacher.remove()
 
@@ -443,8 +442,9 @@ def test_vsd_and_fake_score_draw_their_times_where_they_are_wanted(teacher: Teac
 def test_the_fake_loss_is_denoising_of_the_students_sample(teacher: Teacher) -> None:
     for kind in ("native", "cv"):
         method = method_of(teacher, fake_loss=kind)
-        x_hat, condition = fresh(method), whole(method).condition
-        loss = method.fake.loss(DRAWS, x_hat, condition)
+        drawn = method.student.draw(whole(method))
+        x_hat, condition = drawn.sample.x_hat, drawn.condition
+        loss = method.fake.loss(DRAWS, drawn)
         schedule, t = teacher.denoiser.schedule, (1000 * DRAWS.uniform("fake time")).long()
         x_t = diffuse(x_hat, DRAWS.normal("fake noise", LATENT), t, schedule)
         error = (method.run.roles["fake"].denoiser(x_t, t, condition) - x_hat).square().mean((1, 2, 3, 4))

@@ -111,8 +111,8 @@ GAN = """
         def cost(self, steps):
             return Cost()
 
-        def network(self, latent_shape):
-            first, last = nn.Conv3d(latent_shape[0], self.width, 3, padding=1), nn.Conv3d(self.width, 1, 1)
+        def network(self, host):
+            first, last = nn.Conv3d(host.latent_shape[0], self.width, 3, padding=1), nn.Conv3d(self.width, 1, 1)
             self.critic = nn.Sequential(first, nn.SiLU(), last)
             return self.critic
 

@@ -20,10 +20,13 @@ from torch import Tensor
 
 from dollar.diffusion.draws import Draws
 from dollar.models.teacher import Teacher
+from dollar.parallel import checkpoint
 from dollar.surrogate.climb import Climb
-from dollar.surrogate.fit import climb_text, figures_of, split, table
+from dollar.surrogate.fit import climb_text, figures_of, some, split, table
 from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.observations import Observations, ScoredClip
+from dollar.training.monitors.best import Best
+from dollar.training.monitors.least_steep import LeastSteep
 
 ASKED: list[str] = []
 
@@ -155,12 +158,69 @@ def test_a_step_up_its_gradient_is_tried_and_told(fit: Callable, tmp_path: Path)
     assert f"on 2 held-out clips: {told}" in said.out
 
 
+def test_fewer_clips_are_fitted_on_and_the_same_are_held_out(fit: Callable, tmp_path: Path) -> None:
+    """All of the clips of fewer are among those of more, and clips scored once serve any count."""
+    assert fit("steps=20", "mismatched=false").code == 0
+    whole, asked = card_of(tmp_path / "lrm"), len(ASKED)
+    shared = f"observations={tmp_path / 'lrm'}"
+    said = fit(
+        "steps=20",
+        "mismatched=false",
+        shared,
+        f"out={tmp_path / 'few'}",
+        "fit_on=10",
+        "climb=2",
+        "climb_noise=[0.05,0.15]",
+    )
+    assert said.code == 0, said.err
+    few = card_of(tmp_path / "few")["figures"]
+    assert asked > 0 and len(ASKED) == 2 * 2 * 3, "nothing but the moved clips is scored"
+    assert few["clips"] + few["watched"] == 10 < whole["figures"]["clips"]
+    assert few["held_out"]["all"]["clips"] == whole["figures"]["held_out"]["all"]["clips"]
+    assert [c["share"] for c in few["climb_through"]] == [0.01, 0.03, 0.1]
+    assert few["climb_through"][2]["true"] != few["climb"][2]["true"]
+    rows = [("real", ScoredClip(i, i, "", 0.0)) for i in range(8)]
+    three, five = (some(rows, count, 1, Path("file")) for count in (3, 5))
+    assert three == five[:3] and len(five) == len(set(five)) == 5 and some(rows, None, 1, Path("file")) == rows
+    said = fit("steps=20", "mismatched=false", shared, f"out={tmp_path / 'few'}", "fit_on=4000")
+    assert said.code == 2 and "fit_on is 4000, but" in said.err and "raise clips or made_clips" in said.err
+
+
 def test_a_model_on_the_pixels_of_a_small_decoder_is_fitted_and_read(fit: Callable, tmp_path: Path) -> None:
     said = fit("lrm.backbone=pixels", "lrm.smooth=1", "decoder.steps=60", "decoder.clips=8")
     assert said.code == 0, said.err
     assert "grey levels off" in said.out + said.err
     assert card_of(tmp_path / "lrm")["model"]["backbone"] == "pixels"
     assert (tmp_path / "lrm" / "decoder.safetensors").is_file()
+
+
+def test_frames_own_rewards_are_stored_and_fitted_and_missed_in_a_file_without_them(
+    fit: Callable, tmp_path: Path
+) -> None:
+    few = ("clips=16", "made=[1]", "steps=20", "every=10", "mismatched=false", "lrm.targets=auto")
+    few += ("reward._target_=dollar.rewards.colourfulness.Colourfulness",)
+    said = fit(*few)
+    assert said.code == 0, said.err
+    path, card = tmp_path / "lrm" / "observations.safetensors", tmp_path / "lrm"
+    assert card_of(card)["targets"] == "clip"  # conv3d has no frames
+    with safe_open(path, "pt") as opened:
+        told = opened.metadata()
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    torch.testing.assert_close(tensors["frames"].mean(1), tensors["reward"])
+    assert tensors["frames"].shape[1] == 9
+    # What another kind of model has scored is enough, and its frames are known.
+    before = path.stat().st_mtime_ns
+    assert fit(*few, "lrm.temporal=frames").code == 0
+    assert card_of(card)["targets"] == "frames" and path.stat().st_mtime_ns == before
+    # A file of before has none, and is scored again where they are wanted alone.
+    frames = tensors.pop("frames")
+    save_file(tensors, path, told)
+    assert fit(*few).code == 0 and not Observations.at(path, {}).rows[("real", 0)].frames
+    with safe_open(path, "pt") as opened:
+        assert "frames" not in opened.keys()  # noqa: SIM118
+    assert fit(*few, "lrm.temporal=frames").code == 0
+    with safe_open(path, "pt") as opened:
+        torch.testing.assert_close(opened.get_tensor("frames"), frames)
 
 
 def test_advice_where_little_of_a_step_is_true() -> None:
@@ -267,7 +327,7 @@ def test_a_reward_that_does_not_differ_is_refused_before_fitting(fit: Callable, 
 
 
 def test_a_fit_that_gets_no_better_ends_with_the_model_that_was_best(fit: Callable, tmp_path: Path) -> None:
-    settings = ("lrm.fit=pairwise", "every=10", "optim.lrm.lr=1e-2", "decay_from=1")
+    settings = ("lrm.fit=pairwise", "every=10", "optim.lrm.lr=1e-2", "decay_from=1", "tolerance=0")
     said = fit(*settings, "patience=1", "steps=400")
     assert said.code == 0, said.err
     card = card_of(tmp_path / "lrm")
@@ -277,6 +337,37 @@ def test_a_fit_that_gets_no_better_ends_with_the_model_that_was_best(fit: Callab
     assert fit(*settings, f"steps={best}", f"observations={tmp_path / 'lrm'}", f"out={tmp_path / 'short'}").code == 0
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("lrm", "short")]
     assert weights[0] == weights[1]
+
+
+def test_of_models_that_predict_alike_the_least_steep_is_kept(fit: Callable, tmp_path: Path) -> None:
+    """R^2 alone would take a later one, whose gradient is larger."""
+    settings = ("every=10", "optim.lrm.lr=1e-2", "decay_from=1", "save_every=100", "steps=100")
+    found, out = {}, tmp_path / "lrm"
+    for tolerance in (0.0, 5.0):
+        assert fit(*settings, f"tolerance={tolerance}").code == 0
+        lines = [json.loads(line) for line in (out / "fit" / "metrics.jsonl").read_text().splitlines()]
+        looks = {n["step"]: n for n in lines if "validation/r2" in n}
+        best = max(look["validation/r2"] for look in looks.values())
+        near = [step for step, look in looks.items() if look["validation/r2"] >= best - tolerance]
+        found[tolerance] = min(near, key=lambda step: looks[step]["validation/steepness"])
+        assert card_of(out)["figures"]["step"] == found[tolerance]
+        kept = checkpoint.load(out / "fit" / "best" / f"step-{found[tolerance]:08d}").tensors
+        with safe_open(out / "model.safetensors", "pt") as opened:
+            assert all(torch.equal(kept[f"lrm/{name}"], opened.get_tensor(name)) for name in opened.keys())  # noqa: SIM118
+    assert looks[found[5.0]]["validation/steepness"] < looks[found[0.0]]["validation/steepness"]
+
+
+def test_the_choice_among_looks() -> None:
+    monitor = LeastSteep(Best("r2", 1, 3), tolerance=0.02)
+    looks = [(0.80, 1.0), (0.895, 3.0), (0.905, 2.0), (math.nan, 0.1), (0.91, 9.0), (0.89, 0.1)]
+    kept = [monitor.look(i, {"r2": r2, "steepness": s}).keep is not None for i, (r2, s) in enumerate(looks, 1)]
+    assert kept == [True, True, True, False, True, True] and monitor.chosen == (6, 0.89, 0.1)
+    again = LeastSteep(Best("r2", 1, 3), tolerance=0.0)
+    again.load_state_dict(json.loads(json.dumps(monitor.state_dict())))
+    assert again.chosen == (5, 0.91, 9.0), "R^2 alone picks the steepest"
+    again.tolerance = 0.015
+    assert again.chosen == (3, 0.905, 2.0)
+    assert LeastSteep(Best("r2", 1)).chosen is None
 
 
 @pytest.fixture

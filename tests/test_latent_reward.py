@@ -19,8 +19,10 @@ from dollar.models.denoiser import Condition
 from dollar.models.latent_reward_model import LatentRewardModel
 from dollar.models.reward_models import make_reward_model
 from dollar.models.teacher import Teacher
+from dollar.surrogate.agreement import agreement
 from dollar.surrogate.climb import climb
-from dollar.surrogate.latent_reward import LatentReward, Observation, agreement
+from dollar.surrogate.latent_reward import LatentReward
+from dollar.surrogate.memory import Observation
 from dollar.surrogate.pixel_reward import PixelReward
 
 
@@ -371,7 +373,7 @@ def test_pairs_are_of_one_sample_never_with_itself_and_each_other_one_comes() ->
     partners: dict[int, set[tuple[int, int]]] = {0: set(), 3: set()}
     chosen = [(2, place) for place in range(6)]
     for turn in range(300):
-        found = surrogate._partners(Draws(0, turn, range(2)), "fit", chosen, 0, 2)
+        found = surrogate.memory.partners(Draws(0, turn, range(2)), "fit", chosen, 0, 2)
         assert all(place % 2 == i % 2 for i, (_, place) in enumerate(found))
         assert not set(zip(chosen, found, strict=True)) & {(one, one) for one in chosen}
         for i in partners:
@@ -422,7 +424,7 @@ def test_a_pair_with_an_unusable_reward_is_not_fitted() -> None:
         chosen = [(age, i) for i, age in enumerate(draws.integers("fit", 3).tolist())]
         found = surrogate.loss(draws, "fit")
         for loss, (age, place), (other, _) in zip(
-            found, chosen, surrogate._partners(draws, "fit", chosen, 0, 4), strict=True
+            found, chosen, surrogate.memory.partners(draws, "fit", chosen, 0, 4), strict=True
         ):
             assert (loss.item() == 0) == (place < 3 and 1 in (age, other))
             spared += place < 3 and other == 1 != age
@@ -498,7 +500,7 @@ def test_a_saved_model_says_the_same_in_its_rewards_unit(teacher: Teacher, tmp_p
     assert torch.equal(before, torch.random.get_rng_state())
     x, condition = torch.randn(2, *LATENT), teacher.text([PROMPT, "a red circle"])
     assert torch.equal(again.predict(x, condition), surrogate.predict(x, condition))
-    assert again.statistics == surrogate.statistics and again.memory == 3
+    assert again.statistics == surrogate.statistics and again.memory.size == 3
     card = json.loads((tmp_path / "lrm.json").read_text())
     assert card["reward"] == "Counting" and card["figures"] == {"r2": 0.5} and card["teacher"] == "tiny"
     again.save(tmp_path, teacher)
@@ -699,6 +701,18 @@ def test_a_step_goes_up_the_gradient_at_the_noised_clip() -> None:
     assert climb(surrogate, x, ["any"], draws)[2].true == pytest.approx(rise)
     clean = LatentReward(Bowl(0.0, 0.0), Planted(), no_text)
     assert climb(clean, x, ["any"], draws)[2].true == pytest.approx(0.1) != pytest.approx(rise)
+
+
+def test_a_step_goes_up_the_gradient_that_comes_through_something() -> None:
+    """Through a map that drops the second number and halves the first, the plane's gradient is along the first."""
+    surrogate = LatentReward(Plane(0.6, 0.8), Planted(), no_text)
+    x = torch.tensor([0.0, 1.0]).reshape(1, 1, 2, 1, 1)
+
+    def through(x: Tensor, condition: Condition | None, draws: Draws) -> Tensor:
+        return x * torch.tensor([0.5, 0.0]).reshape(1, 1, 2, 1, 1)
+
+    found = climb(surrogate, x, ["any"], Draws(0, 0, range(1)), through=through)[2]
+    assert found.true == pytest.approx(0.1) and found.predicted == pytest.approx(0.06), "0.06 is the plane's own rise"
 
 
 # Frames that the pixel reward looks at

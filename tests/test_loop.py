@@ -200,7 +200,7 @@ def test_every_entry_of_a_state_matters(build: Build) -> None:
         """One loop goes on from every state: what loading left of the one before would differ from the first."""
         for name in ("checkpoints", "best"):
             shutil.rmtree(again.folder / name, ignore_errors=True)
-        again.method.run.surrogate._known = dict(unbroken.method.run.surrogate._known)
+        again.method.run.surrogate.scorer._known = dict(unbroken.method.run.surrogate.scorer._known)
         again.load(state)
         return again
 
@@ -253,8 +253,17 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(build: Build) -> None:
     assert not torch.equal(first.tensors[weight], third.tensors[weight])
 
 
-@pytest.mark.parametrize("settings", [("beta_vsd=0",), ("beta_ft=0",), ("beta_cd=0", "student.input=noised_data")])
-def test_runs_of_fewer_terms_resume_too(build: Build, settings: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("beta_vsd=0",),
+        ("beta_ft=0",),
+        ("beta_cd=0", "student.input=noised_data"),
+        ("beta_ft=0", "beta_adversarial=0.5"),
+        ("beta_ft=0", "beta_cd=0", "beta_adversarial=0.5", "adversarial.features=own"),
+    ],
+)
+def test_runs_of_other_terms_resume_too(build: Build, settings: tuple[str, ...]) -> None:
     expected = run(build(*settings), 3)
     state = run(build(*settings), 2)
     second = build(*settings)
@@ -390,7 +399,7 @@ def test_a_reward_without_answers_teaches_nothing_and_steers_nothing(build: Buil
     surrogate.pixel.reward = real  # what was not answered is asked again
     lrm.in_a_row = 0
     assert loop.run_cycle(3)["loss/lrm"] > 0 and surrogate.updates == loop.method.fit.updates
-    assert len(surrogate._known) == loop.method.fit.clips
+    assert len(surrogate.scorer._known) == loop.method.fit.clips
 
 
 def test_the_separate_update_shows_its_gradient(build: Build) -> None:
@@ -689,6 +698,24 @@ STEERED = {
         "rg.frames=2",
         "reward._target_=test_steering.Smooth",
     ),
+    "judged": (
+        "cycles=2",
+        "beta_adversarial=0.5",
+        "adversarial.unit=loss",
+        "beta_ft=0",
+        "optim.adversarial.lr=1e-4",
+        "parallel.activation_checkpointing=true",
+        SPREAD,
+    ),
+    "judge": (
+        "cycles=2",
+        "beta_adversarial=0.5",
+        "adversarial.features=own",
+        "adversarial.unit=loss",
+        "beta_ft=0",
+        "optim.adversarial.lr=1e-4",
+        SPREAD,
+    ),
     "blocks": (
         "lrm.backbone=teacher",
         "lrm.fit=pairwise",
@@ -698,7 +725,7 @@ STEERED = {
         SPREAD,
     ),
 }
-"""Other ways to a reward: a policy gradient, several forwards before one backward, pairs on the teacher's blocks."""
+"""Other terms: a policy gradient, several forwards before one backward, discriminators, the teacher's blocks."""
 
 
 def micro_batched(loop_of: Callable[..., Loop]) -> list[float]:

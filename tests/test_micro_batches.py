@@ -30,6 +30,14 @@ WAYS = {
     "pixels": ("lrm.backbone=pixels",),
     "small": ("loss=refl", "rg.frames=2", "rg.decoder=small", "lrm.warmup=1", *SMOOTH),
     "smooth": ("lrm.smooth=3", "ft.through=teacher", "ft.unit=vsd"),
+    "adversarial": ("beta_adversarial=0.5", "adversarial.unit=loss", "beta_ft=0"),
+    "own": (
+        "beta_adversarial=0.5",
+        "adversarial.features=own",
+        "adversarial.form=logistic",
+        "adversarial.unit=loss",
+        "beta_ft=0",
+    ),
     "pull": ("beta_pull=0.5", "pull.steps=2", "beta_ft=0"),
 }
 UPDATES = {
@@ -37,6 +45,7 @@ UPDATES = {
     "pixels": {"student": 1, "fake": 2, "lrm": 2, "decoder": 8},
     "small": {"student": 1, "fake": 2, "decoder": 8},
     "smooth": {"student": 1, "fake": 2, "lrm": 2},
+    **{way: {"student": 1, "fake": 2, "adversarial": 1} for way in ("adversarial", "own")},
     "separate": {"student": 2, "fake": 2, "lrm": 2},  # distillation and fine-tuning
     "noised_data": {"student": 1, "fake": 2, "lrm": 2},
 }

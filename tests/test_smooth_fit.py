@@ -22,7 +22,8 @@ from dollar.rewards.colourfulness import Colourfulness
 from dollar.rewards.jpeg import JpegSize
 from dollar.rewards.mixture import Mixture
 from dollar.rewards.shapes import ShapesVerifier
-from dollar.surrogate.latent_reward import LatentReward, Observation
+from dollar.surrogate.latent_reward import LatentReward
+from dollar.surrogate.memory import Observation
 
 SPREAD = torch.tensor([1.5, 0.6, 0.2, 0.0])  # deviations of the clips along their four numbers
 MEAN = torch.tensor([0.3, -1.0, 0.0, 2.0])

@@ -38,6 +38,7 @@ WAYS = {
     "draft": ("loss=draft", SMOOTH, "rg.last=2", "rg.frames=all", "beta_ft=0"),
     "pull": ("beta_pull=0.5", "pull.steps=2"),
     "teacher": ("lrm.backbone=teacher", "lrm.blocks=1"),
+    "frames": ("lrm.temporal=frames", "reward._target_=dollar.rewards.colourfulness.Colourfulness", "lrm.smooth=3"),
     "pairwise": ("lrm.fit=pairwise",),
     "noised": ("lrm.noised=true", "lrm.noise=[0.2,0.8]"),
     "pixels": ("lrm.backbone=pixels", "lrm.smooth=3"),

@@ -492,6 +492,8 @@ def test_prompts_alone_train_with_a_reward_on_what_is_made(build: Callable[..., 
     assert losses(second)[-1] == lines[-1]
     with pytest.raises(ValueError, match=r"beta_cd=0\.5 and .* prompts alone; set beta_cd=0"):
         build("beta_cd=0.5", data=data)
+    with pytest.raises(ValueError, match=r"beta_adversarial=0\.5 .* prompts alone; set beta_adversarial=0, or give"):
+        build("beta_cd=0", "beta_adversarial=0.5", data=data)
     with pytest.raises(ValueError, match="student.input=noised_data, but this data has prompts alone"):
         build("beta_cd=0", "student.input=noised_data", data=data)
 

@@ -322,7 +322,10 @@ def test_another_study_has_a_document_of_its_own(tmp_path: Path, study: Study) -
     assert len(study(settings(tmp_path, seeds=2))) == 1 + 2 * 6
     text = (tmp_path / "docs" / "pruning.md").read_text()
     assert text.startswith("# Pruning\n\n3 of 3 rows, seeds 0, 1; made on") and "Score: how good" in text
-    assert "```sh\nmake pruning\n```" in text
+    page = (tmp_path / "docs" / "pruning" / "commands.md").read_text()
+    assert "```sh\nmake pruning\n```" in page and "[All commands](pruning/commands.md)" in text
+    assert "## Pruned students\n\n```sh\n# Half of the blocks, from the student of both\npython launch/train" in page
+    assert "| Is half as good? | **Yes** | size: -5.000<br>score: +0.100 | [-5.000, -5.000]<br>— |" in text
     whole, pruned = text.partition("## Pruned students")[::2]
     assert "## Whole students\n\n2 here." in whole and "| Plain | 0.90 ± 0.00 | 10 ± 0 |" in whole
     assert "| Both losses, 1 step | 0.90 ± 0.00 | 10 ± 0 |\n| Both losses, 2 steps |" in whole

@@ -54,6 +54,12 @@ class Draws:
         drawn = [torch.randint(high, (), generator=_generator(self.seed, self.turn, purpose, i)) for i in self.indices]
         return torch.stack(drawn).to(self.device)
 
+    def shared_choice(self, purpose: str, shares: Sequence[float]) -> int:
+        """One place in `shares`, drawn in proportion to them, on which all processes agree."""
+        u = torch.rand((), generator=_generator(self.seed, self.turn, purpose), dtype=torch.float64)
+        bounds = torch.tensor(list(shares), dtype=torch.float64).cumsum(0)
+        return int((u * bounds[-1] >= bounds[:-1]).sum())
+
     def shared_integer(self, purpose: str, high: int) -> int:
         """One whole number in [0, high) on which all processes agree, because no sample index enters it."""
         return int(torch.randint(high, (), generator=_generator(self.seed, self.turn, purpose)))

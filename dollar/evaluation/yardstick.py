@@ -31,8 +31,9 @@ from dollar.media import atomically
 from dollar.models.teacher import Teacher
 from dollar.rewards.shapes import Matches, ShapesVerifier
 from dollar.sampling.samplers import Sampler, decode, make_latents
+from dollar.surrogate.agreement import agreement
 from dollar.surrogate.climb import climb
-from dollar.surrogate.latent_reward import LatentReward, agreement
+from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.pixel_reward import PixelReward
 
 VENDI_PROMPTS, VENDI_SEEDS = 32, 8

@@ -84,6 +84,15 @@ def check_steps(timesteps: Sequence[float] | None, steps: Sequence[int]) -> None
             )
 
 
+def check_shares(shares: Sequence[float] | None, steps: Sequence[int]) -> None:
+    """Raise ValueError unless there is a positive share for each step count, or None."""
+    if shares is not None and (len(shares) != len(steps) or any(share <= 0 for share in shares)):
+        raise ValueError(
+            f"student.shares is {list(shares)}; give a positive share for each of student.steps, {list(steps)}, or "
+            "null to draw all alike"
+        )
+
+
 def few_steps(
     teacher: Teacher, timesteps: Sequence[float] | None, steps: Sequence[int], between: str
 ) -> dict[int, FewStep]:

@@ -1,20 +1,23 @@
 """The objectives, one a file: the equation as a pure function giving [B], and the term that applies it."""
 
+from dollar.losses.adversarial import Adversarial
 from dollar.losses.consistency import Consistency
 from dollar.losses.latent_reward import LatentRewardTerm
 from dollar.losses.objective import Objective
 from dollar.losses.policy_gradient import PolicyGradient
 from dollar.losses.pull import Pull
 from dollar.losses.reward_gradient import DRaFT, ReFL
-from dollar.losses.term import Context, Cost, LearningTerm, Needs, RolloutTerm, Sample, SampleTerm, Term
+from dollar.losses.term import Context, Cost, Host, LearningTerm, Needs, RolloutTerm, Sample, SampleTerm, Term
 from dollar.losses.vsd import VSD
 
 __all__ = [
     "VSD",
+    "Adversarial",
     "Consistency",
     "Context",
     "Cost",
     "DRaFT",
+    "Host",
     "LatentRewardTerm",
     "LearningTerm",
     "Needs",

@@ -60,6 +60,7 @@ class Consistency:
     grid: int = 50
     target: Literal["student", "ema", "teacher"] = "student"
     distance: Literal["pseudo_huber", "mse"] = "pseudo_huber"
+    step_counts: list[int] | None = None
     needs: ClassVar[Needs] = Needs(clips=True)
 
     def __post_init__(self) -> None:

@@ -37,22 +37,23 @@ def pairwise(predicted_i: Tensor, predicted_j: Tensor, reward_i: Tensor, reward_
 
 
 def steepness(predicted: Tensor, x: Tensor) -> Tensor:
-    """|d predicted / d x|^2, summed over x [B, ...]: what a smooth fit keeps small; predicted: [B]. Returns [B].
+    """|d predicted / d x|^2, summed over x [B, ...]: what a smooth fit keeps small. Returns [B].
 
+    predicted: [B], or [B, F] of frames that each follow from their own part of x, over which it is the mean.
     A surrogate says nothing of directions in which no clips differ, and there its gradient is what it was at its start.
-    With p times this on the squared error, the slope fitted to clips on a line is 1 / (1 + p) of the least-squares
-    one along it, for unit variance, and 0 across it.
+    With p times this on the squared error, the slope fitted to clips (or frames) on a line is 1 / (1 + p) of the
+    least-squares one along it, for unit variance, and 0 across it.
     """
     (gradient,) = torch.autograd.grad(predicted.sum(), x, create_graph=True)
-    return gradient.float().square().flatten(1).sum(1)
+    return gradient.float().square().flatten(1).sum(1) / predicted[0].numel()
 
 
 def nudged_steepness(predict: Callable[[Tensor], Tensor], x: Tensor, u: Tensor) -> Tensor:
     """`steepness` [B] by a difference, for networks without second derivatives: its mean over normal u [B, ...]."""
     scale = NUDGE * (x.detach().flatten(1).norm(dim=1) / math.sqrt(x[0].numel())).clamp(min=1e-6)
     step = expand_like(scale, x) * u
-    slope: Tensor = (predict(x + step) - predict(x)).float() / scale
-    return slope.square()
+    change = (predict(x + step) - predict(x)).float()
+    return (change / expand_like(scale, change)).square().reshape(len(x), -1).mean(1)
 
 
 def fine_tune(reward: Tensor) -> Tensor:
@@ -78,6 +79,8 @@ class LatentRewardTerm:
     unit: Literal["reward", "sd", "vsd"] = "reward"
     through: Literal["sample", "teacher", "fake"] = "sample"
     noise: tuple[float, float] = (0.1, 0.5)
+    step_counts: list[int] | None = None
+    at: Literal["all", "first", "later"] = "all"
 
     def __post_init__(self) -> None:
         self.noise = (self.noise[0], self.noise[1])

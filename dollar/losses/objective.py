@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
@@ -11,7 +11,22 @@ from typing import Any
 from torch import Tensor
 
 from dollar.diffusion.schedule import expand_like
-from dollar.losses.term import LearningTerm, Needs, RolloutTerm, SampleTerm, Term, is_relative
+from dollar.losses.term import (
+    AT,
+    LearningTerm,
+    Needs,
+    RolloutTerm,
+    SampleTerm,
+    Term,
+    check_choice,
+    is_relative,
+    is_used,
+)
+
+
+def ordinal(k: int) -> str:
+    """What the k-th of several is called, k from 0."""
+    return {1: "second", 2: "third"}.get(k, f"{k + 1}th") if k else "first"
 
 
 @dataclass
@@ -31,6 +46,7 @@ class Objective:
                 raise ValueError(
                     f"the weight of the term {name} is {term.beta}; it must be positive, or the term left out"
                 )
+            check_choice(f"{name}.at", getattr(term, "at", "all"), AT)
         if not self.terms:
             raise ValueError("every beta is 0, so the student has nothing to learn from; set beta_vsd=1")
         if rolling := [name for name, term in self.apart.items() if not isinstance(term, SampleTerm)]:
@@ -41,7 +57,7 @@ class Objective:
         if self.reference is None and (relative := [n for n, term in self.terms.items() if is_relative(term)]):
             raise ValueError(
                 f"the weight of the term {relative[0]} is relative to VSD's gradient (its unit is vsd), but beta_vsd "
-                "is 0; set its unit to reward, or beta_vsd above 0"
+                "is 0; give it another unit, or set beta_vsd above 0"
             )
         if self.balance is not None:
             self._check_balance(self.balance)
@@ -62,6 +78,27 @@ class Objective:
                 f"balance is {balance}, but the gradient of {through[0]} comes back through whole samples, not at "
                 "x_hat, where it could be held to VSD's; set balance=null"
             )
+
+    def check_use(self, counts: Sequence[int]) -> None:
+        """Raise ValueError where a student of these step counts has updates that lack what they need."""
+        for name, term in self.terms.items():
+            given = getattr(term, "step_counts", None)
+            if given is not None and (not given or set(given) - set(counts)):
+                raise ValueError(
+                    f"{name}.step_counts is {list(given)}; give some of student.steps, {list(counts)}, or null for all"
+                )
+        for steps in counts:
+            for k in range(steps):
+                used = {name: term for name, term in self.terms.items() if is_used(term, steps, k)}
+                where = f"updates of {steps} step{'s' * (steps > 1)} from the {ordinal(k)} on"
+                if not used:
+                    raise ValueError(f"no term is used in {where}; look at step_counts and `at` of the terms")
+                pursued = any(term.needs.pursues for name, term in used.items() if name in self.sample_terms)
+                if self.balance is not None and pursued and not used.keys() & set(self.references):
+                    raise ValueError(
+                        f"balance is {self.balance}, but VSD, with which the reward's gradient is compared, is not "
+                        f"used in {where}; set balance=null, or look at step_counts and `at` of the terms"
+                    )
 
     @property
     def needs(self) -> Needs:
@@ -96,9 +133,15 @@ class Objective:
         return {n: float(t.guidance_scale) for n, t in self.terms.items() if hasattr(t, "guidance_scale")}
 
     @property
+    def references(self) -> list[str]:
+        """The terms that the sizes of others' gradients are compared with: those that distil by the fake score."""
+        others = {name for name, term in self.terms.items() if term.needs.pursues} | self.learning_terms.keys()
+        return [name for name, term in self.sample_terms.items() if term.needs.fake and name not in others]
+
+    @property
     def reference(self) -> str | None:
-        """The term that the sizes of the rewards' gradients are compared with: the one that needs the fake score."""
-        return next((name for name, term in self.sample_terms.items() if term.needs.fake), None)
+        """The first of the references, if any."""
+        return next(iter(self.references), None)
 
     def balanced(self, gradient: Tensor, reference: Tensor | None) -> Tensor:
         """A reward's gradient [B, ...], no larger than `balance` times the reference, sample by sample."""
@@ -108,7 +151,10 @@ class Objective:
         size = gradient.flatten(1).norm(dim=1)
         return gradient * expand_like((most / size.clamp(min=1e-12)).clamp(max=1), gradient)
 
-    def fake_times(self, u: Tensor, progress: float) -> Tensor:
-        """Fractions of T [B] at which the fake score learns, of draws u [B] in [0, 1): a term's own, else even."""
-        place = next((t.fake_times for t in self.terms.values() if t.needs.fake and hasattr(t, "fake_times")), None)
-        return u.double() if place is None else place(u, progress)
+    def fake_times(self, u: Tensor, progress: float, steps: int) -> Tensor:
+        """Fractions of T [B] at which the fake score learns, of draws u [B] in [0, 1): a term's own, else even.
+
+        steps: of the student whose samples it learns from.
+        """
+        terms = [term for term in self.terms.values() if hasattr(term, "fake_times") and is_used(term, steps)]
+        return terms[0].fake_times(u, progress) if terms else u.double()

@@ -65,6 +65,7 @@ class PolicyGradient:
     beta: float = 1.0
     truncate: int = 2
     kernel: Literal["renoise", "posterior"] = "renoise"
+    step_counts: list[int] | None = None
     needs: ClassVar[Needs] = Needs(reward="numbers")
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +40,8 @@ class Pull:
     beta: float = 1.0
     steps: int = 4
     guidance_scale: float = 1.0
+    step_counts: list[int] | None = None
+    at: Literal["all", "first", "later"] = "all"
     needs: ClassVar[Needs] = Needs()
 
     def __post_init__(self) -> None:

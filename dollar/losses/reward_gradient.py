@@ -47,6 +47,8 @@ class ReFL:
     frames: int | Literal["all"] | None = None
     unit: Literal["reward", "vsd"] = "reward"
     decoder: Literal["full", "small"] = "full"
+    step_counts: list[int] | None = None
+    at: Literal["all", "first", "later"] = "all"
 
     def __post_init__(self) -> None:
         check_weight("beta_rg", self.beta)
@@ -79,6 +81,7 @@ class DRaFT:
     last: int = 1
     frames: int | Literal["all"] | None = None
     decoder: Literal["full", "small"] = "full"
+    step_counts: list[int] | None = None
 
     def __post_init__(self) -> None:
         check_weight("beta_rg", self.beta)

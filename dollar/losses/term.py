@@ -49,6 +49,8 @@ class Cost(NamedTuple):
 
     student, teacher, fake: without a gradient; student_gradient: carried back to the weights; teacher_gradient,
     fake_gradient: carried back to the input alone; kept: how many forwards that are carried back are held at once.
+    own, own_gradient: the same of a network of the term's own that is as large as the teacher's; own_trained: carried
+    back to its weights.
     """
 
     student: float = 0.0
@@ -58,6 +60,21 @@ class Cost(NamedTuple):
     fake: float = 0.0
     fake_gradient: float = 0.0
     kept: float = 0.0
+    own: float = 0.0
+    own_gradient: float = 0.0
+    own_trained: float = 0.0
+
+
+class Host(NamedTuple):
+    """What a term's network is built in.
+
+    latent_shape: (C, F, h, w) of a clip; discriminator: (`fake`, `teacher` or `own`, number of heads, their width,
+    whether there is a constant) -> a network that judges (x_t [B, C, F, h, w], t [B], condition) -> [B] by the hidden
+    states of that one's blocks.
+    """
+
+    latent_shape: Sequence[int]
+    discriminator: Callable[[str, int, int, bool], nn.Module]
 
 
 def _absent(*_: Any) -> Any:
@@ -76,7 +93,8 @@ class Context:
     draws: further random numbers of these samples; schedule: the teacher's; progress: the fraction of the run that is
     done; x_0: real latents where the term needs clips; fake: (x_t, t) -> x_0 of the fake score; predict: (latents,
     purpose) -> the latent reward model's reward [B]; reward_sd: the deviation of the rewards seen; averaged: a context
-    in which the student holds its averaged weights; log: takes a scalar's name and value.
+    in which the student holds its averaged weights; log: takes a scalar's name and value; condition: the prompts as
+    networks read them, for a term's own.
     """
 
     prompts: Sequence[str]
@@ -97,6 +115,7 @@ class Context:
     reward_sd: float = 1.0
     averaged: Callable[[], AbstractContextManager[Any]] = nullcontext
     log: Callable[[str, float], None] = lambda name, value: None
+    condition: Any = None
 
 
 class Sample(NamedTuple):
@@ -111,7 +130,8 @@ class Term(Protocol):
     """A term of Eq. 16, beta times the mean of its losses; it is a `SampleTerm` or a `RolloutTerm`.
 
     A term with an attribute `every` of 1 or more has an update of its own, from the gradients of so many cycles
-    (Algorithm 1, line 19); guidance_scale, where it has one, is the scale at which it runs the teacher.
+    (Algorithm 1, line 19); guidance_scale, where it has one, is the scale at which it runs the teacher. `step_counts`
+    and, of a term that looks at the student's sample, `at` say in which updates it is used (see `is_used`).
     """
 
     beta: float
@@ -153,8 +173,8 @@ class LearningTerm(Protocol):
     `optim.<name of the term>` has its optimizer's numbers.
     """
 
-    def network(self, latent_shape: Sequence[int]) -> nn.Module:
-        """The network, built once; latent_shape: (C, F, h, w) of a clip."""
+    def network(self, host: Host) -> nn.Module:
+        """The network, built once."""
         ...
 
     def fit(self, context: Context, sample: Sample) -> Tensor:
@@ -162,9 +182,30 @@ class LearningTerm(Protocol):
         ...
 
 
+def is_used(term: Any, steps: int, k: int | None = None) -> bool:
+    """Whether a term is part of an update of a student of so many steps that starts at its k-th, None for any of them.
+
+    `step_counts` lists the step counts, None for all. `at` is `all`, `first`, or `later`: all but the first of several.
+    """
+    counts, at = getattr(term, "step_counts", None), getattr(term, "at", "all")
+    if counts is not None and steps not in counts:
+        return False
+    if k is None or at == "all":
+        return True
+    return k == 0 if at == "first" else k > 0 or steps == 1
+
+
+def share_of(term: Any, steps: int) -> float:
+    """The share of the updates of a student of so many steps that a term is part of, each depth as likely as others."""
+    return sum(is_used(term, steps, k) for k in range(steps)) / steps
+
+
 def is_relative(term: Term) -> bool:
     """Whether the weight of a term is in units of the size of VSD's gradient at the student's sample."""
     return getattr(term, "unit", None) == "vsd"
+
+
+AT = ("all", "first", "later")
 
 
 def check_weight(key: str, beta: float) -> None:

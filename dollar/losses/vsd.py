@@ -72,6 +72,8 @@ class VSD:
     range: tuple[float, float] = (0.02, 0.98)
     lower_half: float | None = None
     lower_half_over: tuple[float, float] = (0.3, 0.7)
+    step_counts: list[int] | None = None
+    at: Literal["all", "first", "later"] = "all"
     needs: ClassVar[Needs] = Needs(fake=True)
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from dollar.diffusion.draws import Draws
-from dollar.losses.term import Needs, check_choice
+from dollar.losses.term import Needs, check_choice, is_used
 from dollar.methods.decoder_fit import DecoderFit
 from dollar.methods.fake_score import FakeScore
 from dollar.methods.ingredients import Ingredients
@@ -70,7 +70,7 @@ class Dollar:
             gradients_every,
         )
         alone = run.surrogate is None or not run.objective.needs.surrogate
-        self.small = DecoderFit(run, self.student, self.logged, self.fit.turn, lrm_clips, decoder_updates, alone)
+        self.small = DecoderFit(run, self.student, self.logged, self.fit.turn, self.fit.clips, decoder_updates, alone)
 
     def begin(self, cycle: int, progress: float) -> None:
         self.logged.clear()
@@ -92,7 +92,7 @@ class Dollar:
         if o.needs.fake:  # lines 12-14
             turns.append(Turn("fake", "fake", self.fake.losses, updates=self.fake_updates, end=self.fake.end))
         turns += [
-            Turn(name, name, partial(self._term_losses, term), begin=self._when_sampled)
+            Turn(name, name, partial(self._term_losses, term), begin=partial(self._when_sampled, term))
             for name, term in o.learning_terms.items()
         ]
         if o.needs.surrogate and run.fitted:  # lines 15-17
@@ -174,8 +174,10 @@ class Dollar:
         self.meter.close(cycle, self.logged, self.max_silent)
         self.meter.note()
 
-    def _when_sampled(self, cycle: int) -> NoUpdate | None:
-        return None if self.student.drawn else NoUpdate()
+    def _when_sampled(self, term: Any, cycle: int) -> NoUpdate | None:
+        drawn = self.student.drawn
+        learns = drawn and is_used(term, drawn[0].context.sampler.steps, drawn[0].sample.k)
+        return None if learns else NoUpdate()
 
     def _term_losses(self, term: Any, when: Moment) -> Iterator[Pullback]:
         """The update of a term's own network, on the student's samples of this cycle."""
@@ -189,7 +191,8 @@ class Dollar:
         self.meter.note()
 
     def _begin_apart(self, term: Any, cycle: int) -> NoUpdate | None:
-        return None if cycle >= self.fake_warmup and self.is_ready(term.needs) else NoUpdate()
+        used = is_used(term, self.student.sampler(self.draws(cycle)).steps)
+        return None if cycle >= self.fake_warmup and self.is_ready(term.needs) and used else NoUpdate()
 
     def _losses_apart(self, name: str, term: Any, when: Moment) -> Iterator[Pullback]:
         return self.student.losses_apart(name, term, self.draws(when.cycle))

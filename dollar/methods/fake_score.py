@@ -12,7 +12,6 @@ from dollar.losses.score_matching import score_matching
 from dollar.losses.term import check_choice
 from dollar.methods.ingredients import Ingredients
 from dollar.methods.student import Drawn, StudentUpdate
-from dollar.models.denoiser import Condition
 from dollar.training.turn import Moment, Pullback, Scalars
 
 
@@ -40,7 +39,7 @@ class FakeScore:
         total = 0.0
         for part, drawn in self._samples(draws, fresh=when.update > 0):
             share = len(part.indices) / len(draws.indices)
-            loss = self.loss(part, drawn.sample.x_hat, drawn.condition).mean()
+            loss = self.loss(part, drawn).mean()
             total += float(loss.detach()) * share
             yield Pullback("fake", loss, loss.detach().new_full((), share))
         self._losses.append(total)
@@ -52,14 +51,14 @@ class FakeScore:
         for micro in self.run.micro_batches(draws, latents=self.student.input == "noised_data"):
             yield micro.draws, self.student.draw(micro)
 
-    def loss(self, draws: Draws, x_hat: Tensor, condition: Condition) -> Tensor:
+    def loss(self, draws: Draws, drawn: Drawn) -> Tensor:
         """The diffusion loss on the student's samples x_hat [B, C, F, h, w] (Eq. 4), [B]."""
-        fake = self.run.roles["fake"].denoiser
-        schedule = fake.schedule
-        t = schedule.uniform(self.run.objective.fake_times(draws.uniform("fake time"), self.student.progress))
+        fake, objective = self.run.roles["fake"].denoiser, self.run.objective
+        schedule, x_hat, steps = fake.schedule, drawn.sample.x_hat, drawn.context.sampler.steps
+        t = schedule.uniform(objective.fake_times(draws.uniform("fake time"), self.student.progress, steps))
         eps = draws.normal("fake noise", self.run.latent_shape)
         x_t = diffuse(x_hat, eps, t, schedule)
-        output = fake.output(x_t, t, condition)
+        output = fake.output(x_t, t, drawn.condition)
         return score_matching(output, x_hat, eps, x_t, t, fake.prediction, schedule, self.form)
 
     def end(self, cycle: int) -> None:

@@ -43,11 +43,12 @@ class Ingredients:
     """What a method is built from.
 
     roles: `student`, and `fake` where a term needs it; samplers: one FewStep for each step count that the student is
-    trained for; null: count -> the unconditional (negative-prompt) condition. batch: samples of an update over all
-    processes; micro_batch: how many of them a process takes through a network at once, None for all. averaged: a
-    context in which the student holds its averaged weights; moved: called after each update of the student.
-    reward_scale: gives what every term that leads towards a reward is multiplied by. fitted: whether the surrogate and
-    the small decoder are trained here; networks: those of terms that have one, by the term's name.
+    trained for; shares: in proportion to which these are drawn, None for all alike; null: count -> the unconditional
+    (negative-prompt) condition. batch: samples of an update over all processes; micro_batch: how many of them a process
+    takes through a network at once, None for all. averaged: a context in which the student holds its averaged weights;
+    moved: called after each update of the student. reward_scale: gives what every term that leads towards a reward is
+    multiplied by. fitted: whether the surrogate and the small decoder are trained here; networks: those of terms that
+    have one, by the term's name.
     """
 
     teacher: Denoiser
@@ -69,6 +70,7 @@ class Ingredients:
     moved: Callable[[], None] = _nothing
     reward_scale: Callable[[], float] = lambda: 1.0
     fitted: bool = True
+    shares: Sequence[float] | None = None
     networks: Mapping[str, nn.Module] = field(default_factory=dict)
 
     @property

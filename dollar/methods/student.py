@@ -13,7 +13,7 @@ from torch import Tensor
 from dollar.diffusion.draws import Draws
 from dollar.diffusion.schedule import diffuse
 from dollar.diffusion.timesteps import FewStep
-from dollar.losses.term import Context, Needs, Sample, is_relative
+from dollar.losses.term import Context, Needs, Sample, is_relative, is_used
 from dollar.methods.ingredients import Ingredients, MicroBatch
 from dollar.methods.reward_meter import RewardMeter
 from dollar.methods.sizes import Sizes
@@ -69,7 +69,7 @@ class StudentUpdate:
 
     def start(self, micro: MicroBatch) -> Start:
         """Draw how deep the student is rolled out, the same on every process, and roll it out to there."""
-        draws, sampler = micro.draws, self._sampler(micro)
+        draws, sampler = micro.draws, self.sampler(micro.draws)
         k = draws.shared_integer("depth", sampler.steps)
         noise = self._noise(micro)
         if self.input == "simulate" or k == 0:
@@ -79,8 +79,12 @@ class StudentUpdate:
         t = sampler.time(k, micro.x_0)
         return Start(sampler, k, diffuse(micro.x_0, noise(k), t, sampler.schedule))
 
-    def _sampler(self, micro: MicroBatch) -> FewStep:
-        return self.run.samplers[micro.draws.shared_integer("step count", len(self.run.samplers))]
+    def sampler(self, draws: Draws) -> FewStep:
+        """The sampler of an update's step count, which is the same on every process."""
+        samplers, shares = self.run.samplers, self.run.shares
+        if shares is None:
+            return samplers[draws.shared_integer("step count", len(samplers))]
+        return samplers[draws.shared_choice("step count", shares)]
 
     def _noise(self, micro: MicroBatch) -> Callable[[int], Tensor]:
         return lambda k: micro.draws.normal(f"noise {k}", self.run.latent_shape)
@@ -110,7 +114,7 @@ class StudentUpdate:
                 )
         return Context(
             prompts=micro.prompts,
-            sampler=self._sampler(micro),
+            sampler=self.sampler(micro.draws),
             student=run.student.given(condition),
             teacher=lambda scale: run.teacher.given(condition, self._null(scale, len(micro.prompts)), scale),
             noise=self._noise(micro),
@@ -121,6 +125,7 @@ class StudentUpdate:
             x_0=micro.x_0,
             averaged=run.averaged,
             log=lambda name, value: self.scalars.add(name, value, micro.share),
+            condition=condition,
             **optional,
         )
 
@@ -142,7 +147,7 @@ class StudentUpdate:
                 yield from self._at_sample(micro, contexts[-1], apart)
         samples = len(draws.indices)
         for name, term in self.run.objective.rollout_terms.items():
-            if not self.ready(term.needs):
+            if not self.ready(term.needs) or not is_used(term, contexts[0].sampler.steps):
                 continue
             weight = term.beta * self._scale(term)
             self.scalars.add(f"loss/{name}", 0.0)
@@ -157,9 +162,11 @@ class StudentUpdate:
 
     def _at_sample(self, micro: MicroBatch, context: Context, apart: bool) -> Iterator[Pullback]:
         """The terms that look at the student's own sample."""
-        student = self.run.student.given(micro.condition)
-        terms = {name: term for name, term in self.run.objective.sample_terms.items() if self.ready(term.needs)}
+        student, objective = self.run.student.given(micro.condition), self.run.objective
         sampler, k, x = self.start(micro)
+        joint = objective.sample_terms.items()
+        terms = {name: t for name, t in joint if self.ready(t.needs) and is_used(t, sampler.steps, k)}
+        reference = next((name for name in objective.references if name in terms), objective.reference)
         with nullcontext() if terms else torch.no_grad():
             x_hat = sampler.generate(student, x, k)
         sample = Sample(x, k, x_hat.detach())
@@ -169,14 +176,13 @@ class StudentUpdate:
             leaf = sample._replace(x_hat=sample.x_hat.clone().requires_grad_())
             loss = term.loss(context, leaf).mean()
             self.scalars.add(f"loss/{name}", float(loss.detach()), micro.share)
-            gradient = term.beta * self._relative(name, term, torch.autograd.grad(loss, leaf.x_hat)[0])
-            if name == self.run.objective.reference and any(map(is_relative, self.run.objective.terms.values())):
+            gradient = term.beta * self._relative(name, term, torch.autograd.grad(loss, leaf.x_hat)[0], reference)
+            if name == reference and any(map(is_relative, objective.terms.values())):
                 self.sizes.add(name, gradient)
             if term.needs.pursues:
-                reference = gradients.get(self.run.objective.reference or "")
-                gradient = self._scale(term) * self.run.objective.balanced(gradient, reference)
+                gradient = self._scale(term) * objective.balanced(gradient, gradients.get(reference or ""))
             gradients[name] = gradient
-        self._log_gradients(gradients, micro.share)
+        self._log_gradients(gradients, micro.share, reference)
         if micro.share < 1:
             gradients = {name: gradient * micro.share for name, gradient in gradients.items()}
         if apart:
@@ -186,16 +192,15 @@ class StudentUpdate:
             # All are added at x_hat and carried back through the student once (Eq. 16).
             yield Pullback("+".join(gradients), x_hat, torch.stack(list(gradients.values())).sum(0))
 
-    def _relative(self, name: str, term: Any, gradient: Tensor) -> Tensor:
+    def _relative(self, name: str, term: Any, gradient: Tensor, reference: str | None) -> Tensor:
         """A term's gradient in its unit, which may be the size of VSD's."""
         if not is_relative(term):
             return gradient
         self.sizes.add(name, gradient)
-        return gradient * self.sizes.ratio(self.run.objective.reference, name)
+        return gradient * self.sizes.ratio(reference, name)
 
-    def _log_gradients(self, gradients: dict[str, Tensor], share: float) -> None:
+    def _log_gradients(self, gradients: dict[str, Tensor], share: float, reference: str | None) -> None:
         """Sizes at x_hat, in the unit of one sample's gradient, and the cosines with the distillation's."""
-        reference = self.run.objective.reference
         for name, gradient in gradients.items():
             size = float(gradient.norm()) * math.sqrt(len(gradient))
             self.scalars.add(f"grad_norm/x_hat/{name}", size, share)
@@ -217,4 +222,5 @@ class StudentUpdate:
             loss = term.loss(self.context(micro), leaf).mean()
             self.scalars.add(f"loss/{name}", float(loss.detach()), micro.share)
             (gradient,) = torch.autograd.grad(loss, leaf.x_hat)
-            yield Pullback(name, x_hat, scale * micro.share * self._relative(name, term, gradient))
+            relative = self._relative(name, term, gradient, self.run.objective.reference)
+            yield Pullback(name, x_hat, scale * micro.share * relative)

@@ -105,15 +105,24 @@ class Codec:
             pixels = self._by_clips(lambda part: self._decode_clips(part, frames), z)
             return (pixels.float() * 0.5 + 0.5).clamp(0, 1).transpose(1, 2)
 
-    def spread(self, latents: Tensor, count: int) -> list[int]:
-        """At most `count` pixel frames, evenly spaced over clips of latents [B, C, F, h, w], both ends among them."""
+    def spread(self, latents: Tensor, count: int | None) -> list[int]:
+        """At most `count` pixel frames, evenly spaced over clips of latents [B, C, F, h, w], both ends among them.
+
+        None is all of them.
+        """
         last = (self.normalisation.denormalise(latents[:1]).shape[2] - 1) * self.ratio
+        if count is None:
+            return list(range(last + 1))
         return sorted({round(i * last / max(1, count - 1)) for i in range(count)})
 
     def held(self, latents: Tensor, frames: Sequence[int]) -> list[int]:
         """The latent frames of latents [B, C, F, h, w] that hold these pixel frames, rising."""
+        return sorted(set(self.holders(latents, frames)))
+
+    def holders(self, latents: Tensor, frames: Sequence[int]) -> list[int]:
+        """For each of these pixel frames the latent frame of [B, C, F, h, w] that holds it."""
         padding = self.padding(latents)
-        return sorted({padding - (-f // self.ratio) for f in frames})
+        return [padding - (-f // self.ratio) for f in frames]
 
     def padding(self, latents: Tensor) -> int:
         """How many of the first latent frames of [B, C, F, h, w] hold no pixel frame."""

@@ -30,6 +30,10 @@ class Condition(NamedTuple):
         """The condition of the first `count` samples."""
         return self.map(lambda part: part[:count])
 
+    def repeated(self, times: int) -> Condition:
+        """The condition of `times` batches of the same samples, one after the other."""
+        return self if times == 1 else self.map(lambda part: part.repeat(times, *[1] * (part.ndim - 1)))
+
     @staticmethod
     def joined(conditions: Sequence[Condition], join: Callable[[list[Tensor]], Tensor] = torch.cat) -> Condition:
         """Several conditions as one, part by part."""
@@ -63,6 +67,26 @@ class Wrapped(nn.Module):
         projection: nn.Linear = self.transformer.proj_out
         return projection
 
+    def hidden(self, x_t: Tensor, t: Tensor, condition: Condition, places: Sequence[int]) -> list[Tensor]:
+        """The hidden states [B, N, dim] that the blocks at these places give; all of the network runs."""
+        seen: dict[int, Tensor] = {}
+
+        def keeper(place: int) -> Callable[..., None]:
+            def keep(_: nn.Module, __: Any, output: Any) -> None:
+                seen[place] = output[0] if isinstance(output, tuple) else output
+
+            return keep
+
+        blocks = list(self.blocks)
+        # Only for this call. A backward pass that computes again does without them.
+        handles = [blocks[place].register_forward_hook(keeper(place)) for place in places]
+        try:
+            self.forward(x_t, t, condition)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [seen[place] for place in places]
+
     def checkpoint_activations(self) -> None:
         """Recompute each block in the backward pass instead of keeping what is inside it."""
         self.transformer.enable_gradient_checkpointing()
@@ -84,6 +108,12 @@ class Denoiser:
         """The native output, float32 [B, C, F, H, W]."""
         with self._autocast(x_t):
             return self.network(x_t, t, condition).float()
+
+    def hidden(self, x_t: Tensor, t: Tensor, condition: Condition, places: Sequence[int]) -> list[Tensor]:
+        """The hidden states that the blocks at these places give, float32 [B, N, dim] each."""
+        with self._autocast(x_t):
+            states = self.network.hidden(x_t, t, condition, places)  # type: ignore[operator]
+        return [state.float() for state in states]
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """x_0, float32 [B, C, F, H, W]."""

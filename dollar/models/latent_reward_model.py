@@ -108,11 +108,21 @@ class LatentRewardModel(nn.Module):
         ignores it, and every one ignores t; held: the latent frames that count, None for all. ValueError when the
         caption is needed and missing.
         """
+        # Pooling over frames too is the mean of the frames' rewards, because what follows is affine.
+        return self.out(self.mix(self._attended(x, condition, held).mean(1))).squeeze(1).float()
+
+    def by_frame(self, x: Tensor, condition: Condition | None = None, held: Sequence[int] | None = None) -> Tensor:
+        """The reward of each latent frame by itself [B, F], as `forward` averages it; of temporal=frames alone."""
+        frames = x.shape[2] if held is None else len(held)
+        features = self._attended(x, condition, held).unflatten(1, (frames, -1))
+        return self.out(self.mix(features.mean(2))).squeeze(2).float()
+
+    def _attended(self, x: Tensor, condition: Condition | None, held: Sequence[int] | None) -> Tensor:
+        """Features [B, N, width] of the latent frames that count, which have seen the caption."""
         dtype = self.out.weight.dtype
         features = self.features((x if held is None else x[:, :, list(held)]).to(dtype))
-        if self.attention is not None:
-            if condition is None:
-                raise ValueError("this latent reward model reads captions (text_dim is set), but no text was given")
-            features = features + self.attention(features, condition.embeddings.to(dtype), condition.mask)
-        # Pooling over frames too is the mean of the frames' rewards, because what follows is affine.
-        return self.out(self.mix(features.mean(1))).squeeze(1).float()
+        if self.attention is None:
+            return features
+        if condition is None:
+            raise ValueError("this latent reward model reads captions (text_dim is set), but no text was given")
+        return features + self.attention(features, condition.embeddings.to(dtype), condition.mask)

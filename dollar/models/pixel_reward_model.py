@@ -52,5 +52,12 @@ class PixelRewardModel(nn.Module):
         held: Sequence[int] | None = None,
     ) -> Tensor:
         """The reward [B], float32; x: [B, C, F, h, w]; t is ignored; held: the latent frames that count."""
-        pixels = self.decoder.frozen(x, held).transpose(1, 2)
-        return self.network(2 * pixels - 1, condition)
+        return self.network(self._pixels(x, held), condition)
+
+    def by_frame(self, x: Tensor, condition: Condition | None = None, held: Sequence[int] | None = None) -> Tensor:
+        """The reward of each latent frame by itself [B, F]; of temporal=frames alone."""
+        return self.network.by_frame(self._pixels(x, held), condition)
+
+    def _pixels(self, x: Tensor, held: Sequence[int] | None) -> Tensor:
+        """What the decoder makes of these latent frames [B, 3, F, H, W], near [-1, 1]."""
+        return 2 * self.decoder.frozen(x, held).transpose(1, 2) - 1

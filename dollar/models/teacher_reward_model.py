@@ -59,7 +59,8 @@ class QueryHead(nn.Module):
         hidden = self.norm(hidden)
         query = self.query.expand(len(hidden), 1, -1)
         pooled = scaled_dot_product_attention(query, self.key(hidden), self.value(hidden))[:, 0]  # [B, width]
-        return self.out(pooled + nn.functional.silu(self.mix(pooled)))[:, 0]
+        # A sum, not a view, which one that is spread over the processes must not give.
+        return self.out(pooled + nn.functional.silu(self.mix(pooled))).sum(1)
 
 
 class TeacherRewardModel(nn.Module):
@@ -96,18 +97,7 @@ class TeacherRewardModel(nn.Module):
 
     def hidden(self, x: Tensor, condition: Condition, t: Tensor) -> Tensor:
         """The output of the last of the kept blocks, float32 [B, N, dim]."""
-        seen: list[Tensor] = []
-
-        def keep(_: nn.Module, __: Any, output: Any) -> None:
-            seen.append(output[0] if isinstance(output, tuple) else output)
-
-        # Only for this call: the block is the teacher's too.
-        handle = list(self.trunk.network.blocks)[-1].register_forward_hook(keep)  # type: ignore[arg-type]
-        try:
-            self.trunk.output(x.float(), t, condition)
-        finally:
-            handle.remove()
-        return seen[-1].float()
+        return self.trunk.hidden(x.float(), t, condition, [-1])[0]
 
     def forward(self, x: Tensor, condition: Condition | None = None, t: Tensor | None = None) -> Tensor:
         """The reward [B], float32; x: [B, C, F, h, w]; t: [B], None for the schedule's least noisy time.

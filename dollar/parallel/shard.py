@@ -6,11 +6,11 @@ its weights for every forward, and is for networks that don't fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dollar.models.adapter import add_lora, is_lora, plain, start
@@ -42,7 +42,14 @@ def parallelize(
             fully_shard(block, mesh=world.mesh)
         # The root is resharded too: a forward without backward would leave its weights gathered and soon stale.
         fully_shard(network, mesh=world.mesh, reshard_after_forward=True)
+        register_fsdp_forward_method(network, "hidden")
     return network
+
+
+def spread(modules: Iterable[nn.Module], world: World) -> None:
+    """Spread modules that are called by themselves over the processes, all of which hold the same weights."""
+    for module in modules if world.size > 1 else ():
+        fully_shard(module, mesh=world.mesh)
 
 
 def trainable_copy(

@@ -85,7 +85,7 @@ class Work(NamedTuple):
 
 def work_of(f: Forwards, own: ForwardCost, other: ForwardCost, batch: int, v: Validations) -> Work:
     """The operations of a run; own: of a forward of the student's, other: of the teacher's and the fake score's."""
-    cycle = batch * (f.student * own.flops + (f.fake + f.teacher) * other.flops)
+    cycle = batch * (f.student * own.flops + (f.fake + f.teacher + f.own) * other.flops)
     return Work(cycle, v.times * v.student * own.flops + v.teacher * other.flops)
 
 
@@ -93,6 +93,7 @@ def work_text(f: Forwards, work: Work, batch: int, cycles: int, updates: int, pr
     """The forwards of a cycle, and the hours of the run; updates: of the fake score in a cycle."""
     hours, looking = work.hours(cycles, processes), Work(0, work.validation).hours(0, 1)
     fake = f", {cycles * updates:,} of the fake score" if f.fake else ""
+    further = f", networks of terms {f.own:.2f}" if f.own else ""
     looks = (
         f", {short(looking)} of them for {v.times} validation{'s' * (v.times > 1)}"
         if v.times
@@ -100,7 +101,7 @@ def work_text(f: Forwards, work: Work, batch: int, cycles: int, updates: int, pr
     )
     return (
         f"a cycle: {f.total:.2f} forwards of {batch} clips, a backward pass counting as two (student "
-        f"{f.student:.2f}, fake score {f.fake:.2f}, teacher {f.teacher:.2f}), {large(work.cycle)}FLOP\n"
+        f"{f.student:.2f}, fake score {f.fake:.2f}, teacher {f.teacher:.2f}{further}), {large(work.cycle)}FLOP\n"
         f"the run: {cycles:,} cycles ({cycles:,} updates of the student{fake}), {large(work.cycle * cycles)}FLOP\n"
         f"at {SPEED / 1e12:.0f} TFLOP/s: {short(hours * processes)} GPU hours, {short(hours)} hours on {processes}"
         f"{looks}"

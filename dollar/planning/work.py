@@ -13,7 +13,9 @@ class TermWork(NamedTuple):
     """What a term adds to a cycle.
 
     cost: step count of the student -> its cost; sample: whether it looks at the student's sample; fake: whether it
-    needs a fake score that follows the student; apart: whether it has an update, and a sample, of its own.
+    needs a fake score that follows the student; apart: whether it has an update, and a sample, of its own; through:
+    whether its gradient comes back through the teacher or the fake score; share: step count -> the share of its updates
+    that the term is part of.
     """
 
     name: str
@@ -21,15 +23,18 @@ class TermWork(NamedTuple):
     sample: bool = True
     fake: bool = False
     apart: bool = False
+    through: bool = False
+    share: Callable[[int], float] = lambda steps: 1.0
 
 
 @dataclass(frozen=True)
 class Cycle:
     """What the forwards of a cycle depend on.
 
-    steps: the step counts of the student; simulate: whether its sample comes from its own earlier steps; checkpointing:
-    whether the blocks' activations are recomputed in the backward pass; backward: how many of its forwards the
-    student's backward pass counts as, less than two for a LoRA.
+    steps: the step counts of the student; shares: in proportion to which they are drawn, None for all alike; simulate:
+    whether its sample comes from its own earlier steps; checkpointing: whether the blocks' activations are recomputed
+    in the backward pass; backward: how many of its forwards the student's backward pass counts as, less than two for a
+    LoRA.
     """
 
     steps: Sequence[int]
@@ -38,45 +43,55 @@ class Cycle:
     fake_updates: int = 5
     checkpointing: bool = False
     backward: float = 2.0
+    shares: Sequence[float] | None = None
 
 
 class Forwards(NamedTuple):
-    """Forwards of each network in a cycle for one clip of the batch, a backward pass counting as two."""
+    """Forwards of each network in a cycle for one clip of the batch, a backward pass to the weights counting as two."""
 
     student: float
     fake: float
     teacher: float
+    own: float = 0.0  # of terms, where these are as large as the teacher
 
     @property
     def total(self) -> float:
         """All networks together; they are of one size."""
-        return self.student + self.fake + self.teacher
+        return self.student + self.fake + self.teacher + self.own
 
 
 def forwards(cycle: Cycle) -> Forwards:
     """The mean over step counts and depths of an ordinary cycle, after the warm-ups and between comparisons."""
-    found = [_forwards(cycle, steps) for steps in cycle.steps]
-    return Forwards(*(sum(numbers) / len(found) for numbers in zip(*found, strict=True)))
+    found, shares = [_forwards(cycle, steps) for steps in cycle.steps], cycle.shares or [1.0] * len(cycle.steps)
+    weighted = [
+        sum(share * n for share, n in zip(shares, numbers, strict=True)) for numbers in zip(*found, strict=True)
+    ]
+    return Forwards(*(number / sum(shares) for number in weighted))
 
 
 def _forwards(cycle: Cycle, steps: int) -> Forwards:
     # A student of K steps is rolled out 0 to K - 1 of them, all equally likely, before the prediction itself.
     sample = ((steps - 1) / 2 if cycle.simulate else 0.0) + 1
     back = cycle.backward + cycle.checkpointing  # recomputing the blocks is one forward more
-    student = fake = teacher = 0.0
-    sampling = [term for term in cycle.terms if term.sample]
+    trained = 1 + 2 + cycle.checkpointing
+    student = fake = teacher = own = 0.0
+    terms = [term for term in cycle.terms if term.share(steps) > 0]
+    sampling = [term for term in terms if term.sample]
     if sampling:
         student += sample + (0 if all(term.apart for term in sampling) else back)
     student += sum(sample + back for term in sampling if term.apart)
     if any(term.fake for term in cycle.terms):
-        fake += cycle.fake_updates * (1 + 2 + cycle.checkpointing)
+        fake += cycle.fake_updates * trained
         student += (cycle.fake_updates - 1) * sample  # the first update takes the sample of the student's own
-    for cost in (term.cost(steps) for term in cycle.terms):
+    for part, cost in ((term.share(steps), term.cost(steps)) for term in terms):
+        cost = Cost(*(part * number for number in cost))
         student += cost.student + cost.student_gradient * (1 + back)
         # A backward pass to the input alone is one forward, to the weights as well it is two.
-        teacher += cost.teacher + cost.teacher_gradient * back
-        fake += cost.fake + cost.fake_gradient * back
-    return Forwards(student, fake, teacher)
+        through = 2 + cycle.checkpointing
+        teacher += cost.teacher + cost.teacher_gradient * through
+        fake += cost.fake + cost.fake_gradient * through
+        own += cost.own + cost.own_gradient * through + cost.own_trained * trained
+    return Forwards(student, fake, teacher, own)
 
 
 class Validations(NamedTuple):
@@ -118,4 +133,5 @@ def validations(
 
 def most_kept(cycle: Cycle) -> float:
     """The most forwards of the student that one branch of its update holds for its backward."""
-    return max([1.0, *(term.cost(steps).kept for term in cycle.terms for steps in cycle.steps)])
+    terms = [(term, steps) for term in cycle.terms for steps in cycle.steps if term.share(steps) > 0]
+    return max([1.0, *(term.cost(steps).kept for term, steps in terms)])

@@ -8,13 +8,13 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from dollar.rewards.clip import CLIP
-from dollar.rewards.frames import Frames, check_frames, check_videos, pick
+from dollar.rewards.frames import FrameReward, Frames, check_frames, check_videos, pick
 from dollar.rewards.weights import fill, locate, read_tensors
 
 NAMES = ("sac+logos+ava1-l14-linearMSE.pth", "aesthetic-model.pth")  # LAION's own name and the hub's, for one file
 
 
-class Aesthetic:
+class Aesthetic(FrameReward):
     """LAION's predictor version 2 on a CLIP's image features, averaged over a clip's frames.
 
     path: a hub id, a folder with one of NAMES, or the file; clip: the CLIP that it was trained on, as ClipScore's path.
@@ -38,11 +38,11 @@ class Aesthetic:
         what = f"LAION's predictor for a CLIP of {self.clip.width} features"
         self.predictor = fill(Predictor(self.clip.width), state, file, what)
 
-    def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
-        """[B], float32, for most pictures 4 to 7; videos [B, T, 3, H, W] in [0, 1]. Clips not finite get nan."""
+    def score_frames(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        """[B, n], float32, for most pictures 4 to 7; videos [B, T, 3, H, W] in [0, 1]. Clips not finite get nan."""
         check_videos(videos, "the aesthetic predictor")
         self.predictor.to(videos.device)
-        return self.predictor(self.clip.see(pick(videos, self.frames))).mean((1, 2))
+        return self.predictor(self.clip.see(pick(videos, self.frames))).squeeze(2)
 
 
 class Predictor(nn.Module):

@@ -11,7 +11,7 @@ from cachetools import LRUCache
 from torch import Tensor
 from torch.nn import functional
 
-from dollar.rewards.frames import Frames, check_frames, check_videos, pick
+from dollar.rewards.frames import FrameReward, Frames, check_frames, check_videos, pick
 from dollar.rewards.open_clip import from_open_clip, geometry, is_open_clip
 from dollar.rewards.pixels import crop, pad
 from dollar.rewards.tokens import LAION, Tokens, load_tokenizer
@@ -128,7 +128,7 @@ class CLIP:
             )
 
 
-class CaptionReward:
+class CaptionReward(FrameReward):
     """How well frames fit their captions, by a CLIP: the mean over a clip's frames.
 
     frames: how many evenly spaced frames are looked at, "all" or None for all; unit: which number `score` gives, cosine
@@ -144,21 +144,25 @@ class CaptionReward:
         self.frames = check_frames(frames)
         self.unit = unit
 
-    def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
-        """[B], float32, in `unit`; videos [B, T, 3, H, W] in [0, 1].
-
-        A clip with pixels that are not finite gets nan. With a gradient at the videos there is one at the scores.
-        """
-        return self.scores(videos, prompts)[self.unit]
+    def score_frames(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        """[B, n], float32, in `unit`; videos [B, T, 3, H, W] in [0, 1]. A clip that isn't finite has nan in all."""
+        return self._in(self._cosines(videos, prompts), self.unit)
 
     def scores(self, videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Both numbers, [B] each: cosine, and scaled."""
+        cosine = self._cosines(videos, prompts).mean(1)
+        return {unit: self._in(cosine, unit) for unit in UNITS}
+
+    def _in(self, cosine: Tensor, unit: str) -> Tensor:
+        return self.clip.scale * cosine if unit == "scaled" else cosine
+
+    def _cosines(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        """[B, n], of each frame with its clip's caption."""
         check_videos(videos, type(self).__name__)
         if len(videos) != len(prompts):
             raise ValueError(f"got {len(videos)} clips and {len(prompts)} prompts; give one prompt a clip")
         seen, wanted = self.clip.see(pick(videos, self.frames)), self.clip.read(prompts, videos.device)
-        cosine = torch.einsum("btd,bd->bt", seen, wanted).mean(1)
-        return {"cosine": cosine, "scaled": self.clip.scale * cosine}
+        return torch.einsum("btd,bd->bt", seen, wanted)
 
 
 class SteadyGradient:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dollar.rewards.frames import Frames, check_frames, check_videos, pick
+from dollar.rewards.frames import FrameReward, Frames, check_frames, check_videos, pick
 
 
-class Colourfulness:
+class Colourfulness(FrameReward):
     """sigma + 0.3 mu of the opponent colours red - green and (red + green) / 2 - blue, averaged over the frames.
 
     sigma and mu are the lengths of the pairs of their deviations and means over a frame, in levels of 255; from Hasler
@@ -24,8 +24,8 @@ class Colourfulness:
     def __init__(self, frames: Frames = None) -> None:
         self.frames = check_frames(frames)
 
-    def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
-        """[B], 0 for gray and about 1 for the most colourful photographs; videos [B, T, 3, H, W] in [0, 1].
+    def score_frames(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        """[B, n], 0 for gray and about 1 for the most colourful photographs; videos [B, T, 3, H, W] in [0, 1].
 
         A clip with pixels that are not finite gets nan.
         """
@@ -38,4 +38,4 @@ class Colourfulness:
         strength = sum(o.flatten(2).mean(-1) ** 2 for o in opponents)
         # A root has no gradient at 0, where gray frames are.
         sigma, mu = (torch.as_tensor(square).clamp(min=1e-12).sqrt() for square in (spread, strength))
-        return (sigma + 0.3 * mu).mean(1) / 100  # above 1.09 people call an image extremely colourful
+        return (sigma + 0.3 * mu) / 100  # above 1.09 people call an image extremely colourful

@@ -1,13 +1,34 @@
-"""Which frames of a clip a reward looks at, and what videos must look like."""
+"""Which frames of a clip a reward looks at, rewards of frames by themselves, and what videos must look like."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
 
 Frames = int | Literal["all"] | None
 """How many evenly spaced frames are looked at; None is all, too."""
+
+
+class FrameReward:
+    """A reward that scores frame by frame: a clip's is the mean over the frames that it looks at."""
+
+    @property
+    def by_frames(self) -> bool:
+        """Whether `score_frames` says it all; not where a class of one's own has another `score`."""
+        return type(self).score is FrameReward.score
+
+    def score_frames(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        """[B, n], the n frames' rewards; videos [B, T, 3, H, W] in [0, 1]. A clip that isn't finite has nan in all."""
+        raise NotImplementedError
+
+    def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        """[B], float32; videos [B, T, 3, H, W] in [0, 1]. A clip with pixels that are not finite gets nan.
+
+        With a gradient at the videos there is one at the scores, where the reward is differentiable.
+        """
+        return self.score_frames(videos, prompts).mean(1)
 
 
 def check_frames(frames: Frames) -> int | None:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from dollar.lazy import dotted
-from dollar.rewards.frames import Frames, check_frames, check_videos, pick
+from dollar.rewards.frames import FrameReward, Frames, check_frames, check_videos, pick
 
 
-class Function:
+class Function(FrameReward):
     """A function of images by its dotted path, in the convention of TRL's trainers for DDPO and AlignProp.
 
     It is called as `reward_fn(images, prompts, metadata)` with the frames of all clips: images [N, 3, H, W], float32 in
@@ -35,8 +35,8 @@ class Function:
         self.differentiable = differentiable
         self.function = _function(path)
 
-    def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
-        """[B], float32; videos [B, T, 3, H, W] in [0, 1]. A clip with pixels that are not finite gets nan.
+    def score_frames(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        """[B, n], float32; videos [B, T, 3, H, W] in [0, 1]. A clip with pixels that are not finite gets nan.
 
         ValueError where the function returns anything else than N numbers and metadata, or gives no gradient although
         it was declared differentiable.
@@ -44,7 +44,7 @@ class Function:
         check_videos(videos, self.path)
         seen = pick(videos, self.frames).float()
         whole = seen.flatten(1).isfinite().all(1)  # the others are not shown to the function
-        scores = torch.full((len(seen),), float("nan"), device=videos.device)
+        scores = torch.full(seen.shape[:2], float("nan"), device=videos.device)
         if not bool(whole.any()):
             return scores
         shown, frames = whole.nonzero().flatten().tolist(), seen.shape[1]
@@ -53,7 +53,7 @@ class Function:
         rewards = self._rewards(self.function(seen[whole].flatten(0, 1), each, metadata), len(each))
         if self.differentiable and videos.requires_grad and not rewards.requires_grad:
             raise ValueError(f"{self.path} was declared differentiable, but what it returned has no gradient")
-        scores[whole] = rewards.to(videos.device).reshape(len(shown), frames).mean(1)
+        scores[whole] = rewards.to(videos.device).reshape(len(shown), frames)
         return scores
 
     def _rewards(self, returned: Any, count: int) -> Tensor:

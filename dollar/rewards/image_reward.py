@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dollar.rewards import clip
 from dollar.rewards.clip import SteadyGradient
-from dollar.rewards.frames import Frames, check_frames, check_videos, pick
+from dollar.rewards.frames import FrameReward, Frames, check_frames, check_videos, pick
 from dollar.rewards.pixels import crop
 from dollar.rewards.weights import described, fill, locate, read_json, read_tensors, transformers_class
 
@@ -35,7 +35,7 @@ VISION = {
 }
 
 
-class ImageReward:
+class ImageReward(FrameReward):
     """How much people would like the frames as pictures of the caption, averaged over the frames.
 
     From Xu et al., ImageReward: learning and evaluating human preferences for text-to-image generation, 2023: BLIP's
@@ -72,21 +72,29 @@ class ImageReward:
 
     def scores(self, videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """[B] in both units, by their names; videos as in `score`."""
+        raw = self._raw(videos, prompts).mean(1)
+        return {unit: self._in(raw, unit) for unit in UNITS}
+
+    def score_frames(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        """[B, n], float32, in `unit`; videos [B, T, 3, H, W] in [0, 1]. A clip that isn't finite has nan in all."""
+        return self._in(self._raw(videos, prompts), self.unit)
+
+    def _in(self, raw: Tensor, unit: str) -> Tensor:
+        return (raw - MEAN) / DEVIATION if unit == "standardised" else raw
+
+    def _raw(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        """[B, n], the frames' raw scores."""
         check_videos(videos, "ImageReward")
         seen = pick(videos, self.frames)
         whole = seen.flatten(1).isfinite().all(1)
         seen = seen.clamp(0, 1)
-        raw = torch.full((len(seen),), float("nan"), device=videos.device)
+        raw = torch.full(seen.shape[:2], float("nan"), device=videos.device)
         if bool(whole.any()):
             good = whole.nonzero().flatten().tolist()
             texts = [prompts[i] for i in good for _ in range(seen.shape[1])]
             found = torch.cat(list(self._raw_scores(seen[whole].flatten(0, 1), texts)))
-            raw[whole] = found.reshape(len(good), -1).mean(1)
-        return {"standardised": (raw - MEAN) / DEVIATION, "raw": raw}
-
-    def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
-        """[B], float32, in `unit`; videos [B, T, 3, H, W] in [0, 1]. A clip with pixels that aren't finite gets nan."""
-        return self.scores(videos, prompts)[self.unit]
+            raw[whole] = found.reshape(len(good), -1)
+        return raw
 
     def _raw_scores(self, frames: Tensor, texts: list[str]) -> Iterator[Tensor]:
         """The raw scores of frames [N, 3, H, W] with a text each, a batch at a time."""

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dollar.rewards.frames import Frames, check_frames, check_videos, pick
+from dollar.rewards.frames import FrameReward, Frames, check_frames, check_videos, pick
 
 
-class JpegSize:
+class JpegSize(FrameReward):
     """Kilobytes (1,000 bytes) of a frame compressed by JPEG, averaged over the frames, times `sign`.
 
     sign: 1 for incompressibility, -1 for compressibility, the two rewards of Black et al., Training diffusion models
@@ -32,15 +32,15 @@ class JpegSize:
         self.quality = quality
         self.frames = check_frames(frames)
 
-    def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
-        """[B], float32; videos [B, T, 3, H, W] in [0, 1]. A clip with pixels that are not finite gets nan."""
+    def score_frames(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        """[B, n], float32; videos [B, T, 3, H, W] in [0, 1]. A clip with pixels that are not finite gets nan."""
         check_videos(videos, "JPEG size")
         seen = pick(videos.detach(), self.frames).float().cpu()
         broken = ~seen.flatten(1).isfinite().all(1)
         levels = (255 * seen.nan_to_num().clamp(0, 1)).round().to(torch.uint8)
         sizes = [[self._kilobytes(frame) for frame in clip] for clip in levels]
-        scores = self.sign * torch.tensor(sizes, dtype=torch.float32).mean(1)
-        return scores.masked_fill(broken, float("nan")).to(videos.device)
+        scores = self.sign * torch.tensor(sizes, dtype=torch.float32)
+        return scores.masked_fill(broken[:, None], float("nan")).to(videos.device)
 
     def _kilobytes(self, frame: Tensor) -> float:
         """Size of one frame, uint8 [3, H, W]."""

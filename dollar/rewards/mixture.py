@@ -46,6 +46,12 @@ class Mixture:
         return wanted.pop() if len(wanted) == 1 else None
 
     @property
+    def by_frames(self) -> bool:
+        """Whether all parts score frame by frame, and the same frames."""
+        wanted = {getattr(part, "frames", None) for part in self.parts.values()}
+        return len(wanted) == 1 and all(getattr(part, "by_frames", False) for part in self.parts.values())
+
+    @property
     def differentiable(self) -> bool:
         return all(getattr(part, "differentiable", False) for part in self.parts.values())
 
@@ -65,20 +71,28 @@ class Mixture:
                 with _named(name, type(part)):
                     part.check(prompts)
 
-    def scores(self, videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """Each part's own value [B], by its name and without its weight; videos as in `score`."""
+    def scores(self, videos: Tensor, prompts: Sequence[str], by_frames: bool = False) -> dict[str, Tensor]:
+        """Each part's own value [B], by its name and without its weight; videos as in `score`.
+
+        by_frames: [B, n] of the frames, where all parts score frame by frame.
+        """
         found = {}
         for name, part in self.parts.items():
             with _named(name, type(part)):
-                found[name] = part.score(pick(videos, getattr(part, "frames", None)), list(prompts))
+                score = part.score_frames if by_frames else part.score
+                found[name] = score(pick(videos, getattr(part, "frames", None)), list(prompts))
         return found
+
+    def score_frames(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
+        """[B, n], float32, where all parts score frame by frame; videos [B, T, 3, H, W] in [0, 1]."""
+        return self.whole(self.scores(videos, prompts, by_frames=True))
 
     def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
         """[B], float32; videos [B, T, 3, H, W] in [0, 1]. A clip that a part can't score gets that part's nan."""
         return self.whole(self.scores(videos, prompts))
 
     def whole(self, scores: Mapping[str, Tensor]) -> Tensor:
-        """[B], float32: the mixture of what `scores` gave."""
+        """[B], or [B, n] of frames, float32: the mixture of what `scores` gave."""
         return torch.stack([self.weights[name] * value.float() for name, value in scores.items()]).sum(0)
 
 

@@ -47,10 +47,17 @@ class Gaps(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Whether a is better than b: `answer` is yes, no, undecided or unknown; `text` the numbers that decide."""
+    """Whether a is better than b: `answer` is yes, no, undecided or unknown; `text` the numbers that decide.
+
+    what: the figure that is compared; effect: a's minus b's, with its sign; interval: its 95 % interval over seeds.
+    Those are empty where they aren't known.
+    """
 
     answer: str
     text: str
+    what: str = ""
+    effect: str = ""
+    interval: str = ""
 
 
 def compare(
@@ -68,15 +75,56 @@ def compare(
     (name_a, x), (name_b, y) = a, b
     if x is None or y is None:
         missing = name_a if x is None else name_b
-        return Comparison("unknown", f"{what}: not measured for {missing}")
-    text, gap = f"{what}: {name_a} {shown(x, show)}, {name_b} {shown(y, show)}", x.mean - y.mean
+        return Comparison("unknown", f"{what}: not measured for {missing}", what)
+    text, gap, interval = f"{what}: {name_a} {shown(x, show)}, {name_b} {shown(y, show)}", x.mean - y.mean, ""
     if gaps and len(gaps.values) > 1:
         gap, half = float(np.mean(gaps.values)), half_interval(gaps)
-        low, high, decided = gap - half, gap + half, abs(gap) > half
-        text += "; difference {} [{}, {}]".format(*(written(value, show) for value in (gap, low, high)))
+        interval, decided = brackets(gap, half, show), abs(gap) > half
+        text += f"; difference {written(gap, show)} {interval}"
     else:
         decided = differ(x, y)
-    return Comparison("undecided" if not decided else "yes" if better * gap > 0 else "no", text)
+    answer = "undecided" if not decided else "yes" if better * gap > 0 else "no"
+    return Comparison(answer, text, what, signed(gap, show), interval)
+
+
+def no_more(what: str, gaps: Gaps, show: Callable[[float], str] = "{:.3f}".format) -> Comparison:
+    """Whether differences are 0 at most: yes where their whole interval is, no where none of it is; one can't say."""
+    if not gaps.values:
+        return Comparison("unknown", f"{what}: not measured", what)
+    mean = float(np.mean(gaps.values))
+    if len(gaps.values) == 1:
+        return Comparison("undecided", f"{what}: {signed(mean, show)}, of one seed", what, signed(mean, show))
+    half = half_interval(gaps)
+    interval = brackets(mean, half, show)
+    answer = "yes" if mean + half <= 0 else "no" if mean - half > 0 else "undecided"
+    return Comparison(answer, f"{what}: {signed(mean, show)} {interval}", what, signed(mean, show), interval)
+
+
+def brackets(mean: float, half: float, show: Callable[[float], str]) -> str:
+    """An interval around a mean, as [low, high]."""
+    return f"[{written(mean - half, show)}, {written(mean + half, show)}]"
+
+
+def signed(value: float, show: Callable[[float], str]) -> str:
+    """A number with its sign, also above 0."""
+    text = written(value, show)
+    return text if text[0] in "+-" or value <= 0 else f"+{text}"
+
+
+def change(gaps: Gaps, show: Callable[[float], str] = "{:.3f}".format) -> str:
+    """A mean difference with its interval; a dash where there is none, in bold where it falls beyond chance."""
+    if not gaps.values:
+        return "—"
+    mean = float(np.mean(gaps.values))
+    if len(gaps.values) == 1:
+        return signed(mean, show)
+    text = f"{signed(mean, show)} {brackets(mean, half_interval(gaps), show)}"
+    return f"**{text}**" if falls(gaps) else text
+
+
+def falls(gaps: Gaps) -> bool:
+    """Whether differences of two seeds or more are below 0 beyond chance."""
+    return len(gaps.values) > 1 and float(np.mean(gaps.values)) + half_interval(gaps) < 0
 
 
 def half_interval(gaps: Gaps) -> float:

@@ -1,4 +1,7 @@
-"""A study's document from its results: head, tables with their commands, plots, and the questions' answers."""
+"""A study's document from its results: verdicts, the leading figure, tables, plots, and the questions in full.
+
+The exact commands are on a page of their own, in the folder of results.json.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,14 @@ from pathlib import Path
 
 from dollar.media import atomically
 from dollar.studies.plots import Plot, write_plots
-from dollar.studies.questions import Question, markdown
+from dollar.studies.questions import Question, markdown, verdicts
 from dollar.studies.results import Results
 from dollar.studies.rows import Row, start_of
 from dollar.studies.tables import Column, table
 
 BEGIN, END = "<!-- written by hand: begin -->", "<!-- written by hand: end -->"
 HAND = "What stands between these two marks is kept when the document is written anew."
+COMMANDS = "commands.md"
 
 
 def _nothing(rows: Sequence[Row], results: Results) -> str:
@@ -28,7 +32,8 @@ class Layout:
     about: what the figures mean; commands: the lines of shell that make so many seeds and the document; teacher: the
     label of the teacher's line; columns: those of a group with its rows. repeated: rows of other groups that a group's
     table repeats, since they are what it is compared with; so is what it starts from. captions: a group's plot and what
-    is seen in it; before and after: text before and after the table of a group's rows.
+    is seen in it; lead: the plot that follows the verdicts, with what is seen in it; scope: what so many rows and seeds
+    can decide; before and after: text before and after the table of a group's rows.
     """
 
     title: str
@@ -38,6 +43,8 @@ class Layout:
     teacher: str = "teacher"
     repeated: Mapping[str, Sequence[str]] = field(default_factory=dict)
     captions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    lead: tuple[str, str] = ("", "")
+    scope: Callable[[Sequence[Row], Results], str] = _nothing
     before: Callable[[Sequence[Row], Results], str] = _nothing
     after: Callable[[Sequence[Row], Results], str] = _nothing
 
@@ -52,18 +59,25 @@ def write_document(
     questions: Sequence[Question],
     stale: Sequence[str] = (),
 ) -> None:
-    """The document and its plots, which go into the folder of results.json; what was written by hand is kept.
+    """The document, its plots and the page of commands, which go into the folder of results.json.
 
-    titles: of the groups, in the order of their tables; stale: results of other settings than those of now.
+    What was written by hand is kept. titles: of the groups, in the order of their tables; stale: results of other
+    settings than those of now.
     """
-    hand = by_hand(path)
-    drawn = write_plots(results.path.parent, plots, results)
-    parts = [head(layout, rows, results, stale), f"{BEGIN}\n{hand}\n{END}\n"]
+    hand, folder = by_hand(path), results.path.parent
+    drawn, seeds = write_plots(folder, plots, results), len(seeds_in(results))
+    parts = [head(layout, rows, results, stale)]
+    if questions:
+        parts.append(f"## Verdicts\n\n{verdicts(questions)}")
+    parts += [picture(*layout.lead, drawn, folder.name), layout.scope(rows, results), f"{BEGIN}\n{hand}\n{END}\n"]
     parts += [section(layout, group, title, rows, results, drawn) for group, title in titles.items()]
-    parts.append("## Questions\n")
-    parts += [markdown(question, len(seeds_in(results))) for question in questions]
-    with atomically(path) as temporary:
-        temporary.write_text("\n".join(parts), "utf-8")
+    parts.append(f"## What the figures mean\n\n{layout.about}")
+    if questions:
+        parts += ["## Questions in full\n", *(markdown(question, seeds) for question in questions)]
+    page = commands(layout, titles, rows, results)
+    for file, text in ((path, "\n".join(part for part in parts if part)), (folder / COMMANDS, page)):
+        with atomically(file) as temporary:
+            temporary.write_text(text, "utf-8")
 
 
 def by_hand(path: Path) -> str:
@@ -82,7 +96,7 @@ def seeds_in(results: Results) -> list[int]:
 
 
 def head(layout: Layout, rows: Sequence[Row], results: Results, stale: Sequence[str]) -> str:
-    """What was run, on what, by which command, and what is missing."""
+    """What was run, on what, where the commands are, and what is missing."""
     seeds, stored = seeds_in(results), list(results.stored["rows"].values())
     machines = "; ".join(sorted({result["machine"] for result in stored}))
     hours = sum(result["seconds"] for result in [*stored, results.stored["teacher"]] if result) / 3600
@@ -92,11 +106,8 @@ def head(layout: Layout, rows: Sequence[Row], results: Results, stale: Sequence[
         f"# {layout.title}\n",
         f"{known} of {len(rows)} rows, seed{'s' * (count != 1)} {', '.join(map(str, seeds)) or '—'}; made on "
         f"{machines or '—'}, by jobs of one thread each, side by side, whose durations sum up to {hours:.1f} hours. "
-        f"Figures are mean ± standard deviation over seeds{chance}.\n",
-        "```sh",
-        *layout.commands(count),
-        "```\n",
-        layout.about,
+        f"Figures are mean ± standard deviation over seeds{chance}. "
+        f"[All commands]({results.path.parent.name}/{COMMANDS}).\n",
     ]
     if stale:
         lines.append(f"Measured with other settings than those of now: {', '.join(sorted(stale))}.\n")
@@ -104,24 +115,32 @@ def head(layout: Layout, rows: Sequence[Row], results: Results, stale: Sequence[
 
 
 def section(layout: Layout, group: str, title: str, rows: Sequence[Row], results: Results, drawn: Sequence[str]) -> str:
-    """A group's table, commands and plot."""
+    """A group's table and plot."""
     mine = [row for row in rows if row.group == group]
-    repeated = [row for row in rows if row.name in (*layout.repeated.get(group, ()), start_of(rows, group))]
+    controls = {row.control for row in mine}
+    known = (*layout.repeated.get(group, ()), start_of(rows, group), *controls)
+    repeated = [row for row in rows if row.name in known and row.group != group]
     figures = table(layout.columns(group, mine), repeated, mine, results, layout.teacher)
     text = f"## {title}\n\n{layout.before(mine, results)}{figures}\n{layout.after(mine, results)}"
-    text += commands(mine, results)
     plot, caption = layout.captions.get(group, ("", ""))
-    folder = results.path.parent.name
-    return text + (f"\n![{caption}]({folder}/{plot}.svg)\n\n{caption}\n" if plot in drawn else "")
+    return text + picture(plot, caption, drawn, results.path.parent.name)
 
 
-def commands(rows: Sequence[Row], results: Results) -> str:
-    """Each row's exact commands of its first seed, folded."""
-    lines = ["<details><summary>The exact commands (first seed)</summary>\n", "```sh"]
-    for row in rows:
-        for result in results.of(row.name)[:1]:
-            lines += [
-                f"# {row.label}" + (f", from the student of {row.after}" if row.after else ""),
-                *result["commands"],
-            ]
-    return "\n".join([*lines, "```\n", "</details>\n"])
+def picture(plot: str, caption: str, drawn: Sequence[str], folder: str) -> str:
+    """A plot with its caption; empty where it wasn't drawn."""
+    return f"\n![{caption}]({folder}/{plot}.svg)\n\n{caption}\n" if plot in drawn else ""
+
+
+def commands(layout: Layout, titles: Mapping[str, str], rows: Sequence[Row], results: Results) -> str:
+    """A page of what makes everything, and of each row's exact commands of its first seed, group by group."""
+    lines = [f"# {layout.title}: commands\n", "```sh", *layout.commands(len(seeds_in(results))), "```\n"]
+    lines.append("What each row ran, for its first seed; those of another seed have its number in the place of this.\n")
+    for group, title in titles.items():
+        known = [(row, found[0]) for row in rows if row.group == group and (found := results.of(row.name))]
+        if known:
+            lines += [f"## {title}\n", "```sh"]
+            for row, result in known:
+                start = f", from the student of {row.after}" if row.after else ""
+                lines += [f"# {row.label}{start}", *result["commands"]]
+            lines.append("```\n")
+    return "\n".join(lines)

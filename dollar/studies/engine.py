@@ -33,7 +33,8 @@ def carry_out(runs: Runs, check: Check) -> Outcome:
     with contextlib.closing(lock(name, "out", runs.results.parent)), contextlib.ExitStack() as held:
         if not settings.only_document:
             held.enter_context(contextlib.closing(lock(name, "work", settings.work)))
-        results = Results(runs.results, runs.content.steps)
+        counts = {row.name: row.steps[0] for row in settings.rows}
+        results = Results(runs.results, runs.content.steps, counts)
         outcome = Outcome() if settings.only_document else run(runs, results, check)
         document(runs, results)
     return outcome
@@ -59,9 +60,9 @@ def run(runs: Runs, results: Results, check: Check) -> Outcome:
         forget(runs, results)
     jobs = jobs_of(runs, results)
     check(commands_of(runs, jobs))
-    for name, seed in (place_of(job.name) for job in jobs if len(job.commands) > 1):
-        assert seed is not None
-        runs.prepare(runs.rows[name], seed)
+    for name, seed in (place_of(job.name) for job in jobs):
+        if seed is not None and not runs.trained(runs.rows[name], seed):
+            runs.prepare(runs.rows[name], seed)
     stop, workers = Stop(), runs.settings.workers
     show = bar(jobs, workers, runs.content.name)
     with stop.in_order():
@@ -97,7 +98,8 @@ def is_fresh(runs: Runs, results: Results, key: str) -> bool:
 def jobs_of(runs: Runs, results: Results) -> list[Job]:
     """The jobs to run, in order: what `only` names and lacks a result, and the students that these start from."""
     only, seeds = set(runs.settings.only or [TEACHER, *runs.rows]), runs.settings.seeds
-    keys: list[tuple[str, int | None]] = [(TEACHER, None), *((name, seed) for seed in seeds for name in runs.rows)]
+    keys: list[tuple[str, int | None]] = [(name, seed) for seed in seeds for name in runs.rows]
+    keys = [*([(TEACHER, None)] if runs.content.measured_teacher else []), *keys]
     fresh = {key_of(*k) for k in keys if k[0] not in only or is_fresh(runs, results, key_of(*k))}
 
     def is_there(job: Job) -> bool:
@@ -108,11 +110,12 @@ def jobs_of(runs: Runs, results: Results) -> list[Job]:
 
 
 def commands_of(runs: Runs, jobs: Sequence[Job]) -> list[tuple[str, Sequence[str]]]:
-    """Each row's training of its first seed, and one evaluation, which are all alike."""
+    """Each row's first command of its first seed, and one of its further ones, which are all alike."""
     named = [place_of(job.name) for job in jobs]
     first = {name: seed for name, seed in reversed(named) if seed is not None}
-    commands: list[tuple[str, Sequence[str]]] = [(n, runs.train(runs.rows[n], seed)) for n, seed in first.items()]
-    return commands + [(n, runs.evaluate(runs.rows[n], seed)) for n, seed in list(first.items())[:1]]
+    commands = {n: runs.commands(runs.rows[n], seed) for n, seed in first.items()}
+    further = [(n, command) for n, found in list(commands.items())[:1] for command in found[1:]]
+    return [*((n, found[0]) for n, found in commands.items()), *further]
 
 
 def keep(runs: Runs, results: Results, job: Job, seconds: float) -> None:
@@ -122,11 +125,12 @@ def keep(runs: Runs, results: Results, job: Job, seconds: float) -> None:
     common = {**follows, "machine": machine(), "seconds": seconds}
     if seed is None:
         command = shlex.join(runs.evaluate_teacher())
+        assert runs.content.measured_teacher is not None
         measured = runs.content.measured_teacher(runs.work / TEACHER)
         results.put(name, None, common | {"commands": [command]} | measured)
         return
     row, folder = runs.rows[name], runs.folder(name, seed)
-    commands = [shlex.join(runs.train(row, seed)), shlex.join(runs.evaluate(row, seed))]
+    commands = [shlex.join(command) for command in runs.commands(row, seed)]
     results.put(name, seed, common | {"commands": commands} | runs.content.measured(folder))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dollar.media import atomically
-from dollar.studies.compare import Spread
 from dollar.studies.curves import Line
 from dollar.studies.results import Results
 
@@ -34,8 +33,7 @@ STYLE: dict[Any, Any] = {
     "axes.titlelocation": "left",
     "lines.linewidth": 1.8,
 }
-# The student that the guard keeps, and the one that rows start from.
-CROSS: dict[str, Any] = {"marker": "X", "markersize": 10, "markeredgecolor": "white", "linestyle": "", "zorder": 3}
+# The student that rows start from.
 SQUARE: dict[str, Any] = {"color": INK, "marker": "s", "markersize": 6, "linestyle": "", "zorder": 3}
 
 
@@ -98,18 +96,6 @@ def references(axes: Any, results: Results, figure: str, ends: list[tuple[float,
         if value is not None:
             axes.axhline(value.mean, color=INK, linewidth=1, linestyle="--" if name == "teacher" else ":")
             ends.append((value.mean, name, INK))
-
-
-def spreads(results: Results, name: str, *figures: str) -> tuple[Spread, Spread] | None:
-    """Two figures of a row; None where one is not known."""
-    x, y = (results.spread(name, figure) for figure in figures)
-    return None if x is None or y is None else (x, y)
-
-
-def point(results: Results, name: str, *figures: str) -> tuple[float, float] | None:
-    """The means of two figures of a row; None where one is not known."""
-    found = spreads(results, name, *figures)
-    return (found[0].mean, found[1].mean) if found else None
 
 
 def write_plots(folder: Path, plots: Mapping[str, Plot], results: Results) -> list[str]:

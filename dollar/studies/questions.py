@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dollar.studies.compare import LEAST, Comparison, Gaps, Spread, compare, shown, spread_of, together
+from dollar.studies.compare import LEAST, Comparison, Gaps, Spread, compare, no_more, shown, spread_of, together
 from dollar.studies.curves import Rise, rise_of, sooner
 from dollar.studies.results import Results
 from dollar.studies.rows import TEACHER, Row
@@ -41,26 +41,46 @@ class Wording:
         return self.forms.get(figure, "{:.3f}").format
 
 
+# Answers of comparisons together, as they are written, and what is to be said of them.
+VERDICTS = {
+    "yes": ("Yes", ""),
+    "no": ("No", ""),
+    "mixed": ("Partly", ""),
+    "unshown": ("Not shown", "what is beyond chance speaks against it"),
+    "undecided": ("Undecided", "the gap may be chance"),
+    "unknown": ("Not measured yet", ""),
+}
+
+
+def verdict(question: Question) -> str:
+    """A question's answer in a word or two."""
+    return VERDICTS[together(question.decides)][0]
+
+
+def verdicts(questions: Sequence[Question]) -> str:
+    """All questions in a table: the answer, and each deciding comparison's effect with its interval."""
+    lines = ["| question | answer | effect | 95 % interval |", "|---|---|---|---|"]
+    for question in questions:
+        known = [c for c in question.decides if c.effect]
+        effects = "<br>".join(f"{c.what}: {c.effect}" for c in known) or "—"
+        intervals = "<br>".join(c.interval or "—" for c in known) or "—"
+        lines.append(f"| {question.text} | **{verdict(question)}** | {effects} | {intervals} |")
+    return "\n".join(lines) + "\n"
+
+
 def markdown(question: Question, seeds: int) -> str:
     """A question with its deciding numbers and its verdict."""
     answer = together(question.decides)
-    note = {1: " (one seed)"}.get(seeds, "")
-    chance = "the gap may be chance" + (", of one seed" if seeds == 1 else "")
-    verdict = {
-        "yes": f"**Yes**{note}.",
-        "no": f"**No**{note}.",
-        "mixed": f"**Partly**{note}.",
-        "unshown": "**Not shown**: what is beyond chance speaks against it.",
-        "undecided": f"**Undecided**: {chance}.",
-        "unknown": "**Not measured yet.**",
-    }[answer]
+    word, why = VERDICTS[answer]
+    note = " (one seed)" if seeds == 1 and answer in ("yes", "no", "mixed") else ""
+    told = f"**{word}**{note}" + (f": {why}" if why else "") + "."
     if question.expected in ("yes", "no") and answer in ("yes", "no", "mixed") and answer != question.expected:
-        verdict += " This contradicts the paper." if answer != "mixed" else " The paper says so without reserve."
+        told += " This contradicts the paper." if answer != "mixed" else " The paper says so without reserve."
     lines = [f"- {c.text} → {c.answer}" for c in question.decides] + [
         f"- beside it: {text}" for text in question.context
     ]
     paper = f" {question.paper}" if question.paper else ""
-    return f"### {question.text}\n\n{verdict}{paper}\n\n" + "\n".join(lines) + "\n"
+    return f"### {question.text}\n\n{told}{paper}\n\n" + "\n".join(lines) + "\n"
 
 
 class Asker:
@@ -93,7 +113,17 @@ class Asker:
     def _compare(self, what: str, figure: str, a: str, b: str, better: int) -> Comparison:
         first, second = ((self.labels.get(n, n), self.spread(n, figure)) for n in (a, b))
         gaps = None if TEACHER in (a, b) else self.results.gaps(a, b, figure)  # the teacher has no seeds
-        return compare(what, first, second, better, self.wording.show(figure), gaps)
+        found = compare(what, first, second, better, self.wording.show(figure), gaps)
+        return found._replace(what=self.wording.names[figure])  # the effect has a sign of its own
+
+    def no_worse(self, figure: str, a: str, b: str) -> Comparison:
+        """No where a's figure is worse than b's beyond chance, otherwise yes."""
+        sign = 1 if figure in self.wording.less else -1
+        gaps = self.results.gaps(a, b, figure)
+        worse = no_more("", Gaps([sign * value for value in gaps.values], gaps.error)).answer
+        answer = {"no": "no", "unknown": "unknown"}.get(worse, "yes")
+        found = self._compare(f"{self.wording.names[figure]} no worse", figure, a, b, sign)
+        return found._replace(answer=answer)
 
     def numbers(self, figure: str, *names: str) -> str:
         """A figure of several rows as text."""

@@ -20,10 +20,14 @@ DIGITS = 4  # significant ones that results.json keeps
 class Results:
     """results.json: `rows` by "name/seed", and the teacher's and the real clips' figures, which no seed changes."""
 
-    def __init__(self, path: Path, steps: int = 4) -> None:
-        """Read the file, where there is one; steps: the step count whose figures are meant where none is named."""
+    def __init__(self, path: Path, steps: int = 4, counts: Mapping[str, int] | None = None) -> None:
+        """Read the file, where there is one.
+
+        steps: the step count whose figures are meant where none is named; counts: that of rows that have another.
+        """
         self.path = path
         self.steps = steps
+        self.counts = counts or {}
         self.stored: dict[str, Any] = {"teacher": {}, "rows": {}}
         if path.is_file():
             try:
@@ -43,7 +47,7 @@ class Results:
 
         FIGURE_se is its standard error, where evaluation knows it.
         """
-        measured_at = str(self.steps if steps is None else steps)
+        measured_at = str(self.counts.get(name, self.steps) if steps is None else steps)
         found = {r["seed"]: r["figures"].get(measured_at, {}).get(figure, r.get(figure)) for r in self.of(name)}
         return {seed: float(value) for seed, value in found.items() if value is not None}
 

@@ -14,7 +14,9 @@ class Row(NamedTuple):
     """One line of a table.
 
     steps: the step counts that its student is measured at, the first of them in the tables; overrides: of
-    launch/train.py; after: the row whose student it starts from; pursued: the figure that it is trained for, or ALL.
+    launch/train.py; after: the row whose student it starts from; pursued: the figure that it is trained for, or ALL;
+    control: the row that it is compared with in all figures that it was not trained for, its group's where it names
+    none.
     """
 
     name: str
@@ -24,6 +26,7 @@ class Row(NamedTuple):
     after: str | None = None
     steps: tuple[int, ...] = (4,)
     pursued: str = ""
+    control: str = ""
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,14 @@ class Group:
     """The rows of one table: its title, and what its rows share.
 
     overrides: of launch/train.py; evaluation: of launch/evaluate.py; pursued: the figure that its rows are trained for,
-    the study's own where it is empty.
+    the study's own where it is empty; control: the row that they are compared with, none where it is empty.
     """
 
     title: str
     overrides: Sequence[str] = ()
     evaluation: Sequence[str] = ()
     pursued: str = ""
+    control: str = ""
 
 
 def groups_of(given: Mapping[str, Mapping[str, Any]]) -> dict[str, Group]:
@@ -72,6 +76,8 @@ def rows_of(
             raise ValueError(f"the row {row.name} is in group {row.group}; the groups are {', '.join(groups)}")
         if row.pursued not in (*figures, ALL):
             raise ValueError(f"the row {row.name} pursues {row.pursued}; the figures are {', '.join([*figures, ALL])}")
+        if row.control not in ("", *names):
+            raise ValueError(f"the row {row.name} is to be compared with {row.control}, but no row is called so")
     return rows
 
 
@@ -83,7 +89,9 @@ def _row(given: Mapping[str, Any], groups: Mapping[str, Group], usual: str, step
     lists = {key: tuple(given[key]) for key in ("overrides", "steps") if key in given}
     group = groups.get(given.get("group", ""))
     pursued = given.get("pursued") or (group.pursued if group else "") or usual
-    return Row(**{"steps": (steps,), **given, **lists, "pursued": pursued})
+    control = given.get("control") or (group.control if group else "")
+    control = "" if control == given.get("name") else control
+    return Row(**{"steps": (steps,), **given, **lists, "pursued": pursued, "control": control})
 
 
 def seeds_of(given: Any) -> list[int]:

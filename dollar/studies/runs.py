@@ -21,7 +21,12 @@ MADE_AS = "made_as.json"  # what a run was trained with, next to its run
 
 
 class Runs:
-    """The commands of each row and seed, where they write, and what identifies them."""
+    """The commands of each row and seed, where they write, and what identifies them.
+
+    left: the file of a row's folder that is there when its first command, which makes what is measured, is done.
+    """
+
+    left = Path("student") / "student.json"
 
     def __init__(self, settings: Settings, content: Content) -> None:
         self.settings = settings
@@ -64,14 +69,22 @@ class Runs:
         given = [f"checkpoint={self.folder(row.name, seed) / 'student'}", f"clips={self.settings.clips}"]
         return ("python", "launch/evaluate.py", *given, f"steps=[{steps}]", self._cache, *self.evaluation(row))
 
+    def commands(self, row: Row, seed: int) -> tuple[tuple[str, ...], ...]:
+        """All commands of a row, in their order; the first makes what the others measure."""
+        return self.train(row, seed), self.evaluate(row, seed)
+
     def evaluation(self, row: Row) -> list[str]:
-        """Of launch/evaluate.py for a row: rewards that a table with it has are measured, and no others."""
+        """Of launch/evaluate.py for a row: rewards that a table with it has are measured, and no others.
+
+        A row with a control, and the control, are measured by all that a row may pursue, and by the panel.
+        """
         rows = self.rows.values()
         shown = {self.content.usual, *(r.pursued for r in rows if r.group == row.group or r.after == row.name)} - {ALL}
-        shown = set(self.content.rewards) if row.pursued == ALL else shown
+        judged = bool(row.control) or any(r.control == row.name for r in rows)
+        shown = set(self.content.rewards) if judged or row.pursued == ALL else shown
         c = self.settings
         own = replaced(c.student_evaluation, c.groups[row.group].evaluation)
-        return [*c.evaluation, *self._weights(shown), *own]
+        return [*c.evaluation, *self._weights(shown), *(c.panel if judged else []), *own]
 
     @property
     def _cache(self) -> str:
@@ -142,7 +155,7 @@ class Runs:
 
     def trained(self, row: Row, seed: int) -> bool:
         """Whether the student that the training would give is there."""
-        return self._is_made(row, seed) and (self.folder(row.name, seed) / "student" / "student.json").is_file()
+        return self._is_made(row, seed) and (self.folder(row.name, seed) / self.left).is_file()
 
     def prepare(self, row: Row, seed: int) -> None:
         """Remove a run of other settings, and note what the next is made with; ValueError for another command's run."""
@@ -161,16 +174,20 @@ class Runs:
             log = self.work / f"{name}.log"
             return Job(name, (self._executed(self.evaluate_teacher()),), log, size=self.settings.further)
         row = self.rows[name]
-        commands = [self.evaluate(row, seed)]
-        if not self.trained(row, seed):
-            commands.insert(0, self.train(row, seed))
+        commands = self.commands(row, seed)
+        if self.trained(row, seed):
+            commands = commands[1:] or commands
         return Job(
             key_of(name, seed),
             tuple(map(self._executed, commands)),
             self.work / f"seed{seed}" / f"{name}.log",  # a name may have a point in it
             key_of(row.after, seed) if row.after else None,
-            float(_value(self.overrides(row), "cycles")) + self.settings.further,
+            self.size(row),
         )
+
+    def size(self, row: Row) -> float:
+        """How long a row takes compared with others."""
+        return float(_value(self.overrides(row), "cycles")) + self.settings.further
 
     def _executed(self, command: Sequence[str]) -> tuple[str, ...]:
         """A command as it is run, whatever folder this is and whatever python is first."""

@@ -14,24 +14,26 @@ from dollar.studies.rows import TEACHER, Group, Row
 class Settings:
     """What is trained and measured, where, and what of it now; the names are those of the yaml's keys.
 
-    cycles and further: of a row that starts from the teacher, and of one that starts from another's student; train: of
-    launch/train.py for every row; evaluation: of launch/evaluate.py for rows and teacher; student_evaluation: for rows
-    besides. only: names of rows, none for all; root: the folder that launch/ is in.
+    train: of the command that makes every row, launch/train.py or launch/fit_reward.py. only: names of rows, none for
+    all; root: the folder that launch/ is in. Of rows that are trained: cycles and further, of one that starts from the
+    teacher, and of one that starts from another's student; evaluation: of launch/evaluate.py for rows and teacher;
+    student_evaluation: for rows besides; panel: for those that have a control or are one, further rewards.
     """
 
     rows: Sequence[Row]
     groups: Mapping[str, Group]
     train: Sequence[str]
-    evaluation: Sequence[str]
-    student_evaluation: Sequence[str]
-    cycles: int
-    further: int
-    batch: int
-    validations: int
-    clips: int
     work: Path
     out: Path
     root: Path
+    evaluation: Sequence[str] = ()
+    student_evaluation: Sequence[str] = ()
+    panel: Sequence[str] = ()
+    cycles: int = 1
+    further: int = 1
+    batch: int = 1
+    validations: int = 1
+    clips: int = 1
     seeds: Sequence[int] = (0,)
     only: Sequence[str] = ()
     again: bool = False

@@ -27,9 +27,12 @@ def markdown_table(columns: Sequence[Column], lines: Iterable[tuple[str, Sequenc
 def table(
     columns: Sequence[Column], repeated: Sequence[Row], mine: Sequence[Row], results: Results, teacher: str
 ) -> str:
-    """The teacher, real clips, rows of other groups in italics, and the group's own; a row a step count."""
+    """The teacher, real clips, rows of other groups in italics, and the group's own; a row a step count.
+
+    teacher: the label of its line; where it is empty, the study has neither a teacher nor real clips.
+    """
     lines: list[tuple[str, list[str]]] = []
-    for label, figure_of in ((teacher, results.teacher), ("real clips", results.real)):
+    for label, figure_of in ((teacher, results.teacher), ("real clips", results.real)) if teacher else ():
         lines.append((label, [shown(figure_of(c.figure), c.form.format) for c in columns]))
     for row in [*repeated, *mine]:
         for steps in row.steps:

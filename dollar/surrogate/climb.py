@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,7 +12,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from dollar.diffusion.draws import Draws
+from dollar.models.denoiser import Condition
 from dollar.surrogate.latent_reward import LatentReward
+
+Through = Callable[[Tensor, Condition, Draws], Tensor]  # what the gradient comes back through, of clips [B, ...]
 
 SHARES = (0.01, 0.03, 0.1)  # of a latent's norm, how far `climb` goes
 
@@ -37,13 +40,15 @@ def climb(
     draws: Draws,
     known: Tensor | None = None,
     shares: Sequence[float] = SHARES,
+    through: Through | None = None,
 ) -> list[Climb]:
     """Move x [B, C, F, h, w] up the gradient by shares of each clip's norm, and score it by surrogate and reward.
 
     A surrogate that ranks clips well may still have a poor gradient: the clips that it was fitted to say nothing
     of how the reward changes between them. A long step also measures how the reward bends, and for some it bends so
-    soon that any long step costs. known: the pixel reward [B] of x, where it was computed already. Clips go through
-    one by one, so that no more is held than for one.
+    soon that any long step costs. known: the pixel reward [B] of x, where it was computed already. through: what the
+    surrogate looks at for its gradient, instead of the clip itself. Clips go through one by one, so that no more is
+    held than for one.
     """
     assert surrogate.pixel is not None, "a surrogate without a pixel reward can't be compared with it"
     rises: dict[float, list[tuple[float, float]]] = {share: [] for share in shares}
@@ -51,7 +56,8 @@ def climb(
     for i, prompt in enumerate(prompts):
         clip, condition = x[i : i + 1].detach(), surrogate.encode_text([prompt])
         leaf, drawn = clip.clone().requires_grad_(), replace(draws, indices=draws.indices[i : i + 1])
-        (gradient,) = torch.autograd.grad(surrogate.predict(leaf, condition, drawn, "climb").sum(), leaf)
+        seen = leaf if through is None else through(leaf, condition, drawn)
+        (gradient,) = torch.autograd.grad(surrogate.predict(seen, condition, drawn, "climb").sum(), leaf)
         before = surrogate.pixel.score(clip, [prompt]) if known is None else known[i : i + 1].cpu()
         cosines.append(_cosine(surrogate, clip, prompt, gradient))
         for share in shares:

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from dollar.diffusion.draws import Draws
 from dollar.log import logger
-from dollar.surrogate.climb import Climb, climb
-from dollar.surrogate.latent_reward import LatentReward, Observation, agreement
+from dollar.surrogate.agreement import agreement
+from dollar.surrogate.climb import Climb, Through, climb
+from dollar.surrogate.latent_reward import LatentReward
+from dollar.surrogate.memory import Observation
 from dollar.surrogate.observations import MISMATCHED, REAL, ScoredClip
 from dollar.surrogate.pixel_reward import alike
 
@@ -48,6 +50,19 @@ def split(rows: Rows, fraction: float, seed: int, file: Path) -> Parts:
     return parts
 
 
+def some(rows: Rows, count: int | None, seed: int, file: Path) -> list[tuple[str, ScoredClip]]:
+    """So many of the rows, or all; fewer of one seed are among more. ValueError where there are not so many."""
+    if count is None:
+        return list(rows)
+    if count > len(rows):
+        raise ValueError(
+            f"fit_on is {count}, but {len(rows)} clips of {file} have a reward and are not held out; raise clips or "
+            "made_clips, or lower fit_on"
+        )
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [rows[i] for i in order[:count]]
+
+
 def check_rewards(rewards: Sequence[float], file: Path) -> None:
     """Raise ValueError unless the rewards to fit on differ by more than they are rounded."""
     if alike(min(rewards), max(rewards)):
@@ -71,8 +86,8 @@ def check_measured(parts: Mapping[str, Rows]) -> None:
 def remember(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, batch: int, seed: int) -> None:
     """Put all rows into the surrogate's memory, shuffled, as if a cycle had seen `batch` of them."""
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed + 1)).tolist()
-    surrogate.memory = -(-len(rows) // batch)
-    for turn in range(surrogate.memory):
+    surrogate.memory.size = -(-len(rows) // batch)
+    for turn in range(surrogate.memory.size):
         part = [rows[i][1] for i in order[turn * batch : (turn + 1) * batch]]
         usable = torch.arange(batch) < len(part)
         part += part[:1] * (batch - len(part))  # the last is filled up with clips that don't count
@@ -82,6 +97,7 @@ def remember(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, bat
             torch.stack([latents[row.place] for row in part]),
             torch.tensor([row.reward for row in part]),
             usable,
+            torch.tensor([row.frames for row in part]) if surrogate.by_frames else None,
         )
         surrogate.remember(observation)
     surrogate.bad = 0
@@ -113,8 +129,30 @@ def figures_of(
     return figures
 
 
-def climb_of(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, most: int, seed: int) -> list[Climb]:
-    """What steps up the gradient bring to `most` held-out clips, generated ones if there are any; empty for none."""
+def steepness_of(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, batch: int) -> float:
+    """The mean of the squared length of the model's gradient at the clips of rows, in squared standard deviations."""
+    device, found = surrogate.model.out.weight.device, []
+    for first in range(0, len(rows), batch):
+        part = [row for _, row in rows[first : first + batch]]
+        x = torch.stack([latents[row.place] for row in part]).to(device).requires_grad_()
+        predicted = surrogate.predict(x, surrogate.encode_text([row.prompt for row in part]))
+        (gradient,) = torch.autograd.grad(predicted.sum() / surrogate.statistics.sd, x)
+        found.append(gradient.flatten(1).square().sum(1))
+    return float(torch.cat(found).mean())
+
+
+def climb_of(
+    surrogate: LatentReward,
+    latents: Sequence[Tensor],
+    rows: Rows,
+    most: int,
+    seed: int,
+    through: Through | None = None,
+) -> list[Climb]:
+    """What steps up the gradient bring to `most` held-out clips, generated ones if there are any; empty for none.
+
+    through: of `climb`.
+    """
     generated = [row for kind, row in rows if kind not in (REAL, MISMATCHED)]  # which a student's clips are like
     tried = generated or [row for _, row in rows]
     count = min(most, len(tried))
@@ -124,7 +162,7 @@ def climb_of(surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, mos
     draws = Draws(seed, 0, range(count), surrogate.model.out.weight.device)
     x = torch.stack([latents[row.place] for row in chosen]).to(draws.device)
     scored = torch.tensor([row.reward for row in chosen])
-    return climb(surrogate, x, [row.prompt for row in chosen], draws, scored)
+    return climb(surrogate, x, [row.prompt for row in chosen], draws, scored, through=through)
 
 
 def climb_text(climbs: Sequence[Climb], noised: bool, backbone: str, smooth: float) -> str:

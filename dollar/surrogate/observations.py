@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,12 +29,16 @@ SEED_APART = 100_003  # between those of one seed of the command and the next
 
 
 class ScoredClip(NamedTuple):
-    """A clip under a caption: the place of its latents, its number in the data, and its reward, nan where unusable."""
+    """A clip under a caption: the place of its latents, its number in the data, and its reward, nan where unusable.
+
+    frames: the rewards of the frames, of which `reward` is the mean; empty where they aren't known.
+    """
 
     place: int
     clip: int
     prompt: str
     reward: float
+    frames: tuple[float, ...] = ()
 
     @property
     def usable(self) -> bool:
@@ -73,6 +78,9 @@ class Observations:
             "clip": torch.tensor([row.clip for row in rows]),
             "reward": torch.tensor([row.reward for row in rows], dtype=torch.float32),
         }
+        if most := max(len(row.frames) for row in rows):
+            frames = [row.frames or (math.nan,) * most for row in rows]
+            tensors["frames"] = torch.tensor(frames, dtype=torch.float32)
         plain = {
             "identity": self.identity,
             "keys": list(self.rows),
@@ -96,7 +104,8 @@ class Observations:
         try:
             with safe_open(path, "pt") as opened:
                 plain = json.loads(opened.metadata()["observations"])
-                tensors = {name: opened.get_tensor(name) for name in TENSORS}
+                names = [*TENSORS, *(["frames"] if "frames" in opened.keys() else [])]  # noqa: SIM118
+                tensors = {name: opened.get_tensor(name) for name in names}
         except Exception as error:  # cut short, or not ours
             raise ValueError(f"{path} can't be read ({error}); remove it, and its clips are scored anew") from None
         stored = plain["identity"]
@@ -106,7 +115,13 @@ class Observations:
                 f"{path} holds scores of another {' and '.join(differing)}; name another folder with out=FOLDER, or "
                 "remove the file"
             )
-        fields = (tensors["place"].tolist(), tensors["clip"].tolist(), plain["prompts"], tensors["reward"].tolist())
+        rewards, none = tensors["reward"].tolist(), [()] * len(plain["keys"])
+        frames = (
+            [tuple(f) if math.isfinite(f[0]) else () for f in tensors["frames"].tolist()]
+            if "frames" in tensors
+            else none
+        )
+        fields = (tensors["place"].tolist(), tensors["clip"].tolist(), plain["prompts"], rewards, frames)
         keys = [(kind, sample) for kind, sample in plain["keys"]]
         rows = dict(zip(keys, map(ScoredClip, *fields), strict=True))
         return cls(identity, list(tensors["latents"]), rows, plain["seconds"])
@@ -116,7 +131,9 @@ class Observations:
 class Scoring:
     """Scores the clips whose pixel reward is not known yet, a few at a time.
 
-    clips: real ones; made: step counts of the teacher, and made_clips clips generated in each; seed: of their noise.
+    clips: real ones; made: step counts of the teacher, and made_clips clips generated in each; seed: of their noise;
+    by_frames: whether a clip is scored again whose frames' own rewards aren't known; where the reward has such, they
+    are kept in any case.
     """
 
     teacher: Teacher
@@ -127,6 +144,7 @@ class Scoring:
     made: Sequence[int]
     made_clips: int
     seed: int = 0
+    by_frames: bool = False
 
     def __post_init__(self) -> None:
         self.clips = min(self.clips, len(self.data)) if self.data.has_latents else 0
@@ -157,7 +175,10 @@ class Scoring:
 
     def missing(self, observed: Observations) -> list[tuple[str, range]]:
         """The clips, by kind and samples, of which some have no reward that is a number."""
-        return [chunk for chunk in self._chunks() if not all(map(observed.has, self._keys(*chunk)))]
+        return [chunk for chunk in self._chunks() if not all(self._has(observed, k) for k in self._keys(*chunk))]
+
+    def _has(self, observed: Observations, key: tuple[str, int]) -> bool:
+        return observed.has(key) and not (self.by_frames and not observed.rows[key].frames)
 
     def wanted(self, observed: Observations) -> list[tuple[str, ScoredClip]]:
         """Kind and row of each clip and caption that is configured, where the reward gave a number."""
@@ -187,9 +208,12 @@ class Scoring:
         if kind == REAL and self.mismatched:
             captions[MISMATCHED] = self._others(batch)
         for name, prompts in captions.items():
-            for i, reward in enumerate(self.pixel.score_videos(videos, prompts).tolist()):
-                if not observed.has((name, samples[i])):  # a number stays, whatever another batch would give
-                    observed.rows[(name, samples[i])] = ScoredClip(place + i, batch.keys[i][0], prompts[i], reward)
+            rows = self.pixel.rows(videos, prompts, self.pixel.by_frames)
+            for i, (reward, frames) in enumerate(zip(rows.mean(1).tolist(), rows.tolist(), strict=True)):
+                if not self._has(observed, (name, samples[i])):  # a number stays, whatever another batch would give
+                    kept = tuple(frames) if self.pixel.by_frames and reward == reward else ()
+                    scored = ScoredClip(place + i, batch.keys[i][0], prompts[i], reward, kept)
+                    observed.rows[(name, samples[i])] = scored
 
     def _generate(self, steps: int, samples: range, prompts: list[str]) -> Tensor:
         from dollar.sampling.samplers import make_latents, teacher_sampler

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,8 +18,10 @@ class Reward(Protocol):
 
     It may have `frames`, how many evenly spaced frames it looks at, so that no others are decoded; `differentiable`,
     True where a gradient at the pixels comes back through `score`; `sees_motion`, True where the order of frames
-    counts; `reads_captions`, False where the prompts make no difference; `name`, which distinguishes it from others of
-    its class; `check(prompts)`, which raises ValueError for a prompt that it can't score.
+    counts; `reads_captions`, False where the prompts make no difference; `by_frames`, True where it scores frame by
+    frame, so that `score_frames(videos, prompts)` gives [B, n], of which `score` is the mean; `name`, which
+    distinguishes it from others of its class; `check(prompts)`, which raises ValueError for a prompt that it can't
+    score.
     """
 
     def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -56,6 +58,11 @@ class PixelReward:
     def reads_captions(self) -> bool:
         """Whether prompts make a difference; of a reward that doesn't say they may."""
         return bool(getattr(self.reward, "reads_captions", True))
+
+    @property
+    def by_frames(self) -> bool:
+        """Whether it scores frame by frame, a clip's reward being the mean."""
+        return bool(getattr(self.reward, "by_frames", False))
 
     @property
     def differentiable(self) -> bool:
@@ -129,15 +136,22 @@ class PixelReward:
 
     def score_videos(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:
         """[B], float32 on the CPU, of videos [B, T, C, H, W]; where it fails, they are scored one by one."""
+        return self.rows(videos, prompts).squeeze(1)
+
+    def rows(self, videos: Tensor, prompts: Sequence[str], by_frames: bool = False) -> Tensor:
+        """[B, n], whose means are the clips' rewards, as in `score_videos`.
+
+        by_frames: of each of the n frames shown, for a reward that scores frame by frame; otherwise n is 1.
+        """
         try:
-            return self._scored(videos, list(prompts))
+            return self._scored(videos, list(prompts), by_frames)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a reward is the user's code, and its failure costs a clip, not the run
             self.trouble = f"{self.name} raised {type(error).__name__}: {error}"
             if len(videos) == 1:
-                return torch.full((1,), float("nan"))
-        return torch.cat([self.score_videos(v[None], [p]) for v, p in zip(videos, prompts, strict=True)])
+                return torch.full((1, self._count(videos) if by_frames else 1), float("nan"))
+        return torch.cat([self.rows(v[None], [p], by_frames) for v, p in zip(videos, prompts, strict=True)])
 
     def trial(self, videos: Tensor, prompts: Sequence[str], gradient: bool = False) -> None:
         """Raise ValueError unless the reward can score these clips, so that a run fails before it begins.
@@ -145,7 +159,7 @@ class PixelReward:
         gradient: whether one must come back to the pixels, too.
         """
         try:
-            self._scored(videos, list(prompts))
+            self._scored(videos, list(prompts), self.by_frames)
             if gradient:
                 leaf = videos.clone().requires_grad_()
                 scored = self.reward.score(leaf, list(prompts))
@@ -161,21 +175,29 @@ class PixelReward:
                 "through the latent reward model (loss=dollar) or by policy gradient (loss=ddpo)"
             )
 
-    def _scored(self, videos: Tensor, prompts: list[str]) -> Tensor:
+    def _scored(self, videos: Tensor, prompts: list[str], by_frames: bool = False) -> Tensor:
         with torch.no_grad():
-            scored = self.reward.score(videos, prompts)
-        if tuple(scored.shape) != (len(prompts),):
+            reward: Any = self.reward
+            scored = reward.score_frames(videos, prompts) if by_frames else reward.score(videos, prompts)
+        expected = (len(prompts), self._count(videos)) if by_frames else (len(prompts),)
+        if tuple(scored.shape) != expected:
+            wanted = f"one number a frame from score_frames, {list(expected)}" if by_frames else "one number a clip"
             raise ValueError(
                 f"the reward {self.name} gave a tensor of shape {tuple(scored.shape)} for {len(prompts)} clips; it "
-                "must give one number a clip"
+                f"must give {wanted}"
             )
+        rows = scored.detach().float().cpu().reshape(len(prompts), -1)
         shown = videos.flatten(1).isfinite().all(1).cpu()  # many a reward takes what is no number for black
-        scored = torch.where(shown, scored.detach().float().cpu(), float("nan"))
+        rows = torch.where(shown[:, None], rows, float("nan"))
         if not bool(shown.all()):
             self.trouble = "a clip's pixels are not finite"
-        elif not bool(scored.isfinite().all()):
-            self.trouble = f"{self.name} gave {scored[~scored.isfinite()][0].item()}"
-        return torch.where(scored.isfinite(), scored, float("nan"))
+        elif not bool(rows.isfinite().all()):
+            self.trouble = f"{self.name} gave {rows[~rows.isfinite()][0].item()}"
+        return torch.where(rows.isfinite().all(1, keepdim=True), rows, float("nan"))
+
+    def _count(self, videos: Tensor) -> int:
+        """How many frames of videos [B, T, C, H, W] are looked at."""
+        return videos.shape[1] if self.frames is None else min(self.frames, videos.shape[1])
 
     def _places(self, latents: Tensor, count: int | None) -> list[int] | None:
         return None if count is None else self.codec.spread(latents, count)

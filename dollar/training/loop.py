@@ -63,9 +63,10 @@ class Loop:
     learners: by name; average: of the learner whose network is sampled, None for none; monitors: by name, they look at
     each validation. data: the source of the samples that are read ahead, whose identity is kept; None for none. config:
     of this run, kept with every checkpoint. validate: called while the network holds the average. kept: the parameters
-    that are saved as the best. still_there: raises OSError where the folder isn't this run's any more. probe: what is
-    wrong with what the network that holds the average makes, as a sentence's part, or "". validated_on: a hash of
-    what validations look at. ended: why the run ended before its last cycle, or "".
+    that are saved as the best; keeps: how many of such stay, the newest. still_there: raises OSError where the folder
+    isn't this run's any more. probe: what is wrong with what the network that holds the average makes, as a sentence's
+    part, or "". validated_on: a hash of what validations look at. ended: why the run ended before its last cycle, "" if
+    it did not.
     """
 
     timetable: Timetable
@@ -81,6 +82,7 @@ class Loop:
     config: dict[str, Any] = field(default_factory=dict)
     description: str = "training"
     kept: Callable[[], Mapping[str, Tensor]] | None = None
+    keeps: int = 1
     still_there: Callable[[], None] = lambda: None
     probe: Callable[[], str] = lambda: ""
     validated_on: str = ""
@@ -281,7 +283,7 @@ class Loop:
         self.best = record
         self._check_folder()
         assert self.kept is not None, "a run whose monitors keep something says what"
-        checkpoint.save(self.folder / "best", self.cycle, self.kept(), {"best": record}, self.world, keep=1)
+        checkpoint.save(self.folder / "best", self.cycle, self.kept(), {"best": record}, self.world, self.keeps)
 
     @property
     def uses_best(self) -> bool:

@@ -19,14 +19,18 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from dollar.cli.build.loop import adamw, check_optimizers
-from dollar.cli.build.rewards import noise_of, reads_text
+from dollar.cli.build.rewards import by_frames, noise_of, reads_text
 from dollar.cli.code import code_of
 from dollar.cli.declared import flat
 from dollar.cli.places import CODE, by_content, held_below
 from dollar.cli.settings.commands import FitReward
 from dollar.data.latents import Samples
+from dollar.diffusion.draws import Draws
+from dollar.diffusion.schedule import diffuse
 from dollar.log import logger
+from dollar.losses.term import check_range
 from dollar.methods.surrogate_alone import SurrogateAlone
+from dollar.models.denoiser import Condition
 from dollar.models.reward_models import make_reward_model
 from dollar.models.roles import trainable
 from dollar.models.teacher import Teacher
@@ -36,7 +40,8 @@ from dollar.parallel.lock import Lock
 from dollar.parallel.shard import assign
 from dollar.parallel.signals import STOPPED
 from dollar.parallel.world import World
-from dollar.surrogate.fit import Rows, figures_of, remember
+from dollar.surrogate.climb import Climb, Through
+from dollar.surrogate.fit import Rows, climb_of, figures_of, remember, steepness_of
 from dollar.surrogate.fitted_decoder import FittedDecoder
 from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.observations import Observations, Scoring
@@ -46,13 +51,14 @@ from dollar.training.log import Log
 from dollar.training.loop import Loop, Timetable
 from dollar.training.lr_schedule import falling
 from dollar.training.monitors.best import Best
+from dollar.training.monitors.least_steep import LeastSteep
 
 # Keys whose change begins no fit anew.
-FREE = ("out", "observations", "climb", "parallel", "save_every")
+FREE = ("out", "observations", "climb", "climb_noise", "parallel", "save_every")
 
 
 class Fitted(NamedTuple):
-    """Where the best model was found: after `step` updates of `steps`, in `seconds`."""
+    """Where the chosen model was found: after `step` updates of `steps`, in `seconds`."""
 
     step: int
     steps: int
@@ -83,6 +89,8 @@ def check(config: DictConfig) -> None:
     for key in ("held_out", "watched"):
         if not 0 < config[key] < 1:
             raise ValueError(f"{key} is {config[key]}; it is a fraction of the clips, between 0 and 1")
+    if config.tolerance < 0:
+        raise ValueError(f"tolerance is {config.tolerance}; it is a difference of R^2, 0 or more")
     if not 0 <= config.decay_from <= 1:
         raise ValueError(f"decay_from is {config.decay_from}; it is a fraction of the steps, 1 for a rate that stays")
     if any(not isinstance(steps, int) or steps < 1 for steps in config.made):
@@ -96,7 +104,11 @@ def check(config: DictConfig) -> None:
         raise ValueError("teacher.text is stored, but this data stores none; use data=latents, or teacher.text=online")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("this command runs in one process; start it by python, without torchrun")
-    noise_of(config.lrm)
+    noise_of(config.lrm), by_frames(config.lrm, None)
+    if config.fit_on is not None and config.fit_on < 4:
+        raise ValueError(f"fit_on is {config.fit_on}; it must be at least 4, for some clips choose the best update")
+    if config.climb_noise is not None:
+        check_range("climb_noise", config.climb_noise)
     check_optimizers(config)
 
 
@@ -105,13 +117,38 @@ def new_surrogate(config: DictConfig, teacher: Teacher, pixel: PixelReward, prom
     lrm: Any = OmegaConf.to_container(config.lrm, resolve=True)
     how, noised = lrm.pop("fit"), noise_of(config.lrm)
     smooth, lrm["text"] = lrm.pop("smooth"), reads_text(config.lrm, pixel.reward)
-    del lrm["noise"], lrm["noised"]
+    frames = by_frames(config.lrm, pixel)
+    del lrm["noise"], lrm["noised"], lrm["targets"]
     if getattr(pixel.reward, "sees_motion", False) and (lrm["backbone"], lrm["temporal"]) == ("cnn", "frames"):
         logger.warning(f"note: {pixel.name} sees motion, which lrm.temporal=frames can't; conv3d can")
     torch.manual_seed(config.seed)
     model: Any = make_reward_model(teacher, **lrm, prompt=prompt)
     schedule = teacher.denoiser.schedule
-    return LatentReward(model, pixel, teacher.text, fit=how, noised=noised, schedule=schedule, smooth=smooth)
+    keys: Any = {"fit": how, "noised": noised, "schedule": schedule, "smooth": smooth, "by_frames": frames}
+    return LatentReward(model, pixel, teacher.text, **keys)
+
+
+def climbs_of(
+    config: DictConfig, surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows, teacher: Teacher
+) -> dict[str, list[Climb]]:
+    """Steps up the gradient on held-out rows: `climb`, and as `climb_through` those through the teacher, if asked."""
+    measured = surrogate, latents, rows, config.climb, config.seed
+    found = {"climb": climb_of(*measured)}
+    if found["climb"] and config.climb_noise is not None:
+        found["climb_through"] = climb_of(*measured, through_teacher(teacher, *config.climb_noise))
+    return {name: climbs for name, climbs in found.items() if climbs}
+
+
+def through_teacher(teacher: Teacher, low: float, high: float) -> Through:
+    """The teacher's unguided x_0 of a clip noised to a time between these fractions of T, as ft.through looks at it."""
+    schedule = teacher.denoiser.schedule
+
+    def through(x: Tensor, condition: Condition, draws: Draws) -> Tensor:
+        t = schedule.uniform(draws.uniform("through time"), low, high)
+        x_t = diffuse(x, draws.normal("through noise", x.shape[1:]), t, schedule)
+        return teacher.denoiser(x_t, t, condition)
+
+    return through
 
 
 def fit_decoder(config: DictConfig, surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows) -> None:
@@ -166,7 +203,7 @@ def fit(
     rows: Rows,
     watched: Rows,
 ) -> Fitted:
-    """Fit the surrogate on rows, and leave it as it was when it followed the watched ones best.
+    """Fit the surrogate on rows, and leave it as it was when it was least steep of those that follow the watched best.
 
     Goes on where a fit of the same configuration was stopped; another one's state is removed. Stopped by a
     signal, it saves and exits with code 3.
@@ -188,9 +225,11 @@ def fit(
 
     def validate(step: int) -> dict[str, float]:
         surrogate.level(turns=len(surrogate.past))
-        return {"r2": figures_of(surrogate, latents, watched, config.batch)["all"]["r2"]}
+        r2 = figures_of(surrogate, latents, watched, config.batch)["all"]["r2"]
+        with torch.enable_grad():
+            return {"r2": r2, "steepness": steepness_of(surrogate, latents, watched, config.batch)}
 
-    best = Best("r2", config.every, config.patience)
+    monitor = LeastSteep(Best("r2", config.every, config.patience), config.tolerance)
     with Log(folder, resume_step=None if state is None else state.plain["cycle"] + 1) as log:
         loop = Loop(
             Timetable(config.steps, config.save_every, keep=1, validate_every=config.every, log_every=10),
@@ -200,10 +239,11 @@ def fit(
             folder,
             log,
             validate=validate,
-            monitors={"best": best},
+            monitors={"best": monitor},
             config=deciding,
             description="fitting",
             kept=lambda: {f"lrm/{name}": p for name, p in parameters.items()},
+            keeps=config.steps // config.every + 1,  # which of them is the one is known at the end
         )
         if state is not None:
             loop.load(state)
@@ -211,10 +251,10 @@ def fit(
     if not finished:
         logger.info(f"stopped after update {loop.cycle} and saved; the same command goes on from there")
         sys.exit(STOPPED)
-    kept = checkpoint.newest(folder / "best") if loop.best else None  # another fit's may lie there
-    if kept is not None:
-        tensors = checkpoint.load(kept).tensors
+    chosen = monitor.chosen
+    if chosen is not None:
+        tensors = checkpoint.load(folder / "best" / f"step-{chosen.cycle:08d}").tensors
         with torch.no_grad():
             for name, p in parameters.items():
                 assign(p, tensors[f"lrm/{name}"])
-    return Fitted(int(best.best.get("cycle", loop.cycle)), config.steps, time.perf_counter() - started)
+    return Fitted(loop.cycle if chosen is None else chosen.cycle, config.steps, time.perf_counter() - started)

@@ -27,14 +27,24 @@ from dollar.cli.build.rewards import (
 from dollar.cli.build.teacher import check_guidance, check_text, dtype_of, with_text
 from dollar.cli.build.validation import check_scored, check_validation, how_validated, prompts_of
 from dollar.diffusion.timesteps import FewStep
-from dollar.export.student import check_steps, denoiser_of, few_steps, prediction_of, read_as_x_0, student_weights
+from dollar.export.student import (
+    check_shares,
+    check_steps,
+    denoiser_of,
+    few_steps,
+    prediction_of,
+    read_as_x_0,
+    student_weights,
+)
 from dollar.log import logger
 from dollar.losses.objective import Objective
+from dollar.losses.term import Host, is_used
 from dollar.methods.ingredients import Ingredients
 from dollar.models.denoiser import Denoiser
+from dollar.models.discriminator import Discriminator
 from dollar.models.roles import Role, separate, trainable
 from dollar.models.teacher import Teacher
-from dollar.parallel.shard import fill_from, fits_whole, trainable_copy
+from dollar.parallel.shard import fill_from, fits_whole, spread, trainable_copy
 from dollar.parallel.world import World, device_memory
 from dollar.sampling.samplers import finite, make_latents, student_sampler
 from dollar.surrogate.pixel_reward import PixelReward
@@ -62,6 +72,8 @@ def check(config: DictConfig, processes: int, supplied: bool = True) -> Objectiv
     check_validation(config)
     dtype_of(config, "dtype"), dtype_of(config, "teacher_dtype")
     check_steps(config.student.timesteps, config.student.steps)
+    check_shares(config.student.shares, config.student.steps)
+    objective.check_use(config.student.steps)
     check_batch(config, objective, processes)
     check_optimizers(config, objective)
     if config.student.lora is not None and config.student.lora < 1:
@@ -155,6 +167,8 @@ def build_run(
     if (report := getattr(data, "report", None)) is not None:
         logger.info(report)
     check_text(config, teacher, data, objective)
+    if config.parallel.activation_checkpointing and any(t.cost(1).teacher_gradient for t in objective.terms.values()):
+        teacher.denoiser.network.checkpoint_activations()  # type: ignore[operator]
     roles = roles_of(config, world, teacher, objective, samplers)
     average = Average(roles["student"].parameters, config.ema)
     pixel, second = (None if reward is None else PixelReward(reward, teacher.codec) for reward in rewards)
@@ -163,8 +177,9 @@ def build_run(
     if objective.needs.surrogate:
         surrogate = build_latent_reward(config, teacher, world, pixel, data.captions[0], small)
         small = getattr(surrogate.model, "decoder", small)
-        surrogate.decoder = followed(config, teacher, world, small)
-    decoder = followed(config, teacher, world, small) if surrogate is None else surrogate.decoder
+    decoder = followed(config, teacher, world, small)
+    if surrogate is not None and surrogate.scorer is not None:
+        surrogate.scorer.decoder = decoder
     guard = guard_of(config, objective)
     run = Ingredients(
         teacher=teacher.denoiser,
@@ -186,7 +201,8 @@ def build_run(
         moved=average.update,
         reward_scale=lambda: guard.scale,
         fitted=config.lrm.mode != "frozen",
-        networks=term_networks(config, objective, teacher, world),
+        shares=config.student.shares,
+        networks=term_networks(config, objective, teacher, world, roles),
     )
     prompts = prompts_of(config, teacher, data)
     check_rewards(pixel, second, data.captions, teacher, objective)
@@ -249,7 +265,7 @@ def check_terms(config: DictConfig, objective: Objective, teacher: Teacher, samp
     for term in objective.terms.values():
         if (grid := getattr(term, "grid", None)) is not None:
             teacher.denoiser.schedule.grid(grid)  # a grid that this schedule doesn't have is refused now
-        term.check(list(samplers.values()))
+        term.check([sampler for steps, sampler in samplers.items() if is_used(term, steps)])
 
 
 def roles_of(
@@ -285,13 +301,28 @@ def shards(config: DictConfig, teacher: Teacher, world: World, objective: Object
     return world.any(not fits)  # the same in every process, whatever memory each has
 
 
-def term_networks(config: DictConfig, objective: Objective, teacher: Teacher, world: World) -> dict[str, nn.Module]:
+def term_networks(
+    config: DictConfig, objective: Objective, teacher: Teacher, world: World, roles: Mapping[str, Role]
+) -> dict[str, nn.Module]:
     """The networks of the terms that have one, the same first weights in every process."""
+
+    def discriminator(features: str, heads: int, width: int, level: bool) -> nn.Module:
+        if features != "own":
+            trunk = teacher.denoiser if features == "teacher" else roles["fake"].denoiser
+            return Discriminator(trunk, heads, width, level)
+        shard = shards(config, teacher, world, objective)
+        network = trainable_copy(teacher, world, config.parallel.activation_checkpointing, shard=shard)
+        trunk = teacher.denoiser_of(network, dtype_of(config, "dtype"))
+        judge = Discriminator(trunk, heads, width, level, trained=True)
+        if shard:
+            spread(judge.heads.to(world.device), world)
+        return judge
+
     state = torch.random.get_rng_state()
     networks = {}
     for name, term in objective.learning_terms.items():
         torch.manual_seed(config.seed)
-        networks[name] = term.network(teacher.latent_shape).to(world.device)
+        networks[name] = term.network(Host(teacher.latent_shape, discriminator)).to(world.device)
     torch.random.set_rng_state(state)
     return networks
 

@@ -30,9 +30,12 @@ def objective_of(config: DictConfig) -> Objective:
     check_latent_reward(config, objective)
     noised = config.student.input == "noised_data"
     if not config.data.get("latents", True) and (objective.needs.clips or noised):
+        wanting = [f"beta_{name}" for name, needs in needing.items() if needs.clips]
+        given = [*(f"{key}={config.get(key)}" for key in wanting), f"student.input={config.student.input}"]
+        instead = [*(f"{key}=0" for key in wanting), *(["student.input=simulate"] if noised else [])]
         raise ValueError(
-            f"beta_cd={config.beta_cd} and student.input={config.student.input}, but this data has prompts alone; set "
-            "beta_cd=0 and student.input=simulate, or give clips with data=clips or data=latents"
+            f"{' and '.join(given)}, but this data has prompts alone; set {' and '.join(instead)}, or give clips with "
+            "data=clips or data=latents"
         )
     check_data(config)
     return objective

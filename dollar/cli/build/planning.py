@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, cast
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
@@ -15,14 +16,17 @@ from dollar.cli.build.rewards import reads_text
 from dollar.cli.build.teacher import check_guidance, dtype_of, quiet
 from dollar.cli.declared import flat
 from dollar.losses.objective import Objective
-from dollar.losses.term import SampleTerm
+from dollar.losses.reward_gradient import number_of
+from dollar.losses.term import SampleTerm, share_of
 from dollar.methods.surrogate_fit import scored_clips
 from dollar.models.assemble import DTYPES
 from dollar.models.outline import ForwardCost, Outline, measure, outline
 from dollar.models.roles import trainable
+from dollar.models.small_decoder import SmallDecoder
 from dollar.parallel.shard import fits_whole
 from dollar.planning.memory import FLOAT, Setup, elements, memory
 from dollar.planning.work import Cycle, TermWork, Validations, most_kept, validations
+from dollar.rewards.frames import FrameReward
 
 RANK = 64  # of the LoRA that is proposed
 FROZEN = {"vae": "autoencoder"}  # what a frozen model is called in the plan
@@ -47,12 +51,15 @@ def setup_of(config: DictConfig, outline: Outline, work: ForwardCost, own: Forwa
     cycle, objective = cycle_of(config), objective_of(config)
     surrogate, fitted = objective.needs.surrogate, config.lrm.mode != "frozen"  # a frozen one scores no clips
     model = lrm_shapes(config, outline) if surrogate else []
+    small = small_decoder_of(config, objective, outline)
     networks = networks_of(objective, outline)
     clips = scored_clips(config.lrm.clips, config.batch, config.processes)
     has_latents = config.data.get("latents", True)
     pairs = clips * (1 + has_latents * (1 + config.lrm.mismatched))
-    kept = larger(work, own or work) if any(term.fake for term in cycle.terms) else own or work
-    clip = math.prod(outline.latent_shape) * FLOAT + FLOAT + 1  # with its reward and whether that is a number
+    whole = any(term.fake or term.through for term in cycle.terms)
+    kept = larger(work, own or work) if whole else own or work
+    # With its reward, those of its frames, and whether they are numbers.
+    clip = (math.prod(outline.latent_shape) + 1 + frames_scored(config)) * FLOAT + 1
     return Setup(
         shapes=outline.shapes,
         blocks=outline.block_shapes,
@@ -60,7 +67,9 @@ def setup_of(config: DictConfig, outline: Outline, work: ForwardCost, own: Forwa
         lrm=model if fitted else [],
         networks={name: [tuple(p.shape) for p in trainable(n).values()] for name, n in networks.items()},
         buffers={name: sum(b.nbytes for b in network.buffers()) for name, network in networks.items()},
-        read={} if fitted or not model else {"latent reward model": elements(model)},
+        spread=[name for name, network in networks.items() if getattr(network, "trained", False)],
+        decoder=small.shapes if fitted else [],
+        read={} if fitted or not model else {"latent reward model": elements([*model, *small.shapes])},
         frozen={FROZEN.get(name, name.replace("_", " ")): count for name, count in outline.frozen.items()},
         processes=config.processes,
         batch=config.batch,
@@ -80,7 +89,59 @@ def setup_of(config: DictConfig, outline: Outline, work: ForwardCost, own: Forwa
         dtype=dtype_of(config, "dtype").itemsize,
         frozen_dtype=DTYPES[config.teacher.frozen_dtype].itemsize,
         remembered=config.lrm.memory * pairs * clip if surrogate and fitted else 0,
+        shown=config.decoder.memory * clips * small.shown if fitted else 0,
+        pixels=small.pixels,
         best=config.keep_best is not None,
+    )
+
+
+def frames_scored(config: DictConfig) -> int:
+    """How many rewards of its frames are kept with a scored clip; of a mixture they aren't known before it is built."""
+    reward, lrm = reward_class(config), config.lrm
+    averaged = lrm.backbone != "teacher" and lrm.temporal == "frames" and lrm.fit == "mse" and lrm.targets != "clip"
+    if not averaged or reward is None or not issubclass(reward, FrameReward) or reward.score is not FrameReward.score:
+        return 0
+    wanted = config.reward.get("frames")
+    return min(wanted, config.teacher.frames) if isinstance(wanted, int) else int(config.teacher.frames)
+
+
+def reward_class(config: DictConfig) -> Any:
+    """The class of the run's reward; None where there is none yet."""
+    target = config.reward.get("_target_")
+    return None if target in (None, "???") else get_class(target)
+
+
+class SmallDecoderPlan(NamedTuple):
+    """A small decoder's parameters; bytes of one clip that it is fitted to, and of its pixels that carry a gradient."""
+
+    shapes: list[tuple[int, ...]]
+    shown: int = 0
+    pixels: int = 0
+
+
+def small_decoder_of(config: DictConfig, objective: Objective, outline: Outline) -> SmallDecoderPlan:
+    """What is counted of the small decoder; nothing where none is looked through."""
+    import torch
+
+    through = [term for term in objective.terms.values() if term.needs.decoder]
+    looks = objective.needs.surrogate and config.lrm.backbone == "pixels"
+    if not through and not looks:
+        return SmallDecoderPlan([])
+    channels, latent_frames, height, _ = outline.latent_shape
+    with torch.device("meta"):
+        model = SmallDecoder(channels, config.teacher.height // height)
+    frame = 3 * config.teacher.height * config.teacher.width
+    wanted = config.reward.get("frames")
+    seen = min(wanted, latent_frames) if isinstance(wanted, int) else latent_frames
+    scored = objective.needs.surrogate  # else whole clips are there to choose from
+    kept = min(config.decoder.frames, seen if scored else latent_frames)
+    carried = [min(number_of(getattr(term, "frames", None)) or latent_frames, latent_frames) for term in through]
+    carried += [seen if config.lrm.temporal == "frames" else latent_frames] if looks else []
+    # All frames are made, and a gradient keeps those that count as the reward or the network has them.
+    return SmallDecoderPlan(
+        [tuple(p.shape) for p in model.parameters()],
+        shown=FLOAT * math.prod(outline.latent_shape) + kept * frame,
+        pixels=FLOAT * frame * (latent_frames + max(carried)),
     )
 
 
@@ -122,8 +183,17 @@ def networks_of(objective: Objective, outline: Outline) -> dict[str, Any]:
     """Each term's own network, without its values."""
     import torch
 
+    from dollar.losses.term import Host
+    from dollar.models.denoiser import Denoiser
+    from dollar.models.discriminator import Discriminator
+
+    def discriminator(features: str, heads: int, width: int, level: bool) -> Discriminator:
+        trunk = Denoiser(outline.network, *cast(Any, (None, None)))  # it is only measured
+        return Discriminator(trunk, heads, width, level, trained=features == "own")
+
     with torch.device("meta"):
-        return {name: term.network(outline.latent_shape) for name, term in objective.learning_terms.items()}
+        host = Host(outline.latent_shape, discriminator)
+        return {name: term.network(host) for name, term in objective.learning_terms.items()}
 
 
 def shards(config: DictConfig, outline: Outline, fake: bool) -> bool:
@@ -141,9 +211,8 @@ def lrm_shapes(config: DictConfig, outline: Outline) -> list[tuple[int, ...]]:
     from dollar.models.latent_reward_model import LatentRewardModel
     from dollar.models.teacher_reward_model import QueryHead, width_of
 
-    target = config.reward.get("_target_")
-    reward = None if target in (None, "???") else get_class(target)
-    lrm, text_dim = config.lrm, outline.text_width if reads_text(config.lrm, reward) else None
+    reads = reads_text(config.lrm, reward_class(config))
+    lrm, text_dim = config.lrm, outline.text_width if reads else None
     with torch.device("meta"):
         if lrm.backbone == "teacher":
             model: Any = QueryHead(width_of(outline.network), lrm.width)
@@ -157,6 +226,7 @@ def cycle_of(config: DictConfig, own: ForwardCost | None = None) -> Cycle:
     """What the forwards of a cycle depend on; own: of the student's forward, where it isn't one of all weights."""
     return Cycle(
         steps=list(config.student.steps),
+        shares=config.student.shares,
         terms=terms_of(objective_of(config)),
         simulate=config.student.input == "simulate",
         fake_updates=config.fake_updates,
@@ -188,7 +258,9 @@ def terms_of(objective: Objective) -> list[TermWork]:
     found = []
     for name, term in objective.terms.items():
         apart = name in objective.apart
-        found.append(TermWork(name, term.cost, isinstance(term, SampleTerm), term.needs.fake, apart))
+        cost, share = term.cost(1), partial(share_of, term)
+        through = cost.teacher_gradient + cost.fake_gradient > 0
+        found.append(TermWork(name, term.cost, isinstance(term, SampleTerm), term.needs.fake, apart, through, share))
     return found
 
 
@@ -197,6 +269,7 @@ def not_counted_of(config: DictConfig) -> list[str]:
     blocks = ["the teacher's blocks in the latent reward model"]
     objective = objective_of(config)
     through = [name for name, term in objective.terms.items() if term.needs.reward == "gradient"]
-    decoders = [f"decoder and reward under {name}" for name in through]
+    small = [name for name in through if objective.terms[name].needs.decoder]
+    decoders = [f"{'the' if name in small else 'decoder and'} reward under {name}" for name in through]
     networks = [f"the network of {name}" for name in objective.learning_terms]
     return [*decoders, *networks, *(blocks if config.lrm.backbone == "teacher" else [])]

@@ -34,7 +34,7 @@ def check_latent_reward(config: DictConfig, objective: Objective) -> None:
         raise ValueError(f"lrm.backbone is {lrm.backbone!r}; use {' or '.join(BACKBONES)}")
     if lrm.fit not in FITS:
         raise ValueError(f"lrm.fit is {lrm.fit!r}; use {' or '.join(FITS)}")
-    noise_of(lrm)
+    noise_of(lrm), by_frames(lrm, None)
     if lrm.mode != "online" and not objective.needs.surrogate:
         raise ValueError(
             f"lrm.mode is {lrm.mode}, but beta_ft is 0, so no student would follow it; set beta_ft above 0"
@@ -81,6 +81,20 @@ def reads_text(lrm: DictConfig, reward: Any) -> bool:
     if lrm.text != "auto":
         return bool(lrm.text)
     return bool(lrm.backbone == "teacher" or getattr(reward, "reads_captions", True))
+
+
+def by_frames(lrm: DictConfig, pixel: PixelReward | None) -> bool:
+    """Whether a latent reward model is fitted frame by frame; `auto` where that goes. ValueError where it can't."""
+    trouble = ""
+    if lrm.backbone == "teacher" or lrm.temporal != "frames":
+        trouble = "only a model that averages over frames has some; set lrm.temporal=frames with lrm.backbone=cnn"
+    elif lrm.fit != "mse":
+        trouble = f"lrm.fit={lrm.fit} compares clips, by their frames' mean; set lrm.fit=mse"
+    elif pixel is not None and not pixel.by_frames:
+        trouble = f"{pixel.name} gives a clip one number; name a reward that scores frame by frame"
+    if lrm.targets == "frames" and trouble:
+        raise ValueError(f"lrm.targets is frames, but {trouble}, or set lrm.targets=clip")
+    return lrm.targets != "clip" and not trouble and pixel is not None
 
 
 def guard_of(config: DictConfig, objective: Objective) -> Guard:
@@ -143,11 +157,16 @@ def build_latent_reward(
     lrm = config.lrm
     if lrm.backbone == "cnn" and lrm.temporal == "frames" and getattr(pixel and pixel.reward, "sees_motion", False):
         logger.warning(f"note: {pixel.name} sees motion, which lrm.temporal=frames can't; conv3d can")  # type: ignore[union-attr]
-    how = {"memory": lrm.memory, "gather": world.gather, "fit": lrm.fit, "smooth": lrm.smooth}
+    how: dict[str, Any] = {"memory": lrm.memory, "gather": world.gather, "fit": lrm.fit, "smooth": lrm.smooth}
     keys = {key: lrm[key] for key in ("backbone", "width", "temporal", "groups", "blocks")}
     keys["text"] = reads_text(lrm, pixel and pixel.reward)
     if lrm.mode != "online":
         read = LatentReward.from_folder(lrm.path, teacher, pixel, keys, **how)
+        if lrm.targets not in ("auto", stored := "frames" if read.by_frames else "clip"):
+            raise ValueError(
+                f"the latent reward model in {lrm.path} was fitted with targets={stored}, and goes on so; set "
+                f"lrm.targets={stored}, or auto"
+            )
         follows = read_reward_card(lrm.path).get("reward")
         if pixel is not None and follows != pixel.name:
             raise ValueError(
@@ -162,8 +181,8 @@ def build_latent_reward(
     torch.manual_seed(config.seed)  # the same first weights in every process
     model = make_reward_model(teacher, **keys, prompt=prompt, decoder=decoder).to(world.device)
     torch.random.set_rng_state(generator_state)
-    schedule = teacher.denoiser.schedule
-    return LatentReward(model, pixel, teacher.text, noised=noise_of(lrm), schedule=schedule, **how)  # type: ignore[arg-type]
+    how |= {"noised": noise_of(lrm), "schedule": teacher.denoiser.schedule, "by_frames": by_frames(lrm, pixel)}
+    return LatentReward(model, pixel, teacher.text, **how)  # type: ignore[arg-type]
 
 
 def build_decoder(config: DictConfig, teacher: Teacher, objective: Objective) -> SmallDecoder | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +13,9 @@ from dollar.cli.arguments import as_they_stand
 from dollar.cli.entry import ROOT, check_folder_for
 from dollar.cli.overrides import check_overrides
 from dollar.studies.content import Content
+from dollar.studies.jobs import Outcome
 from dollar.studies.rows import groups_of, rows_of, seeds_of
+from dollar.studies.runs import Runs
 from dollar.studies.settings import Settings, check
 
 PATHS = ("work", "out")
@@ -24,8 +27,9 @@ def settings_of(config: DictConfig, content: Content) -> Settings:
     if given["only"] is not None and not isinstance(given["only"], list):
         raise ValueError(f"only is {given['only']}; write only=[{given['only']}]")
     groups = groups_of(given["groups"])
+    rows = given["rows"] if content.rows is None else content.rows(given)
     read = {
-        "rows": rows_of(given["rows"], groups, content.rewards, content.usual, content.steps),
+        "rows": rows_of(rows, groups, content.rewards, content.usual, content.steps),
         "groups": groups,
         "seeds": seeds_of(given["seeds"]),
         "only": given["only"] or (),
@@ -38,6 +42,17 @@ def settings_of(config: DictConfig, content: Content) -> Settings:
     for key in reversed(PATHS):
         check_folder_for(key, getattr(settings, key))
     return settings
+
+
+def end_with(runs: Runs, outcome: Outcome) -> None:
+    """Say where the document is and what failed; exit code 2 when a job failed, 3 when stopped."""
+    print(f"the document is {runs.document}, its figures are in {runs.results}")
+    for name, why in outcome.failed.items():
+        print(f"failed: {name}: {why}", file=sys.stderr)
+    if outcome.stopped:
+        print(f"stopped; the same command{' without again=true' * runs.settings.again} goes on from there")
+    if outcome.failed or outcome.stopped:
+        sys.exit(2 if outcome.failed else 3)
 
 
 def check_commands(commands: Sequence[tuple[str, Sequence[str]]]) -> None:

@@ -28,7 +28,7 @@ def main(config: DictConfig) -> None:
 def fit_in(config: DictConfig, out: Path) -> None:
     """Fit into a folder that no other command has."""
     from dollar.cli.build.data import build_data
-    from dollar.cli.build.fitting import fit, former_identity, identity, new_surrogate, scored
+    from dollar.cli.build.fitting import climbs_of, fit, former_identity, identity, new_surrogate, scored
     from dollar.cli.build.objects import instantiate
     from dollar.cli.build.rewards import check_captions, noise_of
     from dollar.cli.build.teacher import build_teacher, quiet, with_text
@@ -50,12 +50,13 @@ def fit_in(config: DictConfig, out: Path) -> None:
     if config.observations is not None and not file.is_file():
         raise ValueError(f"observations is {config.observations}, but there is no {file}; leave it out")
     chosen = (config.clips, config.mismatched, config.made, config.made_clips, config.seed)
-    scoring = Scoring(teacher, data, pixel, *chosen)
+    scoring = Scoring(teacher, data, pixel, *chosen, by_frames=surrogate.by_frames)
     observed = scored(scoring, file, out, identity(config, teacher, data), former_identity(config, data))
     rows = scoring.wanted(observed)
     if pixel.trouble:
         logger.warning(f"note: clips that got no reward are left out; the last trouble: {pixel.trouble}")
     rest, held_out = fits.split(rows, config.held_out, config.seed, file)
+    rest = fits.some(rest, config.fit_on, config.seed, file)
     # The best is not chosen by what is reported.
     fitted_on, watched = fits.split(rest, config.watched, config.seed, file)
     fits.check_rewards([row.reward for _, row in fitted_on], file)
@@ -71,11 +72,12 @@ def fit_in(config: DictConfig, out: Path) -> None:
         "scoring_seconds": observed.seconds,
     }
     surrogate.save(out, teacher, fits.plain(figures))  # before what may still fail
-    climbs, tried = fits.climb_of(surrogate, observed.latents, held_out, config.climb, config.seed), ""
+    climbs, tried = climbs_of(config, surrogate, observed.latents, held_out, teacher), ""
     if climbs:
-        surrogate.save(out, teacher, fits.plain(figures | {"climb": [climb._asdict() for climb in climbs]}))
+        figures |= {name: [climb._asdict() for climb in found] for name, found in climbs.items()}
+        surrogate.save(out, teacher, fits.plain(figures))
         lrm = config.lrm
-        tried = f"\n{fits.climb_text(climbs, noise_of(lrm) is not None, lrm.backbone, lrm.smooth)}\n"
+        tried = f"\n{fits.climb_text(climbs['climb'], noise_of(lrm) is not None, lrm.backbone, lrm.smooth)}\n"
     tell(figures, f"{fits.table(figures['held_out'])}\n{tried}", out)
 
 

@@ -17,6 +17,7 @@ from dollar.cli.settings.commands import (
     FitReward,
     Preprocess,
     Pretrain,
+    RewardCurve,
     Sample,
 )
 from dollar.cli.settings.train import Plan, Train
@@ -32,6 +33,7 @@ COMMANDS: dict[str, type] = {
     "plan": Plan,
     "preprocess": Preprocess,
     "pretrain": Pretrain,
+    "reward_curve": RewardCurve,
     "sample": Sample,
     "train": Train,
 }

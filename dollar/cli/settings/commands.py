@@ -147,13 +147,16 @@ class FitReward:
     made_clips: int
     held_out: float
     watched: float
+    fit_on: int | None
     climb: int
+    climb_noise: tuple[float, float] | None
     lrm: LatentRewardModel
     decoder: FittedAtOnce
     steps: int
     batch: int
     decay_from: float
     every: int
+    tolerance: float
     save_every: int
     patience: int
     optim: LatentRewardOptimizer
@@ -241,8 +244,26 @@ class Ablation:
     train: list[str]
     evaluation: list[str]
     student_evaluation: list[str]
+    panel: list[str]
     groups: dict[str, Any]
     rows: list[Any]
+
+
+@dataclass
+class RewardCurve:
+    """conf/reward_curve.yaml."""
+
+    seeds: int | list[int] | None
+    only: list[str] | None
+    again: bool
+    workers: int
+    work: Place
+    out: Place
+    only_document: bool
+    counts: list[int]
+    train: list[str]
+    groups: dict[str, Any]
+    forms: dict[str, Any]
 
 
 @dataclass

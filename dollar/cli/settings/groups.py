@@ -28,6 +28,7 @@ class Student:
 
     timesteps: list[float] | None
     steps: list[int]
+    shares: list[float] | None
     between: Literal["renoise", "ddim"]
     input: Literal["simulate", "noised_data"]
     guided: bool
@@ -65,6 +66,7 @@ class LatentRewardModel:
     noise: tuple[float, float]
     fit: Literal["mse", "pairwise"]
     temporal: Literal["conv3d", "frames"]
+    targets: Literal["auto", "frames", "clip"]
     text: bool | Literal["auto"]
     smooth: float
     width: int

@@ -47,6 +47,7 @@ class Optimizers:
 
     student: Optimizer
     fake: Optimizer
+    adversarial: Optimizer
     lrm: Optimizer
     decoder: Optimizer
 
@@ -95,6 +96,7 @@ class Train:
     vsd: Target
     cd: Target
     ft: Target
+    adversarial: Target
     fake: Fake
     lrm: LatentReward
     decoder: SmallDecoder

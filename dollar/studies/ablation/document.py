@@ -1,12 +1,19 @@
-"""The ablation's document: what its figures mean, its columns and captions, and the tables of gradients."""
+"""The ablation's document: what its figures mean, its columns and captions, and the tables beside a group's own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from dollar.studies.ablation.figures import PURSUED, pursued_by
-from dollar.studies.compare import LEAST, shown
+from dollar.studies.ablation.panel import panel
+from dollar.studies.ablation.questions import WORDING
+from dollar.studies.ablation.reward_questions import at_equal_reward
+from dollar.studies.ablation.tradeoff import RISE
+from dollar.studies.compare import LEAST, half_interval, shown
 from dollar.studies.document import Layout
+from dollar.studies.questions import Asker
 from dollar.studies.readings import WARM
 from dollar.studies.results import Results
 from dollar.studies.rows import Row, start_of
@@ -25,8 +32,11 @@ them. Peak GiB: of the whole process while it trained, up to its first validatio
 or later, when the latent reward model has been in use, and after it the most would be validation's. A run with a
 validation before its first cycle has none.
 
-A step up its gradient: eight of the student's own clips, moved by 10 % of their latents' norm to where the latent
-reward model says; what it predicts of that, and what the true reward does.
+A step up its gradient: eight of the student's own clips, moved by 3 % of their latents' norm to where the latent
+reward model says; what it predicts of that, and what the true reward does. (Results of before 2026-11-27 measured 10 %
+and have none here.) A share: the size of the reward's gradient at x_hat as a multiple of VSD's, so that methods push
+alike. Steadiness: how little neighbouring frames differ. Frame consistency: how alike the tiny CLIP finds them.
+Saturation, contrast and flow (pixels a frame) are of the clips' pixels.
 
 Rows of one seed share data and noise, so they are compared seed by seed: a difference counts where the 95 % interval of
 its mean over seeds, in brackets, leaves out 0. It is Student's, and no narrower than two standard errors of the
@@ -59,15 +69,15 @@ FURTHER = {
         Column("a step of 3 % up its gradient: predicted rise", "climb_predicted", "{:+.4f}"),
         Column("true rise ↑", "climb_true", "{:+.4f}"),
     ),
-    "overoptimisation": (Column("cycles of the student", "kept", "{:.0f}"),),
-    "tradeoff": (Column("cycles of the student", "kept", "{:.0f}"),),
+    "overoptimisation": (),
+    "tradeoff": (),
+    "few": (),
 }
 # Rows of other groups that a group's table repeats.
 REPEATED = {
     "reward": ("vsd", "vsd_cd"),
     "lrm": ("vsd_lrm",),
     "steps": ("vsd_cd",),
-    "overoptimisation": ("control",),
 }
 # Plots by the group that they follow, with what is seen in them.
 CAPTIONS = {
@@ -82,16 +92,44 @@ CAPTIONS = {
         "How well each follows the CLIP reward on held-out prompts, of clips that teacher and student made in 1 to 50 "
         "steps, and what it gives and costs.",
     ),
-    "tradeoff": (
-        "tradeoff",
-        "Each method goes on from the same student of VSD with growing beta. × is the student that the guard keeps.",
-    ),
     "overoptimisation": (
         "overoptimisation",
-        "What is pursued, and what should hold: the student of VSD led by one measure alone, with a large beta. "
-        "Lines are validations; the square is the start and × the student that the guard keeps, both as in the tables.",
+        "What is pursued, true (solid) and predicted (dashed), and alignment. Lines are validations; the square is the "
+        "start, as in the tables.",
     ),
 }
+LEAD = (
+    "tradeoff",
+    "What a reward costs. Each method goes on from the same student of VSD with growing push; a point is a row, the "
+    "mean over seeds, with standard deviations; up is the true colourfulness above the control of the same seed, and "
+    f"right is better in both. The dotted line is {RISE:+.2f}, where the verdicts compare.",
+)
+DECIDED = ("alignment", "clip", "colourfulness", "frechet", "vendi")
+
+
+def scope(rows: Sequence[Row], results: Results) -> str:
+    """What so few cycles, clips and seeds can decide, by the intervals that rows have against their control or VSD."""
+    pairs = [(row.name, row.control or "vsd") for row in rows if row.name != "vsd" and row.steps == (4,)]
+    halves = {}
+    for figure in DECIDED:
+        gaps = [found for a, b in pairs if len((found := results.gaps(a, b, figure)).values) > 1]
+        if gaps:
+            halves[figure] = float(np.median([half_interval(found) for found in gaps]))
+    if not halves:
+        return ""
+    told = ", ".join(f"{WORDING.names[f]} ±{WORDING.show(f)(half)}" for f, half in halves.items())
+    return (
+        "**What this can decide.** A row takes 64 cycles of 4 clips (32 more where it starts from another's student) "
+        f"for each of {_most_seeds(results)} seeds, and is measured on 256 clips. Half of a difference's 95 % interval "
+        f"is typically {told}: "
+        "what is smaller stays undecided, and “undecided” is not “no difference”. Such short runs tell which gradient "
+        "leads where, and what it costs on the way; they can't tell where 40,000 iterations end, what a larger model "
+        "does, or what people would prefer. Of all comparisons at 95 %, one of twenty is chance.\n"
+    )
+
+
+def _most_seeds(results: Results) -> int:
+    return len({result["seed"] for result in results.stored["rows"].values()})
 
 
 def why(rows: Sequence[Row], results: Results) -> str:
@@ -110,8 +148,15 @@ def why(rows: Sequence[Row], results: Results) -> str:
 def columns_of(group: str, rows: Sequence[Row]) -> list[Column]:
     """A group's columns: those of all, what its rows pursue, and its own."""
     pursued = {row.pursued for row in rows}
-    further = [Column(f"{name} ↑", p, "{:.3f}") for p, name in PURSUED.items() if p in pursued and p != "clip"]
+    further = [Column(f"{n} ↑", p, "{:.3f}") for p, n in PURSUED.items() if p in pursued and p != "clip"]
     return [*COLUMNS[:2], *further, *COLUMNS[2:], *FURTHER.get(group, (PEAK,))]
+
+
+def beside(rows: Sequence[Row], results: Results) -> str:
+    """What follows a group's table: losses at equal true reward, the panel, the gradients' sizes."""
+    ask = Asker(results, rows, WORDING)
+    equal = at_equal_reward(ask) if any(row.group == "tradeoff" for row in rows) else ""
+    return equal + panel(rows, results, WORDING) + gradients(rows, results)
 
 
 def gradients(rows: Sequence[Row], results: Results) -> str:
@@ -144,6 +189,8 @@ LAYOUT = Layout(
     teacher="teacher, 50 steps",
     repeated=REPEATED,
     captions=CAPTIONS,
+    lead=LEAD,
+    scope=scope,
     before=why,
-    after=gradients,
+    after=beside,
 )

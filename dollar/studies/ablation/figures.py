@@ -25,6 +25,8 @@ FIGURES = {
     "frechet": ("frechet", "excess"),
     "vendi": ("vendi", "mean"),
     "sharpness": ("sharpness",),
+    "flicker": ("scored", "scores", "flicker"),
+    "consistency": ("scored", "scores", "frame_consistency"),
     "saturation": ("saturation",),
     "contrast": ("contrast",),
     "flow": ("flow",),
@@ -36,8 +38,26 @@ PURSUED = {
     "jpeg": "JPEG compressibility",
     "motion": "dynamic degree",
 }
+# What a student is judged by besides what it was trained for: all cheap rewards, and measures of worn-out clips.
+PANEL = {
+    **PURSUED,
+    "verifier": "verifier's margin",
+    "flicker": "steadiness (flicker)",
+    "consistency": "frame consistency",
+    "saturation": "saturation",
+    "contrast": "contrast",
+    "flow": "flow",
+}
 # The trade-off's methods, with which the names of its rows begin.
-METHODS = {"lrm": "LRM", "noised": "LRM on noised latents", "ddpo": "DDPO", "direct": "direct gradient"}
+METHODS = {
+    "direct": "direct gradient through the decoder",
+    "small": "direct gradient through the small decoder",
+    "ddpo": "DDPO",
+    "paper": "the paper's latent reward",
+    "smooth": "latent reward, smooth",
+    "through": "smooth, through the teacher",
+    "ours": "ours: on a small decoder's pixels",
+}
 CONTROL = "control"  # the row that goes on as those of trade-off and over-optimisation do, but without a reward
 # Validation's scalars that become curves, and the terms whose gradient at x_hat is the reward's.
 CURVES = ("reward_4", "predicted_4", "guard_4", "alignment_4")
@@ -57,15 +77,24 @@ NAMES = {
     "held_rank": "rank correlation on held-out prompts",
     "held_pairwise": "pairwise accuracy there",
     "climb_true": "true rise of a step of 3 % up its gradient",
+    "flicker": "steadiness",
+    "consistency": "frame consistency",
 }
-FORMS = {"clip": "{:.4f}", "climb_true": "{:+.4f}"}  # of figures that three decimals don't tell apart
+# Of figures that three decimals don't tell apart, or that two do.
+FORMS = {
+    "clip": "{:.4f}",
+    "climb_true": "{:+.4f}",
+    "flicker": "{:.4f}",
+    "consistency": "{:.4f}",
+    "frechet": "{:.2f}",
+    "vendi": "{:.2f}",
+}
 LESS = ("frechet", "peak_gib", "seconds_per_cycle")  # of which less is better
 
 
-def along_beta(rows: Sequence[Row], method: str, guarded: bool = False) -> list[str]:
-    """The trade-off's rows of a method, in their order; guarded: with those that the guard may end."""
-    mine = [row.name for row in rows if row.group == "tradeoff" and row.name.startswith(f"{method}_")]
-    return [name for name in mine if guarded or not name.endswith("_stop")]
+def along_push(rows: Sequence[Row], method: str) -> list[str]:
+    """The trade-off's rows of a method, in order of push."""
+    return [row.name for row in rows if row.group == "tradeoff" and row.name.startswith(f"{method}_")]
 
 
 def pursued_by(rows: Sequence[Row], group: str) -> str:

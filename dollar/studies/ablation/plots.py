@@ -1,4 +1,4 @@
-"""The ablation's plots: how soon a reward rises, the trade-off along beta, over-optimisation, the bodies."""
+"""The ablation's plots: how soon a reward rises, the trade-off along its push, over-optimisation, the bodies."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from dollar.studies.ablation.figures import CONTROL, METHODS, PURSUED, along_beta, pursued_by
-from dollar.studies.compare import Spread
+from dollar.studies.ablation.figures import CONTROL, METHODS, NAMES, PURSUED, along_push, pursued_by
+from dollar.studies.ablation.tradeoff import RISE
+from dollar.studies.compare import Spread, spread_of
 from dollar.studies.curves import line_of
 from dollar.studies.plots import (
     BLUE,
-    CROSS,
     GREEN,
-    INK,
     ORANGE,
     PURPLE,
     RED,
@@ -24,9 +23,7 @@ from dollar.studies.plots import (
     Plot,
     draw,
     label_ends,
-    point,
     references,
-    spreads,
 )
 from dollar.studies.results import Results
 from dollar.studies.rows import Row, start_of
@@ -47,24 +44,20 @@ BODIES = {
     "lrm_pairwise": GREEN,
     "lrm_teacher_pairwise": PURPLE,
 }
-COLOURS = {"lrm": BLUE, "noised": SKY, "ddpo": ORANGE, "direct": GREEN}  # of the trade-off's methods
+# The curves of the trade-off's figure; the others are in its table.
+COLOURS = {"direct": GREEN, "small": SKY, "ddpo": ORANGE, "paper": RED, "ours": BLUE}
 OVERDONE = ("jpeg", "motion")
-GUARDED = {
-    "": ("no guard", RED),
-    "_lower": ("guard lowers", ORANGE),
-    "_stop": ("guard stops", BLUE),
-    "_pull": ("pull", GREEN),
-}
+SHARES = (BLUE, ORANGE, GREEN, PURPLE, RED)  # of the rows that pursue one of them, in their order
 
 
 def plots(rows: Sequence[Row], results: Results) -> dict[str, Plot]:
     """All plots by their names."""
     labels = {row.name: row.label for row in rows}
-    tradeoff = [row.name for row in rows if row.group == "tradeoff"]
+    tradeoff = [name for method in COLOURS for name in along_push(rows, method)]
     return {
         "reward": Plot(list(REACHING), lambda plt: plot_reaching(plt, results, labels)),
         "tradeoff": Plot(tradeoff, lambda plt: plot_tradeoff(plt, results, rows)),
-        "overoptimisation": Plot(OVERDONE, lambda plt: plot_overoptimisation(plt, results, rows)),
+        "overoptimisation": Plot(overdone(rows), lambda plt: plot_overoptimisation(plt, results, rows)),
         "bodies": Plot(list(BODIES), lambda plt: plot_bodies(plt, results, labels)),
     }
 
@@ -87,44 +80,43 @@ def plot_reaching(plt: Any, results: Results, labels: dict[str, str]) -> Any:
     return figure
 
 
+def overdone(rows: Sequence[Row], pursued: str = "") -> list[str]:
+    """The rows of the over-optimisation that pursue a figure, or any."""
+    mine = [row for row in rows if row.group == "overoptimisation"]
+    return [row.name for row in mine if pursued in ("", row.pursued)]
+
+
 def plot_tradeoff(plt: Any, results: Results, rows: Sequence[Row]) -> Any:
-    """What is pursued against alignment and against diversity, along beta, with where the guard stopped."""
+    """The true rise above control against alignment and against Fréchet, a curve a method in order of push."""
     pursued = pursued_by(rows, "tradeoff")
     figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.8), sharey=True)
-    for axes, other, title in zip(panels, ("alignment", "vendi"), ("alignment", "Vendi score"), strict=True):
-        start = point(results, start_of(rows, "tradeoff"), other, pursued)
-        for method, name in METHODS.items():
-            names, colour = along_beta(rows, method), COLOURS[method]
-            points = {r.rpartition("_")[2]: p for r in names if (p := spreads(results, r, other, pursued))}
-            if not points:
-                continue
-            _draw_betas(axes, start, list(points.values()), colour)
-            for row in (f"{r}_stop" for r in names):
-                if any(r["ended"] for r in results.of(row)) and (at := point(results, row, other, pursued)):
-                    axes.plot(*at, color=colour, **CROSS)
-            axes.plot([], [], color=colour, marker="o", markersize=4, label=f"{name}: {', '.join(points)}")
+    for axes, other in zip(panels, ("alignment", "frechet"), strict=True):
+        start = results.spread(CONTROL, other)
+        for method, colour in COLOURS.items():
+            found = (rise_and(results, name, pursued, other) for name in along_push(rows, method))
+            if points := [point for point in found if point is not None]:
+                _draw_curve(axes, start, points, colour)
+                axes.plot([], [], color=colour, marker="o", markersize=4, label=METHODS[method])
         if start:
-            axes.plot(*start, **SQUARE, label="start")
-        if control := point(results, CONTROL, other, pursued):
-            axes.plot(*control, color=SOFT, marker="D", markersize=6, linestyle="", label="further without a reward")
-        x, y = results.teacher(other), results.teacher(pursued)
-        if x is not None and y is not None:
-            axes.plot(x.mean, y.mean, color=INK, marker="*", markersize=10, linestyle="", label="teacher")
-        axes.plot([], [], color=SOFT, **CROSS, label="where the guard stops")
-        axes.set_xlabel(title)
-    panels[0].set_title(PURSUED[pursued])
-    panels[1].legend(
-        frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5), title="betas: the larger the mark, the larger"
-    )
+            axes.plot(start.mean, 0.0, **SQUARE, label="control: further without a reward")
+        axes.axhline(RISE, color=SOFT, linewidth=1, linestyle=":")
+        axes.set_xlabel(NAMES[other])
+    panels[1].invert_xaxis()  # so that right is better in both
+    panels[0].set_title(f"true {PURSUED[pursued]} above control")
+    panels[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5), title="larger marks: more push")
     return figure
 
 
-def _draw_betas(
-    axes: Any, start: tuple[float, float] | None, points: Sequence[tuple[Spread, Spread]], colour: str
-) -> None:
-    """A way from the start through rows of growing beta, whose marks grow with it, ± one standard deviation."""
+def rise_and(results: Results, name: str, pursued: str, other: str) -> tuple[Spread, Spread] | None:
+    """Another figure of a row, and its true rise above the control of the same seed; None where one isn't known."""
+    x, y = results.spread(name, other), spread_of(results.gaps(name, CONTROL, pursued).values)
+    return None if x is None or y is None else (x, y)
+
+
+def _draw_curve(axes: Any, start: Spread | None, points: Sequence[tuple[Spread, Spread]], colour: str) -> None:
+    """From the control through rows of growing push, whose marks grow with it, ± one standard deviation."""
     means = [(x.mean, y.mean) for x, y in points]
-    path = np.array([start, *means] if start else means)
+    path = np.array([(start.mean, 0.0), *means] if start else means)
     axes.plot(path[:, 0], path[:, 1], color=colour)
     for k, (x, y) in enumerate(points):
         error: dict[str, Any] = {"xerr": x.sd or None, "yerr": y.sd or None, "elinewidth": 0.8}
@@ -132,13 +124,12 @@ def _draw_betas(
 
 
 def plot_overoptimisation(plt: Any, results: Results, rows: Sequence[Row]) -> Any:
-    """Above what is pursued, true and predicted; below what should hold; marks are of students measured in full."""
+    """Above what is pursued, true and predicted; below alignment."""
     figure, panels = plt.subplots(2, 2, figsize=(9, 5.4), sharex="col")
-    begun = start_of(rows, "overoptimisation")
+    begun, labels = start_of(rows, "overoptimisation"), {row.name: row.label for row in rows}
     for column, pursued in zip(panels.T, OVERDONE, strict=True):
         ends: list[tuple[float, str, str]] = []
-        for suffix, (name, colour) in GUARDED.items():
-            row = pursued + suffix
+        for row, colour in zip(overdone(rows, pursued), SHARES, strict=False):
             for axes, curve, style in zip(
                 column[[0, 0, 1]], ("predicted_4", "reward_4", "alignment_4"), ("--", "-", "-"), strict=True
             ):
@@ -146,11 +137,7 @@ def plot_overoptimisation(plt: Any, results: Results, rows: Sequence[Row]) -> An
                 if line is not None:
                     draw(axes, line, colour, style)
                     if curve == "alignment_4":
-                        ends.append((line.mean[-1], name, colour))
-            if any(r["ended"] for r in results.of(row)):
-                for axes, kind in zip(column, (pursued, "alignment"), strict=True):
-                    if p := point(results, row, "kept", kind):
-                        axes.plot(*p, color=colour, **CROSS)
+                        ends.append((line.mean[-1], labels[row].rpartition(", ")[2], colour))
         for axes, kind in zip(column, (pursued, "alignment"), strict=True):
             if start := results.spread(begun, kind):
                 axes.plot(0, start.mean, **SQUARE)
