@@ -44,7 +44,7 @@ def _child(kind: Any, node: Any, name: str) -> Any:
     for member in members(kind) if kind is not UNDECLARED else ():
         if member is Any:  # whatever lies below it, too
             return Any
-        if dataclasses.is_dataclass(member):
+        if isinstance(member, type) and dataclasses.is_dataclass(member):
             return _fields(member).get(name, UNDECLARED)
         if is_mapping(member):
             inner = typing.get_args(member)
