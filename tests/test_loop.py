@@ -724,6 +724,16 @@ STEERED = {
         "lrm.warmup=1",
         SPREAD,
     ),
+    "through": (
+        "cycles=2",
+        "ft.through=fake",
+        "ft.update=separate",
+        "ft.accumulate=1",
+        "ft.optimizer=own",
+        "lrm.warmup=1",
+        "parallel.activation_checkpointing=true",
+        SPREAD,
+    ),
 }
 """Other terms: a policy gradient, several forwards before one backward, discriminators, the teacher's blocks."""
 

@@ -130,8 +130,9 @@ class Term(Protocol):
     """A term of Eq. 16, beta times the mean of its losses; it is a `SampleTerm` or a `RolloutTerm`.
 
     A term with an attribute `every` of 1 or more has an update of its own, from the gradients of so many cycles
-    (Algorithm 1, line 19); guidance_scale, where it has one, is the scale at which it runs the teacher. `step_counts`
-    and, of a term that looks at the student's sample, `at` say in which updates it is used (see `is_used`).
+    (Algorithm 1, line 19), by an optimizer of its own where it has an attribute `optimizer` that is "own";
+    guidance_scale, where it has one, is the scale at which it runs the teacher. `step_counts` and, of a term that looks
+    at the student's sample, `at` say in which updates it is used (see `is_used`).
     """
 
     beta: float
@@ -203,6 +204,11 @@ def share_of(term: Any, steps: int) -> float:
 def is_relative(term: Term) -> bool:
     """Whether the weight of a term is in units of the size of VSD's gradient at the student's sample."""
     return getattr(term, "unit", None) == "vsd"
+
+
+def has_optimizer(term: Term) -> bool:
+    """Whether the update of its own that a term has is made by an optimizer of its own."""
+    return getattr(term, "every", 0) > 0 and getattr(term, "optimizer", "shared") == "own"
 
 
 AT = ("all", "first", "later")

@@ -34,7 +34,8 @@ class Cycle:
     steps: the step counts of the student; shares: in proportion to which they are drawn, None for all alike; simulate:
     whether its sample comes from its own earlier steps; checkpointing: whether the blocks' activations are recomputed
     in the backward pass; backward: how many of its forwards the student's backward pass counts as, less than two for a
-    LoRA.
+    LoRA; drawn_first: the share of the samples that are drawn once more, for a latent reward model that is fitted
+    before the student's update.
     """
 
     steps: Sequence[int]
@@ -43,6 +44,7 @@ class Cycle:
     fake_updates: int = 5
     checkpointing: bool = False
     backward: float = 2.0
+    drawn_first: float = 0.0
     shares: Sequence[float] | None = None
 
 
@@ -74,7 +76,7 @@ def _forwards(cycle: Cycle, steps: int) -> Forwards:
     sample = ((steps - 1) / 2 if cycle.simulate else 0.0) + 1
     back = cycle.backward + cycle.checkpointing  # recomputing the blocks is one forward more
     trained = 1 + 2 + cycle.checkpointing
-    student = fake = teacher = own = 0.0
+    student, fake, teacher, own = cycle.drawn_first * sample, 0.0, 0.0, 0.0
     terms = [term for term in cycle.terms if term.share(steps) > 0]
     sampling = [term for term in terms if term.sample]
     if sampling:

@@ -31,6 +31,7 @@ class Guard:
     patience: int
     tolerance: float
     factor: float
+    rise: bool
 
 
 @dataclass
