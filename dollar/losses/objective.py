@@ -15,6 +15,7 @@ from dollar.diffusion.timesteps import FewStep
 from dollar.losses.intervals import Noised, directly
 from dollar.losses.term import (
     AT,
+    FollowingTerm,
     LearningTerm,
     Needs,
     RolloutTerm,
@@ -129,6 +130,11 @@ class Objective:
     def learning_terms(self) -> dict[str, Any]:
         """The terms with a network of their own."""
         return {name: term for name, term in self.terms.items() if isinstance(term, LearningTerm)}
+
+    @property
+    def following_terms(self) -> dict[str, Any]:
+        """The terms with numbers of their own that follow the run."""
+        return {name: term for name, term in self.terms.items() if isinstance(term, FollowingTerm)}
 
     @property
     def guidance(self) -> dict[str, float]:

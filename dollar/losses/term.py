@@ -182,6 +182,23 @@ class LearningTerm(Protocol):
         ...
 
 
+@runtime_checkable
+class FollowingTerm(Protocol):
+    """A term with numbers of its own that follow the run, and are the same on every process."""
+
+    def close(self, gather: Callable[[Tensor], Tensor]) -> None:
+        """The student's turn of a cycle has ended; gather: [B, ...] -> that of all processes."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up a `state`."""
+        ...
+
+
 def is_used(term: Any, steps: int, k: int | None = None) -> bool:
     """Whether a term is part of an update of a student of so many steps that starts at its k-th, None for any of them.
 
