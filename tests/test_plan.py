@@ -262,6 +262,16 @@ CYCLES = {
     "the teacher's target": ("cd.target=teacher", "cd.m=3"),
     "a pull": ("beta_pull=1", "pull.steps=2"),
     "a discriminator": ("beta_adversarial=1", "adversarial.features=teacher", "beta_ft=0"),
+    "an anchor": (
+        "beta_pull=1",
+        "pull.steps=2",
+        "pull.at=first",
+        "pull.until=next",
+        "vsd.at=later",
+        "student.between=ddim",
+        "student.steps=[4]",
+    ),
+    "for one step alone": ("student.steps=[4,1]", "vsd.step_counts=[1]", "cd.step_counts=[4]", "beta_ft=0"),
     "policy gradient": ("loss=ddpo", "student.steps=[4,2]", "beta_ddpo=1"),
     "recomputing": ("parallel.activation_checkpointing=true",),
 }

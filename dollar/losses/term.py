@@ -212,11 +212,6 @@ def is_used(term: Any, steps: int, k: int | None = None) -> bool:
     return k == 0 if at == "first" else k > 0 or steps == 1
 
 
-def share_of(term: Any, steps: int) -> float:
-    """The share of the updates of a student of so many steps that a term is part of, each depth as likely as others."""
-    return sum(is_used(term, steps, k) for k in range(steps)) / steps
-
-
 def is_relative(term: Term) -> bool:
     """Whether the weight of a term is in units of the size of VSD's gradient at the student's sample."""
     return getattr(term, "unit", None) == "vsd"

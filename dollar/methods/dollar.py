@@ -193,8 +193,9 @@ class Dollar:
         self.meter.note()
 
     def _begin_apart(self, term: Any, cycle: int) -> NoUpdate | None:
-        used = is_used(term, self.student.sampler(self.draws(cycle)).steps)
-        return None if cycle >= self.fake_warmup and self.is_ready(term.needs) and used else NoUpdate()
+        sampler, k = self.student.place(self.draws(cycle))
+        used = cycle >= self.fake_warmup and self.is_ready(term.needs) and is_used(term, sampler.steps, k)
+        return None if used else NoUpdate()
 
     def _losses_apart(self, name: str, term: Any, when: Moment) -> Iterator[Pullback]:
         return self.student.losses_apart(name, term, self.draws(when.cycle))

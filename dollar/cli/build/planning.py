@@ -16,7 +16,7 @@ from dollar.cli.build.rewards import reads_text
 from dollar.cli.build.teacher import check_guidance, dtype_of, quiet
 from dollar.cli.declared import flat
 from dollar.losses.objective import Objective
-from dollar.losses.term import SampleTerm, share_of
+from dollar.losses.term import SampleTerm, is_used
 from dollar.methods.surrogate_fit import scored_clips
 from dollar.models.assemble import DTYPES
 from dollar.models.outline import ForwardCost, Outline, measure, outline
@@ -217,8 +217,8 @@ def terms_of(objective: Objective) -> list[TermWork]:
     found = []
     for name, term in objective.terms.items():
         apart = name in objective.apart
-        share = partial(share_of, term)
-        found.append(TermWork(name, term.cost, isinstance(term, SampleTerm), term.needs.fake, apart, share))
+        used = partial(is_used, term)
+        found.append(TermWork(name, term.cost, isinstance(term, SampleTerm), term.needs.fake, apart, used))
     return found
 
 
