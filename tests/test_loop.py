@@ -179,7 +179,7 @@ READ = {
 
 def test_every_entry_of_a_state_matters(build: Build) -> None:
     """A state in which one entry is as in a new run doesn't go on as the unbroken run does."""
-    settings = (*APART, *MONITORED)
+    settings = (*APART, *MONITORED, "ft.unit=vsd")
     unbroken = build(*settings)
     unbroken.validate = None
     unbroken.best = unbroken.monitors["best"].best = {"reward_4": 0.25, "cycle": 1}

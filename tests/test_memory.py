@@ -18,7 +18,18 @@ from torch import Tensor, nn
 
 from dollar.benchmarks import memory, reward_tables
 from dollar.benchmarks.memory import Count, Tally, Workload, count, operations, rise, seconds
-from dollar.benchmarks.reward_costs import CLIP, DIRECT, LRMS, SPREAD, VIT_H, Measured, Variant, measure, new_workload
+from dollar.benchmarks.reward_costs import (
+    CLIP,
+    DIRECT,
+    LRMS,
+    SMALL,
+    SPREAD,
+    VIT_H,
+    Measured,
+    Variant,
+    measure,
+    new_workload,
+)
 from dollar.benchmarks.reward_tables import HALF, TEXT, WHOLE, BenchmarkRun, put_section
 
 FLOAT = 4
@@ -141,7 +152,7 @@ def test_clip_by_hand(small_clip: None) -> None:
 
 
 def test_recomputing_keeps_less(small_clip: None) -> None:
-    for kind in (CLIP, DIRECT):
+    for kind in (CLIP, DIRECT, SMALL):
         kept, recomputed = (count(new_workload(kind, 5, Variant(checkpointing=c))) for c in (False, True))
         assert recomputed.kept < 0.5 * kept.kept and recomputed.backward <= kept.backward
         assert recomputed.weights == kept.weights
@@ -155,6 +166,22 @@ def test_a_direct_gradient_reaches_the_latents_and_pays_for_what_is_before_its_f
     assert seen is not None and seen[0, :, :2].abs().sum() > 0 and seen[0, :, 3:].abs().sum() == 0
     leading, spread, whole = (count(new_workload(k, n, HALF)) for k, n in ((DIRECT, 2), (SPREAD, 2), (SPREAD, 25)))
     assert leading.kept < 0.7 * spread.kept and spread.kept > 0.75 * whole.kept
+
+
+def test_a_small_decoder_adds_its_pixels_to_what_clip_keeps(small_clip: None) -> None:
+    """Its frames before they are clipped, and its latents; of each latent frame it makes one and sees the next ones."""
+    work = new_workload(SMALL, 2, Variant(dtype=torch.float32, device="cpu"))
+    assert work.parameters - new_workload(CLIP, 2, HALF).parameters == (12 * 27 + 1) * 3 * 8**2 == 62_400
+    work.reward().sum().backward()
+    seen = work.inputs[0].grad
+    assert seen is not None and (seen[0].abs().amax((0, 2, 3)) > 0).tolist() == [True] * 2 + [False] * 3 + [True] * 2
+    small, clip = (count(new_workload(kind, 4, HALF)) for kind in (SMALL, CLIP))
+    read = 12 * 7 * 2 * 3 * 2  # latents in half precision, by the convolution
+    assert small.kept - clip.kept == 4 * 3 * 16 * 24 * FLOAT + read
+    seven, many = (count(new_workload(SMALL, n, HALF)) for n in (7, 25))
+    assert seven.backward == many.backward, "there are no more frames than latent ones"
+    pixels, plain = (count(new_workload(f"{TEXT}{on}", WHOLE, HALF)) for on in (" on a small decoder's pixels", ""))
+    assert pixels.kept > 2 * plain.kept and pixels.weights > plain.weights
 
 
 def test_operations_by_hand() -> None:
@@ -240,10 +267,13 @@ def test_tables_divide_what_they_say() -> None:
         counts[DIRECT, n, HALF] = Count(0, 0, 0, 0, 2000 * mega * factor)
         counts[DIRECT, n, reward_tables.RECOMPUTED] = Count(0, 0, 0, 0, 400 * mega * factor)
         counts[CLIP, n, HALF] = Count(0, 0, 0, 0, 100 * mega * factor)
+        counts[SMALL, n, HALF] = Count(0, 0, 0, 0, 120 * mega * factor)
+        counts[SMALL, n, reward_tables.RECOMPUTED] = Count(0, 0, 0, 0, 40 * mega * factor)
     flops = {(TEXT, WHOLE): 10, (DIRECT, 12): 50, (DIRECT, 24): 100, (CLIP, 12): 20, (CLIP, 24): 40}
     rows = [row.split(" | ")[1:] for row in reward_tables.times_less(counts, flops, [12, 24]).splitlines()[2:]]
     shown = [[cell.removesuffix(" |") for cell in row] for row in rows]
-    assert shown[:5] == [["1,000", "2,000"], ["200", "400"], ["50", "100"], ["5", "10"], ["2", "4"]]
+    assert shown[:4] == [["1,000", "2,000"], ["200", "400"], ["60", "120"], ["20", "40"]]
+    assert shown[4:7] == [["50", "100"], ["5", "10"], ["2", "4"]]
     took = Measured(0.5, 2.0, 3, 4.0 * mega, 9.0 * mega)
     counted = Count(mega, mega, 4 * mega, 0, 12 * mega)
     table = reward_tables.measured_table(

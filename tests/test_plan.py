@@ -19,15 +19,19 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dollar.benchmarks.memory import Workload
+from dollar.benchmarks.memory import count as count_bytes
 from dollar.cli.build.planning import cycle_of, setup_of
 from dollar.diffusion.draws import Draws
 from dollar.losses.term import Cost
 from dollar.models.outline import ForwardCost, Outline, measure, outline
+from dollar.models.small_decoder import SmallDecoder
 from dollar.models.teacher import Teacher
 from dollar.parallel.shard import trainable_copy
 from dollar.parallel.world import World
 from dollar.planning import report
 from dollar.planning.memory import (
+    FLOAT,
     Setup,
     checkpoint_bytes,
     elements,
@@ -58,6 +62,7 @@ PAPER = {
     "cd": TermWork("cd", lambda steps: Cost(student=1, student_gradient=1, teacher=10, kept=1), sample=False),
     "ft": TermWork("ft", lambda steps: Cost()),
 }
+THROUGH = TermWork("ft", lambda steps: Cost(teacher_gradient=1, kept=2), through=True)
 APART = PAPER["ft"]._replace(apart=True)
 SMALL = Setup(
     shapes=[(8, 4), (3, 5), (7,)],
@@ -226,6 +231,9 @@ def test_a_loras_forward_and_backward(teacher: Teacher, tiny_outline: Outline) -
         ({"ft": APART}, 46.5 + 3 + 1.5),
         ({"vsd": None, "ft": APART}, (1 + 3 + 10) + (1.5 + 1) + (1.5 + 3)),
         ({"vsd": None, "ft": None}, 1 + 3 + 10),
+        ({"ft": THROUGH}, 46.5 + 3),
+        ({"ft": THROUGH, "checkpointing": True}, 53.5 + 4),
+        ({"ft": THROUGH, "backward": 1.1}, 46.5 - 0.9 * 2 + 3),
         ({"roll": TermWork("roll", lambda steps: Cost(steps, steps - 1), sample=False)}, 46.5 + 4 + 3 * 3),
     ],
 )
@@ -274,6 +282,9 @@ CYCLES = {
     "for one step alone": ("student.steps=[4,1]", "vsd.step_counts=[1]", "cd.step_counts=[4]", "beta_ft=0"),
     "policy gradient": ("loss=ddpo", "student.steps=[4,2]", "beta_ddpo=1"),
     "recomputing": ("parallel.activation_checkpointing=true",),
+    "through the teacher": ("ft.through=teacher",),
+    "through the teacher, recomputing": ("ft.through=teacher", "parallel.activation_checkpointing=true"),
+    "through the fake score": ("ft.through=fake", "ft.update=separate", "ft.accumulate=2"),
 }
 
 
@@ -288,9 +299,14 @@ def count_work(trainer: Loop, found: Counter[str]) -> None:
             found[name] += len(kwargs["temb"] if "temb" in kwargs else args[2])
 
         def after(module: nn.Module, args: Any, output: Sequence[Tensor], name: str = name) -> None:
-            if output[0].requires_grad:
-                times = 1 + any(p.requires_grad for p in module.parameters())  # to the input alone, or to weights, too
-                output[0].register_hook(lambda gradient: found.update({name: times * len(gradient)}))
+            if not output[0].requires_grad:
+                return
+            trained = [p.expand_as(p).grad_fn.next_functions[0][0] for p in module.parameters() if p.requires_grad]
+
+            def back(gradient: Tensor) -> None:  # to the input alone, or to weights, too
+                found[name] += len(gradient) * (1 + any(map(torch._C._will_engine_execute_node, trained)))
+
+            output[0].register_hook(back)
 
         block.register_forward_pre_hook(forward, with_kwargs=True)
         block.register_forward_hook(after)
@@ -344,6 +360,8 @@ def test_a_share_is_that_of_the_fullest_process() -> None:
         ("beta_ft=0",),
         ("lrm.backbone=teacher", "lrm.blocks=1", "lrm.clips=4"),
         ("beta_adversarial=1",),
+        ("lrm.backbone=pixels", "lrm.smooth=1", "lrm.clips=9", "decoder.memory=2"),
+        ("loss=refl", "rg.decoder=small", "beta_ft=0", "reward._target_=test_steering.Smooth", "decoder.memory=2"),
         ("lrm.temporal=frames", "reward._target_=dollar.rewards.colourfulness.Colourfulness"),
         ("student.lora=2",),
         ("student.lora=2", "ft.update=separate", "ft.accumulate=3", "beta_vsd=0"),
@@ -372,6 +390,7 @@ def test_bytes_are_those_that_a_trainer_holds(
     found = {role.name: role for role in roles(setup)}
     lora = config.student.lora is not None
     names = {"student": "student's LoRA" if lora else "student", "fake": "fake score", "lrm": "latent reward model"}
+    names["decoder"] = "small decoder"
     gathered = sum(g.nbytes for kept in trainer.gathered.values() for g in kept.held)
     for name, learner in trainer.learners.items():
         role = found.pop(names.get(name, f"network of {name}"))
@@ -389,12 +408,38 @@ def test_bytes_are_those_that_a_trainer_holds(
     if lora:
         network = trainer.method.run.student.network
         rest["student's frozen weights"] = [p for p in network.parameters() if not p.requires_grad]
+    if (decoder := trainer.method.run.decoder) is not None:
+        rest["clips of the small decoder"] = [t for shown in decoder.past for t in shown[:2]]
     if config.beta_ft > 0:
         past = trainer.method.run.surrogate.past
         rest["latents with rewards"] = [t for o in past for t in o[2:] if t is not None]
     assert {name: role.held for name, role in found.items()} == {n: sum(t.nbytes for t in ts) for n, ts in rest.items()}
     tensors = trainer.state().tensors
     assert sum(t.nbytes for t in tensors.values()) == checkpoint_bytes(setup)
+
+
+@pytest.mark.parametrize("frames", [2, "all"])
+def test_pixels_of_a_small_decoder_are_about_what_a_gradient_keeps_and_makes(
+    frames: int | str, tiny_outline: Outline
+) -> None:
+    given = (
+        "loss=refl",
+        "rg.decoder=small",
+        f"rg.frames={frames}",
+        "beta_ft=0",
+        "reward._target_=test_steering.Smooth",
+    )
+    config = compose("plan", *TINY_RUN, *TINY_DATA, *given)
+    setup = setup_of(config, tiny_outline, measure(tiny_outline, torch.float32))
+    channels, count = tiny_outline.latent_shape[:2]
+    with torch.device("meta"):
+        decoder = SmallDecoder(channels, 4)
+        x = torch.empty(1, *tiny_outline.latent_shape, requires_grad=True)
+    held = None if frames == "all" else [0, count - 1]
+    found = count_bytes(Workload([decoder], [x], lambda: decoder.frozen(x, held).clamp(0, 1).mean((1, 2, 3, 4))))
+    assert setup.pixels == FLOAT * 3 * 32 * 32 * (count + (count if frames == "all" else 2))
+    assert 0.5 < setup.pixels / (found.backward - found.held) < 1.1
+    assert found.kept == pytest.approx(FLOAT * 3 * 32 * 32 * (count if frames == "all" else 2), abs=8)
 
 
 def test_a_latent_reward_model_that_is_only_read_is_counted(

@@ -22,6 +22,8 @@ from dollar.models.codec import Codec, Normalisation
 from dollar.models.denoiser import Condition
 from dollar.models.latent_reward_model import LatentRewardModel
 from dollar.models.pipeline import diffusers_class, empty
+from dollar.models.pixel_reward_model import PixelRewardModel
+from dollar.models.small_decoder import SmallDecoder
 from dollar.rewards.clip import MEAN, STD
 from dollar.rewards.pixels import pad
 
@@ -53,14 +55,27 @@ VIT_H: dict[str, Any] = {
         "hidden_act": "gelu",
     },
 }
-# The latent reward models: whether they read captions, and how they go through time.
+SCALE = PIXELS[1] // LATENTS[2]  # pixels on each side of a latent
+
+
+class LRM(NamedTuple):
+    """A latent reward model: whether it reads captions, how it goes through time, whether it looks at pixels."""
+
+    text: bool
+    temporal: str
+    pixels: bool = False
+
+
 LRMS = {
-    "image LRM": (False, "frames"),
-    "text-image LRM": (True, "frames"),
-    "image LRM, conv3d": (False, "conv3d"),
-    "text-image LRM, conv3d": (True, "conv3d"),
+    "image LRM": LRM(False, "frames"),
+    "text-image LRM": LRM(True, "frames"),
+    "image LRM, conv3d": LRM(False, "conv3d"),
+    "text-image LRM, conv3d": LRM(True, "conv3d"),
+    "image LRM on a small decoder's pixels": LRM(False, "frames", True),
+    "text-image LRM on a small decoder's pixels": LRM(True, "frames", True),
 }
 CLIP, DIRECT, SPREAD = "CLIP", "decoder and CLIP", "decoder and CLIP, frames evenly spaced"
+SMALL = "small decoder and CLIP"
 
 
 @dataclass(frozen=True)
@@ -92,16 +107,24 @@ def new_workload(kind: str, frames: int, variant: Variant) -> Workload:
     """A reward of one clip, with random weights.
 
     kind: one of LRMS, on that many latent frames of LATENTS; CLIP, on that many frames of PIXELS; DIRECT, the same on
-    that many frames that a decoder makes first, the leading ones of a clip; SPREAD, evenly spaced ones.
+    that many frames that a decoder makes first, the leading ones of a clip; SPREAD, evenly spaced ones; SMALL, as many
+    that a small decoder makes, which has one for each latent frame, so that there are no more than those.
     """
     if kind in LRMS:
-        return _latent_reward(frames, *LRMS[kind], variant)
+        return _latent_reward(frames, LRMS[kind], variant)
     clip = new_clip(variant)
     tokens = torch.ones(1, 77, dtype=torch.long, device=variant.device)
     if kind == CLIP:
         pixels = _random((1, frames, 3, *PIXELS[1:]), variant, torch.float32).requires_grad_()
         return Workload([clip], [pixels, tokens], lambda: score(clip, pixels, tokens))
     latents = _random((1, *LATENTS), variant, torch.float32).requires_grad_()
+    if kind == SMALL:
+        decoder = new_small_decoder(variant)
+        most = min(frames, LATENTS[1])
+        held = sorted({round(i * (LATENTS[1] - 1) / max(1, most - 1)) for i in range(most)})
+        return Workload(
+            [clip, decoder], [latents, tokens], lambda: score(clip, decoder.frozen(latents, held).clamp(0, 1), tokens)
+        )
     vae = new_decoder(variant)
     # Only what is before the last wanted frame is decoded: the decoder goes through time.
     codec = Codec(vae, Normalisation(lambda x: x, lambda z: z), ratio=4, streams=True, odd=True)
@@ -115,17 +138,32 @@ def new_workload(kind: str, frames: int, variant: Variant) -> Workload:
     return Workload([clip, vae], [latents, tokens], reward)
 
 
-def _latent_reward(frames: int, text: bool, temporal: str, variant: Variant) -> Workload:
+def new_small_decoder(variant: Variant) -> Any:
+    """A small decoder of LATENTS."""
     with torch.device("meta"):
-        empty_model = LatentRewardModel(LATENTS[0], PROMPT[1] if text else None, temporal=temporal)
+        decoder = SmallDecoder(LATENTS[0], SCALE)
+    return filled(decoder, variant)
+
+
+def _latent_reward(frames: int, kind: LRM, variant: Variant) -> Workload:
+    text_dim, networks = PROMPT[1] if kind.text else None, []
+    if kind.pixels:
+        decoder = new_small_decoder(variant)
+        networks.append(decoder)
+    with torch.device("meta"):
+        if kind.pixels:
+            empty_model: Any = PixelRewardModel(decoder, text_dim, 128, kind.temporal)
+        else:
+            empty_model = LatentRewardModel(LATENTS[0], text_dim, temporal=kind.temporal)
     model = filled(empty_model, variant)
+    networks.insert(0, model)
     x = _random((1, LATENTS[0], frames, *LATENTS[2:]), variant, variant.dtype).requires_grad_()
-    if not text:
-        return Workload([model], [x], lambda: model(x))
+    if not kind.text:
+        return Workload(networks, [x], lambda: model(x))
     prompt = Condition(
         _random((1, *PROMPT), variant, variant.dtype), torch.ones(1, PROMPT[0], dtype=torch.long, device=variant.device)
     )
-    return Workload([model], [x, prompt.embeddings, prompt.mask], lambda: model(x, prompt))
+    return Workload(networks, [x, prompt.embeddings, prompt.mask], lambda: model(x, prompt))
 
 
 def score(clip: Any, videos: Tensor, tokens: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from dollar.benchmarks.memory import Count, count, operations
-from dollar.benchmarks.reward_costs import CLIP, DIRECT, LRMS, Variant, measure, new_clip, new_workload
+from dollar.benchmarks.reward_costs import CLIP, DIRECT, LRMS, SMALL, Variant, measure, new_clip, new_workload
 from dollar.benchmarks.reward_tables import (
     AS_PAPER,
     HALF,
@@ -63,7 +63,7 @@ def tables(conditions: Conditions) -> dict[str, str]:
     frames = conditions.frames
     counts = count_all(frames)
     flops = operations_of(frames)
-    parameters = {kind: new_workload(kind, 1, HALF).parameters for kind in (*LRMS, CLIP, DIRECT)}
+    parameters = {kind: new_workload(kind, 1, HALF).parameters for kind in (*LRMS, CLIP, DIRECT, SMALL)}
     clip = new_clip(HALF)
     tower = sum(p.numel() for part in (clip.vision_model, clip.visual_projection) for p in part.parameters())
     runs = run_all(conditions)
@@ -105,7 +105,7 @@ def run_all(conditions: Conditions) -> list[BenchmarkRun]:
     if not c.measured and not c.decoded:
         return []
     runs = []
-    of_clip = [*((CLIP, n) for n in c.measured), *((DIRECT, n) for n in c.decoded)]
+    of_clip = [*((CLIP, n) for n in c.measured), *((kind, n) for n in c.decoded for kind in (DIRECT, SMALL))]
     for kind, n in [*((kind, WHOLE) for kind in LRMS), *of_clip]:
         # On a CPU nothing is faster than its own attention, which keeps no table either.
         counted = count(new_workload(kind, n, Variant(dtype=c.dtype)))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from dollar.benchmarks.memory import Count
-from dollar.benchmarks.reward_costs import CLIP, DIRECT, LATENTS, LRMS, PIXELS, SPREAD, Measured, Variant
+from dollar.benchmarks.reward_costs import CLIP, DIRECT, LATENTS, LRMS, PIXELS, SMALL, SPREAD, Measured, Variant
 
 WORKSPACE = 8.125  # MiB that cuBLAS takes for each thread that calls it, one in forward, two with backward
 WHOLE, MOST = LATENTS[1], PIXELS[0]  # latent frames of a clip, and its frames
@@ -42,6 +42,8 @@ ROWS = (
     FramesRow("to the latents through a decoder: float16, frozen", DIRECT, HALF),
     FramesRow("the same, blocks recomputed", DIRECT, RECOMPUTED),
     FramesRow("the same, not recomputed, frames evenly spaced over 128", SPREAD, HALF),
+    FramesRow(f"to the latents through a small decoder, at most {LATENTS[1]} frames: float16, frozen", SMALL, HALF),
+    FramesRow("the same, blocks recomputed", SMALL, RECOMPUTED),
 )
 
 
@@ -104,7 +106,7 @@ def table_10(counts: Mapping[tuple[str, int, Variant], Count], frames: Sequence[
         found = [counts[kind, n, variant].backward for n in frames]
         last = slope(found[0] / 2**30, found[-1] / 2**30, frames[-1] - frames[0])
         rows.append([label, *(gib(b) for b in found), last])
-    for kind in PAPER:
+    for kind in (*PAPER, f"{TEXT} on a small decoder's pixels"):
         rows.append(
             [f"{kind}: float16, whole clip", *[mib(counts[kind, WHOLE, HALF].backward) + " MiB"] * len(frames), "—"]
         )
@@ -146,6 +148,8 @@ def times_less(
     rows = [
         line("memory: through decoder and CLIP", lambda n: counts[DIRECT, n, HALF].backward / own),
         line("memory: the same, blocks recomputed", lambda n: counts[DIRECT, n, RECOMPUTED].backward / own),
+        line("memory: through a small decoder and CLIP", lambda n: counts[SMALL, n, HALF].backward / own),
+        line("memory: the same, blocks recomputed", lambda n: counts[SMALL, n, RECOMPUTED].backward / own),
         line("memory: CLIP alone, to the pixels", lambda n: counts[CLIP, n, HALF].backward / own),
         line("arithmetic: through decoder and CLIP", lambda n: flops[DIRECT, n] / work),
         line("arithmetic: CLIP alone, to the pixels", lambda n: flops[CLIP, n] / work),

@@ -70,7 +70,7 @@ class Dollar:
             gradients_every,
         )
         alone = run.surrogate is None or not run.objective.needs.surrogate
-        self.small = DecoderFit(run, self.student, self.logged, self.fit.turn, lrm_clips, decoder_updates, alone)
+        self.small = DecoderFit(run, self.student, self.logged, self.fit.turn, self.fit.clips, decoder_updates, alone)
 
     def begin(self, cycle: int, progress: float) -> None:
         self.logged.clear()

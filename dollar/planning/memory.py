@@ -33,16 +33,18 @@ class Setup:
 
     shapes: of the teacher's parameters, which the student and the fake score share; blocks: those of each repeated
     block; lora: of the factors that a student which is a LoRA trains in place of its own, empty where it trains all;
-    lrm: of what is trained of the latent reward model, empty without one; networks: of each term's own, whose
-    buffers are of so many bytes, those named in `spread` being spread over the processes as the student is; read:
-    parameters of what is only read in float32, frozen: of each other frozen model. batch: clips of an update over all
-    processes; micro_batch: the most that one takes at once, None for its share.
+    lrm: of what is trained of the latent reward model, decoder: of the small decoder, empty without one; networks: of
+    each term's own, whose buffers are of so many bytes, those named in `spread` being spread over the processes as the
+    student is; read: parameters of what is only read in float32, frozen: of each other frozen model.
+    batch: clips of an update over all processes; micro_batch: the most that one takes at once, None for its share.
     shard: whether student and fake score are spread over the processes; dtype and frozen_dtype: bytes of a number.
     outside, inputs, inside, largest:
     bytes that one clip's forward keeps outside the blocks, as their inputs, inside all and inside one. terms: of the
     student's update; kept: the most forwards that one branch of it holds for its backward; compares: whether the terms'
     gradients are compared now and then; gathers: whether gradients are kept over cycles (ft.update=separate).
-    remembered: bytes of the latents whose rewards are kept, in all; best: whether a best checkpoint is kept as well.
+    remembered: bytes of the latents whose rewards are kept, shown: of the clips that the small decoder is fitted to, in
+    all; pixels: that its frames of one clip take while a gradient comes back through them; best: whether a best
+    checkpoint is kept as well.
     """
 
     shapes: Shapes
@@ -56,6 +58,7 @@ class Setup:
     inside: int
     largest: int
     terms: int
+    decoder: Shapes = ()
     lora: Shapes = ()
     networks: Mapping[str, Shapes] = field(default_factory=dict)
     buffers: Mapping[str, int] = field(default_factory=dict)
@@ -72,6 +75,8 @@ class Setup:
     dtype: int = FLOAT
     frozen_dtype: int = FLOAT
     remembered: int = 0
+    shown: int = 0
+    pixels: int = 0
     best: bool = False
 
     @property
@@ -144,6 +149,8 @@ def roles(setup: Setup) -> list[Holding]:
     )
     if setup.lrm:
         found.append(trained("latent reward model", setup.lrm))
+    if setup.decoder:
+        found.append(trained("small decoder", setup.decoder))
     for name, shapes in setup.networks.items():
         role = trained(f"network of {name}", shapes, cut if name in setup.spread else 1)
         found.append(role._replace(weights=role.weights + setup.buffers.get(name, 0)))
@@ -151,6 +158,8 @@ def roles(setup: Setup) -> list[Holding]:
     found += [Holding(name, n, n * setup.frozen_dtype) for name, n in setup.frozen.items()]
     if setup.remembered:
         found.append(Holding("latents with rewards", 0, setup.remembered // setup.processes))
+    if setup.shown:
+        found.append(Holding("clips of the small decoder", 0, setup.shown // setup.processes))
     return found
 
 
@@ -161,7 +170,7 @@ def activations(setup: Setup) -> int:
     the inside of the one block that is being recomputed.
     """
     inside = setup.largest if setup.checkpointing else setup.inside
-    return round(setup.kept * setup.clips * (setup.outside + setup.inputs + inside))
+    return round(setup.clips * (setup.kept * (setup.outside + setup.inputs + inside) + setup.pixels))
 
 
 def gathered(setup: Setup) -> int:
@@ -202,7 +211,11 @@ def checkpoint_bytes(setup: Setup) -> int:
     learners = [role for role in roles(replace(setup, processes=1)) if role.moments]
     average, read = FLOAT * elements(setup.trains), FLOAT * sum(setup.read.values())
     return (
-        sum(role.weights + role.moments for role in learners) + average * (1 + setup.gathers) + read + setup.remembered
+        sum(role.weights + role.moments for role in learners)
+        + average * (1 + setup.gathers)
+        + read
+        + setup.remembered
+        + setup.shown
     )
 
 

@@ -13,8 +13,9 @@ class TermWork(NamedTuple):
     """What a term adds to a cycle.
 
     cost: step count of the student -> its cost; sample: whether it looks at the student's sample; fake: whether it
-    needs a fake score that follows the student; apart: whether it has an update, and a sample, of its own; used:
-    (step count, depth) -> whether the term is part of such an update.
+    needs a fake score that follows the student; apart: whether it has an update, and a sample, of its own; through:
+    whether its gradient comes back through the teacher or the fake score; used: (step count, depth) -> whether the term
+    is part of such an update.
     """
 
     name: str
@@ -22,6 +23,7 @@ class TermWork(NamedTuple):
     sample: bool = True
     fake: bool = False
     apart: bool = False
+    through: bool = False
     used: Callable[[int, int], bool] = lambda steps, k: True
 
 
@@ -45,7 +47,7 @@ class Cycle:
 
 
 class Forwards(NamedTuple):
-    """Forwards of each network in a cycle for one clip of the batch, a backward pass counting as two."""
+    """Forwards of each network in a cycle for one clip of the batch, a backward pass to the weights counting as two."""
 
     student: float
     fake: float
@@ -89,9 +91,10 @@ def _at_depth(cycle: Cycle, steps: int, k: int) -> Forwards:
     for cost in (term.cost(steps) for term in terms):
         student += cost.student + cost.student_gradient * (1 + back)
         # A backward pass to the input alone is one forward, to the weights as well it is two.
-        teacher += cost.teacher + cost.teacher_gradient * 2
-        fake += cost.fake + cost.fake_gradient * (2 + cycle.checkpointing)
-        own += cost.own + cost.own_gradient * (2 + cycle.checkpointing) + cost.own_trained * trained
+        through = 2 + cycle.checkpointing
+        teacher += cost.teacher + cost.teacher_gradient * through
+        fake += cost.fake + cost.fake_gradient * through
+        own += cost.own + cost.own_gradient * through + cost.own_trained * trained
     return Forwards(student, fake, teacher, own)
 
 

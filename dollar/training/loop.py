@@ -65,8 +65,8 @@ class Loop:
     of this run, kept with every checkpoint. validate: called while the network holds the average. kept: the parameters
     that are saved as the best; keeps: how many of such stay, the newest. still_there: raises OSError where the folder
     isn't this run's any more. probe: what is wrong with what the network that holds the average makes, as a sentence's
-    part, or "". validated_on: a hash of what validations look at. ended: why the run ended before its last cycle, or
-    "".
+    part, or "". validated_on: a hash of what validations look at. ended: why the run ended before its last cycle, "" if
+    it did not.
     """
 
     timetable: Timetable

@@ -167,6 +167,8 @@ def build_run(
     if (report := getattr(data, "report", None)) is not None:
         logger.info(report)
     check_text(config, teacher, data, objective)
+    if config.parallel.activation_checkpointing and any(t.cost(1).teacher_gradient for t in objective.terms.values()):
+        teacher.denoiser.network.checkpoint_activations()  # type: ignore[operator]
     roles = roles_of(config, world, teacher, objective, samplers)
     average = Average(roles["student"].parameters, config.ema)
     pixel, second = (None if reward is None else PixelReward(reward, teacher.codec) for reward in rewards)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
@@ -16,11 +16,13 @@ from dollar.cli.build.rewards import reads_text
 from dollar.cli.build.teacher import check_guidance, dtype_of, quiet
 from dollar.cli.declared import flat
 from dollar.losses.objective import Objective
+from dollar.losses.reward_gradient import number_of
 from dollar.losses.term import SampleTerm, is_used
 from dollar.methods.surrogate_fit import scored_clips
 from dollar.models.assemble import DTYPES
 from dollar.models.outline import ForwardCost, Outline, measure, outline
 from dollar.models.roles import trainable
+from dollar.models.small_decoder import SmallDecoder
 from dollar.parallel.shard import fits_whole
 from dollar.planning.memory import FLOAT, Setup, elements, memory
 from dollar.planning.work import Cycle, TermWork, Validations, most_kept, validations
@@ -49,11 +51,13 @@ def setup_of(config: DictConfig, outline: Outline, work: ForwardCost, own: Forwa
     cycle, objective = cycle_of(config), objective_of(config)
     surrogate, fitted = objective.needs.surrogate, config.lrm.mode != "frozen"  # a frozen one scores no clips
     model = lrm_shapes(config, outline) if surrogate else []
+    small = small_decoder_of(config, objective, outline)
     networks = networks_of(objective, outline)
     clips = scored_clips(config.lrm.clips, config.batch, config.processes)
     has_latents = config.data.get("latents", True)
     pairs = clips * (1 + has_latents * (1 + config.lrm.mismatched))
-    kept = larger(work, own or work) if any(term.fake for term in cycle.terms) else own or work
+    whole = any(term.fake or term.through for term in cycle.terms)
+    kept = larger(work, own or work) if whole else own or work
     # With its reward, those of its frames, and whether they are numbers.
     clip = (math.prod(outline.latent_shape) + 1 + frames_scored(config)) * FLOAT + 1
     return Setup(
@@ -64,7 +68,8 @@ def setup_of(config: DictConfig, outline: Outline, work: ForwardCost, own: Forwa
         networks={name: [tuple(p.shape) for p in trainable(n).values()] for name, n in networks.items()},
         buffers={name: sum(b.nbytes for b in network.buffers()) for name, network in networks.items()},
         spread=[name for name, network in networks.items() if getattr(network, "trained", False)],
-        read={} if fitted or not model else {"latent reward model": elements(model)},
+        decoder=small.shapes if fitted else [],
+        read={} if fitted or not model else {"latent reward model": elements([*model, *small.shapes])},
         frozen={FROZEN.get(name, name.replace("_", " ")): count for name, count in outline.frozen.items()},
         processes=config.processes,
         batch=config.batch,
@@ -84,6 +89,8 @@ def setup_of(config: DictConfig, outline: Outline, work: ForwardCost, own: Forwa
         dtype=dtype_of(config, "dtype").itemsize,
         frozen_dtype=DTYPES[config.teacher.frozen_dtype].itemsize,
         remembered=config.lrm.memory * pairs * clip if surrogate and fitted else 0,
+        shown=config.decoder.memory * clips * small.shown if fitted else 0,
+        pixels=small.pixels,
         best=config.keep_best is not None,
     )
 
@@ -102,6 +109,40 @@ def reward_class(config: DictConfig) -> Any:
     """The class of the run's reward; None where there is none yet."""
     target = config.reward.get("_target_")
     return None if target in (None, "???") else get_class(target)
+
+
+class SmallDecoderPlan(NamedTuple):
+    """A small decoder's parameters; bytes of one clip that it is fitted to, and of its pixels that carry a gradient."""
+
+    shapes: list[tuple[int, ...]]
+    shown: int = 0
+    pixels: int = 0
+
+
+def small_decoder_of(config: DictConfig, objective: Objective, outline: Outline) -> SmallDecoderPlan:
+    """What is counted of the small decoder; nothing where none is looked through."""
+    import torch
+
+    through = [term for term in objective.terms.values() if term.needs.decoder]
+    looks = objective.needs.surrogate and config.lrm.backbone == "pixels"
+    if not through and not looks:
+        return SmallDecoderPlan([])
+    channels, latent_frames, height, _ = outline.latent_shape
+    with torch.device("meta"):
+        model = SmallDecoder(channels, config.teacher.height // height)
+    frame = 3 * config.teacher.height * config.teacher.width
+    wanted = config.reward.get("frames")
+    seen = min(wanted, latent_frames) if isinstance(wanted, int) else latent_frames
+    scored = objective.needs.surrogate  # else whole clips are there to choose from
+    kept = min(config.decoder.frames, seen if scored else latent_frames)
+    carried = [min(number_of(getattr(term, "frames", None)) or latent_frames, latent_frames) for term in through]
+    carried += [seen if config.lrm.temporal == "frames" else latent_frames] if looks else []
+    # All frames are made, and a gradient keeps those that count as the reward or the network has them.
+    return SmallDecoderPlan(
+        [tuple(p.shape) for p in model.parameters()],
+        shown=FLOAT * math.prod(outline.latent_shape) + kept * frame,
+        pixels=FLOAT * frame * (latent_frames + max(carried)),
+    )
 
 
 def larger(one: ForwardCost, other: ForwardCost) -> ForwardCost:
@@ -217,8 +258,9 @@ def terms_of(objective: Objective) -> list[TermWork]:
     found = []
     for name, term in objective.terms.items():
         apart = name in objective.apart
-        used = partial(is_used, term)
-        found.append(TermWork(name, term.cost, isinstance(term, SampleTerm), term.needs.fake, apart, used))
+        cost, used = term.cost(1), partial(is_used, term)
+        through = cost.teacher_gradient + cost.fake_gradient > 0
+        found.append(TermWork(name, term.cost, isinstance(term, SampleTerm), term.needs.fake, apart, through, used))
     return found
 
 
@@ -227,6 +269,7 @@ def not_counted_of(config: DictConfig) -> list[str]:
     blocks = ["the teacher's blocks in the latent reward model"]
     objective = objective_of(config)
     through = [name for name, term in objective.terms.items() if term.needs.reward == "gradient"]
-    decoders = [f"decoder and reward under {name}" for name in through]
+    small = [name for name in through if objective.terms[name].needs.decoder]
+    decoders = [f"{'the' if name in small else 'decoder and'} reward under {name}" for name in through]
     networks = [f"the network of {name}" for name in objective.learning_terms]
     return [*decoders, *networks, *(blocks if config.lrm.backbone == "teacher" else [])]
