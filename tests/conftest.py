@@ -7,19 +7,20 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
-import copy
 import gc
 import importlib
+import pickle
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from composing import compose_once
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -131,17 +132,17 @@ def new_network(teacher: Teacher) -> nn.Module:
 
 def compose(config_name: str = "train", *overrides: str) -> Any:
     """conf/<config_name>.yaml with overrides, as a command composes it."""
-    return copy.deepcopy(_composed(config_name, *overrides))
+    return pickle.loads(_composed(config_name, *overrides))
 
 
-@lru_cache
-def _composed(config_name: str, *overrides: str) -> Any:
+@cache
+def _composed(config_name: str, *overrides: str) -> bytes:
     import hydra
 
     from dollar.cli import entry as door
 
     with hydra.initialize_config_dir(str(door.CONF), version_base="1.3"):
-        return hydra.compose(config_name, overrides=list(overrides))
+        return pickle.dumps(hydra.compose(config_name, overrides=list(overrides)))
 
 
 TINY_RUN = (
@@ -207,42 +208,7 @@ def fingerprint(network: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in network.parameters()]).clone()
 
 
-def _compose_once() -> None:
-    """Keep what hydra composes: a command composes its configuration four times, which takes longer than its mistake.
-
-    Keys hold all that a composition depends on; each caller gets a copy. The mode is looked for only where it is given.
-    Processes that tests start compose as a user's do.
-    """
-    from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra._internal.hydra import Hydra
-    from hydra.core.singleton import Singleton
-    from hydra.core.utils import JobRuntime
-
-    made: dict[Any, Any] = {}
-    load, mode = ConfigLoaderImpl.load_configuration, Hydra.get_mode
-
-    def load_configuration(
-        self: Any,
-        config_name: str | None,
-        overrides: list[str],
-        run_mode: Any,
-        from_shell: bool = True,
-        validate_sweep_overrides: bool = True,
-    ) -> Any:
-        how = (config_name, run_mode, from_shell, validate_sweep_overrides)
-        job = JobRuntime().get("name") if JobRuntime in Singleton._instances else None
-        key = (*how, *overrides, os.getcwd(), str(self.config_search_path.get_path()), job)
-        if key not in made:
-            made[key] = load(self, config_name, list(overrides), *how[1:])
-        return copy.deepcopy(made[key])
-
-    def get_mode(self: Any, config_name: str | None, overrides: list[str]) -> Any:
-        return mode(self, config_name, overrides) if any("hydra" in given for given in overrides) else None
-
-    ConfigLoaderImpl.load_configuration, Hydra.get_mode = load_configuration, get_mode
-
-
-_compose_once()
+compose_once()
 
 
 SETTLED: set[str] = set()

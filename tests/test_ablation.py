@@ -17,10 +17,7 @@ from dollar.cli.commands import ablation as command
 from dollar.studies.ablation import ABLATION, plots
 from dollar.studies.ablation.document import LAYOUT, columns_of
 from dollar.studies.ablation.figures import CONTROL, FIGURES, METHODS, PURSUED, along_push, measured
-from dollar.studies.ablation.panel import holding, panel
 from dollar.studies.ablation.questions import WORDING, questions
-from dollar.studies.ablation.reward_questions import at_equal_reward
-from dollar.studies.ablation.tradeoff import Tradeoff
 from dollar.studies.compare import together
 from dollar.studies.document import BEGIN, END, by_hand, write_document
 from dollar.studies.engine import is_fresh
@@ -63,11 +60,11 @@ def test_a_row_is_judged_by_what_its_tables_show_and_the_teacher_by_all() -> Non
     assert measured_by(RUNS.evaluate_teacher()) == every
     assert measured_by(RUNS.evaluate(RUNS.rows["vsd"], 0)) == every, "tables of what starts from it repeat it"
     assert measured_by(RUNS.evaluate(RUNS.rows["vsd_cd"], 0)) == {"pickscore"}
-    for name in (CONTROL, PUSHED["ddpo"][0], "jpeg_0.7", "control_two", "ours_one"):
+    for name in (CONTROL, PUSHED["ddpo"][0], "jpeg_1", "control_two", "small_one"):
         assert measured_by(RUNS.evaluate(RUNS.rows[name], 0)) == whole, "its panel is of all"
     assert "teacher_clips=256" in RUNS.evaluate_teacher() and "lrm_prompts=8" in RUNS.evaluate(RUNS.rows["vsd_lrm"], 0)
-    assert "lrm_prompts=0" in RUNS.evaluate(RUNS.rows["jpeg_0.7"], 0)
-    assert "steps=[1]" in RUNS.evaluate(RUNS.rows["ours_one"], 0)
+    assert "lrm_prompts=0" in RUNS.evaluate(RUNS.rows["jpeg_1"], 0)
+    assert "steps=[1]" in RUNS.evaluate(RUNS.rows["small_one"], 0)
 
 
 def test_a_latent_rewards_form_is_named_by_its_row() -> None:
@@ -83,7 +80,7 @@ def test_a_latent_rewards_form_is_named_by_its_row() -> None:
 
 def test_what_a_row_pursues_is_its_own_or_its_groups() -> None:
     pursued = {row.name: row.pursued for row in ROWS}
-    assert (pursued["vsd_lrm"], pursued["jpeg_0.7"], pursued["motion_1.5"]) == ("clip", "jpeg", "motion")
+    assert (pursued["vsd_lrm"], pursued["jpeg_1"], pursued["motion_1"]) == ("clip", "jpeg", "motion")
     config = compose("ablation")
     config.groups.tradeoff.pursued = "motion"
     changed = {row.name: row.pursued for row in settings_of(config, ABLATION).rows}
@@ -119,10 +116,10 @@ def test_every_question_and_plot_knows_rows_of_the_configuration() -> None:
     assert {*plots.REACHING, *plots.BODIES} <= names
     for method in METHODS:
         shares = [float(name.split("_")[1]) for name in PUSHED[method]]
-        assert shares == sorted(shares) and len(shares) >= 2, "in order of push"
+        assert shares == sorted(shares) and shares, "in order of push"
     judged = {row.control for row in ROWS if row.control}
     assert judged >= {CONTROL, "control_two", "control_one"}
-    assert {f"{m}_{n}" for m in ("ours", "paper", "vsd") for n in ("two", "one")} <= names
+    assert {f"{m}_{n}" for m in ("small", "control", "vsd") for n in ("two", "one")} <= names
     groups = [row.group for row in ROWS]
     assert list(dict.fromkeys(groups)) == list(SETTINGS.groups), "tables come in the order of the groups"
 
@@ -221,8 +218,8 @@ def results_with(folder: Path, seeds: int, value: Callable[[str, str], float]) -
                 "curves": {n: [cycles, list(v)] for n, v in curves.items()},
                 "scale": 0.25,
                 "cycles": 60,
-                "kept": 60,
-                "ended": None,
+                "kept": 40 if row.group == "overoptimisation" else 60,
+                "ended": "over-optimisation" if row.group == "overoptimisation" else None,
                 "hash": "",
                 "seconds": 300.0,
                 "machine": "2 cores of a kind",
@@ -251,10 +248,10 @@ def as_the_paper(row: str, figure: str) -> float:
         ("vsd_cd_lrm", "clip"): 0.5,
         ("vsd_lrm", "clip"): 0.5,
         ("vsd_ddpo", "clip"): 0.4,
-        ("ours_two", "clip"): 0.4,
-        ("ours_one", "clip"): 0.4,
-        ("ours_two", "alignment"): 0.91,
-        ("ours_one", "alignment"): 0.91,
+        ("small_two", "clip"): 0.4,
+        ("small_one", "clip"): 0.4,
+        ("small_two", "alignment"): 0.91,
+        ("small_one", "alignment"): 0.91,
         ("paper_2", "colourfulness"): 0.9,
         ("vsd_direct", "peak_gib"): 4.0,
     }
@@ -266,8 +263,8 @@ def test_verdicts_follow_the_figures(tmp_path: Path) -> None:
     asked = questions(results_with(tmp_path, 3, as_the_paper), ROWS)
     papers = [q for q in asked if q.expected]
     assert len(papers) >= 8 and all(together(q.decides) == "yes" for q in papers)
-    led = [q for q in asked if q.text.startswith("Does ours raise")]
-    assert len(led) == 6 and all(together(q.decides) == "yes" for q in led)
+    led = [q for q in asked if " raise " in q.text and q.expected is None]
+    assert len(led) == 4 and all(together(q.decides) == "yes" for q in led)
     assert not any("contradicts" in markdown(q, 3) for q in asked)
 
     def turned(row: str, figure: str) -> float:
@@ -295,102 +292,6 @@ def test_questions_of_a_steps_variant_exist_where_its_row_does(tmp_path: Path) -
     assert asked.text == "Does a diversity anchor on the first step help (1 step, anchor)?"
     assert [c.answer for c in asked.decides] == ["yes", "no"], "better aligned, less diverse"
     assert not [q for q in questions(results, ROWS) if "anchor" in q.text]
-
-
-# The trade-off at equal true reward
-
-POINTS = {  # colourfulness above control, alignment, Fréchet, Vendi
-    CONTROL: (0.0, 0.90, 2.0, 2.6),
-    "ours_0.3": (0.02, 0.89, 2.1, 2.6),
-    "ours_0.5": (0.06, 0.87, 2.4, 2.4),
-    "paper_0.5": (0.10, 0.80, 3.0, 2.2),
-    "direct_0.25": (0.05, 0.89, 2.2, 2.5),
-    "small_0.25": (0.04, 0.90, 2.1, 2.6),
-}
-
-
-def traded(folder: Path, shift: Sequence[float] = (0.0,), **changed: Sequence[float]) -> Results:
-    """Results of the points; shift: by how much each seed's alignment is higher than the first's, of ours_0.5 alone."""
-    results = Results(folder / "results.json")
-    for seed, extra in enumerate(shift):
-        for name, (rise, alignment, frechet, vendi) in {**POINTS, **changed}.items():
-            figures = {
-                "colourfulness": 0.7 + 0.01 * seed + rise,  # seeds begin elsewhere
-                "alignment": alignment + extra * (name == "ours_0.5"),
-                "frechet": frechet,
-                "vendi": vendi,
-            }
-            results.put(name, seed, {"figures": {"4": figures}})
-    return results
-
-
-def test_losses_at_equal_reward_are_between_the_points_of_each_seed(tmp_path: Path) -> None:
-    at = Tradeoff(traded(tmp_path, (0.0, 0.04)), ROWS, "colourfulness")
-    assert at.students("ours")[0] == pytest.approx({"ours_0.3": 0.25, "ours_0.5": 0.75})
-    assert at.students("paper")[1] == pytest.approx({CONTROL: 0.5, "paper_0.5": 0.5}), "the control is no push at all"
-    # Three quarters of the way from 0.89 to 0.87, and to 0.91.
-    assert at.lost("ours", "alignment").values == pytest.approx([0.025, -0.005], abs=2e-4)
-    assert at.lost("ours", "frechet").values == pytest.approx([0.325, 0.325], abs=1e-3)
-    assert at.lost("ours", "vendi").values == pytest.approx([0.15, 0.15], abs=1e-3)
-    assert at.lost("paper", "alignment").values == pytest.approx([0.05, 0.05], abs=2e-4)
-    assert at.beyond("ours", "paper", "alignment", 0.5).values == pytest.approx([0.0, -0.03], abs=2e-4)
-    assert at.beyond("ours", "paper", "frechet", 0.5).values == pytest.approx([0.075, 0.075], abs=1e-3)
-    assert at.beyond("ours", "direct", "alignment").values == pytest.approx([0.015, -0.015], abs=2e-4)
-    reach = at.reaches("small")[0]
-    assert reach.student is None and reach.most == pytest.approx(0.04, abs=1e-4), "it doesn't get there"
-
-
-def test_the_error_of_a_loss_is_of_the_rows_that_it_is_made_of(tmp_path: Path) -> None:
-    results = traded(tmp_path)
-    for name in (CONTROL, "ours_0.3", "ours_0.5"):
-        results.stored["rows"][f"{name}/0"]["figures"]["4"]["alignment_se"] = 0.02
-    lost = Tradeoff(results, ROWS, "colourfulness").lost("ours", "alignment")
-    assert lost.error == pytest.approx(0.02 * math.sqrt(1 + 0.25**2 + 0.75**2))
-
-
-def test_the_page_tells_losses_with_intervals_and_who_does_not_get_there(tmp_path: Path) -> None:
-    results = traded(tmp_path, (0.0, 0.004, 0.008))
-    text = at_equal_reward(Asker(results, ROWS, WORDING))
-    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in text.splitlines() if line.startswith("|")}
-    ours = [cell.strip() for cell in rows[METHODS["ours"]]]
-    # Losses of 0.025, 0.022 and 0.019: a mean of 0.022, and 4.303 * 0.003 / sqrt(3) on either side.
-    assert ours == ["3 of 3", "+0.022 [0.015, 0.029]", "+0.32 [0.32, 0.32]", "+0.15 [0.15, 0.15]"]
-    assert rows[METHODS["small"]][0].strip() == "0 of 3; else +0.040 to +0.040 at most"
-    asked = {q.text.partition(" at a true")[0]: q for q in questions(results, ROWS)}
-    half = asked["Does ours lose at most half as much alignment as the paper's latent reward"]
-    assert together(half.decides) == "undecided" and half.decides[0].interval == "[-0.010, 0.004]"
-    assert half.decides[0].effect == "-0.003"
-    frechet = asked["Does ours lose at most half as much Fréchet above floor as the paper's latent reward"]
-    assert together(frechet.decides) == "no" and "gets there in 0 of 3 seeds (+0.040" in markdown(frechet, 3)
-    curve = asked["Is ours on or above the direct gradient's curve"]
-    assert [c.answer for c in curve.decides] == ["no", "no"], "0.012 and 0.125 beyond the direct gradient's"
-    better = traded(tmp_path / "b", (0.0, 0.0, 0.0), **{"ours_0.5": (0.06, 0.895, 2.1, 2.6)})
-    asked = {q.text.partition(" at a true")[0]: q for q in questions(better, ROWS)}
-    found = asked["Does ours lose at most half as much alignment as the paper's latent reward"]
-    assert together(found.decides) == "yes" and found.decides[0].effect == "-0.019"
-    assert together(asked["Is ours on or above the direct gradient's curve"].decides) == "yes"
-
-
-# The panel
-
-
-def test_the_panel_shows_what_was_not_pursued_and_what_falls(tmp_path: Path) -> None:
-    results = Results(tmp_path / "results.json")
-    for seed in range(3):
-        for name, contrast in ((CONTROL, 0.5), ("ours_0.3", 0.4), ("ours_0.5", 0.52)):
-            figures = {"colourfulness": 0.7, "contrast": contrast + 0.001 * seed * (name != CONTROL), "flow": 3.0}
-            results.put(name, seed, {"figures": {"4": figures}})
-    mine = [row for row in ROWS if row.name.startswith("ours_0")]
-    lines = [line.split("|")[1:-1] for line in panel(mine, results, WORDING).splitlines() if line.startswith("|")]
-    assert [[cell.strip() for cell in line] for line in (lines[0], *lines[2:])] == [
-        ["", "colourfulness", "contrast", "flow"],
-        [mine[0].label, "*pursued*", "**-0.099 [-0.101, -0.097]**", "0.000 [0.000, 0.000]"],
-        [mine[1].label, "*pursued*", "+0.021 [0.019, 0.023]", "0.000 [0.000, 0.000]"],
-    ]
-    (first, second) = holding(mine[:2], results, "colourfulness").decides
-    assert (first.answer, first.effect) == ("no", "1 of 2 fall: contrast")
-    assert (second.answer, second.effect) == ("yes", "0 of 2 fall")
-    assert holding(mine[2:], results, "colourfulness").decides[0].answer == "unknown"
 
 
 def test_who_alone_rises_above_the_start_is_sooner(tmp_path: Path) -> None:
@@ -424,10 +325,11 @@ def test_a_table_has_columns_of_what_its_rows_pursue(tmp_path: Path) -> None:
 
     assert "colourfulness ↑" not in heading("reward") and "CLIP reward ↑" in heading("reward")
     assert "colourfulness ↑" in heading("tradeoff") and "dynamic degree ↑" not in heading("tradeoff")
-    mine = [row for row in ROWS if row.name == "motion_0.7"]
+    mine = [row for row in ROWS if row.name == "motion_1"]
     text = table(columns_of("overoptimisation", mine), [], mine, results, "")
     assert text.splitlines()[0].split("|")[4].strip() == "dynamic degree ↑" and "colour" not in text
-    assert text.splitlines()[-1].split("|")[4].strip() == "0.900"
+    cells = text.splitlines()[-1].split("|")
+    assert cells[4].strip() == "0.900" and cells[-2].strip() == "40", "the student that the guard kept"
 
 
 def write(results: Results, stale: Sequence[str] = (), drawn: Sequence[str] = ()) -> None:

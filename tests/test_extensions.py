@@ -245,7 +245,7 @@ BRIGHT = """
 
 def test_a_reward(outside: Outside) -> None:
     module = outside.add("reward", "_target_: outside_reward.Brightness\nscale: 3.0\n", BRIGHT)
-    loop = outside.loop("reward=mine", "lrm.clips=4", "cycles=1")
+    loop = outside.loop("reward=mine", "lrm.clips=4", "cycles=1", "log.gradients_every=0")
     trials = len(module.SEEN)
     logged = loop.run_cycle(0)
     scores = [score for part in module.SEEN[trials:] for score in part.tolist()]

@@ -179,7 +179,7 @@ READ = {
 
 def test_every_entry_of_a_state_matters(build: Build) -> None:
     """A state in which one entry is as in a new run doesn't go on as the unbroken run does."""
-    settings = (*APART, *MONITORED)
+    settings = (*APART, *MONITORED, "ft.unit=vsd")
     unbroken = build(*settings)
     unbroken.validate = None
     unbroken.best = unbroken.monitors["best"].best = {"reward_4": 0.25, "cycle": 1}
@@ -259,7 +259,7 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(build: Build) -> None:
         ("beta_vsd=0",),
         ("beta_ft=0",),
         ("beta_cd=0", "student.input=noised_data"),
-        ("beta_ft=0", "beta_adversarial=0.5"),
+        ("beta_ft=0", "beta_adversarial=0.5", "beta_moments=0.5", "moments.unit=vsd"),
         ("beta_ft=0", "beta_cd=0", "beta_adversarial=0.5", "adversarial.features=own"),
     ],
 )
@@ -704,6 +704,7 @@ STEERED = {
         "adversarial.unit=loss",
         "beta_ft=0",
         "optim.adversarial.lr=1e-4",
+        "beta_moments=0.5",
         "parallel.activation_checkpointing=true",
         SPREAD,
     ),

@@ -44,12 +44,18 @@ def _child(kind: Any, node: Any, name: str) -> Any:
     for member in members(kind) if kind is not UNDECLARED else ():
         if member is Any:  # whatever lies below it, too
             return Any
-        if dataclasses.is_dataclass(member):
-            return typing.get_type_hints(member).get(name, UNDECLARED)
+        if isinstance(member, type) and dataclasses.is_dataclass(member):
+            return _fields(member).get(name, UNDECLARED)
         if is_mapping(member):
             inner = typing.get_args(member)
             return inner[1] if inner else Any
     return UNDECLARED
+
+
+@cache
+def _fields(settings: type) -> dict[str, Any]:
+    """The annotated fields of a dataclass; evaluating them takes longer than all that is asked of them."""
+    return typing.get_type_hints(settings)
 
 
 @cache

@@ -183,6 +183,23 @@ class LearningTerm(Protocol):
         ...
 
 
+@runtime_checkable
+class FollowingTerm(Protocol):
+    """A term with numbers of its own that follow the run, and are the same on every process."""
+
+    def close(self, gather: Callable[[Tensor], Tensor]) -> None:
+        """The student's turn of a cycle has ended; gather: [B, ...] -> that of all processes."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up a `state`."""
+        ...
+
+
 def is_used(term: Any, steps: int, k: int | None = None) -> bool:
     """Whether a term is part of an update of a student of so many steps that starts at its k-th, None for any of them.
 
@@ -194,11 +211,6 @@ def is_used(term: Any, steps: int, k: int | None = None) -> bool:
     if k is None or at == "all":
         return True
     return k == 0 if at == "first" else k > 0 or steps == 1
-
-
-def share_of(term: Any, steps: int) -> float:
-    """The share of the updates of a student of so many steps that a term is part of, each depth as likely as others."""
-    return sum(is_used(term, steps, k) for k in range(steps)) / steps
 
 
 def is_relative(term: Term) -> bool:

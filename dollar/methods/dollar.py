@@ -180,6 +180,8 @@ class Dollar:
 
     def _end_student(self, cycle: int) -> None:
         self.student.sizes.close()
+        for term in self.run.objective.following_terms.values():
+            term.close(self.run.world.gather)
         self.meter.close(cycle, self.logged, self.max_silent)
         self.meter.note()
 
@@ -208,8 +210,9 @@ class Dollar:
         self.meter.note()
 
     def _begin_apart(self, term: Any, cycle: int) -> NoUpdate | None:
-        used = is_used(term, self.student.sampler(self.draws(cycle)).steps)
-        return None if cycle >= self.fake_warmup and self.is_ready(term.needs) and used else NoUpdate()
+        sampler, k = self.student.place(self.draws(cycle))
+        used = cycle >= self.fake_warmup and self.is_ready(term.needs) and is_used(term, sampler.steps, k)
+        return None if used else NoUpdate()
 
     def _losses_apart(self, name: str, term: Any, when: Moment) -> Iterator[Pullback]:
         return self.student.losses_apart(name, term, self.draws(when.cycle))
@@ -235,6 +238,7 @@ class Dollar:
         plain: dict[str, Any] = {"silent": self.meter.silent, "unusable": self.meter.unusable}
         plain["sizes"] = self.student.sizes.state()
         plain["spread"] = self.meter.spread.state()
+        plain["terms"] = {name: term.state() for name, term in self.run.objective.following_terms.items()}
         found = self._buffers()
         if self.run.decoder is not None and self.run.fitted:
             tensors, plain["decoder"] = self.small.state()
@@ -255,6 +259,9 @@ class Dollar:
         self.student.sizes.load(state.plain.get("sizes", Sizes(self.run.world.gather).state()))  # before there were any
         if "spread" in state.plain:  # it came later
             self.meter.spread.load(state.plain["spread"])
+        for name, term in self.run.objective.following_terms.items():
+            if name in state.plain.get("terms", {}):  # a term may have come later
+                term.load(state.plain["terms"][name])
         for name, buffer in self._buffers().items():
             buffer.copy_(state.tensors[name])
         for name, part in (("surrogate", self.fit), ("decoder", self.small)):

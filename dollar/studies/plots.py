@@ -33,7 +33,8 @@ STYLE: dict[Any, Any] = {
     "axes.titlelocation": "left",
     "lines.linewidth": 1.8,
 }
-# The student that rows start from.
+# The student that the guard keeps, and the one that rows start from.
+CROSS: dict[str, Any] = {"marker": "X", "markersize": 10, "markeredgecolor": "white", "linestyle": "", "zorder": 3}
 SQUARE: dict[str, Any] = {"color": INK, "marker": "s", "markersize": 6, "linestyle": "", "zorder": 3}
 
 

@@ -52,6 +52,12 @@ VERDICTS = {
 }
 
 
+LEGEND = (
+    "Yes and no are beyond chance over seeds; partly is one of each; undecided may be chance; not shown is a no beside "
+    "what may be chance. An effect is the first's figure minus the second's."
+)
+
+
 def verdict(question: Question) -> str:
     """A question's answer in a word or two."""
     return VERDICTS[together(question.decides)][0]
@@ -65,7 +71,7 @@ def verdicts(questions: Sequence[Question]) -> str:
         effects = "<br>".join(f"{c.what}: {c.effect}" for c in known) or "—"
         intervals = "<br>".join(c.interval or "—" for c in known) or "—"
         lines.append(f"| {question.text} | **{verdict(question)}** | {effects} | {intervals} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + f"\n\n{LEGEND}\n"
 
 
 def markdown(question: Question, seeds: int) -> str:

@@ -104,6 +104,8 @@ class Memory:
         """Take up a `state`; prompts: those of a turn's observation; own: this process's rows."""
         self.past = []
         for i, turn in enumerate(state.plain["past"]):
-            found: dict[str, Any] = {n: state.tensors.get(f"past/{i}/{n}") for n in TENSORS}
-            held = {n: t[own].to(device) for n, t in found.items() if t is not None}
+            names = {name: f"past/{i}/{name}" for name in TENSORS}
+            if names["frames"] not in state.tensors:  # of a reward of whole clips
+                del names["frames"]
+            held: dict[str, Any] = {name: state.tensors[key][own].to(device) for name, key in names.items()}
             self.past.append(Observation(turn, prompts(turn), **held))

@@ -17,7 +17,7 @@ from dollar.cli.build.teacher import check_guidance, dtype_of, quiet
 from dollar.cli.declared import flat
 from dollar.losses.objective import Objective
 from dollar.losses.reward_gradient import number_of
-from dollar.losses.term import SampleTerm, has_optimizer, share_of
+from dollar.losses.term import SampleTerm, has_optimizer, is_used
 from dollar.methods.surrogate_fit import scored_clips
 from dollar.models.assemble import DTYPES
 from dollar.models.outline import ForwardCost, Outline, measure, outline
@@ -266,9 +266,9 @@ def terms_of(objective: Objective) -> list[TermWork]:
     found = []
     for name, term in objective.terms.items():
         apart = name in objective.apart
-        cost, share = term.cost(1), partial(share_of, term)
+        cost, used = term.cost(1), partial(is_used, term)
         through = cost.teacher_gradient + cost.fake_gradient > 0
-        found.append(TermWork(name, term.cost, isinstance(term, SampleTerm), term.needs.fake, apart, through, share))
+        found.append(TermWork(name, term.cost, isinstance(term, SampleTerm), term.needs.fake, apart, through, used))
     return found
 
 

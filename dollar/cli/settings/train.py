@@ -98,6 +98,7 @@ class Train:
     cd: Target
     ft: Target
     adversarial: Target
+    moments: Target
     fake: Fake
     lrm: LatentReward
     decoder: SmallDecoder

@@ -59,8 +59,11 @@ GRADIENTS = (
     Column("norm of the reward's", "norm_reward", "{:.4f}"),
     Column("cosine between them", "cosine", "{:.2f}"),
 )
+WORN = (Column("saturation", "saturation", "{:.3f}"), Column("flow ↑", "flow", "{:.2f}"))
 # What a group has besides; rows with a guard have a validation before they train, and so no peak.
 FURTHER = {
+    "distillation": (*WORN, PEAK),
+    "steps": (*WORN, PEAK),
     "lrm": (
         PEAK,
         Column("rank correlation, in training ↑", "rank_correlation", "{:.2f}"),
@@ -69,7 +72,7 @@ FURTHER = {
         Column("a step of 3 % up its gradient: predicted rise", "climb_predicted", "{:+.4f}"),
         Column("true rise ↑", "climb_true", "{:+.4f}"),
     ),
-    "overoptimisation": (),
+    "overoptimisation": (Column("cycles of the student", "kept", "{:.0f}"),),
     "tradeoff": (),
     "few": (),
 }
@@ -95,7 +98,7 @@ CAPTIONS = {
     "overoptimisation": (
         "overoptimisation",
         "What is pursued, true (solid) and predicted (dashed), and alignment. Lines are validations; the square is the "
-        "start, as in the tables.",
+        "start and × the student that the guard keeps, as in the tables.",
     ),
 }
 LEAD = (
@@ -115,8 +118,10 @@ def scope(rows: Sequence[Row], results: Results) -> str:
         gaps = [found for a, b in pairs if len((found := results.gaps(a, b, figure)).values) > 1]
         if gaps:
             halves[figure] = float(np.median([half_interval(found) for found in gaps]))
+    page = results.path.parent.parent / "reward_curve.md"
+    clips = f"How many scored clips each form needs is on [a page of its own]({page.name}).\n" if page.is_file() else ""
     if not halves:
-        return ""
+        return clips
     told = ", ".join(f"{WORDING.names[f]} ±{WORDING.show(f)(half)}" for f, half in halves.items())
     return (
         "**What this can decide.** A row takes 64 cycles of 4 clips (32 more where it starts from another's student) "
@@ -124,7 +129,7 @@ def scope(rows: Sequence[Row], results: Results) -> str:
         f"is typically {told}: "
         "what is smaller stays undecided, and “undecided” is not “no difference”. Such short runs tell which gradient "
         "leads where, and what it costs on the way; they can't tell where 40,000 iterations end, what a larger model "
-        "does, or what people would prefer. Of all comparisons at 95 %, one of twenty is chance.\n"
+        f"does, or what people would prefer. Of all comparisons at 95 %, one of twenty is chance.\n\n{clips}"
     )
 
 

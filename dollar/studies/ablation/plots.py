@@ -13,6 +13,7 @@ from dollar.studies.compare import Spread, spread_of
 from dollar.studies.curves import line_of
 from dollar.studies.plots import (
     BLUE,
+    CROSS,
     GREEN,
     ORANGE,
     PURPLE,
@@ -137,7 +138,11 @@ def plot_overoptimisation(plt: Any, results: Results, rows: Sequence[Row]) -> An
                 if line is not None:
                     draw(axes, line, colour, style)
                     if curve == "alignment_4":
-                        ends.append((line.mean[-1], labels[row].rpartition(", ")[2], colour))
+                        ends.append((line.mean[-1], labels[row], colour))
+            if any(r["ended"] for r in results.of(row)):
+                for axes, kind in zip(column, (pursued, "alignment"), strict=True):
+                    if (x := results.spread(row, "kept")) and (y := results.spread(row, kind)):
+                        axes.plot(x.mean, y.mean, color=colour, **CROSS)
         for axes, kind in zip(column, (pursued, "alignment"), strict=True):
             if start := results.spread(begun, kind):
                 axes.plot(0, start.mean, **SQUARE)

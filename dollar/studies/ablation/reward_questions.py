@@ -9,6 +9,7 @@ from dollar.studies.questions import Asker, Question
 
 HALF = 0.5  # the share of what the paper's form loses that ours may lose at most
 FEW = ("two", "one")  # the step counts of the group few, as its rows' names end
+LED = ("ours", "small", "paper")  # and the methods with which they may begin
 
 
 def tradeoff(ask: Asker) -> list[Question]:
@@ -99,7 +100,10 @@ def pursuit(ask: Asker) -> list[Question]:
             if row.pursued == "motion"
             else "",
             [ask.higher(row.pursued, row.name, row.control)],
-            [ask.numbers(f, row.name, row.control) for f in ("alignment", "frechet", "vendi", "sharpness")],
+            [
+                ask.ended(row.name),
+                *(ask.numbers(f, row.name, row.control) for f in ("alignment", "frechet", "vendi", "sharpness")),
+            ],
             None,
         )
         for row in rows
@@ -107,16 +111,16 @@ def pursuit(ask: Asker) -> list[Question]:
 
 
 def few(ask: Asker) -> list[Question]:
-    """Whether ours raises the CLIP reward where there is room, in few steps; of the paper's form too."""
+    """Whether the CLIP reward rises where there is room, in few steps."""
     found, names = [], {row.name: row for row in ask.rows}
     for count in FEW:
-        for method in ("ours", "paper"):
+        for method in LED:
             row = names.get(f"{method}_{count}")
             if row is None or not row.control:
                 continue
             found.append(
                 Question(
-                    f"Does {METHODS[method].partition(':')[0]} raise the CLIP reward of a student of {count} "
+                    f"Does {_method(method)} raise the CLIP reward of a student of {count} "
                     f"step{'s' * (count != 'one')}, with no alignment lost?",
                     "No alignment is lost where it isn't lower beyond chance.",
                     [ask.better("clip", row.name, row.control), ask.no_worse("alignment", row.name, row.control)],
@@ -125,6 +129,12 @@ def few(ask: Asker) -> list[Question]:
                 )
             )
     return found
+
+
+def _method(method: str) -> str:
+    """A method's name within a sentence."""
+    name = METHODS[method].partition(":")[0]
+    return f"the {name}" if name.startswith("direct") else name
 
 
 def at_equal_reward(ask: Asker) -> str:

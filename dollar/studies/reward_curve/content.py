@@ -108,10 +108,11 @@ def plot(plt: Any, rows: Sequence[Row], results: Results, groups: Sequence[str])
                         drawn = True
             axes.set_visible(drawn)
             axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:g}")
             axes.set_title(title)
-        line[1].set_ylabel(group)
-    named = {curve.get_label(): curve for axes in panels.flat for curve in axes.get_legend_handles_labels()[0]}
-    figure.legend(named.values(), named.keys(), frameon=False, loc="outside lower center", ncols=2)
+        line[1].set_ylabel(REWARDS.get(group, group).replace("_", " "))
+    known = {curve.get_label(): curve for axes in panels.flat for curve in axes.get_legend_handles_labels()[0]}
+    figure.legend(known.values(), known.keys(), frameon=False, loc="outside lower center", ncols=2)
     return figure
 
 
