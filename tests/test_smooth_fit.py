@@ -87,6 +87,15 @@ def test_both_ways_to_the_squared_gradient_are_its_own() -> None:
     torch.testing.assert_close(nudged, found.detach(), rtol=0.1, atol=0)
 
 
+def test_a_difference_is_longer_than_the_rounding_of_a_lower_precision() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(64, 40), torch.randn(40)
+    predict = lambda x: (x.bfloat16() * weight).sum(1)  # noqa: E731
+    u = torch.randn(2000, 64, 40)
+    found = torch.stack([nudged_steepness(predict, predict(x), x, each, torch.bfloat16) for each in u]).mean()
+    torch.testing.assert_close(found, weight.square().sum(), rtol=0.02, atol=0)
+
+
 def test_a_difference_takes_one_prediction_more() -> None:
     surrogate, asked = LatentReward(Wavy(0.0, 0.7), None, no_text, smooth=1.0), []
     surrogate.model.register_forward_hook(lambda *_: asked.append(1))

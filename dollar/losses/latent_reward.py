@@ -20,6 +20,7 @@ from dollar.losses.term import Context, Cost, Needs, Sample, check_choice, check
 UNITS = ("reward", "sd", "vsd")
 THROUGH = ("sample", "teacher", "fake")
 NUDGE = 0.003  # of a clip's norm, over which `nudged_steepness` takes its difference
+ROUNDINGS = 8  # relative roundings that such a difference must at least be long, or it would measure these
 
 
 def fit(predicted: Tensor, reward: Tensor) -> Tensor:
@@ -50,12 +51,19 @@ def steepness(predicted: Tensor, x: Tensor) -> Tensor:
     return gradient.float().square().flatten(1).sum(1) / predicted[0].numel()
 
 
-def nudged_steepness(predict: Callable[[Tensor], Tensor], predicted: Tensor, x: Tensor, u: Tensor) -> Tensor:
+def nudged_steepness(
+    predict: Callable[[Tensor], Tensor],
+    predicted: Tensor,
+    x: Tensor,
+    u: Tensor,
+    precision: torch.dtype = torch.float32,
+) -> Tensor:
     """`steepness` [B] by a difference, for networks without second derivatives: its mean over normal u [B, ...].
 
-    predicted: what `predict` gives of x.
+    predicted: what `predict` gives of x; precision: in which it computes.
     """
-    scale = NUDGE * (x.detach().flatten(1).norm(dim=1) / math.sqrt(x[0].numel())).clamp(min=1e-6)
+    share = max(NUDGE, ROUNDINGS * torch.finfo(precision).eps)
+    scale = share * (x.detach().flatten(1).norm(dim=1) / math.sqrt(x[0].numel())).clamp(min=1e-6)
     step = expand_like(scale, x) * u
     change = (predict(x + step) - predicted).float()
     return (change / expand_like(scale, change)).square().reshape(len(x), -1).mean(1)

@@ -278,7 +278,8 @@ class LatentReward:
             return predict(x), torch.zeros(len(x), device=x.device)
         if not self.model.twice_differentiable:
             u = self._drawn_for(lambda p: draws.normal(p, x.shape[1:]), f"{purpose} nudge", x)
-            return (predicted := predict(x)), nudged_steepness(predict, predicted, x, u)
+            precision = getattr(self.model, "precision", torch.float32)
+            return (predicted := predict(x)), nudged_steepness(predict, predicted, x, u, precision)
         leaf = x.detach().requires_grad_()
         with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
             predicted = predict(leaf)
