@@ -413,6 +413,15 @@ def test_a_run_that_scored_more_clips_a_cycle_is_not_mixed_up(build: Build) -> N
         (("ft.update=separate", "ft.accumulate=3"), None),
         (("ft.update=separate", "ft.accumulate=3", "lrm.warmup=3"), "ft gathers 3 cycles for an update of its own"),
         (("lrm.warmup=99", "beta_ft=0"), None),
+        (("lrm.warmup=5", "lrm.first=true"), None),
+        (
+            ("lrm.backbone=pixels", "decoder.updates=1", "lrm.warmup=3"),
+            "ft follows the latent reward model after 3 updates of it and of its small decoder (lrm.warmup), which",
+        ),
+        (
+            ("loss=refl", SMOOTH, "rg.decoder=small", "decoder.updates=1", "lrm.warmup=3", "beta_ft=0"),
+            "refl follows the small decoder after 3 updates of it (lrm.warmup), which are 3 cycles",
+        ),
     ],
 )
 def test_a_reward_that_would_never_move_the_student_is_noted(
@@ -423,8 +432,9 @@ def test_a_reward_that_would_never_move_the_student_is_noted(
     assert note in said if note else "note:" not in said
     moved = set()
     for cycle in range(loop.timetable.cycles):
-        moved |= {key for key in loop.run_cycle(cycle) if key in ("loss/ft", "grad_norm/student_ft")}
-    updated = "grad_norm/student_ft" if "ft.update=separate" in overrides else "loss/ft"
+        moved |= set(loop.run_cycle(cycle))
+    joint = "loss/refl" if "loss=refl" in overrides else "loss/ft"
+    updated = "grad_norm/student_ft" if "ft.update=separate" in overrides else joint
     assert (updated in moved) == (note is None and "beta_ft=0" not in overrides)
 
 

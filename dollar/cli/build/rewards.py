@@ -249,10 +249,14 @@ def followed(config: DictConfig, teacher: Teacher, world: World, decoder: Frozen
         return None
     keys = config.decoder
     found = FittedDecoder(decoder, teacher.codec, keys.frames, keys.memory, world.gather)
-    stored = config.lrm.mode != "online" and config.lrm.backbone == "pixels"
-    if stored or keys.path is not None:
-        found.updates = config.lrm.warmup  # it has been fitted before
+    if decoder_is_fitted(config):
+        found.updates = config.lrm.warmup
     return found
+
+
+def decoder_is_fitted(config: DictConfig) -> bool:
+    """Whether the small decoder was fitted before: a published one, or that of a stored latent reward model."""
+    return config.decoder.path is not None or (config.lrm.mode != "online" and config.lrm.backbone == "pixels")
 
 
 def check_rewards(
