@@ -36,7 +36,8 @@ def check_latent_reward(config: DictConfig, objective: Objective) -> None:
         raise ValueError(f"lrm.backbone is {lrm.backbone!r}; use {' or '.join(BACKBONES)}")
     if lrm.fit not in FITS:
         raise ValueError(f"lrm.fit is {lrm.fit!r}; use {' or '.join(FITS)}")
-    noise_of(lrm), by_frames(lrm, None), check_smooth(lrm.smooth)
+    noise_of(lrm), by_frames(lrm, None)
+    check_smooth(lrm.smooth)
     if lrm.mode != "online" and not objective.needs.surrogate:
         raise ValueError(
             f"lrm.mode is {lrm.mode}, but beta_ft is 0, so no student would follow it; set beta_ft above 0"
