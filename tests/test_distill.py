@@ -415,10 +415,9 @@ def test_the_fake_score_learns_where_vsd_reads_it() -> None:
     u = torch.arange(1000) / 1000
     lopsided = VSD(range=(0.5, 0.98), lower_half=1.0)
     assert bool((lopsided.place(u, 0.5, 0.98, 1.0) < 0.74).all())
-    objective = Objective({"vsd": lopsided})
-    fake = objective.fake_times(u, 1.0, 4)
+    fake = lopsided.fake_times(u, 1.0)
     assert bool((fake < 0.74).all()) and float((fake > 0.5).double().mean()) == pytest.approx(0.24 / 0.74, abs=2e-3)
-    torch.testing.assert_close(objective.fake_times(u, 0.0, 4), u.double())  # all of [0, T) before
+    torch.testing.assert_close(lopsided.fake_times(u, 0.0), u.double())  # all of [0, T) before
 
 
 def test_vsd_and_fake_score_draw_their_times_where_they_are_wanted(teacher: Teacher) -> None:

@@ -183,6 +183,28 @@ def test_a_saved_student_is_sampled_by_the_pipeline(
     assert not torch.equal(ours, make_latents(untrained, teacher, [PROMPT], [5], show=False))
 
 
+@pytest.mark.parametrize("between", ["renoise", "ddim"])
+def test_sixteen_steps_and_fewer_are_even_and_start_at_pure_noise(
+    family: str, folder: Path, teacher: Teacher, between: str, tmp_path: Path
+) -> None:
+    """16 doesn't divide CogVideoX's 1000 timesteps, so that none of them is further off than one, and DDIM has 8."""
+    whole = family not in FLOW
+    longest = 8 if whole and between == "ddim" else 16
+    samplers = few_steps(teacher, None, [n for n in (16, 8, 4, 2, 1) if n <= longest], between)
+    for count, sampler in samplers.items():
+        even = torch.arange(count, 0, -1, dtype=torch.float64) / count
+        found = sampler.schedule.fraction(sampler.times)
+        assert found[0] == 1 and torch.allclose(found, even, rtol=0, atol=1e-3 if whole else 1e-4)
+    save_student(tmp_path, teacher, changed(teacher), samplers, {})
+    student = load_student(tmp_path, teacher)
+    assert student.few_steps[longest].times.tolist() == samplers[longest].times.tolist()
+    ours = make_latents(student.sampler(teacher, longest), teacher, [PROMPT], [5], show=False)
+    read = with_student(diffusers_pipeline(folder), tmp_path)
+    torch.manual_seed(5)
+    theirs = as_ours(by_pipeline(read, family, longest, student_guidance(teacher)), family, teacher)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 if between == "ddim" and family in FLOW else 0)
+
+
 def student_guidance(teacher: Teacher) -> float:
     """What a pipeline is told for a student: nothing is guided, but a network that reads its scale is told the same."""
     return teacher.guidance_scale if teacher.family.embeds_guidance else 1.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from dollar.training.monitors.guard import Guard
@@ -30,6 +32,21 @@ def test_the_tolerance_is_a_share_of_scores_below_zero_too() -> None:
     guard = Guard("stop", patience=1, tolerance=0.1)
     assert told(guard, (1.0, -10.0), (2.0, -10.9)) == ["", ""]
     assert "over-optimisation" in guard.compare(2.0, {"guard": -11.2})
+
+
+def test_a_gradient_that_leads_nowhere_troubles_it_where_it_minds_that() -> None:
+    looks = [(0.2, 0.1), (0.2, -0.1), (0.3, 0.0), (-0.1, -0.2), (0.1, -0.1), (math.nan, -0.1), (0.1, -0.3)]
+    scores = [{"rise_predicted": p, "rise_true": t} for p, t in looks]
+    minding = Guard("warn", patience=2, rise=True)
+    notes = [minding.look(i, s).note for i, s in enumerate(scores)]
+    assert [bool(note) for note in notes] == [False, False, True, False, False, False, True]
+    assert "predicted to raise the reward by 0.3 and changes it by 0; this is validation 2 in a row" in notes[2]
+    assert not any(Guard("warn", patience=2).look(i, s).note for i, s in enumerate(scores))
+    both = Guard("lower", patience=1, rise=True)
+    good = {"predicted_4": 1.0, "reward_4": 1.0, "rise_predicted": 0.1, "rise_true": 0.1}
+    assert not both.look(0, good).note and both.scale == 1
+    assert "should hold, fell" in both.look(1, good | {"predicted_4": 2.0, "reward_4": 0.5}).note and both.scale == 0.5
+    assert "changes it by -0.1" in both.look(2, good | {"rise_true": -0.1}).note and both.scale == 0.25
 
 
 def test_lowering_halves_the_weight_and_looks_again_from_there() -> None:

@@ -259,7 +259,7 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(build: Build) -> None:
         ("beta_vsd=0",),
         ("beta_ft=0",),
         ("beta_cd=0", "student.input=noised_data"),
-        ("beta_ft=0", "beta_adversarial=0.5"),
+        ("beta_ft=0", "beta_adversarial=0.5", "beta_moments=0.5", "moments.unit=vsd"),
         ("beta_ft=0", "beta_cd=0", "beta_adversarial=0.5", "adversarial.features=own"),
     ],
 )
@@ -704,6 +704,7 @@ STEERED = {
         "adversarial.unit=loss",
         "beta_ft=0",
         "optim.adversarial.lr=1e-4",
+        "beta_moments=0.5",
         "parallel.activation_checkpointing=true",
         SPREAD,
     ),
@@ -722,6 +723,16 @@ STEERED = {
         "ft.update=separate",
         "ft.accumulate=2",
         "lrm.warmup=1",
+        SPREAD,
+    ),
+    "through": (
+        "cycles=2",
+        "ft.through=fake",
+        "ft.update=separate",
+        "ft.accumulate=1",
+        "ft.optimizer=own",
+        "lrm.warmup=1",
+        "parallel.activation_checkpointing=true",
         SPREAD,
     ),
 }

@@ -30,7 +30,7 @@ WAYS = {
     "pixels": ("lrm.backbone=pixels",),
     "small": ("loss=refl", "rg.frames=2", "rg.decoder=small", "lrm.warmup=1", *SMOOTH),
     "smooth": ("lrm.smooth=3", "ft.through=teacher", "ft.unit=vsd"),
-    "adversarial": ("beta_adversarial=0.5", "adversarial.unit=loss", "beta_ft=0"),
+    "adversarial": ("beta_adversarial=0.5", "adversarial.unit=loss", "beta_moments=0.5", "beta_ft=0"),
     "own": (
         "beta_adversarial=0.5",
         "adversarial.features=own",

@@ -270,10 +270,21 @@ CYCLES = {
     "the teacher's target": ("cd.target=teacher", "cd.m=3"),
     "a pull": ("beta_pull=1", "pull.steps=2"),
     "a discriminator": ("beta_adversarial=1", "adversarial.features=teacher", "beta_ft=0"),
+    "an anchor": (
+        "beta_pull=1",
+        "pull.steps=2",
+        "pull.at=first",
+        "pull.until=next",
+        "vsd.at=later",
+        "student.between=ddim",
+        "student.steps=[4]",
+    ),
+    "for one step alone": ("student.steps=[4,1]", "vsd.step_counts=[1]", "cd.step_counts=[4]", "beta_ft=0"),
     "policy gradient": ("loss=ddpo", "student.steps=[4,2]", "beta_ddpo=1"),
     "recomputing": ("parallel.activation_checkpointing=true",),
     "through the teacher": ("ft.through=teacher",),
     "through the teacher, recomputing": ("ft.through=teacher", "parallel.activation_checkpointing=true"),
+    "fitted first": ("student.steps=[4]", "lrm.first=true"),
     "through the fake score": ("ft.through=fake", "ft.update=separate", "ft.accumulate=2"),
 }
 
@@ -352,6 +363,7 @@ def test_a_share_is_that_of_the_fullest_process() -> None:
         ("beta_adversarial=1",),
         ("lrm.backbone=pixels", "lrm.smooth=1", "lrm.clips=9", "decoder.memory=2"),
         ("loss=refl", "rg.decoder=small", "beta_ft=0", "reward._target_=test_steering.Smooth", "decoder.memory=2"),
+        ("ft.update=separate", "ft.accumulate=1", "ft.optimizer=own"),
         ("lrm.temporal=frames", "reward._target_=dollar.rewards.colourfulness.Colourfulness"),
         ("student.lora=2",),
         ("student.lora=2", "ft.update=separate", "ft.accumulate=3", "beta_vsd=0"),
@@ -382,13 +394,18 @@ def test_bytes_are_those_that_a_trainer_holds(
     names = {"student": "student's LoRA" if lora else "student", "fake": "fake score", "lrm": "latent reward model"}
     names["decoder"] = "small decoder"
     gathered = sum(g.nbytes for kept in trainer.gathered.values() for g in kept.held)
+    second = trainer.learners.pop("student_ft", None)
+    further = {"student": [] if second is None else second.optimizers}
     for name, learner in trainer.learners.items():
         role = found.pop(names.get(name, f"network of {name}"))
         own = learner.tensors
+        optimizers = [*learner.optimizers, *further.get(name, [])]
         assert role.parameters == sum(p.numel() for p in own)
         assert role.weights == sum(p.nbytes for p in own)
         assert role.gradients == gradients[name] + (gathered if name == "student" else 0)
-        assert role.moments == sum(t.nbytes for o in learner.optimizers for s in o.state.values() for t in s.values())
+        assert role.moments == sum(t.nbytes for o in optimizers for s in o.state.values() for t in s.values())
+    if second is not None:
+        trainer.learners["student_ft"] = second
     rest = {
         "averaged weights": trainer.average.average.values(),
         "teacher": trainer.method.run.teacher.network.parameters(),

@@ -16,6 +16,9 @@ import pytest
 import torch
 
 from dollar.data import shapes
+from dollar.diffusion.prediction import V
+from dollar.diffusion.schedule import VariancePreserving, diffuse
+from dollar.losses.score_matching import score_matching
 from dollar.parallel import checkpoint
 from dollar.parallel.world import World
 from dollar.pretraining import autoencoder, stages
@@ -42,12 +45,14 @@ from dollar.pretraining.stages import Stage, optimizers_of, run_stage
 from dollar.pretraining.teacher import (
     TextToLatents,
     encode_clips,
+    evened,
     new_scheduler,
     new_text_encoder,
     new_tokenizer,
     new_transformer,
     save_pipeline,
     train_teacher,
+    weights_of,
 )
 from dollar.training.average import Average
 
@@ -378,6 +383,19 @@ def test_clips_are_encoded_in_their_order() -> None:
     torch.testing.assert_close(latents[4], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_the_teacher_can_learn_the_conjugate_velocity() -> None:
+    """L_CV (Eq. 4) is a weight on the error of v, which the embedded teacher predicts."""
+    x_0, eps, output = torch.randn(3, 5, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    schedule = VariancePreserving(new_scheduler().alphas_cumprod)
+    t = schedule.uniform(torch.tensor([0.1, 0.3, 0.5, 0.8, 0.999]))
+    a, b = (c.float() for c in schedule.coefficients(t))
+    given = (output, x_0, eps, diffuse(x_0, eps, t, schedule), t, V, schedule)
+    native = score_matching(*given, "native")
+    torch.testing.assert_close(weights_of("cv", a, b) * native, score_matching(*given, "cv"), rtol=1e-4, atol=1e-4)
+    assert torch.equal(weights_of("native", a, b), torch.ones(5))
+    assert torch.equal(weights_of("evened", a, b), evened(a, b))
+
+
 def test_parts_are_trained_resumed_and_written_as_a_pipeline(
     cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,7 +414,7 @@ def test_parts_are_trained_resumed_and_written_as_a_pipeline(
     latents = encode_clips(vae, 12, 1, World())[1]
     assert 0.7 < latents.std() < 1.4  # the scaling factor was fitted to other clips
     stage = Stage(steps=2, batch=2, lr=1e-3, warmup=1)
-    network, tokenizer = train_teacher(tmp_path / "work", vae, stage, 0, clips=4, text_length=12)
+    network, tokenizer = train_teacher(tmp_path / "work", vae, stage, 0, clips=4, text_length=12, loss_form="cv")
     untrained = TextToLatents(new_text_encoder(len(tokenizer)), new_transformer(12))
     assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in untrained.parameters())
     save_pipeline(tmp_path / "teacher", vae, network, tokenizer)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import PROMPT, TINY_DATA, TINY_RUN, Said, fork, free_port
+from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from test_launch import sentence
 
@@ -41,6 +42,23 @@ def train(command: Callable[..., Said], arguments: list[str]) -> Callable[..., S
 
 def times(folder: Path) -> dict[Path, int]:
     return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_run_of_other_defaults_goes_on_as_it_began(train: Callable[..., Said], runs: Path) -> None:
+    """Its latent reward model reads captions and is fitted to clips, which are no defaults any more."""
+    given = ("student.steps=[2]", "reward._target_=dollar.rewards.colourfulness.Colourfulness", "lrm.temporal=frames")
+    began = ("lrm.text=true", "lrm.targets=clip")
+    assert train("run=whole", *given, *began, "cycles=3").code == 0
+    assert train("run=older", *given, *began, "cycles=2").code == 0
+    path = runs / "older" / "config.yaml"
+    stored: Any = OmegaConf.load(path)
+    assert stored.lrm.pop("targets") == "clip" and stored.lrm.text is True  # before there was such a key
+    OmegaConf.save(stored, path)
+    sentence(train("run=older", *given, "cycles=3", "lrm.text=false"), "lrm.text was True, now False")
+    assert train("run=older", *given, "cycles=3").code == 0
+    for name in ("student/transformer/diffusion_pytorch_model.safetensors", "lrm/model.safetensors"):
+        assert (runs / "older" / name).read_bytes() == (runs / "whole" / name).read_bytes()
+    assert OmegaConf.load(path).lrm == OmegaConf.merge(stored.lrm, {"targets": "clip"})
 
 
 # One command at a time

@@ -23,6 +23,7 @@ from dollar.training.turn import Pullback
 from dollar.training.validation import Scores
 
 Build = Callable[..., Loop]
+LOOKING = ("validation.every=2", "validation.clips=0")
 CLIP = f"reward.path={ROOT / 'dollar' / 'assets' / 'clip'}"
 SMOOTH = "reward._target_=test_steering.Smooth"
 WAYS = {
@@ -48,6 +49,8 @@ WAYS = {
     "smooth pairs": ("lrm.smooth=3", "lrm.fit=pairwise", "lrm.backbone=teacher", "ft.through=fake"),
     "relative": ("loss=refl", SMOOTH, "rg.frames=2", "beta_ft=0", "rg.unit=vsd"),
     "relative apart": ("ft.update=separate", "ft.accumulate=1", "ft.unit=vsd", "lrm.warmup=0"),
+    "own": ("ft.update=separate", "ft.accumulate=2", "ft.optimizer=own", "lrm.warmup=0"),
+    "first": ("lrm.first=true", "lrm.backbone=pixels"),
     "both": ("lrm.backbone=teacher", "lrm.fit=pairwise", "ft.update=separate", "ft.accumulate=2"),
     "tuning": ("experiment=tune_teacher", "student.steps=[10]", "lrm.warmup=1"),
 }
@@ -129,6 +132,32 @@ def test_every_way_resumes_exactly_and_moves_the_student_its_own_way(build: Buil
     assert not torch.equal(plain[student], expected.tensors[student])
 
 
+def test_a_model_that_is_fitted_first_is_fitted_to_the_samples_that_follow_it(build: Build) -> None:
+    """Otherwise the student's first update comes before any fit."""
+    for first in (False, True):
+        loop = build(f"lrm.first={first}", "beta_cd=0")
+        assert [turn.name for turn in loop.method.turns(0)][first] == "student"
+        assert ("loss/ft" in loop.run_cycle(0)) == first
+        scored = loop.method.run.surrogate.past[-1].latents
+        made = torch.cat([drawn.sample.x_hat for drawn in loop.method.student.drawn])
+        torch.testing.assert_close(scored[2:], made[:2], rtol=1e-4, atol=1e-5)
+
+
+def test_a_separate_update_may_have_an_optimizer_of_its_own(build: Build) -> None:
+    """One momentum for both is stepped twice a cycle; two are stepped once each, on weights that are saved once."""
+    steps = {}
+    for kind in ("shared", "own"):
+        loop = build(SMOOTH, "ft.update=separate", "ft.accumulate=1", f"ft.optimizer={kind}", "lrm.warmup=0")
+        run(loop, 2)
+        students = {name: learner for name, learner in loop.learners.items() if name.startswith("student")}
+        steps[kind] = {
+            name: int(next(iter(learner.optimizers[0].state.values()))["step"]) for name, learner in students.items()
+        }
+        tensors = loop.state().tensors
+        assert all("/optim/" in name for name in tensors if name.startswith("student_ft/"))
+    assert steps == {"shared": {"student": 4}, "own": {"student": 2, "student_ft": 2}}
+
+
 def test_terms_show_their_size_at_the_sample_and_at_the_weights(build: Build) -> None:
     measured = build("loss=refl", SMOOTH, "log.gradients_every=1").run_cycle(0)
     for name in ("grad_norm/x_hat/refl", "grad_norm/term/refl", "loss/refl"):
@@ -142,6 +171,13 @@ def test_a_small_step_up_the_latent_rewards_gradient_is_tried_while_training(bui
     measured = build(SMOOTH, "log.gradients_every=1", "lrm.updates=20").run_cycle(0)
     assert measured["reward/rise_predicted"] > 0 and measured["reward/rise_true"] != 0
     assert -1 <= measured["reward/rise_cosine"] <= 1
+    loop = build(SMOOTH, "log.gradients_every=1", "lrm.updates=20", "guard.action=warn", "guard.rise=true", *LOOKING)
+    logged = [loop.run_cycle(cycle) for cycle in range(2)]
+    rises = torch.tensor([[m[f"reward/rise_{name}"] for name in ("predicted", "true")] for m in logged])
+    assert list(loop.method.scores().values()) == pytest.approx(rises.double().mean(0).tolist())
+    assert loop.method.scores() == {}, "those since the last look alone"
+    with pytest.raises(ValueError, match=r"guard.rise is true, but no step .* log.gradients_every above 0"):
+        build(SMOOTH, "log.gradients_every=0", "guard.action=warn", "guard.rise=true", *LOOKING)
     assert "reward/rise_cosine" not in build("log.gradients_every=1").run_cycle(0), "that reward has no gradient"
 
 

@@ -15,7 +15,7 @@ from dollar.losses.adversarial import Adversarial
 from dollar.losses.latent_reward import LatentRewardTerm
 from dollar.losses.objective import Objective
 from dollar.losses.pull import Pull
-from dollar.losses.term import is_used, share_of
+from dollar.losses.term import is_used
 from dollar.losses.vsd import VSD
 from dollar.planning.work import forwards
 from dollar.training.loop import Loop
@@ -54,7 +54,6 @@ def test_where_a_term_is_used() -> None:
     assert [is_used(first, 4, k) for k in range(4)] == [True, False, False, False]
     assert [is_used(later, 4, k) for k in range(4)] == [False, True, True, True]
     assert is_used(later, 1, 0), "the only step isn't left out"
-    assert [share_of(t, 4) for t in (everywhere, one, first, later)] == [1, 0, 0.25, 0.75] and share_of(later, 1) == 1
 
 
 def test_updates_that_lack_what_they_need_are_refused() -> None:

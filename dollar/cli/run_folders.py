@@ -11,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from dollar.cli.build.objects import as_text
+from dollar.cli.former import take_former
 from dollar.cli.places import Compared, is_below, known_now, place_keys, store, stored_at
 from dollar.cli.same import check_same
 from dollar.cli.settings import COMMANDS, free_keys
@@ -40,11 +41,13 @@ def run_folder(config: DictConfig) -> Path:
 def check_run(config: DictConfig, folder: Path) -> list[str]:
     """Raise ValueError if the folder holds a run of another configuration, or of places that hold something else.
 
-    Returns the keys of places that decide what is trained.
+    Where defaults have changed since it began, `config` gets those that it began with. Returns the keys of places that
+    decide what is trained.
     """
     keys = kept_places(config)
     if any((folder / part).is_dir() for part in ("checkpoints", "student")):  # otherwise nothing could be lost
         way_out = "Give this run a name of its own with run=NAME, or remove the folder"
+        take_former(config, folder / CONFIG)
         places = Compared(keys, stored_at(folder), list(config.same), GROWING)
         check_same(folder / CONFIG, to_store(config), way_out, free_keys(COMMANDS["train"]), config, places)
     return keys

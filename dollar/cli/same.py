@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dollar.cli.code import code_of
 from dollar.cli.declared import flat, source_of
+from dollar.cli.former import FORMER
 from dollar.cli.places import Compared, Known, Verdict, is_below, judge
 from dollar.log import logger
 
@@ -29,8 +30,9 @@ def check_same(
 
     now: plain and resolved; way_out: what the user can do, which ends the sentence; free: keys, and what lies below
     them, that may differ; config: the composed configuration that `now` comes from. A key that came after the file was
-    written is taken to have had its default then, and one that only repeats another key is not missed. places: those
-    among the keys, which are compared by where they are and by what they hold, however they are spelled.
+    written is taken to have had its default then, or what it has in FORMER, and one that only repeats another key is
+    not missed. places: those among the keys, which are compared by where they are and by what they hold, however they
+    are spelled.
     """
     places = places or Compared((), Known({}, {}))
     if unknown := [key for key in places.vouched if key not in map(places.name, places.keys)]:
@@ -47,7 +49,7 @@ def check_same(
     new = [key for key in after if key not in before]
     missed = [key for key in new if _repeated(key, sources) is None]
     if missed and config is not None:
-        before |= defaults_of(missed)
+        before |= defaults_of(missed) | {key: FORMER[key] for key in missed if key in FORMER}
     verdict = judge(places)
     verdicts = {
         key: verdict(key, before[key], after[key])

@@ -58,6 +58,14 @@ def ddim_step(
     return expand_like(a_s, x_t) * x_0 + expand_like(direction, x_t) * eps_hat + expand_like(spread, x_t) * z
 
 
+def leading_to(x_s: Tensor, x_t: Tensor, t: Tensor, s: Tensor, schedule: Schedule) -> Tensor:
+    """The x_0 with which `ddim_step` from x_t at t ends on x_s at s; x_t, x_s: [B, ...]; t, s: [B], s the cleaner."""
+    a_t, b_t = schedule.coefficients(t)
+    a_s, b_s = schedule.coefficients(s)
+    ratio = b_s / b_t
+    return (x_s - expand_like(ratio, x_t) * x_t) / expand_like(a_s - a_t * ratio, x_t)
+
+
 class Posterior(NamedTuple):
     """q(x_s | x_t, x_0): mean [B, ...] and standard deviation [B]."""
 

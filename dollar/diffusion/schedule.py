@@ -40,6 +40,10 @@ class Schedule(Protocol):
         """Times [B] at the fractions low + (high - low) u of the range, u uniform in [0, 1)."""
         ...
 
+    def fraction(self, t: Tensor) -> Tensor:
+        """The inverse of `uniform`: times in (s, t] are those of the fractions between these of s and t."""
+        ...
+
     def thousandths(self, t: Tensor) -> Tensor:
         """t on the 0..1000 scale that networks and the consistency boundary use, [B]."""
         ...
@@ -74,6 +78,9 @@ class VariancePreserving:
         total = len(self.alphas_cumprod)
         return ((low + (high - low) * u.double()) * total).long().clamp(0, total - 1)
 
+    def fraction(self, t: Tensor) -> Tensor:
+        return (t.double() + 1) / len(self.alphas_cumprod)
+
     def thousandths(self, t: Tensor) -> Tensor:
         return t if len(self.alphas_cumprod) == 1000 else t * 1000 // len(self.alphas_cumprod)
 
@@ -102,6 +109,9 @@ class RectifiedFlow:
 
     def uniform(self, u: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
         return self.shifted(low + (high - low) * u.double())
+
+    def fraction(self, t: Tensor) -> Tensor:
+        return self.unshifted(t.double())
 
     def thousandths(self, t: Tensor) -> Tensor:
         return t * 1000

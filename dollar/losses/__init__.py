@@ -3,11 +3,23 @@
 from dollar.losses.adversarial import Adversarial
 from dollar.losses.consistency import Consistency
 from dollar.losses.latent_reward import LatentRewardTerm
+from dollar.losses.moments import Moments
 from dollar.losses.objective import Objective
 from dollar.losses.policy_gradient import PolicyGradient
 from dollar.losses.pull import Pull
 from dollar.losses.reward_gradient import DRaFT, ReFL
-from dollar.losses.term import Context, Cost, Host, LearningTerm, Needs, RolloutTerm, Sample, SampleTerm, Term
+from dollar.losses.term import (
+    Context,
+    Cost,
+    FollowingTerm,
+    Host,
+    LearningTerm,
+    Needs,
+    RolloutTerm,
+    Sample,
+    SampleTerm,
+    Term,
+)
 from dollar.losses.vsd import VSD
 
 __all__ = [
@@ -17,9 +29,11 @@ __all__ = [
     "Context",
     "Cost",
     "DRaFT",
+    "FollowingTerm",
     "Host",
     "LatentRewardTerm",
     "LearningTerm",
+    "Moments",
     "Needs",
     "Objective",
     "PolicyGradient",

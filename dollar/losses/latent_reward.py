@@ -66,8 +66,10 @@ class LatentRewardTerm:
     """Fine-tuning by the latent reward model's gradient (Eq. 15).
 
     update: `joint` with the other terms at the student's sample (Eq. 16), or `separate` (Algorithm 1, line 19), from
-    the gradients of `accumulate` cycles; unit: the reward's own, `sd`, the standard deviation of the rewards seen, or
-    `vsd`: beta is the size of the gradient at the sample relative to VSD's, in the mean over the latest cycles.
+    the gradients of `accumulate` cycles; optimizer: of a separate update, the student's own (`shared`, so that one
+    momentum serves both) or another on the same weights (`own`); unit: the reward's own, `sd`, the standard deviation
+    of the rewards seen, or `vsd`: beta is the size of the gradient at the sample relative to VSD's, in the mean over
+    the latest cycles.
     through: what the latent reward model looks at: the `sample` (Eq. 15), or the x_0 that the `teacher` or the `fake`
     score sees in the sample noised to a time between the `noise` fractions of T. The gradient then comes back through
     that network, whose Jacobian, (a / b^2) Cov(x_0 | x_t), keeps what clips vary along and drops the rest.
@@ -76,6 +78,7 @@ class LatentRewardTerm:
     beta: float = 1.0
     update: Literal["joint", "separate"] = "joint"
     accumulate: int = 7
+    optimizer: Literal["shared", "own"] = "shared"
     unit: Literal["reward", "sd", "vsd"] = "reward"
     through: Literal["sample", "teacher", "fake"] = "sample"
     noise: tuple[float, float] = (0.1, 0.5)
@@ -87,6 +90,9 @@ class LatentRewardTerm:
         check_weight("beta_ft", self.beta)
         check_choice("ft.unit", self.unit, UNITS)
         check_choice("ft.update", self.update, ("joint", "separate"))
+        check_choice("ft.optimizer", self.optimizer, ("shared", "own"))
+        if self.optimizer == "own" and self.update == "joint":
+            raise ValueError("ft.optimizer is own, but ft.update=joint is one update with VSD; set ft.update=separate")
         check_choice("ft.through", self.through, THROUGH)
         check_range("ft.noise", self.noise)
         if self.accumulate < 1:

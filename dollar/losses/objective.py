@@ -10,12 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
-from dollar.diffusion.schedule import expand_like
+from dollar.diffusion.schedule import Schedule, expand_like
+from dollar.diffusion.timesteps import FewStep
+from dollar.losses.intervals import Noised, directly
 from dollar.losses.term import (
     AT,
+    FollowingTerm,
     LearningTerm,
     Needs,
     RolloutTerm,
+    Sample,
     SampleTerm,
     Term,
     check_choice,
@@ -128,6 +132,11 @@ class Objective:
         return {name: term for name, term in self.terms.items() if isinstance(term, LearningTerm)}
 
     @property
+    def following_terms(self) -> dict[str, Any]:
+        """The terms with numbers of their own that follow the run."""
+        return {name: term for name, term in self.terms.items() if isinstance(term, FollowingTerm)}
+
+    @property
     def guidance(self) -> dict[str, float]:
         """The guidance scales at which terms run the teacher, by the name of the term."""
         return {n: float(t.guidance_scale) for n, t in self.terms.items() if hasattr(t, "guidance_scale")}
@@ -151,10 +160,15 @@ class Objective:
         size = gradient.flatten(1).norm(dim=1)
         return gradient * expand_like((most / size.clamp(min=1e-12)).clamp(max=1), gradient)
 
-    def fake_times(self, u: Tensor, progress: float, steps: int) -> Tensor:
-        """Fractions of T [B] at which the fake score learns, of draws u [B] in [0, 1): a term's own, else even.
+    def fake_sample(
+        self, sampler: FewStep, sample: Sample, u: Tensor, noise: Tensor, progress: float, schedule: Schedule
+    ) -> Noised:
+        """What the fake score learns of a sample, for draws u [B] in [0, 1) and noise [B, ...].
 
-        steps: of the student whose samples it learns from.
+        A term may say so; else x_hat is noised to times that are spread evenly (Eq. 4).
         """
-        terms = [term for term in self.terms.values() if hasattr(term, "fake_times") and is_used(term, steps)]
-        return terms[0].fake_times(u, progress) if terms else u.double()
+        for term in self.terms.values():
+            if hasattr(term, "fake_sample") and is_used(term, sampler.steps):
+                told: Noised = term.fake_sample(sampler, sample, u, noise, progress, schedule)
+                return told
+        return directly(sample.x_hat, noise, schedule.uniform(u), schedule)

@@ -130,8 +130,9 @@ class Term(Protocol):
     """A term of Eq. 16, beta times the mean of its losses; it is a `SampleTerm` or a `RolloutTerm`.
 
     A term with an attribute `every` of 1 or more has an update of its own, from the gradients of so many cycles
-    (Algorithm 1, line 19); guidance_scale, where it has one, is the scale at which it runs the teacher. `step_counts`
-    and, of a term that looks at the student's sample, `at` say in which updates it is used (see `is_used`).
+    (Algorithm 1, line 19), by an optimizer of its own where it has an attribute `optimizer` that is "own";
+    guidance_scale, where it has one, is the scale at which it runs the teacher. `step_counts` and, of a term that looks
+    at the student's sample, `at` say in which updates it is used (see `is_used`).
     """
 
     beta: float
@@ -182,6 +183,23 @@ class LearningTerm(Protocol):
         ...
 
 
+@runtime_checkable
+class FollowingTerm(Protocol):
+    """A term with numbers of its own that follow the run, and are the same on every process."""
+
+    def close(self, gather: Callable[[Tensor], Tensor]) -> None:
+        """The student's turn of a cycle has ended; gather: [B, ...] -> that of all processes."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Plain values, for a checkpoint."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up a `state`."""
+        ...
+
+
 def is_used(term: Any, steps: int, k: int | None = None) -> bool:
     """Whether a term is part of an update of a student of so many steps that starts at its k-th, None for any of them.
 
@@ -195,14 +213,14 @@ def is_used(term: Any, steps: int, k: int | None = None) -> bool:
     return k == 0 if at == "first" else k > 0 or steps == 1
 
 
-def share_of(term: Any, steps: int) -> float:
-    """The share of the updates of a student of so many steps that a term is part of, each depth as likely as others."""
-    return sum(is_used(term, steps, k) for k in range(steps)) / steps
-
-
 def is_relative(term: Term) -> bool:
     """Whether the weight of a term is in units of the size of VSD's gradient at the student's sample."""
     return getattr(term, "unit", None) == "vsd"
+
+
+def has_optimizer(term: Term) -> bool:
+    """Whether the update of its own that a term has is made by an optimizer of its own."""
+    return getattr(term, "every", 0) > 0 and getattr(term, "optimizer", "shared") == "own"
 
 
 AT = ("all", "first", "later")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -9,8 +10,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dollar.diffusion.schedule import Schedule, diffuse, expand_like, mean_flat
+from dollar.diffusion.schedule import Schedule, expand_like, mean_flat
 from dollar.diffusion.timesteps import FewStep
+from dollar.losses.intervals import Noised, directly, interval, noised_in
 from dollar.losses.term import (
     Context,
     Cost,
@@ -63,7 +65,8 @@ class VSD:
 
     guidance_scale: of the teacher; weighting: as in `vsd_weight`; range: where t is drawn, in fractions of T;
     lower_half: the share of t that comes to lie in the lower half of the range, None for an even spread;
-    lower_half_over: the fractions of the run between which that share is reached.
+    lower_half_over: the fractions of the run between which that share is reached. intervals: whether a step of the
+    student is matched, and the fake score learns from it, between the times of its beginning and its end alone.
     """
 
     beta: float = 1.0
@@ -72,6 +75,7 @@ class VSD:
     range: tuple[float, float] = (0.02, 0.98)
     lower_half: float | None = None
     lower_half_over: tuple[float, float] = (0.3, 0.7)
+    intervals: bool = False
     step_counts: list[int] | None = None
     at: Literal["all", "first", "later"] = "all"
     needs: ClassVar[Needs] = Needs(fake=True)
@@ -91,9 +95,22 @@ class VSD:
                 "[0.3, 0.7]"
             )
         check_guidance("vsd.guidance_scale", self.guidance_scale)
+        if self.intervals and self.lower_half is not None:
+            raise ValueError(
+                f"vsd.lower_half is {self.lower_half}, but with vsd.intervals=true the times are those of the "
+                "student's step; set vsd.lower_half=null, or vsd.intervals=false"
+            )
 
     def check(self, samplers: Sequence[FewStep]) -> None:
-        """Any student will do."""
+        """Raise ValueError where a step's interval has nothing of the range."""
+        for sampler in samplers if self.intervals else ():
+            for k in builtins.range(sampler.steps):
+                low, high = self.bounds(sampler, k)
+                if low >= high:
+                    raise ValueError(
+                        f"vsd.range is {list(self.range)}, which leaves nothing to one of the student's "
+                        f"{sampler.steps} steps; widen it, or set vsd.intervals=false"
+                    )
 
     def cost(self, steps: int) -> Cost:
         return Cost(teacher=guided(self.guidance_scale), fake=1)
@@ -101,16 +118,38 @@ class VSD:
     def loss(self, context: Context, sample: Sample) -> Tensor:
         schedule, x_hat = context.schedule, sample.x_hat.detach()
         with torch.no_grad():
-            t = schedule.uniform(self.place(context.draws.uniform("vsd time"), *self.range, context.progress))
-            x_t = diffuse(x_hat, context.draws.normal("vsd noise", x_hat.shape[1:]), t, schedule)
+            bounds = self.bounds(context.sampler, sample.k)
+            t = schedule.uniform(self.place(context.draws.uniform("vsd time"), *bounds, context.progress))
+            noise = context.draws.normal("vsd noise", x_hat.shape[1:])
+            x_t = self.noised(context.sampler, sample, noise, t, schedule).x_t
             x0_real = context.teacher(self.guidance_scale)(x_t, t)
             x0_fake = context.fake(x_t, t)
             weight = vsd_weight(x_hat, x0_real, t, schedule, self.weighting)
         return vsd(sample.x_hat, x0_real, x0_fake, weight)
 
-    def fake_times(self, u: Tensor, progress: float) -> Tensor:
+    def bounds(self, sampler: FewStep, k: int) -> tuple[float, float]:
+        """The fractions of T between which a sample of the student's k-th step is looked at."""
+        if not self.intervals:
+            return self.range
+        low, high = interval(sampler, k)
+        return max(low, self.range[0]), min(high, self.range[1])
+
+    def fake_times(self, u: Tensor, progress: float, low: float = 0.0, high: float = 1.0) -> Tensor:
         """Where the fake score learns, fractions of T [B]: over all of it (Eq. 4), and most where VSD reads it most."""
-        return self.place(u, 0.0, 1.0, progress)
+        return self.place(u, low, high, progress)
+
+    def noised(self, sampler: FewStep, sample: Sample, noise: Tensor, t: Tensor, schedule: Schedule) -> Noised:
+        """The student's sample at times t [B], with noise [B, ...]."""
+        if self.intervals:
+            return noised_in(sampler, sample, noise, t, schedule)
+        return directly(sample.x_hat.detach(), noise, t, schedule)
+
+    def fake_sample(
+        self, sampler: FewStep, sample: Sample, u: Tensor, noise: Tensor, progress: float, schedule: Schedule
+    ) -> Noised:
+        """What the fake score learns of a sample, for draws u [B] in [0, 1) and noise [B, ...]."""
+        bounds = interval(sampler, sample.k) if self.intervals else (0.0, 1.0)
+        return self.noised(sampler, sample, noise, schedule.uniform(self.fake_times(u, progress, *bounds)), schedule)
 
     def place(self, u: Tensor, low: float, high: float, progress: float) -> Tensor:
         """Fractions of T [B] in [low, high) of draws u [B] in [0, 1): spread evenly, unless lower_half is given.

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from dollar.diffusion.draws import Draws
-from dollar.losses.term import Needs, check_choice, is_used
+from dollar.losses.term import Needs, check_choice, has_optimizer, is_used
 from dollar.methods.decoder_fit import DecoderFit
 from dollar.methods.fake_score import FakeScore
 from dollar.methods.ingredients import Ingredients
@@ -27,6 +27,7 @@ class Dollar:
     fake_updates: of the fake score for each of the student's; fake_warmup: cycles at the start without one of the
     student's; student_input: where the student's prediction starts, `simulate` (its own earlier steps) or
     `noised_data`; fake_loss: `native` or `cv`; lrm_clips, lrm_updates, lrm_mismatched: as in `SurrogateFit`;
+    lrm_first: whether it is fitted before the student's update of a cycle, to the very samples that this will have;
     lrm_warmup: its updates before the student first follows it, and a small decoder's; decoder_updates: of that in a
     cycle; gradients_every: cycles between comparisons of the terms' gradients, 0 for none; max_silent: cycles without
     any reward after which the run ends.
@@ -43,6 +44,7 @@ class Dollar:
         lrm_updates: int = 8,
         lrm_warmup: int = 80,
         lrm_mismatched: bool = False,
+        lrm_first: bool = False,
         decoder_updates: int = 8,
         gradients_every: int = 0,
         max_silent: int = 20,
@@ -53,6 +55,7 @@ class Dollar:
                 raise ValueError(f"{key} is {value}; it must be at least {smallest}")
         check_choice("student.input", student_input, ("simulate", "noised_data"))
         self.run, self.fake_updates, self.fake_warmup = run, fake_updates, fake_warmup
+        self.lrm_first = lrm_first
         self.lrm_warmup, self.gradients_every, self.max_silent = lrm_warmup, gradients_every, max_silent
         self.logged = Scalars()
         self.meter = RewardMeter(run.pixel, run.world.gather)
@@ -95,20 +98,11 @@ class Dollar:
             Turn(name, name, partial(self._term_losses, term), begin=partial(self._when_sampled, term))
             for name, term in o.learning_terms.items()
         ]
-        if o.needs.surrogate and run.fitted:  # lines 15-17
-            fit = self.fit
-            turns.append(
-                Turn("lrm", "lrm", fit.losses, fit.updates, begin=fit.begin, end=self._end_fit, stepped=fit.stepped)
-            )
-        if run.decoder is not None and run.fitted:
-            small = self.small
-            turns.append(
-                Turn("decoder", "decoder", small.losses, small.updates, begin=small.begin, stepped=small.stepped)
-            )
+        turns = [*self._fits(), *turns] if self.lrm_first and o.needs.surrogate else [*turns, *self._fits()]
         turns += [
             Turn(  # lines 18-19
                 name,
-                "student",
+                f"student_{name}" if has_optimizer(term) else "student",
                 partial(self._losses_apart, name, term),
                 every=term.every,
                 begin=partial(self._begin_apart, term),
@@ -120,6 +114,21 @@ class Dollar:
             for name, term in o.apart.items()
         ]
         return turns
+
+    def _fits(self) -> list[Turn]:
+        """The turns of the latent reward model and of the small decoder (lines 15-17)."""
+        run, fit, small = self.run, self.fit, self.small
+        begin = self._begin_fit_first if self.lrm_first else fit.begin
+        found = []
+        if run.objective.needs.surrogate and run.fitted:
+            found.append(
+                Turn("lrm", "lrm", fit.losses, fit.updates, begin=begin, end=self._end_fit, stepped=fit.stepped)
+            )
+        if run.decoder is not None and run.fitted and small.updates > 0:
+            found.append(
+                Turn("decoder", "decoder", small.losses, small.updates, begin=small.begin, stepped=small.stepped)
+            )
+        return found
 
     def draws(self, cycle: int, update: int = 0) -> Draws:
         """The random numbers of an update; a cycle has as many turns as the fake score has updates."""
@@ -171,6 +180,8 @@ class Dollar:
 
     def _end_student(self, cycle: int) -> None:
         self.student.sizes.close()
+        for term in self.run.objective.following_terms.values():
+            term.close(self.run.world.gather)
         self.meter.close(cycle, self.logged, self.max_silent)
         self.meter.note()
 
@@ -186,16 +197,29 @@ class Dollar:
             share = len(drawn.sample.x_hat) * self.run.world.size / self.run.batch
             yield Pullback("fit", loss, loss.detach().new_full((), share))
 
+    def _begin_fit_first(self, cycle: int) -> NoUpdate | None:
+        """Draw the samples to score, as the student's turn will draw them again."""
+        micro_batches = self.run.micro_batches(
+            self.fit.draws(self.fit.turn(cycle)), self.student.input == "noised_data"
+        )
+        self.student.drawn = [self.student.draw(micro) for micro in micro_batches]
+        return self.fit.begin(cycle)
+
     def _end_fit(self, cycle: int) -> None:
         self.fit.end(cycle)
         self.meter.note()
 
     def _begin_apart(self, term: Any, cycle: int) -> NoUpdate | None:
-        used = is_used(term, self.student.sampler(self.draws(cycle)).steps)
-        return None if cycle >= self.fake_warmup and self.is_ready(term.needs) and used else NoUpdate()
+        sampler, k = self.student.place(self.draws(cycle))
+        used = cycle >= self.fake_warmup and self.is_ready(term.needs) and is_used(term, sampler.steps, k)
+        return None if used else NoUpdate()
 
     def _losses_apart(self, name: str, term: Any, when: Moment) -> Iterator[Pullback]:
         return self.student.losses_apart(name, term, self.draws(when.cycle))
+
+    def scores(self) -> dict[str, float]:
+        """What small steps up the latent reward's gradient have brought since the last validation."""
+        return self.fit.rises()
 
     def remarks(self, ended: bool = False) -> dict[str, str]:
         """Sentences for the user, by what they are of; ended: at the run's end, with what was counted."""
@@ -214,6 +238,7 @@ class Dollar:
         plain: dict[str, Any] = {"silent": self.meter.silent, "unusable": self.meter.unusable}
         plain["sizes"] = self.student.sizes.state()
         plain["spread"] = self.meter.spread.state()
+        plain["terms"] = {name: term.state() for name, term in self.run.objective.following_terms.items()}
         found = self._buffers()
         if self.run.decoder is not None and self.run.fitted:
             tensors, plain["decoder"] = self.small.state()
@@ -234,6 +259,9 @@ class Dollar:
         self.student.sizes.load(state.plain.get("sizes", Sizes(self.run.world.gather).state()))  # before there were any
         if "spread" in state.plain:  # it came later
             self.meter.spread.load(state.plain["spread"])
+        for name, term in self.run.objective.following_terms.items():
+            if name in state.plain.get("terms", {}):  # a term may have come later
+                term.load(state.plain["terms"][name])
         for name, buffer in self._buffers().items():
             buffer.copy_(state.tensors[name])
         for name, part in (("surrogate", self.fit), ("decoder", self.small)):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from dollar.diffusion.draws import Draws
-from dollar.diffusion.schedule import diffuse
 from dollar.losses.score_matching import score_matching
 from dollar.losses.term import check_choice
 from dollar.methods.ingredients import Ingredients
@@ -54,12 +53,12 @@ class FakeScore:
     def loss(self, draws: Draws, drawn: Drawn) -> Tensor:
         """The diffusion loss on the student's samples x_hat [B, C, F, h, w] (Eq. 4), [B]."""
         fake, objective = self.run.roles["fake"].denoiser, self.run.objective
-        schedule, x_hat, steps = fake.schedule, drawn.sample.x_hat, drawn.context.sampler.steps
-        t = schedule.uniform(objective.fake_times(draws.uniform("fake time"), self.student.progress, steps))
-        eps = draws.normal("fake noise", self.run.latent_shape)
-        x_t = diffuse(x_hat, eps, t, schedule)
+        u, noise = draws.uniform("fake time"), draws.normal("fake noise", self.run.latent_shape)
+        x_t, t, x_0, eps, weight = objective.fake_sample(
+            drawn.context.sampler, drawn.sample, u, noise, self.student.progress, fake.schedule
+        )
         output = fake.output(x_t, t, drawn.condition)
-        return score_matching(output, x_hat, eps, x_t, t, fake.prediction, schedule, self.form)
+        return weight * score_matching(output, x_0, eps, x_t, t, fake.prediction, fake.schedule, self.form)
 
     def end(self, cycle: int) -> None:
         """The turn has ended: log the mean of its updates."""

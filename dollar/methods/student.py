@@ -69,8 +69,7 @@ class StudentUpdate:
 
     def start(self, micro: MicroBatch) -> Start:
         """Draw how deep the student is rolled out, the same on every process, and roll it out to there."""
-        draws, sampler = micro.draws, self.sampler(micro.draws)
-        k = draws.shared_integer("depth", sampler.steps)
+        sampler, k = self.place(micro.draws)
         noise = self._noise(micro)
         if self.input == "simulate" or k == 0:
             return Start(sampler, k, sampler.rollout(self.run.student.given(micro.condition), noise, until=k))
@@ -78,6 +77,11 @@ class StudentUpdate:
             raise ValueError("student.input=noised_data needs clips; use student.input=simulate with prompts alone")
         t = sampler.time(k, micro.x_0)
         return Start(sampler, k, diffuse(micro.x_0, noise(k), t, sampler.schedule))
+
+    def place(self, draws: Draws) -> tuple[FewStep, int]:
+        """The sampler of an update, and which of its steps the update starts at."""
+        sampler = self.sampler(draws)
+        return sampler, draws.shared_integer("depth", sampler.steps)
 
     def sampler(self, draws: Draws) -> FewStep:
         """The sampler of an update's step count, which is the same on every process."""

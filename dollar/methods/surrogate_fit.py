@@ -63,6 +63,7 @@ class SurrogateFit:
         self.clips = scored_clips(clips, run.batch, run.world.size)
         self.updates, self.mismatched, self.compared = updates, mismatched, compared
         self._observed = False
+        self._rises: list[list[float]] = []  # predicted and true, since they were last read
 
     @property
     def surrogate(self) -> LatentReward:
@@ -150,16 +151,29 @@ class SurrogateFit:
         prompts = [newest.prompts[i] for i in generated]
         x, known = newest.latents[generated], newest.reward[generated]
         (found,) = climb(self.surrogate, x, prompts, few, known, [SHARE])
-        if found.clips == 0:
+        own = torch.tensor([[found.predicted, found.true, found.cosine]], device=x.device)
+        predicted, true, cosine = self.surrogate.gather(own).nanmean(0).tolist()  # a process's clips may have no reward
+        if true != true:
             return
-        self.scalars |= {"reward/rise_predicted": found.predicted, "reward/rise_true": found.true}
-        if found.cosine == found.cosine:
-            self.scalars["reward/rise_cosine"] = found.cosine
+        self.scalars |= {"reward/rise_predicted": predicted, "reward/rise_true": true}
+        self._rises.append([predicted, true])
+        if cosine == cosine:
+            self.scalars["reward/rise_cosine"] = cosine
+
+    def rises(self) -> dict[str, float]:
+        """The means of the rises tried since the last call, as scores of a validation; none where none was."""
+        if not self._rises:
+            return {}
+        predicted, true = torch.tensor(self._rises, dtype=torch.float64).mean(0).tolist()
+        self._rises = []
+        return {"rise_predicted": predicted, "rise_true": true}
 
     def state(self) -> State:
-        return self.surrogate.state()
+        tensors, plain = self.surrogate.state()
+        return State(tensors, {**plain, "rises": self._rises})
 
     def load(self, state: State) -> None:
+        self._rises = state.plain.get("rises", [])  # they came later
         world = self.run.world
         rows = {len(t) for name, t in state.tensors.items() if name.endswith("/reward")}
         mine = len(self.pairs(self.draws(0)).prompts) * world.size

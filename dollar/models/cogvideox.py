@@ -175,9 +175,10 @@ class CogVideoX:
         return self.schedule.grid(steps)
 
     def even(self, steps: int) -> list[float]:
-        # As far apart as LCM's scheduler has them, in whole timesteps: three are [998, 665, 332].
-        apart = len(self.scheduler.alphas_cumprod) // steps
-        return [float(apart * i - 1) for i in range(steps, 0, -1)]
+        # From the noisiest one on, as LCM's scheduler takes them from all timesteps: three are [999, 666, 333]. Every
+        # divisor's own are among them.
+        total = len(self.scheduler.alphas_cumprod)
+        return [float(total - 1 - i * total // steps) for i in range(steps)]
 
     def student_scheduler(self, timesteps: Sequence[float], between: str) -> Any:
         return student_scheduler(self.scheduler, [int(t) for t in timesteps], between)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dollar.models.denoiser import Condition
 from dollar.models.latent_reward_model import LatentRewardModel
-from dollar.models.small_decoder import SmallDecoder
+from dollar.models.small_decoder import FrozenDecoder
 
 
 class PixelRewardModel(nn.Module):
@@ -23,7 +23,7 @@ class PixelRewardModel(nn.Module):
 
     def __init__(
         self,
-        decoder: SmallDecoder,
+        decoder: FrozenDecoder,
         text_dim: int | None = None,
         width: int = 64,
         temporal: str = "conv3d",
@@ -35,7 +35,7 @@ class PixelRewardModel(nn.Module):
         self.card: dict[str, Any] = {**self.network.card, "backbone": "pixels", "decoder": decoder.card}
 
     @property
-    def decoder(self) -> SmallDecoder:
+    def decoder(self) -> FrozenDecoder:
         """The decoder whose pixels it looks at."""
         return self._decoder[0]
 

@@ -15,9 +15,10 @@ from dollar.media import atomically
 from dollar.models.denoiser import Condition
 from dollar.models.latent_reward_model import LatentRewardModel
 from dollar.models.pixel_reward_model import PixelRewardModel
-from dollar.models.small_decoder import SmallDecoder
+from dollar.models.small_decoder import FrozenDecoder, SmallDecoder
 from dollar.models.teacher import Teacher
 from dollar.models.teacher_reward_model import TeacherRewardModel, weights_hash
+from dollar.models.tiny_decoder import TinyDecoder
 from dollar.storage import explained
 
 CARD, WEIGHTS, DECODER = "lrm.json", "model.safetensors", "decoder.safetensors"
@@ -59,7 +60,7 @@ def make_reward_model(
     groups: int = 8,
     blocks: int = 8,
     prompt: str = "",
-    decoder: SmallDecoder | None = None,
+    decoder: FrozenDecoder | None = None,
 ) -> nn.Module:
     """A new network on the teacher's device, drawn from torch's own generator, which the caller seeds.
 
@@ -83,10 +84,26 @@ def make_reward_model(
     return LatentRewardModel(teacher.latent_shape[0], text_dim, width, temporal, groups).to(teacher.device)
 
 
-def new_decoder(teacher: Teacher) -> SmallDecoder:
-    """A small decoder of this teacher's latents, drawn from torch's own generator, which the caller seeds."""
+def new_decoder(teacher: Teacher, tiny: bool = False) -> FrozenDecoder:
+    """A small decoder of this teacher's latents, drawn from torch's own generator, which the caller seeds.
+
+    tiny: one in the form of the published ones. ValueError where there is none for such latents.
+    """
     channels, _, height, _ = teacher.latent_shape
-    return SmallDecoder(channels, teacher.clip_shape[1] // height).to(teacher.device)
+    scale, ratio = teacher.clip_shape[1] // height, teacher.codec.ratio
+    if not tiny:
+        return SmallDecoder(channels, scale).to(teacher.device)
+    if scale % 8 or ratio not in (4, 8):
+        raise ValueError(
+            f"decoder.path names a published small decoder, but these latents stand for {scale}x{scale} pixels and "
+            f"{ratio} frames, and published ones are for 8x8 or a multiple, and 4 or 8 frames; set decoder.path=null"
+        )
+    return TinyDecoder(channels, scale, ratio).to(teacher.device)
+
+
+def _decoder_of(card: Mapping[str, Any]) -> FrozenDecoder:
+    """An empty decoder of the kind that a card describes."""
+    return TinyDecoder(**card) if "ratio" in card else SmallDecoder(**card)
 
 
 def save_reward_model(folder: Path, model: nn.Module, teacher: Teacher, card: Mapping[str, Any]) -> None:
@@ -176,7 +193,7 @@ def _empty(stored: Mapping[str, Any], teacher: Teacher, folder: Path) -> nn.Modu
     keys = {key: stored[key] for key in CNN_KEYS}
     if stored.get("backbone") == "pixels":
         del keys["channels"]
-        return PixelRewardModel(SmallDecoder(**stored["decoder"]), **keys).to(teacher.device)
+        return PixelRewardModel(_decoder_of(stored["decoder"]), **keys).to(teacher.device)
     return LatentRewardModel(**keys).to(teacher.device)
 
 

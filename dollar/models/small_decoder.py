@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -11,7 +12,20 @@ from torch.func import functional_call
 from torch.nn.functional import pixel_shuffle
 
 
-class SmallDecoder(nn.Module):
+class FrozenDecoder(nn.Module):
+    """A decoder of one frame for each latent frame, which can be looked through without a gradient at its weights."""
+
+    scale: int
+    card: dict[str, Any]
+
+    def frozen(self, x: Tensor, held: Sequence[int] | None = None) -> Tensor:
+        """The same, with a gradient at x and none at the weights."""
+        weights = {name: p.detach() for name, p in self.named_parameters()}
+        found: Tensor = functional_call(self, weights, (x, held))
+        return found
+
+
+class SmallDecoder(FrozenDecoder):
     """Latents [B, C, F, h, w] to the last pixel frame that each latent frame holds: [B, F, 3, scale h, scale w].
 
     Each pixel is an affine function of the 3x3x3 latents around it, which of a linear autoencoder is the decoder itself
@@ -31,9 +45,3 @@ class SmallDecoder(nn.Module):
         """Pixels near [0, 1], not clamped, so that a gradient comes back from everywhere; held: latent frames alone."""
         pixels = rearrange(self.out(x.to(self.out.weight.dtype)), "b c f h w -> b f c h w")
         return pixel_shuffle(pixels if held is None else pixels[:, list(held)], self.scale).float()
-
-    def frozen(self, x: Tensor, held: Sequence[int] | None = None) -> Tensor:
-        """The same, with a gradient at x and none at the weights."""
-        weights = {name: p.detach() for name, p in self.named_parameters()}
-        found: Tensor = functional_call(self, weights, (x, held))
-        return found

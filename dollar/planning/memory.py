@@ -40,8 +40,9 @@ class Setup:
     shard: whether student and fake score are spread over the processes; dtype and frozen_dtype: bytes of a number.
     outside, inputs, inside, largest:
     bytes that one clip's forward keeps outside the blocks, as their inputs, inside all and inside one. terms: of the
-    student's update; kept: the most forwards that one branch of it holds for its backward; compares: whether the terms'
-    gradients are compared now and then; gathers: whether gradients are kept over cycles (ft.update=separate).
+    student's update; optimizers: of its weights; kept: the most forwards that one branch of it holds for its backward;
+    compares: whether the terms' gradients are compared now and then; gathers: whether gradients are kept over cycles
+    (ft.update=separate).
     remembered: bytes of the latents whose rewards are kept, shown: of the clips that the small decoder is fitted to, in
     all; pixels: that its frames of one clip take while a gradient comes back through them; best: whether a best
     checkpoint is kept as well.
@@ -59,6 +60,7 @@ class Setup:
     largest: int
     terms: int
     decoder: Shapes = ()
+    optimizers: int = 1
     lora: Shapes = ()
     networks: Mapping[str, Shapes] = field(default_factory=dict)
     buffers: Mapping[str, int] = field(default_factory=dict)
@@ -137,7 +139,8 @@ def trained(name: str, shapes: Shapes, processes: int = 1, gathers: bool = False
 def roles(setup: Setup) -> list[Holding]:
     """Everything that is held from the first cycle to the last."""
     whole, cut = elements(setup.shapes), setup.cut
-    found = [trained("student", setup.trains, cut, setup.gathers)]
+    student = trained("student", setup.trains, cut, setup.gathers)
+    found = [student._replace(moments=setup.optimizers * student.moments)]
     if setup.lora:
         found[0] = found[0]._replace(name="student's LoRA")
         found.append(Holding("student's frozen weights", whole, FLOAT * elements(setup.shapes, cut)))

@@ -14,8 +14,8 @@ class TermWork(NamedTuple):
 
     cost: step count of the student -> its cost; sample: whether it looks at the student's sample; fake: whether it
     needs a fake score that follows the student; apart: whether it has an update, and a sample, of its own; through:
-    whether its gradient comes back through the teacher or the fake score; share: step count -> the share of its updates
-    that the term is part of.
+    whether its gradient comes back through the teacher or the fake score; used: (step count, depth) -> whether the term
+    is part of such an update.
     """
 
     name: str
@@ -24,7 +24,7 @@ class TermWork(NamedTuple):
     fake: bool = False
     apart: bool = False
     through: bool = False
-    share: Callable[[int], float] = lambda steps: 1.0
+    used: Callable[[int, int], bool] = lambda steps, k: True
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Cycle:
     steps: the step counts of the student; shares: in proportion to which they are drawn, None for all alike; simulate:
     whether its sample comes from its own earlier steps; checkpointing: whether the blocks' activations are recomputed
     in the backward pass; backward: how many of its forwards the student's backward pass counts as, less than two for a
-    LoRA.
+    LoRA; drawn_first: the share of the samples that are drawn once more, for a latent reward model that is fitted
+    before the student's update.
     """
 
     steps: Sequence[int]
@@ -43,6 +44,7 @@ class Cycle:
     fake_updates: int = 5
     checkpointing: bool = False
     backward: float = 2.0
+    drawn_first: float = 0.0
     shares: Sequence[float] | None = None
 
 
@@ -70,21 +72,25 @@ def forwards(cycle: Cycle) -> Forwards:
 
 
 def _forwards(cycle: Cycle, steps: int) -> Forwards:
-    # A student of K steps is rolled out 0 to K - 1 of them, all equally likely, before the prediction itself.
-    sample = ((steps - 1) / 2 if cycle.simulate else 0.0) + 1
+    """The mean over the depths, to which a student of K steps is rolled out: 0 to K - 1 of them, all equally likely."""
+    found = [_at_depth(cycle, steps, k) for k in range(steps)]
+    return Forwards(*(sum(numbers) / steps for numbers in zip(*found, strict=True)))
+
+
+def _at_depth(cycle: Cycle, steps: int, k: int) -> Forwards:
+    sample, mean = (1.0 + cycle.simulate * depth for depth in (k, (steps - 1) / 2))
     back = cycle.backward + cycle.checkpointing  # recomputing the blocks is one forward more
     trained = 1 + 2 + cycle.checkpointing
-    student = fake = teacher = own = 0.0
-    terms = [term for term in cycle.terms if term.share(steps) > 0]
-    sampling = [term for term in terms if term.sample]
-    if sampling:
+    student, fake, teacher, own = cycle.drawn_first * mean, 0.0, 0.0, 0.0
+    terms = [term for term in cycle.terms if term.used(steps, k)]
+    sampling, follows = [term for term in terms if term.sample], any(term.fake for term in cycle.terms)
+    if follows or any(term.sample for term in cycle.terms):
         student += sample + (0 if all(term.apart for term in sampling) else back)
     student += sum(sample + back for term in sampling if term.apart)
-    if any(term.fake for term in cycle.terms):
+    if follows:
         fake += cycle.fake_updates * trained
-        student += (cycle.fake_updates - 1) * sample  # the first update takes the sample of the student's own
-    for part, cost in ((term.share(steps), term.cost(steps)) for term in terms):
-        cost = Cost(*(part * number for number in cost))
+        student += (cycle.fake_updates - 1) * mean  # the first update takes the sample of the student's own
+    for cost in (term.cost(steps) for term in terms):
         student += cost.student + cost.student_gradient * (1 + back)
         # A backward pass to the input alone is one forward, to the weights as well it is two.
         through = 2 + cycle.checkpointing
@@ -133,5 +139,5 @@ def validations(
 
 def most_kept(cycle: Cycle) -> float:
     """The most forwards of the student that one branch of its update holds for its backward."""
-    terms = [(term, steps) for term in cycle.terms for steps in cycle.steps if term.share(steps) > 0]
-    return max([1.0, *(term.cost(steps).kept for term, steps in terms)])
+    depths = [(steps, k) for steps in cycle.steps for k in range(steps)]
+    return max([1.0, *(term.cost(at[0]).kept for term in cycle.terms for at in depths if term.used(*at))])

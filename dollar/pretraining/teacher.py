@@ -132,6 +132,17 @@ def evened(a: Tensor, b: Tensor) -> Tensor:
     return 5 / (1 / b + 1 / (a + 0.4))
 
 
+LOSSES = ("evened", "native", "cv")
+
+
+def weights_of(loss: str, a: Tensor, b: Tensor) -> Tensor:
+    """Weights [B] of the squared error of v; a, b [B]: coefficients of data and noise.
+
+    evened: as above; native: 1; cv: (a + b)^2, with which it is L_CV, the error of the conjugate velocity (Eq. 4).
+    """
+    return {"evened": evened(a, b), "native": torch.ones_like(a), "cv": (a + b) ** 2}[loss]
+
+
 def train_teacher(
     folder: Path,
     vae: Any,
@@ -144,11 +155,12 @@ def train_teacher(
     world: World = World(),  # noqa: B008
     precision: torch.dtype = torch.float32,
     init: Path | None = None,
+    loss_form: str = "evened",
 ) -> tuple[TextToLatents, Any]:
     """Train text encoder and transformer on v-prediction; returns them with averaged weights, and the tokenizer.
 
     drop_caption: fraction of captions replaced by the empty one, for guidance; decay: of the averaged weights; init: a
-    diffusers folder whose networks are the start, instead of random weights.
+    diffusers folder whose networks are the start, instead of random weights; loss_form: one of LOSSES.
     """
     tokenizer = new_tokenizer()
     torch.manual_seed(seed)
@@ -179,7 +191,7 @@ def train_teacher(
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
             v = network(diffuse(x_0, eps, t, schedule), t, ids.to(device))
         error = native(v, expand_like(a, eps) * eps - expand_like(b, x_0) * x_0)
-        return {"total": (evened(a, b) * error).mean(), "v": error.mean()}
+        return {"total": (weights_of(loss_form, a, b) * error).mean(), "v": error.mean()}
 
     run_stage(folder / "teacher", stage, network, optimizers, loss, world, average)
     average.keep()

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LinearLR
 from dollar.diffusion.draws import Draws
 from dollar.diffusion.schedule import mean_flat
 from dollar.models.codec import Codec
-from dollar.models.small_decoder import SmallDecoder
+from dollar.models.small_decoder import FrozenDecoder
 from dollar.parallel.checkpoint import State
 
 
@@ -35,7 +35,7 @@ class FittedDecoder:
 
     def __init__(
         self,
-        model: SmallDecoder,
+        model: FrozenDecoder,
         codec: Codec,
         frames: int = 2,
         memory: int = 32,

@@ -35,7 +35,8 @@ class Learner:
 
     clip: the largest norm of a gradient; rate: how the learning rates change over the run; use: the context in which
     its network computes with these parameters, held through backward; remedy: what helps where gradients stay not
-    finite, an imperative. skipped: updates that were, in_a_row: without one in between that was not.
+    finite, an imperative; keeps: whether its state holds the parameters, which otherwise another learner's does.
+    skipped: updates that were, in_a_row: without one in between that was not.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Learner:
     rate: Schedule = constant
     use: Callable[[], AbstractContextManager[Any]] = nullcontext
     remedy: str = ""
+    keeps: bool = True
     skipped: int = 0
     in_a_row: int = 0
     _rates: list[float] = field(default_factory=list)
@@ -103,7 +105,7 @@ class Learner:
 
     def state(self) -> State:
         """Weights and moments by name, and how many updates were skipped."""
-        tensors: dict[str, Tensor] = dict(self.parameters)
+        tensors: dict[str, Tensor] = dict(self.parameters) if self.keeps else {}
         for place, name, p in self._placed():
             moments = self.optimizers[place].state.get(p, {})
             tensors |= {f"optim/{name}/{key}": torch.as_tensor(value) for key, value in moments.items()}
@@ -125,7 +127,7 @@ class Learner:
     def load(self, state: State) -> None:
         """Take up a `state`, on any number of processes."""
         tensors, plain = state
-        for name, parameter in self.parameters.items():
+        for name, parameter in self.parameters.items() if self.keeps else ():
             saved = tensors.get(name)
             if saved is None or saved.shape != parameter.shape:
                 raise ValueError(

@@ -256,7 +256,9 @@ class Loop:
         assert self.validate is not None
         self._check_weights()
         with self.average.swapped() if self.average is not None else torch.no_grad():
-            scores = self.world.mean(self.validate(self.cycle))  # one verdict, so that all keep the best or none
+            own: dict[str, float] = getattr(self.method, "scores", dict)()  # a method may have scores of its own
+            # One verdict, so that all keep the best or none.
+            scores = self.world.mean(self.validate(self.cycle) | own)
             self.log.scalars(self.cycle, {f"validation/{name}": value for name, value in scores.items()})
             for monitor in self.monitors.values():
                 verdict = monitor.look(self.cycle, scores)

@@ -87,7 +87,8 @@ class Method(Protocol):
     """A list of turns, and what they have in common; `logged` is emptied by `begin` and filled by the turns.
 
     One that has `remarks(ended=False)` gives sentences for the user, by what they are of: each is said once when it
-    first comes, and again at the run's end, with ended=True.
+    first comes, and again at the run's end, with ended=True. One that has `scores()` adds what it gives to the scores
+    of each validation.
     """
 
     logged: Scalars

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from dollar.cli.build.loop import adamw, check_optimizers
-from dollar.cli.build.rewards import by_frames, noise_of, reads_text
+from dollar.cli.build.rewards import by_frames, noise_of, reads_text, started_decoder
 from dollar.cli.code import code_of
 from dollar.cli.declared import flat
 from dollar.cli.places import CODE, by_content, held_below
@@ -80,7 +80,7 @@ def check(config: DictConfig) -> None:
         ("save_every", 1),
         ("decoder.clips", 1),
         ("decoder.frames", 1),
-        ("decoder.steps", 1),
+        ("decoder.steps", int(config.decoder.path is None)),
     ):
         if OmegaConf.select(config, key) < least:
             raise ValueError(f"{key} is {OmegaConf.select(config, key)}; it must be at least {least}")
@@ -122,7 +122,8 @@ def new_surrogate(config: DictConfig, teacher: Teacher, pixel: PixelReward, prom
     if getattr(pixel.reward, "sees_motion", False) and (lrm["backbone"], lrm["temporal"]) == ("cnn", "frames"):
         logger.warning(f"note: {pixel.name} sees motion, which lrm.temporal=frames can't; conv3d can")
     torch.manual_seed(config.seed)
-    model: Any = make_reward_model(teacher, **lrm, prompt=prompt)
+    decoder = started_decoder(config, teacher) if lrm["backbone"] == "pixels" else None
+    model: Any = make_reward_model(teacher, **lrm, prompt=prompt, decoder=decoder)
     schedule = teacher.denoiser.schedule
     keys: Any = {"fit": how, "noised": noised, "schedule": schedule, "smooth": smooth, "by_frames": frames}
     return LatentReward(model, pixel, teacher.text, **keys)
@@ -154,7 +155,7 @@ def through_teacher(teacher: Teacher, low: float, high: float) -> Through:
 def fit_decoder(config: DictConfig, surrogate: LatentReward, latents: Sequence[Tensor], rows: Rows) -> None:
     """Fit the small decoder of a model that looks at pixels, on some of the clips of rows; others have none."""
     decoder = getattr(surrogate.model, "decoder", None)
-    if decoder is None:
+    if decoder is None or config.decoder.steps == 0:
         return
     assert surrogate.codec is not None
     places = list(dict.fromkeys(row.place for _, row in rows))

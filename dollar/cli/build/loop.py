@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +39,7 @@ from dollar.export.student import (
 )
 from dollar.log import logger
 from dollar.losses.objective import Objective
-from dollar.losses.term import Host, is_used
+from dollar.losses.term import Host, has_optimizer, is_used
 from dollar.methods.ingredients import Ingredients
 from dollar.models.denoiser import Denoiser
 from dollar.models.discriminator import Discriminator
@@ -102,6 +103,7 @@ def check_batch(config: DictConfig, objective: Objective, processes: int) -> Non
     least = {"batch": (config.batch, 1), "seed": (config.seed, 0), "fake_updates": (config.fake_updates, 1)}
     least |= {"fake_warmup": (config.fake_warmup, 0), "log.gradients_every": (config.log.gradients_every, 0)}
     least |= {f"lrm.{key}": (lrm[key], 1) for key in ("clips", "updates")} | {"lrm.warmup": (lrm.warmup, 0)}
+    least |= {"decoder.updates": (config.decoder.updates, int(config.decoder.path is None))}
     for key, (value, smallest) in least.items():
         if value < smallest:
             raise ValueError(f"{key} is {value}; it must be at least {smallest}")
@@ -179,7 +181,7 @@ def build_run(
         small = getattr(surrogate.model, "decoder", small)
     decoder = followed(config, teacher, world, small)
     if surrogate is not None and surrogate.scorer is not None:
-        surrogate.scorer.decoder = decoder
+        surrogate.scorer.decoder = decoder if config.decoder.updates > 0 else None
     guard = guard_of(config, objective)
     run = Ingredients(
         teacher=teacher.denoiser,
@@ -333,6 +335,11 @@ def learners_of(config: DictConfig, run: Ingredients) -> dict[str, Learner]:
     found = {}
     for name, role in run.roles.items():
         found[name] = learner_of(config, name, role.parameters, rate=fall, use=role.use)
+    student = run.roles["student"]
+    for name, term in run.objective.apart.items():
+        if has_optimizer(term):
+            own = learner_of(config, "student", student.parameters, rate=fall, use=student.use, keeps=False)
+            found[f"student_{name}"] = replace(own, name=f"student_{name}")
     networks = dict(run.networks)
     if run.fitted and run.surrogate is not None:
         networks["lrm"] = run.surrogate.model

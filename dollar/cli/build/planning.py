@@ -17,12 +17,13 @@ from dollar.cli.build.teacher import check_guidance, dtype_of, quiet
 from dollar.cli.declared import flat
 from dollar.losses.objective import Objective
 from dollar.losses.reward_gradient import number_of
-from dollar.losses.term import SampleTerm, share_of
+from dollar.losses.term import SampleTerm, has_optimizer, is_used
 from dollar.methods.surrogate_fit import scored_clips
 from dollar.models.assemble import DTYPES
 from dollar.models.outline import ForwardCost, Outline, measure, outline
 from dollar.models.roles import trainable
 from dollar.models.small_decoder import SmallDecoder
+from dollar.models.tiny_decoder import TinyDecoder
 from dollar.parallel.shard import fits_whole
 from dollar.planning.memory import FLOAT, Setup, elements, memory
 from dollar.planning.work import Cycle, TermWork, Validations, most_kept, validations
@@ -69,6 +70,7 @@ def setup_of(config: DictConfig, outline: Outline, work: ForwardCost, own: Forwa
         buffers={name: sum(b.nbytes for b in network.buffers()) for name, network in networks.items()},
         spread=[name for name, network in networks.items() if getattr(network, "trained", False)],
         decoder=small.shapes if fitted else [],
+        optimizers=1 + sum(map(has_optimizer, objective.terms.values())),
         read={} if fitted or not model else {"latent reward model": elements([*model, *small.shapes])},
         frozen={FROZEN.get(name, name.replace("_", " ")): count for name, count in outline.frozen.items()},
         processes=config.processes,
@@ -85,7 +87,7 @@ def setup_of(config: DictConfig, outline: Outline, work: ForwardCost, own: Forwa
         checkpointing=config.parallel.activation_checkpointing,
         kept=most_kept(cycle),
         compares=config.log.gradients_every > 0,
-        gathers=any(term.apart for term in cycle.terms),
+        gathers=any(term.every > 1 for term in objective.apart.values()),
         dtype=dtype_of(config, "dtype").itemsize,
         frozen_dtype=DTYPES[config.teacher.frozen_dtype].itemsize,
         remembered=config.lrm.memory * pairs * clip if surrogate and fitted else 0,
@@ -129,7 +131,10 @@ def small_decoder_of(config: DictConfig, objective: Objective, outline: Outline)
         return SmallDecoderPlan([])
     channels, latent_frames, height, _ = outline.latent_shape
     with torch.device("meta"):
-        model = SmallDecoder(channels, config.teacher.height // height)
+        scale = config.teacher.height // height
+        ratio = 4 if latent_frames == 1 else round((config.teacher.frames - 1) / (latent_frames - 1))
+        tiny = config.decoder.path is not None
+        model: Any = TinyDecoder(channels, scale, ratio) if tiny else SmallDecoder(channels, scale)
     frame = 3 * config.teacher.height * config.teacher.width
     wanted = config.reward.get("frames")
     seen = min(wanted, latent_frames) if isinstance(wanted, int) else latent_frames
@@ -224,14 +229,17 @@ def lrm_shapes(config: DictConfig, outline: Outline) -> list[tuple[int, ...]]:
 
 def cycle_of(config: DictConfig, own: ForwardCost | None = None) -> Cycle:
     """What the forwards of a cycle depend on; own: of the student's forward, where it isn't one of all weights."""
+    lrm, objective = config.lrm, objective_of(config)
+    first = lrm.first and objective.needs.surrogate and lrm.mode != "frozen"
     return Cycle(
         steps=list(config.student.steps),
         shares=config.student.shares,
-        terms=terms_of(objective_of(config)),
+        terms=terms_of(objective),
         simulate=config.student.input == "simulate",
         fake_updates=config.fake_updates,
         checkpointing=config.parallel.activation_checkpointing,
         backward=2.0 if own is None else own.backward / own.flops,
+        drawn_first=scored_clips(lrm.clips, config.batch, config.get("processes", 1)) / config.batch if first else 0.0,
     )
 
 
@@ -258,9 +266,9 @@ def terms_of(objective: Objective) -> list[TermWork]:
     found = []
     for name, term in objective.terms.items():
         apart = name in objective.apart
-        cost, share = term.cost(1), partial(share_of, term)
+        cost, used = term.cost(1), partial(is_used, term)
         through = cost.teacher_gradient + cost.fake_gradient > 0
-        found.append(TermWork(name, term.cost, isinstance(term, SampleTerm), term.needs.fake, apart, through, share))
+        found.append(TermWork(name, term.cost, isinstance(term, SampleTerm), term.needs.fake, apart, through, used))
     return found
 
 

@@ -21,6 +21,7 @@ def check(config: DictConfig, processes: int) -> dict[str, Any]:
     from dollar.pretraining.autoencoder import STAGES
     from dollar.pretraining.clip import Pictures
     from dollar.pretraining.stages import Stage
+    from dollar.pretraining.teacher import LOSSES
 
     if config.make not in MAKERS:
         raise ValueError(f"make is {config.make!r}; it is {' or '.join(MAKERS)}")
@@ -28,6 +29,8 @@ def check(config: DictConfig, processes: int) -> dict[str, Any]:
         raise ValueError("autoencoder is null; make=clip needs a diffusers folder, such as dollar/assets/shapes")
     if not 0 <= config.drop_caption <= 1:
         raise ValueError(f"drop_caption is {config.drop_caption}; it is a fraction, between 0 and 1")
+    if config.loss not in LOSSES:
+        raise ValueError(f"loss is {config.loss!r}; use {' or '.join(LOSSES)}")
     if not 0 <= config.ema < 1:
         raise ValueError(f"ema is {config.ema}; it is a decay, 0 (off) or more and below 1")
     for key, least in (("seed", 0), ("clips", 1), ("text_length", 1)):
@@ -84,6 +87,7 @@ def make_teacher(config: DictConfig, work: Path, stages: dict[str, Any], world: 
         world,
         precision,
         init,
+        config.loss,
     )
     if world.is_main:
         save_pipeline(Path(config.out), vae, network, tokenizer)

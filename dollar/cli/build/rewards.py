@@ -14,9 +14,11 @@ from dollar.losses.objective import Objective
 from dollar.losses.reward_gradient import number_of
 from dollar.losses.term import check_range
 from dollar.models.reward_models import BACKBONES, make_reward_model, new_decoder, read_reward_card
-from dollar.models.small_decoder import SmallDecoder
+from dollar.models.small_decoder import FrozenDecoder
 from dollar.models.teacher import Teacher
+from dollar.models.tiny_decoder import published
 from dollar.parallel.world import World
+from dollar.rewards.weights import check_names, locate, read_tensors
 from dollar.surrogate.fitted_decoder import FittedDecoder
 from dollar.surrogate.latent_reward import FITS, LatentReward
 from dollar.surrogate.pixel_reward import PixelReward
@@ -100,7 +102,7 @@ def by_frames(lrm: DictConfig, pixel: PixelReward | None) -> bool:
 def guard_of(config: DictConfig, objective: Objective) -> Guard:
     """The guard against over-optimisation; ValueError where it would have nothing to look at."""
     keys = config.guard
-    guard = Guard(keys.action, keys.patience, keys.tolerance, keys.factor, config.keep_best)
+    guard = Guard(keys.action, keys.patience, keys.tolerance, keys.factor, config.keep_best, rise=keys.rise)
     second = config.guard.reward.get("_target_") is not None
     if not guard.active:
         return guard
@@ -108,6 +110,12 @@ def guard_of(config: DictConfig, objective: Objective) -> Guard:
         raise ValueError(f"guard.action is {guard.action}, but validation.every is 0, so it would see nothing")
     if not objective.needs.pursues:
         raise ValueError(f"guard.action is {guard.action}, but no term leads to a reward; set guard.action=none")
+    tried = objective.needs.surrogate and config.lrm.mode != "frozen" and config.log.gradients_every > 0
+    if keys.rise and not tried:
+        raise ValueError(
+            "guard.rise is true, but no step up a latent reward's gradient is tried; it needs beta_ft above 0, "
+            "lrm.mode=online and log.gradients_every above 0, or guard.rise=false"
+        )
     if not second and config.reward.get("_target_") is None:
         raise ValueError(
             f"guard.action is {guard.action}, but there is no reward that could fall; name one with "
@@ -148,7 +156,7 @@ def build_latent_reward(
     world: World,
     pixel: PixelReward | None,
     prompt: str = "",
-    decoder: SmallDecoder | None = None,
+    decoder: FrozenDecoder | None = None,
 ) -> LatentReward:
     """The latent reward model with the pixel reward that it follows; prompt: any that the teacher can encode.
 
@@ -185,25 +193,39 @@ def build_latent_reward(
     return LatentReward(model, pixel, teacher.text, **how)  # type: ignore[arg-type]
 
 
-def build_decoder(config: DictConfig, teacher: Teacher, objective: Objective) -> SmallDecoder | None:
+def build_decoder(config: DictConfig, teacher: Teacher, objective: Objective) -> FrozenDecoder | None:
     """A new small decoder where something in this run would look through it."""
     looks = objective.needs.surrogate and config.lrm.mode == "online" and config.lrm.backbone == "pixels"
     if not looks and not objective.needs.decoder:
         return None
     generator_state = torch.random.get_rng_state()
     torch.manual_seed(config.seed)
-    decoder = new_decoder(teacher)
+    decoder = started_decoder(config, teacher)
     torch.random.set_rng_state(generator_state)
     return decoder
 
 
-def followed(config: DictConfig, teacher: Teacher, world: World, decoder: SmallDecoder | None) -> FittedDecoder | None:
+def started_decoder(config: DictConfig, teacher: Teacher) -> FrozenDecoder:
+    """A small decoder as its fit begins: new, or the published one of decoder.path; ValueError where that isn't one."""
+    if config.decoder.path is None:
+        return new_decoder(teacher)
+    decoder = new_decoder(teacher, tiny=True)
+    file = locate(config.decoder.path, "decoder.path", ("*",), "a file of the TAEHV family", fetch=False)
+    if not file.is_file():
+        raise ValueError(f"decoder.path is {file}, a folder; give the file in it, as {file}/taew2_1.pth")
+    state = published(read_tensors(file, "decoder.path"), teacher.codec.ratio)
+    check_names(decoder.state_dict(), state, file, f"a small decoder of {teacher.name}'s latents")
+    decoder.load_state_dict(state)
+    return decoder
+
+
+def followed(config: DictConfig, teacher: Teacher, world: World, decoder: FrozenDecoder | None) -> FittedDecoder | None:
     """A small decoder with what it is fitted to."""
     if decoder is None:
         return None
     keys = config.decoder
     found = FittedDecoder(decoder, teacher.codec, keys.frames, keys.memory, world.gather)
-    if config.lrm.mode != "online":
+    if config.lrm.mode != "online" or keys.path is not None:
         found.updates = config.lrm.warmup  # it has been fitted before
     return found
 

@@ -125,6 +125,7 @@ class LatentRewardOptimizer:
 class FittedAtOnce:
     """The small decoder of a latent reward model's own fit."""
 
+    path: Place | None
     clips: int
     frames: int
     steps: int
@@ -210,6 +211,7 @@ class Pretrain:
     seed: int
     text_length: int
     clips: int
+    loss: Literal["evened", "native", "cv"]
     drop_caption: float
     ema: float
     autoencoder: Place | None

@@ -77,6 +77,7 @@ class LatentRewardModel:
 class SmallDecoder:
     """The small decoder."""
 
+    path: Place | None
     frames: int
     memory: int
     updates: int
@@ -93,3 +94,4 @@ class LatentReward(LatentRewardModel):
     memory: int
     updates: int
     warmup: int
+    first: bool

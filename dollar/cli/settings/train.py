@@ -31,6 +31,7 @@ class Guard:
     patience: int
     tolerance: float
     factor: float
+    rise: bool
 
 
 @dataclass
@@ -97,6 +98,7 @@ class Train:
     cd: Target
     ft: Target
     adversarial: Target
+    moments: Target
     fake: Fake
     lrm: LatentReward
     decoder: SmallDecoder

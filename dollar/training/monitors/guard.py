@@ -25,6 +25,8 @@ class Guard:
     `factor`, `stop` ends the run.
     best_score: the score by which another monitor keeps a student; None where this one keeps that of each untroubled
     validation, to go back to under `stop`.
+    rise: whether a check is troubled, too, where small steps up the latent reward's gradient since the last one were
+    predicted to raise the reward (`rise_predicted`) and did not (`rise_true`).
     """
 
     action: str = "none"
@@ -34,6 +36,7 @@ class Guard:
     best_score: str | None = None
     scale: float = 1.0
     troubled: int = 0
+    rise: bool = False
     # Of each that must hold: its best, and what `pursued` was there, None where that was no number.
     best: dict[str, tuple[float, float | None]] = field(default_factory=dict)
 
@@ -66,9 +69,10 @@ class Guard:
         means = {kind: sum(values) / len(values) for kind, values in found.items() if values}
         pursued = next((kind for kind in kinds[:2] if kind in means), None)
         held = {kind: mean for kind, mean in means.items() if kind not in (pursued, "predicted")}
-        if not self.active or pursued is None or not held:
+        misled = self._misled(scores)
+        if not self.active or ((pursued is None or not held) and misled is None):
             return Verdict()
-        note = self.compare(means[pursued], held)
+        note = self.compare(math.nan if pursued is None else means[pursued], held, misled or "")
         scalars = {"guard/scale": self.scale, "guard/troubled": float(self.troubled)}
         if self.stops:
             which = f"of the best {self.best_score}" if self.best_score else "of the last validation without it"
@@ -77,29 +81,39 @@ class Guard:
         keeps = self.action == "stop" and self.troubled == 0 and self.best_score is None and measured
         return Verdict({"cycle": cycle} if keeps else None, note=note, scalars=scalars)
 
-    def compare(self, pursued: float, held: Mapping[str, float]) -> str:
-        """Look at the scores of one validation; a sentence for the user, or "" where all is well."""
+    def _misled(self, scores: Mapping[str, float]) -> str | None:
+        """A sentence where the gradient leads nowhere, "" where it leads up; None where nobody looks or knows."""
+        predicted, true = (scores.get(f"rise_{name}", math.nan) for name in ("predicted", "true"))
+        if not self.rise or not math.isfinite(predicted + true):
+            return None
+        if predicted <= 0 or true > 0:
+            return ""
+        return (
+            f"a small step up the latent reward's gradient is predicted to raise the reward by {predicted:.3g} and "
+            f"changes it by {true:.3g}"
+        )
+
+    def compare(self, pursued: float, held: Mapping[str, float], misled: str = "") -> str:
+        """Look at the scores of one validation; a sentence for the user, or "" where all is well.
+
+        misled: a sentence where the gradient leads nowhere.
+        """
         known = {name: score for name, score in held.items() if math.isfinite(score)}
-        if not known:
+        if not known and not misled and not self.rise:
             return ""  # what was not measured can't be compared
         at = pursued if math.isfinite(pursued) else None
         for name, score in known.items():
             # A later look at which `pursued` is no number, say for a reward that failed, is none to compare with.
             if name not in self.best or (at is not None and score >= self.best[name][0]):
                 self.best[name] = (score, at)
-        if at is None:
+        if at is None and not self.rise:
             return ""
-        fallen = [name for name, score in known.items() if self._fell(name, score, at)]
-        self.troubled = self.troubled + 1 if fallen else 0
+        fallen = [name for name, score in known.items() if at is not None and self._fell(name, score, at)]
+        self.troubled = self.troubled + 1 if fallen or misled else 0
         if not self.active or self.troubled < self.patience:
             return ""
-        name = fallen[0]
-        best, before = self.best[name]
-        found = (
-            f"over-optimisation: {name}, which should hold, fell from {best:.4g} to {known[name]:.4g} while what is "
-            f"pursued {'came' if before is None else f'rose from {before:.4g}'} to {pursued:.4g}; this is "
-            f"validation {self.troubled} in a row"
-        )
+        found = self._fall(fallen[0], known[fallen[0]], pursued) if fallen else misled
+        found = f"over-optimisation: {found}; this is validation {self.troubled} in a row"
         if self.action == "lower":
             self.scale *= self.factor
             self.troubled, self.best = 0, {n: (score, pursued) for n, score in known.items()}
@@ -107,6 +121,14 @@ class Guard:
         if self.action == "stop":
             return f"{found}; the run ends here"
         return f"{found}; guard.action=lower or stop would act on it"
+
+    def _fall(self, name: str, score: float, pursued: float) -> str:
+        """How far what must hold has fallen, in words."""
+        best, before = self.best[name]
+        return (
+            f"{name}, which should hold, fell from {best:.4g} to {score:.4g} while what is "
+            f"pursued {'came' if before is None else f'rose from {before:.4g}'} to {pursued:.4g}"
+        )
 
     def _fell(self, name: str, score: float, pursued: float) -> bool:
         """Whether what must hold fell for the sake of what is pursued."""

@@ -1,0 +1,27 @@
+"""Defaults that were others when a run began: the same command goes on with those."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from dollar.cli.declared import flat
+
+# By key, what runs had that were begun before its default, or the key itself, was what it is now.
+FORMER: dict[str, Any] = {"lrm.text": True, "lrm.targets": "clip"}
+
+
+def take_former(config: DictConfig, path: Path) -> None:
+    """Give the keys of FORMER what they had in the run whose settings are at `path`, where the command gives none."""
+    try:
+        stored: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        before = flat(stored)
+    except Exception:  # whatever is wrong with the file is reported where it is compared
+        return
+    given = {word.lstrip("+").partition("=")[0] for word in HydraConfig.get().overrides.task}
+    for key, value in FORMER.items():
+        if key not in given and before.get(key, value) == value and OmegaConf.select(config, key) is not None:
+            OmegaConf.update(config, key, value)
