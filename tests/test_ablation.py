@@ -252,7 +252,7 @@ def as_the_paper(row: str, figure: str) -> float:
         ("small_one", "clip"): 0.4,
         ("small_two", "alignment"): 0.91,
         ("small_one", "alignment"): 0.91,
-        ("paper_2", "colourfulness"): 0.9,
+        (PUSHED["paper"][-1], "colourfulness"): 0.9,
         ("vsd_direct", "peak_gib"): 4.0,
     }
     usual = {"alignment": 0.9, "clip": 0.3, "frechet": 1.0, "vendi": 2.1, "peak_gib": 1.0, "verifier": 0.9}
