@@ -270,6 +270,12 @@ CYCLES = {
     "the teacher's target": ("cd.target=teacher", "cd.m=3"),
     "a pull": ("beta_pull=1", "pull.steps=2"),
     "a discriminator": ("beta_adversarial=1", "adversarial.features=teacher", "beta_ft=0"),
+    "a discriminator of its own, smoothed seldom": (
+        "beta_adversarial=1",
+        "adversarial.features=own",
+        "adversarial.smooth_every=3",
+        "beta_ft=0",
+    ),
     "an anchor": (
         "beta_pull=1",
         "pull.steps=2",
@@ -293,7 +299,9 @@ def count_work(trainer: Loop, found: Counter[str]) -> None:
     """Count each network's forwards and twice its backward passes, in batches, where its first block works."""
     run = trainer.method.run
     denoisers = {"teacher": run.teacher, **{name: role.denoiser for name, role in run.roles.items()}}
-    for name, network in ((name, denoiser.network) for name, denoiser in denoisers.items()):
+    networks = {name: denoiser.network for name, denoiser in denoisers.items()}
+    networks |= {"own": judge.network for judge in run.networks.values() if judge.trained}
+    for name, network in networks.items():
         block = next(iter(network.blocks))
 
         def forward(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:

@@ -47,7 +47,7 @@ class StudentUpdate:
         self, run: Ingredients, input: str, scalars: Scalars, meter: RewardMeter, ready: Callable[[Needs], bool]
     ) -> None:
         self.run, self.input, self.scalars, self.meter, self.ready = run, input, scalars, meter, ready
-        self.progress = 0.0
+        self.cycle, self.progress = 0, 0.0
         self.sizes = Sizes(run.world.gather)
         self.drawn: list[Drawn] = []
 
@@ -125,6 +125,7 @@ class StudentUpdate:
             gather=run.world.gather,
             draws=micro.draws,
             schedule=run.teacher.schedule,
+            cycle=self.cycle,
             progress=self.progress,
             x_0=micro.x_0,
             averaged=run.averaged,
