@@ -300,8 +300,8 @@ def count_work(trainer: Loop, found: Counter[str]) -> None:
     run = trainer.method.run
     denoisers = {"teacher": run.teacher, **{name: role.denoiser for name, role in run.roles.items()}}
     networks = {name: denoiser.network for name, denoiser in denoisers.items()}
-    networks |= {"own": judge.network for judge in run.networks.values() if judge.trained}
-    for name, network in networks.items():
+    own = [("own", judge.network) for judge in run.networks.values() if judge.trained]
+    for name, network in [*networks.items(), *own]:
         block = next(iter(network.blocks))
 
         def forward(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:

@@ -91,10 +91,10 @@ class Context:
     of frames, None for all) -> [B] through decoder and reward; small_reward_gradient: the same through the small
     decoder, which has a frame for each latent frame. gather: [B] -> that of all processes.
     draws: further random numbers of these samples; schedule: the teacher's; cycle: its number; progress: the fraction
-    of the run that is done; x_0: real latents where the term needs clips; fake: (x_t, t) -> x_0 of the fake score; predict: (latents,
-    purpose) -> the latent reward model's reward [B]; reward_sd: the deviation of the rewards seen; averaged: a context
-    in which the student holds its averaged weights; log: takes a scalar's name and value; condition: the prompts as
-    networks read them, for a term's own.
+    of the run that is done; x_0: real latents where the term needs clips; fake: (x_t, t) -> x_0 of the fake score;
+    predict: (latents, purpose) -> the latent reward model's reward [B]; reward_sd: the deviation of the rewards seen;
+    averaged: a context in which the student holds its averaged weights; log: takes a scalar's name and value;
+    condition: the prompts as networks read them, for a term's own.
     """
 
     prompts: Sequence[str]

@@ -170,8 +170,10 @@ class StudentUpdate:
         student, objective = self.run.student.given(micro.condition), self.run.objective
         sampler, k, x = self.start(micro)
         joint = objective.sample_terms.items()
-        terms = {name: t for name, t in joint if self.ready(t.needs) and is_used(t, sampler.steps, k)}
-        reference = next((name for name in objective.references if name in terms), objective.reference)
+        used = {name: t for name, t in joint if self.ready(t.needs) and is_used(t, sampler.steps, k)}
+        reference = next((name for name in objective.references if name in used), objective.reference)
+        # The reference first, for the others are held to it.
+        terms = dict(sorted(used.items(), key=lambda item: item[0] != reference))
         with nullcontext() if terms else torch.no_grad():
             x_hat = sampler.generate(student, x, k)
         sample = Sample(x, k, x_hat.detach())
