@@ -80,7 +80,7 @@ def test_a_latent_rewards_form_is_named_by_its_row() -> None:
 
 def test_what_a_row_pursues_is_its_own_or_its_groups() -> None:
     pursued = {row.name: row.pursued for row in ROWS}
-    assert (pursued["vsd_lrm"], pursued["jpeg_1"], pursued["motion_1"]) == ("clip", "jpeg", "motion")
+    assert (pursued["vsd_lrm"], pursued["jpeg_1"], pursued["motion_2"]) == ("clip", "jpeg", "motion")
     config = compose("ablation")
     config.groups.tradeoff.pursued = "motion"
     changed = {row.name: row.pursued for row in settings_of(config, ABLATION).rows}
@@ -252,7 +252,7 @@ def as_the_paper(row: str, figure: str) -> float:
         ("small_one", "clip"): 0.4,
         ("small_two", "alignment"): 0.91,
         ("small_one", "alignment"): 0.91,
-        ("paper_2", "colourfulness"): 0.9,
+        (PUSHED["paper"][-1], "colourfulness"): 0.9,
         ("vsd_direct", "peak_gib"): 4.0,
     }
     usual = {"alignment": 0.9, "clip": 0.3, "frechet": 1.0, "vendi": 2.1, "peak_gib": 1.0, "verifier": 0.9}
@@ -325,7 +325,7 @@ def test_a_table_has_columns_of_what_its_rows_pursue(tmp_path: Path) -> None:
 
     assert "colourfulness ↑" not in heading("reward") and "CLIP reward ↑" in heading("reward")
     assert "colourfulness ↑" in heading("tradeoff") and "dynamic degree ↑" not in heading("tradeoff")
-    mine = [row for row in ROWS if row.name == "motion_1"]
+    mine = [row for row in ROWS if row.name == "motion_2"]
     text = table(columns_of("overoptimisation", mine), [], mine, results, "")
     assert text.splitlines()[0].split("|")[4].strip() == "dynamic degree ↑" and "colour" not in text
     cells = text.splitlines()[-1].split("|")

@@ -568,7 +568,8 @@ LOSSES: dict[str, tuple[list[str], list[str]]] = {
     "draft": (
         ["loss=draft", "beta_pull=0.5", "reward=colourfulness"],
         [
-            "pull 0.5 (steps 4, guidance_scale 1.5), draft 0.5 (last 1, frames 4, decoder full)",
+            "pull 0.5 (steps 4, until data, distance mse, guidance_scale 1.5)",
+            "draft 0.5 (last 1, frames 4, decoder full)",
             "Colourfulness, by way of draft",
         ],
     ),

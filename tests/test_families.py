@@ -299,7 +299,7 @@ def test_a_cycle_of_algorithm_1_and_the_one_after_resuming(family: str, teacher:
     logged = loop.run_cycle(0)
     loop.cycle = 1
     loop.save()
-    for name in ("loss/vsd", "loss/cd", "loss/fake", "loss/lrm", "loss/ft"):
+    for name in ("loss/vsd", "loss/cd", "loss/fake", "loss/lrm"):
         # Unguided, the teacher and the fake score that starts from it say the same at first.
         alike = name == "loss/vsd" and teacher.family.embeds_guidance
         assert math.isfinite(logged[name]) and (logged[name] == 0) == alike, name
@@ -308,7 +308,8 @@ def test_a_cycle_of_algorithm_1_and_the_one_after_resuming(family: str, teacher:
     again = loop_of("again")
     again.load(checkpoint.load(checkpoint.newest(tmp_path / "whole" / "checkpoints")))
     one, other = loop.run_cycle(1), again.run_cycle(1)
-    assert one["loss/vsd"] == other["loss/vsd"] and one["loss/cd"] == other["loss/cd"]
+    for name in ("loss/vsd", "loss/cd", "loss/ft"):  # the latter once rewards were seen that differ
+        assert math.isfinite(one[name]) and one[name] == other[name], name
     for name in loop.learners:
         assert torch.equal(fingerprint(network_of(loop, name)), fingerprint(network_of(again, name))), name
     loop.log.close(), again.log.close()

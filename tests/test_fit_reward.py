@@ -79,6 +79,8 @@ SETTINGS = (
     "made_clips=6",
     "climb=0",
     "lrm.width=16",
+    "lrm.backbone=cnn",
+    "lrm.smooth=0",
     "lrm.groups=4",
     "lrm.blocks=1",
     "steps=60",
@@ -549,4 +551,4 @@ def test_help_is_quick_and_names_the_keys() -> None:
     said = subprocess.run(
         [sys.executable, "launch/fit_reward.py", "--help"], cwd=ROOT, env=environment, capture_output=True, text=True
     )
-    assert said.returncode == 0 and "lrm.backbone=cnn" in said.stdout and "  held_out=0.2" in said.stdout
+    assert said.returncode == 0 and "lrm.backbone=pixels" in said.stdout and "  held_out=0.2" in said.stdout

@@ -11,7 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 from dollar.cli.declared import flat
 
 # By key, what runs had that were begun before its default, or the key itself, was what it is now.
-FORMER: dict[str, Any] = {"lrm.text": True, "lrm.targets": "clip"}
+FORMER: dict[str, Any] = {
+    "lrm.text": True,
+    "lrm.targets": "clip",
+    "lrm.backbone": "cnn",
+    "lrm.smooth": 0.0,
+    "ft.unit": "reward",
+    "beta_ft": 0.5,
+}
 
 
 def take_former(config: DictConfig, path: Path) -> None:

@@ -182,7 +182,7 @@ def _keys(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _leaves(key: str, text: str, known: Mapping[str, Any]) -> list[tuple[str, str]]:
     """A key and its value, or, where the key holds others, those that {inner: value, ...} gives."""
-    inner = sorted(k for k in known if k.startswith(f"{key}."))
+    inner = [k for k in known if k.startswith(f"{key}.")]
     if not isinstance(known.get(key), dict) or not inner:
         return [(key, text)]
     given = OverridesParser.create().parse_override(f"{key}={text}")

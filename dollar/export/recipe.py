@@ -57,8 +57,10 @@ def terms_of(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def described(term: Mapping[str, Any]) -> str:
-    """A term's weight and its other settings."""
-    rest = ", ".join(f"{key} {value}" for key, value in term.items() if key not in ("_target_", "beta"))
+    """A term's weight and its other settings, but for those by which it is used in all updates."""
+    plain = {"step_counts": None, "at": "all"}
+    told = {key: value for key, value in term.items() if key not in ("_target_", "beta")}
+    rest = ", ".join(f"{key} {value}" for key, value in told.items() if key not in plain or value != plain[key])
     return f"{term.get('beta', 1.0)}{f' ({rest})' if rest else ''}"
 
 

@@ -238,7 +238,8 @@ class Dollar:
         plain: dict[str, Any] = {"silent": self.meter.silent, "unusable": self.meter.unusable}
         plain["sizes"] = self.student.sizes.state()
         plain["spread"] = self.meter.spread.state()
-        plain["terms"] = {name: term.state() for name, term in self.run.objective.following_terms.items()}
+        if following := self.run.objective.following_terms:
+            plain["terms"] = {name: term.state() for name, term in following.items()}
         found = self._buffers()
         if self.run.decoder is not None and self.run.fitted:
             tensors, plain["decoder"] = self.small.state()
