@@ -185,7 +185,9 @@ def test_what_the_term_is() -> None:
         ({"unit": "sd"}, "adversarial.unit is 'sd'; use vsd or loss"),
         ({"smooth": -1.0}, "adversarial.smooth is -1.0"),
         ({"nudge": 0.0}, "adversarial.nudge is 0.0"),
-        ({"smooth_every": 0}, "adversarial.smooth_every is 0; give 1, .* or more"),
+        ({"smooth_every": 0}, "adversarial.smooth_every is 0; it must be at least 1"),
+        ({"heads": 0}, "adversarial.heads is 0; it must be at least 1"),
+        ({"width": 0}, "adversarial.width is 0"),
         ({"range": (0.5, 0.2)}, "adversarial.range is"),
     ):
         with pytest.raises(ValueError, match=told):

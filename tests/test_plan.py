@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dollar.benchmarks.memory import Workload
 from dollar.benchmarks.memory import count as count_bytes
-from dollar.cli.build.planning import cycle_of, setup_of
+from dollar.cli.build.planning import cycle_of, not_counted_of, setup_of
 from dollar.diffusion.draws import Draws
 from dollar.losses.term import Cost
 from dollar.models.outline import ForwardCost, Outline, measure, outline
@@ -247,6 +247,11 @@ def test_forwards_of_the_papers_cycle(changes: dict[str, Any], count: float) -> 
 def test_a_terms_network_as_large_as_the_teacher_is_spread_with_the_student() -> None:
     setup = replace(SMALL, networks={"a": [(8, 3)], "b": [(8, 3)]}, spread=["b"], processes=4, batch=8)
     assert [role.weights for role in roles(setup) if role.name.startswith("network")] == [8 * 3 * 4, 2 * 3 * 4]
+
+
+def test_a_discriminators_forwards_are_not_said_to_be_left_out() -> None:
+    overrides = ("beta_adversarial=1", "adversarial.features=own", "beta_ft=0")
+    assert not_counted_of(compose("plan", *TINY_RUN, *TINY_DATA, *overrides)) == []
 
 
 def test_the_longest_branch_is_what_activations_are_of() -> None:

@@ -74,10 +74,9 @@ class Adversarial:
         check_choice("adversarial.form", self.form, FORMS)
         check_choice("adversarial.unit", self.unit, UNITS)
         check_range("adversarial.range", self.range)
-        if self.smooth_every < 1:
-            raise ValueError(
-                f"adversarial.smooth_every is {self.smooth_every}; give 1, to measure the slope in every cycle, or more"
-            )
+        for key, value in (("heads", self.heads), ("width", self.width), ("smooth_every", self.smooth_every)):
+            if value < 1:
+                raise ValueError(f"adversarial.{key} is {value}; it must be at least 1")
         if self.nudge <= 0:
             raise ValueError(f"adversarial.nudge is {self.nudge}; it is a positive size, in the unit of the latents")
 
