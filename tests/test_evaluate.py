@@ -216,8 +216,12 @@ def test_metrics_json_has_every_figure(
 ) -> None:
     """The evaluation of a student whose clips are put in its hands, so that only measuring costs time."""
     runs, folder = f"runs={tmp_path}", f"teacher.folder={tiny_teacher_folder}"
-    trained = command("train", *TINY_RUN, *TINY_DATA, runs, folder, "run=one", "cycles=1", "student.steps=[2,1]")
+    trained = command("train", *TINY_RUN, *TINY_DATA, runs, folder, "run=one", "cycles=1", "student.steps=[2]")
     assert trained.code == 0, trained.err
+    quick = tmp_path / "quick"  # one of a single step beside it
+    shutil.copytree(tmp_path / "one" / "student", quick)
+    card = json.loads((quick / "student.json").read_text())
+    (quick / "student.json").write_text(json.dumps(card | {"steps": [1], "timesteps": [999]}))
 
     def hand_over(sampler: Sampler, teacher: Teacher, prompts: list[str], seeds: list[int], **_: object) -> Tensor:
         clips = [render(p, 7_000_000 + s) for p, s in zip(prompts, seeds, strict=True)]
@@ -230,13 +234,13 @@ def test_metrics_json_has_every_figure(
     monkeypatch.setattr("dollar.evaluation.systems.make_clips", hand_over)
     settings = ("clips=64", "teacher_clips=64", "teacher_steps=4", "training_clips=72", "lrm_prompts=3", "repeats=2")
     student = f"checkpoint={tmp_path / 'one' / 'student'}"
-    done = command("evaluate", student, *settings, "parallel.device=cpu", "shown=1")
+    done = command("evaluate", student, f"also=[{quick}]", *settings, "parallel.device=cpu", "shown=1")
     assert done.code == 0, done.err
     text = (tmp_path / "one" / "metrics.json").read_text()
     assert "NaN" not in text  # strict JSON, which other languages read too
     metrics = json.loads(text)
     assert metrics["teacher"].keys() >= MEASURES and metrics["teacher"]["steps"] == 4
-    assert set(metrics["student"]) == {"2", "1"}
+    assert set(metrics["student"]) == {"2", "1"} and metrics["also"] == {str(quick): metrics["weights"]}
     for figures in metrics["student"].values():
         assert MEASURES | {"seconds", "speedup", "speedup_ceiling", "difference"} <= figures.keys()
         assert set(figures["seconds"]) == {"text", "diffusion", "decode"}
@@ -276,6 +280,9 @@ def test_what_cant_be_measured_is_told_before_the_teacher_is_read(
 
     assert "tiny makes clips of (9, 32, 32)" in refused(given)
     assert "steps has [3], but the student" in refused(given, "steps=[3]")
+    assert "both trained for 2 steps" in refused(given, f"also=[{student}]")
+    assert f"write also=[{student}]" in refused(given, f"also={student}")
+    assert "give checkpoint=FOLDER" in refused(f"also=[{student}]")
     fits = ("teacher.frames=17", "teacher.height=64", "teacher.width=64")
     assert "no teacher at /nowhere" in refused(given, *fits)
     fits = (*fits, f"teacher.folder={teacher.folder}")

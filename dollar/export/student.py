@@ -53,6 +53,28 @@ class Student:
         return bool(self.card.get("guided", False))
 
 
+@dataclass
+class Students:
+    """Students of one teacher as one, each at its own step counts, of which no two have any in common."""
+
+    members: Sequence[Student]
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The first one's; the others' are of its size."""
+        return self.members[0].denoiser
+
+    @property
+    def few_steps(self) -> dict[int, FewStep]:
+        """All samplers by step count."""
+        return {count: sampler for member in self.members for count, sampler in member.few_steps.items()}
+
+    def sampler(self, teacher: Teacher, steps: int) -> Sampler:
+        """The sampler of the one that was trained for a step count."""
+        owner = next((member for member in self.members if steps in member.few_steps), self.members[0])
+        return owner.sampler(teacher, steps)
+
+
 def check_trained(folder: str | Path, trained: Sequence[int], steps: int) -> None:
     """Raise ValueError for a step count that the student in a folder was not trained for."""
     if steps not in trained:

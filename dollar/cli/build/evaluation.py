@@ -48,14 +48,36 @@ def check_keys(config: DictConfig) -> None:
             raise ValueError(f"{key} is {config[key]}; it must be at least {least}")
     if config.steps is not None and not isinstance(config.steps, ListConfig):
         raise ValueError(f"steps is {config.steps}; write steps=[{config.steps}]")
-    if config.checkpoint is None and config.steps is not None:
-        raise ValueError(f"steps is {config.steps}, a student's; give checkpoint=FOLDER, or leave steps out")
-    if config.checkpoint is not None and config.steps is not None:
-        from dollar.export.student import read_card
+    if not isinstance(config.also, ListConfig):
+        raise ValueError(f"also is {config.also}; write also=[{config.also}]")
+    for key in ("steps", "also"):
+        if config.checkpoint is None and config[key]:
+            raise ValueError(f"{key} is {config[key]}, of students; give checkpoint=FOLDER, or leave {key} out")
+    trained = trained_counts(config)
+    if unknown := [k for k in config.steps or () if k not in trained]:
+        what = f"the student in {config.checkpoint} was" if not config.also else "these students were"
+        raise ValueError(f"steps has {unknown}, but {what} trained for {trained}")
 
-        trained = read_card(config.checkpoint)["steps"]
-        if unknown := [k for k in config.steps if k not in trained]:
-            raise ValueError(f"steps has {unknown}, but the student in {config.checkpoint} was trained for {trained}")
+
+def folders_of(config: DictConfig) -> list[str]:
+    """The folders of the students that are measured."""
+    return [] if config.checkpoint is None else [config.checkpoint, *config.also]
+
+
+def trained_counts(config: DictConfig) -> list[int]:
+    """The step counts of all students, the most steps first; ValueError where two have one in common."""
+    from dollar.export.student import read_card
+
+    found: dict[int, str] = {}
+    for folder in folders_of(config):
+        for count in read_card(folder)["steps"]:
+            if count in found:
+                raise ValueError(
+                    f"the students in {found[count]} and {folder} were both trained for {count} steps, which have one "
+                    "column; evaluate one of them by itself, with out=FOLDER"
+                )
+            found[count] = folder
+    return sorted(found, reverse=True)
 
 
 def check_before(config: DictConfig) -> None:
@@ -71,8 +93,8 @@ def check_before(config: DictConfig) -> None:
     known = Known(teacher.name, (teacher.frames, teacher.height, teacher.width), Path(), teacher.guidance_scale)
     check_size(known)
     configs = configs_of_teacher(config)
-    if config.checkpoint is not None:
-        student_weights(config.checkpoint)
+    for folder in folders_of(config):
+        student_weights(folder)
     if config.teacher_clips == 0:
         known = known._replace(folder=configs.pipeline.folder)
         needed_figures(Path(config.teacher_metrics), known, settings_of(config))
@@ -92,11 +114,9 @@ def out_of(config: DictConfig) -> Path:
 def settings_of(config: DictConfig) -> EvaluationSettings:
     """What is measured; without `steps` the student is measured at all that it was trained for."""
     from dollar.evaluation.systems import EvaluationSettings
-    from dollar.export.student import read_card
 
-    trained = [] if config.checkpoint is None else read_card(config.checkpoint)["steps"]
     keys = ("clips", "teacher_clips", "teacher_steps", "repeats", "lrm_prompts", "real", "untrained")
-    steps = list(config.steps) if config.steps else sorted(trained, reverse=True)
+    steps = list(config.steps) if config.steps else trained_counts(config)
     return EvaluationSettings(**{key: config[key] for key in keys}, steps=steps)
 
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from dollar.cli.build.evaluation import (
     check_before,
     check_keys,
+    folders_of,
     out_of,
     own_reward,
     reward_behind,
@@ -43,7 +44,7 @@ def evaluate(config: DictConfig, out: Path) -> None:
     from dollar.evaluation.files import store_figures
     from dollar.evaluation.report.table import format_table
     from dollar.evaluation.systems import TEACHER_STEPS, Evaluation
-    from dollar.export.student import load_student, weights_of
+    from dollar.export.student import Students, load_student, weights_of
     from dollar.parallel.world import start
 
     world = start(config.parallel.device, config.parallel.timeout_minutes)
@@ -57,11 +58,13 @@ def evaluate(config: DictConfig, out: Path) -> None:
     evaluation.save()
     student = None
     if config.checkpoint is not None:
-        student = load_student(config.checkpoint, teacher, dtype_of(config, "dtype"))
-        evaluation.metrics["weights"] = weights_of(student.folder)
+        student = Students([load_student(folder, teacher, dtype_of(config, "dtype")) for folder in folders_of(config)])
+        evaluation.metrics["weights"] = weights_of(config.checkpoint)
+        if config.also:
+            evaluation.metrics["also"] = {str(folder): weights_of(folder) for folder in config.also}
         evaluation.measure_student(student)
         evaluation.save()  # what is known is kept, whatever a reward does
-    own = None if student is None else own_reward(student, teacher)
+    own = None if student is None else own_reward(student.members[0], teacher)
     evaluation.measure_scores(pixel or own)
     evaluation.measure_times(student)
     evaluation.save()

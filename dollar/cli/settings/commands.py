@@ -42,6 +42,7 @@ class Evaluate:
     parallel: Parallel
     reward: Target
     checkpoint: Place | None
+    also: list[Place]
     steps: list[int] | None
     clips: int
     teacher_clips: int
