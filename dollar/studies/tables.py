@@ -37,7 +37,8 @@ def table(
     for row in [*repeated, *mine]:
         for steps in row.steps:
             one = row.steps == (results.steps,)
-            label = row.label if one else f"{row.label}, {steps} step{'s' * (steps != 1)}"
+            told = f", {steps} step{'s' * (steps != 1)}"  # which a label may tell itself
+            label = row.label if one or row.label.endswith(told) else row.label + told
             cells = [shown(results.spread(row.name, c.figure, steps), c.form.format) for c in columns]
             lines.append((f"*{label}*" if row in repeated else label, cells))
     return markdown_table(columns, lines)
