@@ -294,6 +294,18 @@ def test_questions_of_a_steps_variant_exist_where_its_row_does(tmp_path: Path) -
     assert not [q for q in questions(results, ROWS) if "anchor" in q.text]
 
 
+def test_a_row_of_one_seed_may_be_worse(tmp_path: Path) -> None:
+    """It counts beyond two errors of its evaluation, and where these aren't known beyond 5 %."""
+    results = Results(tmp_path / "results.json")
+    ask = Asker(results, ROWS, WORDING)
+    for alignment, error, answer in ((0.5, {}, "no"), (0.89, {}, "yes"), (0.8, {"alignment_se": 0.08}, "yes")):
+        for name, value in (("vsd", 0.9), ("cd", alignment)):
+            results.put(name, 0, {"figures": {"4": {"alignment": value, **error}}})
+        assert ask.no_worse("alignment", "cd", "vsd").answer == answer
+        assert ask.no_worse("alignment", "vsd", "cd").answer == "yes"
+    assert ask.no_worse("alignment", "cd", "vsd_cd").answer == "unknown"
+
+
 def test_who_alone_rises_above_the_start_is_sooner(tmp_path: Path) -> None:
     results = results_with(tmp_path, 2, as_the_paper)
     ask = Asker(results, ROWS, WORDING)
@@ -369,6 +381,7 @@ def test_the_document_has_tables_commands_plots_and_keeps_what_was_written(tmp_p
     assert "peak GiB" in text.partition("## Rewards\n")[2].partition("\n")[2].partition("## ")[0]
     assert "peak GiB" not in text.partition("## Rewards without")[2].partition("## ")[0]
     assert "0.900 ± 0.00" in text and "trained for 2 alone, 2 steps" in text
+    assert "| VSD, 2 steps | " in text, "a label that tells the step count isn't told it again"
     page = (tmp_path / "ablation" / "commands.md").read_text()
     assert "python launch/train.py run=cd 'student.steps=[4]'" in page and "make ablation seeds=3" in page
     assert "launch/" not in text and "(ablation/commands.md)" in text, "commands are on a page of their own"

@@ -106,6 +106,18 @@ def test_what_the_fit_adds_for_smoothness(form: str, places: int) -> None:
     assert float(smooth - plain) == pytest.approx(0.5 * places * 1.4**2, rel=0.08)
 
 
+def test_a_slope_that_is_measured_seldom_weighs_as_much_in_the_mean() -> None:
+    """Of every third cycle, by its number, it has three times the weight; the others fit as without it."""
+    context, sample, fits = micro(FLOW, 16), made(16), []
+    for settings in ({"smooth": 0.0}, {}, {"smooth_every": 3}):
+        term = Adversarial(**settings)
+        term.critic = lambda x_t, t, condition: 1.4 * x_t[:, 0]
+        fits.append([term.fit(replace(context, cycle=cycle), sample).detach() for cycle in (3, 4, 5)])
+    plain, each, third = (torch.stack(losses) for losses in fits)
+    assert torch.equal(third[1:], plain[1:]) and bool((each > plain).all())
+    torch.testing.assert_close(third.mean(0), each.mean(0))
+
+
 class Quadratic(nn.Module):
     """D of one number and a time, quadratic in the number, as the log-ratio of normals is."""
 
@@ -173,6 +185,9 @@ def test_what_the_term_is() -> None:
         ({"unit": "sd"}, "adversarial.unit is 'sd'; use vsd or loss"),
         ({"smooth": -1.0}, "adversarial.smooth is -1.0"),
         ({"nudge": 0.0}, "adversarial.nudge is 0.0"),
+        ({"smooth_every": 0}, "adversarial.smooth_every is 0; it must be at least 1"),
+        ({"heads": 0}, "adversarial.heads is 0; it must be at least 1"),
+        ({"width": 0}, "adversarial.width is 0"),
         ({"range": (0.5, 0.2)}, "adversarial.range is"),
     ):
         with pytest.raises(ValueError, match=told):
@@ -185,6 +200,8 @@ def test_its_forwards() -> None:
     assert Adversarial(form="logistic", smooth=0).cost(4)[:6] == (0, 0, 0, 0, 2, 1)
     own = Adversarial(features="own", form="logistic").cost(4)
     assert own == (0, 0, 0, 0, 0, 0, 3, 0, 1, 3)
+    seldom = Adversarial(features="own", smooth_every=4).cost(4)
+    assert (seldom.own_trained, seldom.kept) == (2.5, 4), "the mean of forwards, and the most at once"
 
 
 # Its network

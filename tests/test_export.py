@@ -579,7 +579,7 @@ LOSSES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "frozen": (
         ["lrm.mode=frozen", "lrm.path=LRM", "reward=none"],
-        ["ft 0.5 (update joint", "reward: Redness, by way of the frozen latent reward model LRM"],
+        ["ft 0.3 (update joint", "reward: Redness, by way of the frozen latent reward model LRM"],
     ),
     "pretrained": (
         ["lrm.mode=pretrained", "lrm.path=LRM"],

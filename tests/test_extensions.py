@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import TINY_DATA, TINY_RUN, compose, fingerprint, network_of
 
+from dollar.cli.build.planning import not_counted_of, outline_of, setup_of
 from dollar.models.outline import measure
 from dollar.models.teacher import Teacher
 from dollar.parallel import checkpoint
@@ -45,8 +46,6 @@ class Outside:
 
     def planned(self, *overrides: str) -> Setup:
         """What launch/plan.py would count with these."""
-        from dollar.cli.build.planning import outline_of, setup_of
-
         config = self.composed("plan", *overrides)
         outline = outline_of(config)
         return setup_of(config, outline, measure(outline, torch.float32))
@@ -190,6 +189,7 @@ def test_the_buffers_of_a_terms_network_go_on_exactly(outside: Outside) -> None:
     tensors = whole.state().tensors
     assert "method/network gan/3.running_mean" in tensors
     # ... and the planner counts them, with the network's weights and moments.
+    assert not_counted_of(outside.composed("plan", "loss=mine")) == ["the network of gan"], "nor does its cost tell it"
     setup = outside.planned("loss=mine")
     assert sum(t.nbytes for t in tensors.values()) == checkpoint_bytes(setup)
     own = [*whole.learners["gan"].tensors, *whole.method.run.networks["gan"].buffers()]

@@ -107,7 +107,9 @@ TEACHER = {"alignment": 0.9, "frechet": 0.2, "vendi": 3.0, "right_motion": 0.96,
 def results_with(path: Path, **by_row: Sequence[dict[str, float]]) -> Results:
     """Results of a teacher and of these figures by row and seed."""
     results = Results(path / "few_steps" / "results.json", 4, COUNTS)
-    results.put("teacher", None, {"figures": system_figures(system(**TEACHER)), "real": {"vendi": 4.0, "alignment": 1.0}})
+    results.put(
+        "teacher", None, {"figures": system_figures(system(**TEACHER)), "real": {"vendi": 4.0, "alignment": 1.0}}
+    )
     for name, found in by_row.items():
         for seed, figures in enumerate(found):
             kept = {str(COUNTS[name]): system_figures(student(**{**TEACHER, **figures}))}
@@ -201,7 +203,9 @@ def test_the_study_in_its_smallest_form(
     assert ran == ["evaluate", *(word for name in ("four", "two", "one") for word in (name, "evaluate"))], "once each"
     page = (tmp_path / "docs" / "few_steps.md").read_text()
     assert "| |teacher, 50 steps|real clips|4 steps|2 steps|1 step|\n" in page, "figures are lines"
-    assert "| alignment ↑ | 0.900 | 1.000 | 0.950 | 0.950 | 0.950 |" in page and "| cycles | — | — | 1 | 1 | 1 |" in page
+    assert (
+        "| alignment ↑ | 0.900 | 1.000 | 0.950 | 0.950 | 0.950 |" in page and "| cycles | — | — | 1 | 1 | 1 |" in page
+    )
     assert all(f"\n| {name} right | " in page for name in ATTRIBUTES)
     assert "| Is the alignment of 2 steps at least the teacher's minus 0.01? | **Yes** |" in page
     assert "](few_steps/diversity.svg)" in page and "One seed has no interval" in page

@@ -674,7 +674,7 @@ def test_the_cosine_with_the_rewards_own_gradient_is_told() -> None:
     class Differentiable(Planted):
         differentiable = True
 
-        def with_gradient(self, latents: Tensor, prompts: Sequence[str]) -> Tensor:
+        def with_gradient(self, latents: Tensor, prompts: Sequence[str], frames: int | None) -> Tensor:
             return latents.flatten(1)[:, 0]
 
     surrogate = LatentReward(Plane(0.6, 0.8), Differentiable(), no_text)

@@ -259,7 +259,7 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(build: Build) -> None:
         ("beta_vsd=0",),
         ("beta_ft=0",),
         ("beta_cd=0", "student.input=noised_data"),
-        ("beta_ft=0", "beta_adversarial=0.5", "beta_moments=0.5", "moments.unit=vsd"),
+        ("beta_ft=0", "beta_adversarial=0.5", "adversarial.smooth_every=3", "beta_moments=0.5", "moments.unit=vsd"),
         ("beta_ft=0", "beta_cd=0", "beta_adversarial=0.5", "adversarial.features=own"),
     ],
 )

@@ -12,6 +12,7 @@ from conftest import Redness
 from torch import Tensor
 
 from dollar.diffusion.draws import Draws
+from dollar.methods.sizes import Sizes
 from dollar.parallel.shard import is_sharded, own, rows_of
 from dollar.training.learner import Learner, Stepped
 from dollar.training.loop import Loop
@@ -135,6 +136,17 @@ def test_clips_one_at_a_time_make_the_gradients_of_all_at_once(build: Callable[.
     # Each clip has the noise, times and partners that it has among the others.
     assert one_by_one.keys() == at_once.keys()
     assert all(torch.equal(value, at_once[key]) for key, value in one_by_one.items())
+
+
+def test_a_term_is_as_large_as_vsd_however_unequal_the_micro_batches() -> None:
+    norms = {"vsd": [1.0, 1.0, 4.0], "ft": [1.0, 2.0, 1.0]}
+    for split in ([3], [2, 1], [1, 1, 1]):
+        sizes = Sizes(lambda t: t)
+        for name, each in norms.items():
+            for part in torch.tensor(each).split(split):
+                sizes.add(name, part[:, None] * torch.tensor([0.6, 0.8]) / len(part))  # of the micro-batch's mean
+        sizes.close()
+        assert sizes.ratio("vsd", "ft") == pytest.approx(6 / 4)
 
 
 def test_no_more_clips_than_a_micro_batch_go_through_a_network_at_once(build: Callable[..., Loop]) -> None:

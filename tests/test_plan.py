@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dollar.benchmarks.memory import Workload
 from dollar.benchmarks.memory import count as count_bytes
-from dollar.cli.build.planning import cycle_of, setup_of
+from dollar.cli.build.planning import cycle_of, not_counted_of, setup_of
 from dollar.diffusion.draws import Draws
 from dollar.losses.term import Cost
 from dollar.models.outline import ForwardCost, Outline, measure, outline
@@ -249,6 +249,11 @@ def test_a_terms_network_as_large_as_the_teacher_is_spread_with_the_student() ->
     assert [role.weights for role in roles(setup) if role.name.startswith("network")] == [8 * 3 * 4, 2 * 3 * 4]
 
 
+def test_a_discriminators_forwards_are_not_said_to_be_left_out() -> None:
+    overrides = ("beta_adversarial=1", "adversarial.features=own", "beta_ft=0")
+    assert not_counted_of(compose("plan", *TINY_RUN, *TINY_DATA, *overrides)) == []
+
+
 def test_the_longest_branch_is_what_activations_are_of() -> None:
     draft = TermWork("draft", lambda steps: Cost(kept=min(2, steps)), sample=False)
     assert most_kept(Cycle([4, 1], [*PAPER.values()])) == 1 and most_kept(Cycle([4, 1], [draft])) == 2
@@ -270,6 +275,12 @@ CYCLES = {
     "the teacher's target": ("cd.target=teacher", "cd.m=3"),
     "a pull": ("beta_pull=1", "pull.steps=2"),
     "a discriminator": ("beta_adversarial=1", "adversarial.features=teacher", "beta_ft=0"),
+    "a discriminator of its own, smoothed seldom": (
+        "beta_adversarial=1",
+        "adversarial.features=own",
+        "adversarial.smooth_every=3",
+        "beta_ft=0",
+    ),
     "an anchor": (
         "beta_pull=1",
         "pull.steps=2",
@@ -293,7 +304,9 @@ def count_work(trainer: Loop, found: Counter[str]) -> None:
     """Count each network's forwards and twice its backward passes, in batches, where its first block works."""
     run = trainer.method.run
     denoisers = {"teacher": run.teacher, **{name: role.denoiser for name, role in run.roles.items()}}
-    for name, network in ((name, denoiser.network) for name, denoiser in denoisers.items()):
+    networks = {name: denoiser.network for name, denoiser in denoisers.items()}
+    own = [("own", judge.network) for judge in run.networks.values() if judge.trained]
+    for name, network in [*networks.items(), *own]:
         block = next(iter(network.blocks))
 
         def forward(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:

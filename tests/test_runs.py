@@ -9,15 +9,18 @@ import socket
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from conftest import PROMPT, TINY_DATA, TINY_RUN, Said, fork, free_port
+from conftest import PROMPT, TINY_DATA, TINY_RUN, Said, compose, fork, free_port
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 from test_launch import sentence
 
+from dollar.cli.former import take_former
 from dollar.parallel import checkpoint
 from dollar.parallel.lock import EVALUATION, Lock
 from dollar.parallel.world import World
@@ -59,6 +62,25 @@ def test_a_run_of_other_defaults_goes_on_as_it_began(train: Callable[..., Said],
     for name in ("student/transformer/diffusion_pytorch_model.safetensors", "lrm/model.safetensors"):
         assert (runs / "older" / name).read_bytes() == (runs / "whole" / name).read_bytes()
     assert OmegaConf.load(path).lrm == OmegaConf.merge(stored.lrm, {"targets": "clip"})
+
+
+def test_the_defaults_that_a_run_goes_on_with_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("lrm: {text: true, backbone: cnn, smooth: 0.0}\nbeta_ft: 0.7\n")
+    given = SimpleNamespace(overrides=SimpleNamespace(task=["lrm.smooth=3"]))
+    monkeypatch.setattr(HydraConfig, "get", staticmethod(lambda: given))
+    config = compose("train", "lrm.smooth=3", "ft.unit=vsd")
+    take_former(config, path)
+    assert (config.lrm.text, config.lrm.targets, config.lrm.backbone, config.ft.unit) == (True, "clip", "cnn", "reward")
+    assert (config.lrm.smooth, config.beta_ft) == (3, compose("train").beta_ft), (
+        "what was given, and what was no default"
+    )
+    said = "goes on with lrm.text=True, lrm.targets=clip, lrm.backbone=cnn, ft.unit=reward, as it began"
+    assert said in capsys.readouterr().out
+    take_former(config, path)
+    assert capsys.readouterr().out == ""
 
 
 # One command at a time

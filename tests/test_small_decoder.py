@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from test_latent_reward import no_text
@@ -12,6 +14,7 @@ from dollar.diffusion.draws import Draws
 from dollar.models.codec import Codec, Normalisation
 from dollar.models.pixel_reward_model import PixelRewardModel
 from dollar.models.small_decoder import SmallDecoder
+from dollar.surrogate.climb import _cosine
 from dollar.surrogate.fitted_decoder import FittedDecoder
 from dollar.surrogate.latent_reward import LatentReward
 from dollar.surrogate.pixel_reward import PixelReward
@@ -127,6 +130,11 @@ def test_frames_of_a_reward_that_looks_at_few_cost_no_second_decoding(codec: Cod
     assert asked == [[0, 4]]
     torch.testing.assert_close(videos, whole[:, [0, 4]])
     torch.testing.assert_close(further, whole[:, [4]])
+    # Nor are others looked at for the reward's own gradient, which is that of what is scored.
+    leaf = x[:1].clone().requires_grad_()
+    (own,) = torch.autograd.grad(pixel.reward.score(decode(leaf, [0, 4], gradient=True), ["any"]).sum(), leaf)
+    assert _cosine(SimpleNamespace(pixel=pixel), x[:1], "any", own) == pytest.approx(1)
+    assert asked[-1] == [0, 4]
 
 
 def test_what_it_remembers_is_saved_and_turns_through_all_frames(codec: Codec) -> None:
@@ -146,5 +154,11 @@ def test_what_it_remembers_is_saved_and_turns_through_all_frames(codec: Codec) -
     assert torch.equal(other.loss(draws, "fit"), decoder.loss(draws, "fit"))
     halves = [decoder.loss(part, "fit", i, 2) for i, part in enumerate(draws.split(1))]
     torch.testing.assert_close(torch.cat(halves), decoder.loss(draws, "fit"))
+    decoder.past[0].latents[1, 0, 0, 0, 0] = float("nan")
+    decoder.past[1].latents[1, 0, 0, 0, 0] = float("inf")
+    found = decoder.loss(draws, "fit")
+    assert found[1] == 0 and torch.equal(found[0], other.loss(draws, "fit")[0])
+    found.mean().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in decoder.model.parameters() if p.grad is not None)
     with pytest.raises(ValueError, match="decoder.frames is 0"):
         FittedDecoder(SmallDecoder(CHANNELS, SCALE), codec, frames=0)

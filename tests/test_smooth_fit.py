@@ -82,8 +82,27 @@ def test_both_ways_to_the_squared_gradient_are_its_own() -> None:
     weight = model.backbone[0].weight.grad
     assert weight is not None and weight.abs().max() > 0
     with torch.no_grad():
-        nudged = torch.stack([nudged_steepness(predict, x, torch.randn_like(x)) for _ in range(4000)]).mean(0)
+        here = predict(x)
+        nudged = torch.stack([nudged_steepness(predict, here, x, torch.randn_like(x)) for _ in range(4000)]).mean(0)
     torch.testing.assert_close(nudged, found.detach(), rtol=0.1, atol=0)
+
+
+def test_a_difference_is_longer_than_the_rounding_of_a_lower_precision() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(64, 40), torch.randn(40)
+    predict = lambda x: (x.bfloat16() * weight).sum(1)  # noqa: E731
+    u = torch.randn(2000, 64, 40)
+    found = torch.stack([nudged_steepness(predict, predict(x), x, each, torch.bfloat16) for each in u]).mean()
+    torch.testing.assert_close(found, weight.square().sum(), rtol=0.02, atol=0)
+
+
+def test_a_difference_takes_one_prediction_more() -> None:
+    surrogate, asked = LatentReward(Wavy(0.0, 0.7), None, no_text, smooth=1.0), []
+    surrogate.model.register_forward_hook(lambda *_: asked.append(1))
+    x = torch.randn(4, 1, 2, 1, 1)
+    surrogate.remember(Observation(0, ["any"] * 4, x, torch.arange(4.0), torch.ones(4, dtype=torch.bool)))
+    surrogate.loss(Draws(0, 0, range(4)), "fit")
+    assert len(asked) == 2
 
 
 def test_a_smooth_fit_reaches_every_weight_of_a_model_that_reads_captions(teacher: Teacher) -> None:
@@ -95,8 +114,9 @@ def test_a_smooth_fit_reaches_every_weight_of_a_model_that_reads_captions(teache
     surrogate.remember(Observation(0, ["a", "b", "c", "d"], x, torch.arange(4.0), torch.ones(4, dtype=torch.bool)))
     surrogate.loss(Draws(0, 0, range(4)), "fit").mean().backward()
     assert model.attention is not None and model.attention.key.weight.grad.abs().max() > 0
-    with pytest.raises(ValueError, match="lrm.smooth is -1"):
-        LatentReward(model, None, teacher.text, smooth=-1)
+    for wrong in (-1, float("nan")):
+        with pytest.raises(ValueError, match=f"lrm.smooth is {wrong}"):
+            LatentReward(model, None, teacher.text, smooth=wrong)
 
 
 def denoiser_of(spread: Tensor, schedule: Schedule):

@@ -12,11 +12,16 @@ from conftest import ROOT, compose, fingerprint, gradients, network_of
 from torch import Tensor
 
 from dollar.cli.build.loop import check
+from dollar.cli.build.rewards import followed
+from dollar.diffusion.schedule import diffuse
 from dollar.losses.pull import Pull
 from dollar.losses.term import Context
+from dollar.methods import surrogate_fit
 from dollar.methods.surrogate_fit import scored_clips
+from dollar.models.reward_models import new_decoder
 from dollar.models.teacher import Teacher
 from dollar.parallel import checkpoint
+from dollar.parallel.world import World
 from dollar.surrogate.pixel_reward import PixelReward
 from dollar.training.loop import Loop
 from dollar.training.turn import Pullback
@@ -178,7 +183,27 @@ def test_a_small_step_up_the_latent_rewards_gradient_is_tried_while_training(bui
     assert loop.method.scores() == {}, "those since the last look alone"
     with pytest.raises(ValueError, match=r"guard.rise is true, but no step .* log.gradients_every above 0"):
         build(SMOOTH, "log.gradients_every=0", "guard.action=warn", "guard.rise=true", *LOOKING)
+    with pytest.raises(ValueError, match=r"log.gradients_every=3 tries .* than validation.every=2 looks at it"):
+        build(SMOOTH, "log.gradients_every=3", "guard.action=warn", "guard.rise=true", *LOOKING)
     assert "reward/rise_cosine" not in build("log.gradients_every=1").run_cycle(0), "that reward has no gradient"
+
+
+@pytest.mark.parametrize("through", ["teacher", "fake"])
+def test_that_step_goes_up_the_gradient_that_the_student_follows(
+    build: Build, monkeypatch: pytest.MonkeyPatch, through: str
+) -> None:
+    """Through the denoiser where the term looks through it, at the same time and noise."""
+    loop, ways = build("log.gradients_every=1", f"ft.through={through}", "ft.noise=[0.2,0.3]"), []
+    real = surrogate_fit.climb
+    monkeypatch.setattr(surrogate_fit, "climb", lambda *args: ways.append(args) or real(*args))
+    assert "reward/rise_true" in loop.run_cycle(0)
+    ((surrogate, x, prompts, draws, _, _, way),) = ways
+    run, condition = loop.method.run, surrogate.encode_text(prompts)
+    schedule = run.teacher.schedule
+    t = schedule.uniform(0.2 + 0.1 * draws.uniform("through time"))
+    x_t = diffuse(x, draws.normal("through noise", x.shape[1:]), t, schedule)
+    denoiser = run.teacher if through == "teacher" else run.roles["fake"].denoiser
+    torch.testing.assert_close(way(x, condition, draws), denoiser(x_t, t, condition))
 
 
 def test_a_weight_in_units_of_vsds_gradient_is_its_share_whatever_the_reward(build: Build) -> None:
@@ -324,6 +349,8 @@ def test_a_gradient_is_tried_on_the_frames_that_are_decoded(build: Build, capsys
     assert "sees motion, and rg.frames=4 shows it 4 frames of 9" in capsys.readouterr().out
     build(*flicker, "rg.frames=all")
     assert "note" not in capsys.readouterr().out
+    build(*flicker, "rg.frames=all", "rg.decoder=small")
+    assert "sees motion, and rg.decoder=small shows it 3 frames of 9" in capsys.readouterr().out
 
 
 def test_what_is_no_number_in_a_sample_spoils_no_other_pair(build: Build) -> None:
@@ -386,6 +413,15 @@ def test_a_run_that_scored_more_clips_a_cycle_is_not_mixed_up(build: Build) -> N
         (("ft.update=separate", "ft.accumulate=3"), None),
         (("ft.update=separate", "ft.accumulate=3", "lrm.warmup=3"), "ft gathers 3 cycles for an update of its own"),
         (("lrm.warmup=99", "beta_ft=0"), None),
+        (("lrm.warmup=5", "lrm.first=true"), None),
+        (
+            ("lrm.backbone=pixels", "decoder.updates=1", "lrm.warmup=3"),
+            "ft follows the latent reward model after 3 updates of it and of its small decoder (lrm.warmup), which",
+        ),
+        (
+            ("loss=refl", SMOOTH, "rg.decoder=small", "decoder.updates=1", "lrm.warmup=3", "beta_ft=0"),
+            "refl follows the small decoder after 3 updates of it (lrm.warmup), which are 3 cycles",
+        ),
     ],
 )
 def test_a_reward_that_would_never_move_the_student_is_noted(
@@ -396,8 +432,9 @@ def test_a_reward_that_would_never_move_the_student_is_noted(
     assert note in said if note else "note:" not in said
     moved = set()
     for cycle in range(loop.timetable.cycles):
-        moved |= {key for key in loop.run_cycle(cycle) if key in ("loss/ft", "grad_norm/student_ft")}
-    updated = "grad_norm/student_ft" if "ft.update=separate" in overrides else "loss/ft"
+        moved |= set(loop.run_cycle(cycle))
+    joint = "loss/refl" if "loss=refl" in overrides else "loss/ft"
+    updated = "grad_norm/student_ft" if "ft.update=separate" in overrides else joint
     assert (updated in moved) == (note is None and "beta_ft=0" not in overrides)
 
 
@@ -458,6 +495,12 @@ def test_a_stored_model_is_read_and_only_where_asked_fitted_on(
     build(*sign, "reward.sign=-1").method.run.surrogate.save(tmp_path / "jpeg", teacher)
     with pytest.raises(ValueError, match="follows jpeg_compressibility, and reward is jpeg_incompressibility"):
         build("lrm.mode=pretrained", f"lrm.path={tmp_path / 'jpeg'}", *sign, "reward.sign=1")
+    # It goes on as it was fitted, without captions here, whether there is a reward to say so or none.
+    blind = build("lrm.mode=frozen", f"lrm.path={tmp_path / 'jpeg'}", "reward._target_=null").method.run.surrogate
+    assert not blind.model.card["text"]
+    for chosen, updates in (("cnn", 0), ("pixels", 50)):  # a small decoder beside it is new, one that it has isn't
+        config = compose("train", "lrm.mode=pretrained", f"lrm.backbone={chosen}", "lrm.warmup=50")
+        assert followed(config, teacher, World(), new_decoder(teacher)).updates == updates
     going_on = build("lrm.mode=pretrained", f"lrm.path={tmp_path / 'lrm'}", "lrm.warmup=50")
     assert torch.equal(stored, fingerprint(going_on.method.run.surrogate.model))
     assert "loss/ft" in going_on.run_cycle(0)  # it is warm from the start
@@ -488,6 +531,13 @@ def test_a_stored_model_sees_latents_as_noised_as_in_its_fit(build: Build, teach
         (("lrm.path=somewhere",), "lrm.mode is online, which reads none"),
         (("lrm.mode=later",), "lrm.mode is 'later'; use online, pretrained or frozen"),
         (("lrm.mode=frozen", "lrm.path=nowhere"), "no latent reward model in nowhere"),
+        (
+            ("lrm.mode=frozen", "lrm.path=any", "lrm.backbone=pixels", "decoder.path=taew2_1.pth"),
+            "decoder.path is taew2_1.pth, but the latent reward model of lrm.mode=frozen looks at the",
+        ),
+        (("loss=refl", "rg.decoder=small", "beta_ft=1", "lrm.mode=frozen", "lrm.path=any"), "lrm.mode=frozen none is"),
+        (("lrm.smooth=-1",), "lrm.smooth is -1"),
+        (("decoder.frames=0",), "decoder.frames is 0; it must be at least 1"),
         (("lrm.fit=ranks",), "lrm.fit is 'ranks'; use mse or pairwise"),
         (("lrm.backbone=unet",), "lrm.backbone is 'unet'; use cnn or teacher"),
         (

@@ -104,3 +104,21 @@ def test_two_terms_of_a_class_have_other_numbers_for_other_step_counts(build: Bu
             assert 0.1 < ratio < 0.9  # 0.3 in the mean over cycles
         assert ("adversarial/right" in logged) == (steps == 1)
     assert seen == {4: {"vsd", "fake"}, 1: {"vsd_one", "cd", "adversarial", "fake"}}
+
+
+def test_a_reward_is_balanced_by_a_term_that_joined_later(build: Build) -> None:
+    """The VSD of a step count may come after the reward in the list of terms."""
+    loop = build(
+        "beta_cd=0",
+        "beta_ft=1000",
+        "balance=0.1",
+        "lrm.warmup=1",
+        "cycles=12",
+        "student.steps=[4,1]",
+        "student.shares=[1,99]",
+        "vsd.step_counts=[4]",
+        "log.gradients_every=0",
+        *ONE_MORE,
+    )
+    found = [loop.run_cycle(cycle) for cycle in range(3)][-1]
+    assert found["grad_norm/x_hat/ft"] == pytest.approx(0.1 * found["grad_norm/x_hat/vsd_one"], rel=0.05)

@@ -87,6 +87,9 @@ def test_the_page_tells_losses_with_intervals_and_who_does_not_get_there(tmp_pat
     assert together(frechet.decides) == "no" and "gets there in 0 of 3 seeds (+0.040" in markdown(frechet, 3)
     curve = asked["Is ours on or above the direct gradient's curve"]
     assert [c.answer for c in curve.decides] == ["no", "no"], "0.012 and 0.125 beyond the direct gradient's"
+    wide = traded(tmp_path / "wide", (0.0, 0.02, 0.04))
+    (alignment, _) = next(q for q in questions(wide, ROWS) if q.text.startswith("Is ours on or above")).decides
+    assert (alignment.answer, alignment.effect) == ("undecided", "+0.000"), "what may be chance isn't said to hold"
     better = traded(tmp_path / "b", (0.0, 0.0, 0.0), **{"ours_0.5": (0.06, 0.895, 2.1, 2.6)})
     asked = {q.text.partition(" at a true")[0]: q for q in questions(better, ROWS)}
     found = asked["Does ours lose at most half as much alignment as the paper's latent reward"]

@@ -9,6 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from dollar.cli.declared import flat
+from dollar.log import logger
 
 # By key, what runs had that were begun before its default, or the key itself, was what it is now.
 FORMER: dict[str, Any] = {
@@ -29,6 +30,10 @@ def take_former(config: DictConfig, path: Path) -> None:
     except Exception:  # whatever is wrong with the file is reported where it is compared
         return
     given = {word.lstrip("+").partition("=")[0] for word in HydraConfig.get().overrides.task}
+    taken = []
     for key, value in FORMER.items():
-        if key not in given and before.get(key, value) == value and OmegaConf.select(config, key) is not None:
+        if key not in given and before.get(key, value) == value and OmegaConf.select(config, key) not in (None, value):
             OmegaConf.update(config, key, value)
+            taken.append(f"{key}={value}")
+    if taken:
+        logger.warning(f"note: this run goes on with {', '.join(taken)}, as it began; such settings are others now")

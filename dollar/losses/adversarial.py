@@ -47,7 +47,8 @@ class Adversarial:
     fractions `range` of T, each with noise of its own. features: whose blocks its heads read: the `fake` score's, the
     frozen `teacher`'s, or its `own`, a copy of the teacher that is trained as well; heads: on how many of these blocks;
     width: of a head; form: as in `generator_loss`. smooth: the weight of the squared slope of D at real latents, and in
-    the relativistic form at the student's, by a difference over `nudge` times normal numbers. unit: beta is the size of
+    the relativistic form at the student's, by a difference over `nudge` times normal numbers. It is measured in each
+    `smooth_every`-th cycle, by the cycle's number, and weighs so many times as much there. unit: beta is the size of
     the gradient at the sample relative to VSD's (`vsd`), or the weight of the loss.
     """
 
@@ -57,6 +58,7 @@ class Adversarial:
     width: int = 64
     form: Literal["relativistic", "logistic"] = "relativistic"
     smooth: float = 0.1
+    smooth_every: int = 1
     nudge: float = 0.05
     range: tuple[float, float] = (0.02, 0.98)
     unit: Literal["vsd", "loss"] = "vsd"
@@ -72,6 +74,9 @@ class Adversarial:
         check_choice("adversarial.form", self.form, FORMS)
         check_choice("adversarial.unit", self.unit, UNITS)
         check_range("adversarial.range", self.range)
+        for key, value in (("heads", self.heads), ("width", self.width), ("smooth_every", self.smooth_every)):
+            if value < 1:
+                raise ValueError(f"adversarial.{key} is {value}; it must be at least 1")
         if self.nudge <= 0:
             raise ValueError(f"adversarial.nudge is {self.nudge}; it is a positive size, in the unit of the latents")
 
@@ -88,9 +93,10 @@ class Adversarial:
         """Any student will do."""
 
     def cost(self, steps: int) -> Cost:
-        judged = 2.0 + (self.smooth > 0) * (1 + self.pairs)
+        nudged = (self.smooth > 0) * (1.0 + self.pairs)
+        judged = 2 + nudged / self.smooth_every  # in the mean over cycles
         if self.features == "own":
-            return Cost(own=float(self.pairs), own_gradient=1.0, own_trained=judged, kept=judged)
+            return Cost(own=float(self.pairs), own_gradient=1.0, own_trained=judged, kept=2 + nudged)
         return Cost(**{self.features: self.pairs + judged, f"{self.features}_gradient": 1.0}, kept=2.0)
 
     def network(self, host: Host) -> Any:
@@ -108,7 +114,7 @@ class Adversarial:
     def fit(self, context: Context, sample: Sample) -> Tensor:
         t, made, real = self._noised(context, sample, "discriminator")
         seen = [made, real]
-        if self.smooth > 0:
+        if self.smooth > 0 and context.cycle % self.smooth_every == 0:
             nudged = [real, made] if self.pairs else [real]
             seen += [x + self.nudge * context.draws.normal(f"nudge {i}", x.shape[1:]) for i, x in enumerate(nudged)]
         judged_made, judged_real, *others = self.critic(torch.cat(seen), t.repeat(len(seen)), context.condition).chunk(
@@ -117,7 +123,7 @@ class Adversarial:
         context.log("adversarial/right", float((judged_real > judged_made).float().mean()))
         loss = critic_loss(judged_made, judged_real, self.form)
         for judged, other in zip((judged_real, judged_made), others, strict=False):
-            loss = loss + self.smooth * slope(judged, other, self.nudge)
+            loss = loss + self.smooth_every * self.smooth * slope(judged, other, self.nudge)
         return loss
 
     def _noised(self, context: Context, sample: Sample, purpose: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,13 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from dollar.diffusion.schedule import diffuse, expand_like
+from dollar.diffusion.denoise import DenoiseFunction
+from dollar.diffusion.draws import Draws
+from dollar.diffusion.schedule import Schedule, diffuse, expand_like
 from dollar.diffusion.timesteps import FewStep
 from dollar.losses.term import Context, Cost, Needs, Sample, check_choice, check_range, check_weight
 
 UNITS = ("reward", "sd", "vsd")
 THROUGH = ("sample", "teacher", "fake")
 NUDGE = 0.003  # of a clip's norm, over which `nudged_steepness` takes its difference
+ROUNDINGS = 8  # relative roundings that such a difference must at least be long, or it would measure these
 
 
 def fit(predicted: Tensor, reward: Tensor) -> Tensor:
@@ -48,12 +51,30 @@ def steepness(predicted: Tensor, x: Tensor) -> Tensor:
     return gradient.float().square().flatten(1).sum(1) / predicted[0].numel()
 
 
-def nudged_steepness(predict: Callable[[Tensor], Tensor], x: Tensor, u: Tensor) -> Tensor:
-    """`steepness` [B] by a difference, for networks without second derivatives: its mean over normal u [B, ...]."""
-    scale = NUDGE * (x.detach().flatten(1).norm(dim=1) / math.sqrt(x[0].numel())).clamp(min=1e-6)
+def nudged_steepness(
+    predict: Callable[[Tensor], Tensor],
+    predicted: Tensor,
+    x: Tensor,
+    u: Tensor,
+    precision: torch.dtype = torch.float32,
+) -> Tensor:
+    """`steepness` [B] by a difference, for networks without second derivatives: its mean over normal u [B, ...].
+
+    predicted: what `predict` gives of x; precision: in which it computes.
+    """
+    share = max(NUDGE, ROUNDINGS * torch.finfo(precision).eps)
+    scale = share * (x.detach().flatten(1).norm(dim=1) / math.sqrt(x[0].numel())).clamp(min=1e-6)
     step = expand_like(scale, x) * u
-    change = (predict(x + step) - predict(x)).float()
+    change = (predict(x + step) - predicted).float()
     return (change / expand_like(scale, change)).square().reshape(len(x), -1).mean(1)
+
+
+def denoised(
+    denoise: DenoiseFunction, x_hat: Tensor, draws: Draws, schedule: Schedule, low: float, high: float
+) -> Tensor:
+    """The x_0 that a denoiser sees in x_hat [B, ...] noised to times between these fractions of T."""
+    t = schedule.uniform(draws.uniform("through time"), low, high)
+    return denoise(diffuse(x_hat, draws.normal("through noise", x_hat.shape[1:]), t, schedule), t)
 
 
 def fine_tune(reward: Tensor) -> Tensor:
@@ -117,16 +138,18 @@ class LatentRewardTerm:
         return Cost(**{f"{self.through}_gradient": 1.0}, kept=2.0)
 
     def loss(self, context: Context, sample: Sample) -> Tensor:
-        x = sample.x_hat if self.through == "sample" else self.denoised(context, sample.x_hat)
+        x = self.seen(sample.x_hat, context.teacher(1.0), context.fake, context.draws, context.schedule)
         reward = context.predict(x, "fine-tuning")
         context.log("reward/predicted", float(reward.detach().mean()))
         return fine_tune(reward) / (context.reward_sd if self.unit == "sd" else 1.0)
 
-    def denoised(self, context: Context, x_hat: Tensor) -> Tensor:
-        """The x_0 that the network sees in x_hat noised, with a gradient at x_hat; unguided."""
-        t = context.schedule.uniform(context.draws.uniform("through time"), *self.noise)
-        x_t = diffuse(x_hat, context.draws.normal("through noise", x_hat.shape[1:]), t, context.schedule)
-        return (context.teacher(1.0) if self.through == "teacher" else context.fake)(x_t, t)
+    def seen(
+        self, x_hat: Tensor, teacher: DenoiseFunction, fake: DenoiseFunction, draws: Draws, schedule: Schedule
+    ) -> Tensor:
+        """What the latent reward model looks at of samples x_hat [B, ...], with its gradient at x_hat; unguided."""
+        if self.through == "sample":
+            return x_hat
+        return denoised(teacher if self.through == "teacher" else fake, x_hat, draws, schedule, *self.noise)
 
 
 @dataclass

@@ -90,11 +90,11 @@ class Context:
     reward: latents [B, C, F, h, w] -> the pixel reward [B], nan where there is none; reward_gradient: (latents, number
     of frames, None for all) -> [B] through decoder and reward; small_reward_gradient: the same through the small
     decoder, which has a frame for each latent frame. gather: [B] -> that of all processes.
-    draws: further random numbers of these samples; schedule: the teacher's; progress: the fraction of the run that is
-    done; x_0: real latents where the term needs clips; fake: (x_t, t) -> x_0 of the fake score; predict: (latents,
-    purpose) -> the latent reward model's reward [B]; reward_sd: the deviation of the rewards seen; averaged: a context
-    in which the student holds its averaged weights; log: takes a scalar's name and value; condition: the prompts as
-    networks read them, for a term's own.
+    draws: further random numbers of these samples; schedule: the teacher's; cycle: its number; progress: the fraction
+    of the run that is done; x_0: real latents where the term needs clips; fake: (x_t, t) -> x_0 of the fake score;
+    predict: (latents, purpose) -> the latent reward model's reward [B]; reward_sd: the deviation of the rewards seen;
+    averaged: a context in which the student holds its averaged weights; log: takes a scalar's name and value;
+    condition: the prompts as networks read them, for a term's own.
     """
 
     prompts: Sequence[str]
@@ -108,6 +108,7 @@ class Context:
     gather: Callable[[Tensor], Tensor] = lambda values: values
     draws: Draws = Draws(0, 0, ())  # noqa: RUF009
     schedule: Schedule = None  # type: ignore[assignment]
+    cycle: int = 0
     progress: float = 0.0
     x_0: Tensor | None = None
     fake: DenoiseFunction = _absent

@@ -63,4 +63,11 @@ class DecoderFit:
 
     def load(self, state: State) -> None:
         world = self.run.world
+        rows = {len(t) for name, t in state.tensors.items() if name.endswith("/latents")}
+        if rows - {self.clips}:
+            raise ValueError(
+                f"the small decoder remembers {max(rows)} clips a cycle, and on {world.size} process"
+                f"{'es' if world.size > 1 else ''} it would be shown {self.clips}; go on with "
+                "as many processes as before"
+            )
         self.decoder.load(state, slice(world.rank, None, world.size))

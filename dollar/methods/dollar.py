@@ -77,7 +77,7 @@ class Dollar:
 
     def begin(self, cycle: int, progress: float) -> None:
         self.logged.clear()
-        self.student.progress = progress
+        self.student.cycle, self.student.progress = cycle, progress
 
     def turns(self, cycle: int) -> Sequence[Turn]:
         run, o, compared = self.run, self.run.objective, self.gradients_every

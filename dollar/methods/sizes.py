@@ -25,8 +25,8 @@ class Sizes:
         self._weights: dict[str, float] = {}
 
     def add(self, name: str, gradient: Tensor) -> None:
-        """Take in a term's gradients [B, ...]."""
-        norms = gradient.flatten(1).norm(dim=1)
+        """Take in a term's gradients [B, ...] of a mean over B samples, each 1 / B of that of a sample alone."""
+        norms = len(gradient) * gradient.flatten(1).norm(dim=1)
         now = torch.stack([norms.sum(), norms.new_tensor(float(len(norms)))])
         self._seen[name] = self._seen.get(name, torch.zeros_like(now)) + now
 

@@ -47,7 +47,7 @@ class StudentUpdate:
         self, run: Ingredients, input: str, scalars: Scalars, meter: RewardMeter, ready: Callable[[Needs], bool]
     ) -> None:
         self.run, self.input, self.scalars, self.meter, self.ready = run, input, scalars, meter, ready
-        self.progress = 0.0
+        self.cycle, self.progress = 0, 0.0
         self.sizes = Sizes(run.world.gather)
         self.drawn: list[Drawn] = []
 
@@ -125,6 +125,7 @@ class StudentUpdate:
             gather=run.world.gather,
             draws=micro.draws,
             schedule=run.teacher.schedule,
+            cycle=self.cycle,
             progress=self.progress,
             x_0=micro.x_0,
             averaged=run.averaged,
@@ -169,8 +170,10 @@ class StudentUpdate:
         student, objective = self.run.student.given(micro.condition), self.run.objective
         sampler, k, x = self.start(micro)
         joint = objective.sample_terms.items()
-        terms = {name: t for name, t in joint if self.ready(t.needs) and is_used(t, sampler.steps, k)}
-        reference = next((name for name in objective.references if name in terms), objective.reference)
+        used = {name: t for name, t in joint if self.ready(t.needs) and is_used(t, sampler.steps, k)}
+        reference = next((name for name in objective.references if name in used), objective.reference)
+        # The reference first, for the others are held to it.
+        terms = dict(sorted(used.items(), key=lambda item: item[0] != reference))
         with nullcontext() if terms else torch.no_grad():
             x_hat = sampler.generate(student, x, k)
         sample = Sample(x, k, x_hat.detach())

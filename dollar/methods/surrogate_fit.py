@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -150,7 +150,7 @@ class SurrogateFit:
         few = replace(draws, indices=draws.indices[: len(generated)])
         prompts = [newest.prompts[i] for i in generated]
         x, known = newest.latents[generated], newest.reward[generated]
-        (found,) = climb(self.surrogate, x, prompts, few, known, [SHARE])
+        (found,) = climb(self.surrogate, x, prompts, few, known, [SHARE], self._seen)
         own = torch.tensor([[found.predicted, found.true, found.cosine]], device=x.device)
         predicted, true, cosine = self.surrogate.gather(own).nanmean(0).tolist()  # a process's clips may have no reward
         if true != true:
@@ -159,6 +159,16 @@ class SurrogateFit:
         self._rises.append([predicted, true])
         if cosine == cosine:
             self.scalars["reward/rise_cosine"] = cosine
+
+    def _seen(self, x: Tensor, condition: Condition, draws: Draws) -> Tensor:
+        """What the term that follows the model looks at of clips, for a step up the gradient that it follows."""
+        run = self.run
+        term: Any = next((term for term in run.objective.terms.values() if hasattr(term, "seen")), None)
+        if term is None:
+            return x
+        roles = {name: role.denoiser.given(condition) for name, role in run.roles.items()}
+        seen: Tensor = term.seen(x, run.teacher.given(condition), roles.get("fake"), draws, run.teacher.schedule)
+        return seen
 
     def rises(self) -> dict[str, float]:
         """The means of the rises tried since the last call, as scores of a validation; none where none was."""

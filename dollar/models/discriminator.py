@@ -23,8 +23,6 @@ class Discriminator(nn.Module):
         blocks = len(list(trunk.network.blocks))  # type: ignore[arg-type]
         if not 1 <= heads <= blocks:
             raise ValueError(f"adversarial.heads is {heads}; this teacher has 1 to {blocks} blocks for a head each")
-        if width < 1:
-            raise ValueError(f"adversarial.width is {width}; it must be at least 1")
         self.trunk, self.trained = trunk, trained  # a dataclass, so not registered
         self.places = [(i + 1) * blocks // heads - 1 for i in range(heads)]
         if trained:

@@ -32,7 +32,8 @@ class RewardModel(Protocol):
 
     t: the times of noised latents, which a model may ignore; one that averages over frames takes further the latent
     frames that count; out: the layer that gives the standardised reward; card:
-    the arguments that build another like it; twice_differentiable: whether a gradient at x has one of its own.
+    the arguments that build another like it; twice_differentiable: whether a gradient at x has one of its own; one that
+    hasn't may say in which `precision` it computes, float32 otherwise.
     """
 
     card: dict[str, Any]

@@ -91,6 +91,11 @@ class TeacherRewardModel(nn.Module):
         self.card: dict[str, Any] = {"backbone": "teacher", "blocks": blocks, "width": width}
 
     @property
+    def precision(self) -> torch.dtype:
+        """In which the blocks compute."""
+        return self.trunk.compute_dtype
+
+    @property
     def out(self) -> nn.Linear:
         """The layer that gives the reward."""
         return self.head.out

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dollar.studies.compare import LEAST, Comparison, Gaps, Spread, compare, no_more, shown, spread_of, together
+from dollar.studies.compare import LEAST, Comparison, Gaps, Spread, compare, shown, spread_of, together
 from dollar.studies.curves import Rise, rise_of, sooner
 from dollar.studies.results import Results
 from dollar.studies.rows import TEACHER, Row
@@ -54,7 +54,8 @@ VERDICTS = {
 }
 LEGEND = (
     "Yes and no are beyond chance over seeds; partly is one of each; undecided may be chance; not shown is a no beside "
-    "what may be chance. An effect is the first's figure minus the second's."
+    "what may be chance. Of what is to be no worse, or to hold, yes says only that it isn't worse beyond chance. "
+    "An effect is the first's figure minus the second's."
 )
 BARS = " Where a bar is asked for, “by the mean” says that the mean decides and that the interval has both sides of it."
 
@@ -127,12 +128,9 @@ class Asker:
 
     def no_worse(self, figure: str, a: str, b: str) -> Comparison:
         """No where a's figure is worse than b's beyond chance, otherwise yes."""
-        sign = 1 if figure in self.wording.less else -1
-        gaps = self.results.gaps(a, b, figure)
-        worse = no_more("", Gaps([sign * value for value in gaps.values], gaps.error)).answer
-        answer = {"no": "no", "unknown": "unknown"}.get(worse, "yes")
-        found = self._compare(f"{self.wording.names[figure]} no worse", figure, a, b, sign)
-        return found._replace(answer=answer)
+        worse = 1 if figure in self.wording.less else -1
+        found = self._compare(f"{self.wording.names[figure]} no worse", figure, a, b, worse)
+        return found._replace(answer={"yes": "no", "unknown": "unknown"}.get(found.answer, "yes"))
 
     def numbers(self, figure: str, *names: str) -> str:
         """A figure of several rows as text."""

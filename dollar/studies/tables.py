@@ -42,8 +42,9 @@ def table(
         lines.append((label, [shown(figure_of(c.figure), c.form.format) for c in columns]))
     for row in [*repeated, *mine]:
         for steps in row.steps:
-            told = row.steps == (results.steps,) or f" {steps} step" in f" {row.label}"
-            label = row.label if told else f"{row.label}, {steps} step{'s' * (steps != 1)}"
+            one = row.steps == (results.steps,)
+            told = f" {steps} step" in f" {row.label}"  # a label may tell it itself
+            label = row.label if one or told else f"{row.label}, {steps} step{'s' * (steps != 1)}"
             cells = [shown(results.spread(row.name, c.figure, steps), c.form.format) for c in columns]
             lines.append((f"*{label}*" if row in repeated else label, cells))
     if across:

@@ -77,7 +77,7 @@ def _cosine(surrogate: LatentReward, clip: Tensor, prompt: str, gradient: Tensor
         return math.nan
     leaf = clip.clone().requires_grad_()
     try:
-        reward = pixel.with_gradient(leaf, [prompt])
+        reward = pixel.with_gradient(leaf, [prompt], pixel.frames)
         if not bool(reward.isfinite().all()):
             return math.nan
         (true,) = torch.autograd.grad(reward.sum(), leaf)

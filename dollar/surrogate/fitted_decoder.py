@@ -63,7 +63,7 @@ class FittedDecoder:
         self.times += 1
 
     def loss(self, draws: Draws, purpose: str, first: int = 0, samples: int | None = None) -> Tensor:
-        """Squared error [B], each place of the batch from one remembered time.
+        """Squared error [B], each place of the batch from one remembered time; 0 for a clip that is not finite.
 
         first: where a micro-batch begins among the `samples` of this process's share.
         """
@@ -71,8 +71,10 @@ class FittedDecoder:
         losses = []
         for place, age in enumerate(ages, first):
             shown = self.past[age]
-            made = self.model(shown.latents[place : place + 1], shown.held)
-            losses.append(mean_flat((made - shown.pixels[place : place + 1].float() / 255) ** 2))
+            x, whole = shown.latents[place : place + 1], shown.latents[place].isfinite().all()
+            made = self.model(torch.where(whole, x, 0.0), shown.held)  # a nan would pass a mask in the backward pass
+            error = mean_flat((made - shown.pixels[place : place + 1].float() / 255) ** 2)
+            losses.append(torch.where(whole, error, 0.0))
         return torch.cat(losses)
 
     def fit_to(self, latents: Sequence[Tensor], steps: int, batch: int, seed: int, optimizer: Optimizer) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ from dollar.surrogate.scorer import Key, Scorer
 
 FITS = ("mse", "pairwise")
 LEVELLED = 8  # newest cycles on which a model of pairs finds its level
+
+
+def check_smooth(smooth: float) -> None:
+    """Raise ValueError for a weight of the squared gradient that is below 0, or no number."""
+    if not 0 <= smooth < math.inf:
+        raise ValueError(f"lrm.smooth is {smooth}; it is 0 (off) or positive, as 30")
 
 
 class LatentReward:
@@ -58,8 +65,7 @@ class LatentReward:
         decoder: FittedDecoder | None = None,
         by_frames: bool = False,
     ) -> None:
-        if smooth < 0:
-            raise ValueError(f"lrm.smooth is {smooth}; it is 0 (off) or positive, as 30")
+        check_smooth(smooth)
         if fit not in FITS:
             raise ValueError(f"lrm.fit is {fit!r}; use {' or '.join(FITS)}")
         if noised is not None:
@@ -272,7 +278,8 @@ class LatentReward:
             return predict(x), torch.zeros(len(x), device=x.device)
         if not self.model.twice_differentiable:
             u = self._drawn_for(lambda p: draws.normal(p, x.shape[1:]), f"{purpose} nudge", x)
-            return predict(x), nudged_steepness(predict, x, u)
+            precision = getattr(self.model, "precision", torch.float32)
+            return (predicted := predict(x)), nudged_steepness(predict, predicted, x, u, precision)
         leaf = x.detach().requires_grad_()
         with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
             predicted = predict(leaf)

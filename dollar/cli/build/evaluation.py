@@ -52,7 +52,7 @@ def check_keys(config: DictConfig) -> None:
         raise ValueError(f"also is {config.also}; write also=[{config.also}]")
     for key in ("steps", "also"):
         if config.checkpoint is None and config[key]:
-            raise ValueError(f"{key} is {config[key]}, of students; give checkpoint=FOLDER, or leave {key} out")
+            raise ValueError(f"{key} is {config[key]}, a student's; give checkpoint=FOLDER, or leave {key} out")
     trained = trained_counts(config)
     if unknown := [k for k in config.steps or () if k not in trained]:
         what = f"the student in {config.checkpoint} was" if not config.also else "these students were"

@@ -26,8 +26,8 @@ from dollar.cli.places import CODE, by_content, held_below
 from dollar.cli.settings.commands import FitReward
 from dollar.data.latents import Samples
 from dollar.diffusion.draws import Draws
-from dollar.diffusion.schedule import diffuse
 from dollar.log import logger
+from dollar.losses.latent_reward import denoised
 from dollar.losses.term import check_range
 from dollar.methods.surrogate_alone import SurrogateAlone
 from dollar.models.denoiser import Condition
@@ -142,12 +142,9 @@ def climbs_of(
 
 def through_teacher(teacher: Teacher, low: float, high: float) -> Through:
     """The teacher's unguided x_0 of a clip noised to a time between these fractions of T, as ft.through looks at it."""
-    schedule = teacher.denoiser.schedule
 
     def through(x: Tensor, condition: Condition, draws: Draws) -> Tensor:
-        t = schedule.uniform(draws.uniform("through time"), low, high)
-        x_t = diffuse(x, draws.normal("through noise", x.shape[1:]), t, schedule)
-        return teacher.denoiser(x_t, t, condition)
+        return denoised(teacher.denoiser.given(condition), x, draws, teacher.denoiser.schedule, low, high)
 
     return through
 

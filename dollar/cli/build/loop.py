@@ -104,6 +104,7 @@ def check_batch(config: DictConfig, objective: Objective, processes: int) -> Non
     least |= {"fake_warmup": (config.fake_warmup, 0), "log.gradients_every": (config.log.gradients_every, 0)}
     least |= {f"lrm.{key}": (lrm[key], 1) for key in ("clips", "updates")} | {"lrm.warmup": (lrm.warmup, 0)}
     least |= {"decoder.updates": (config.decoder.updates, int(config.decoder.path is None))}
+    least |= {f"decoder.{key}": (config.decoder[key], 1) for key in ("frames", "memory")}
     for key, (value, smallest) in least.items():
         if value < smallest:
             raise ValueError(f"{key} is {value}; it must be at least {smallest}")

@@ -4,29 +4,49 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
+from dollar.cli.build.rewards import decoder_is_fitted
 from dollar.losses.objective import Objective
+from dollar.losses.term import Needs
 from dollar.methods.surrogate_fit import scored_clips
 
 
 def notes_of(config: DictConfig, objective: Objective, processes: int) -> list[str]:
     """What a person should know before the run begins; empty where settings are as they seem."""
-    lrm, cycles, found = config.lrm, config.cycles, _unread(config)
-    if not objective.needs.surrogate or lrm.mode == "frozen":
-        return [*found, *_apart(config, objective, 0)]
+    lrm, found = config.lrm, _unread(config)
     clips = scored_clips(lrm.clips, config.batch, processes)
-    if clips != lrm.clips:
+    if objective.needs.surrogate and lrm.mode != "frozen" and clips != lrm.clips:
         found.append(
             f"lrm.clips is {lrm.clips}, and {clips} are scored a cycle: as many by each of {processes} process"
             f"{'es' if processes > 1 else ''}, and at most the batch of {config.batch}"
         )
-    warm = -(-lrm.warmup // lrm.updates) if lrm.mode == "online" else 0  # cycles whose fits come before
-    joint = [name for name, term in objective.sample_terms.items() if term.needs.surrogate]
-    if joint and warm >= cycles:
+    return [*found, *_late(config, objective), *_apart(config, objective)]
+
+
+def _warm_up(config: DictConfig, needs: Needs) -> int:
+    """Cycles whose fits come before a term with these needs follows what is fitted."""
+    lrm, found, looks = config.lrm, [0], needs.surrogate and config.lrm.backbone == "pixels"
+    if needs.surrogate and lrm.mode == "online":
+        found.append(-(-lrm.warmup // lrm.updates))
+    if (needs.decoder or looks) and not decoder_is_fitted(config):
+        found.append(-(-lrm.warmup // config.decoder.updates))
+    return max(found)
+
+
+def _late(config: DictConfig, objective: Objective) -> list[str]:
+    """Of terms that would follow what is fitted after the run has ended."""
+    lrm, cycles, found = config.lrm, config.cycles, []
+    first = int(lrm.first and objective.needs.surrogate)  # the last of those fits is in the same cycle then
+    for name, term in (objective.sample_terms | objective.rollout_terms).items():
+        warm = _warm_up(config, term.needs)
+        if warm == 0 or warm - first < cycles:
+            continue
+        what = "the latent reward model" if term.needs.surrogate else "the small decoder"
+        both = " and of its small decoder" * (term.needs.surrogate and lrm.backbone == "pixels")
         found.append(
-            f"{joint[0]} follows the latent reward model after {lrm.warmup} updates of it (lrm.warmup), which are "
-            f"{warm} cycles, and cycles={cycles}, so it won't move the student; lower lrm.warmup or raise cycles"
+            f"{name} follows {what} after {lrm.warmup} updates of it{both} (lrm.warmup), which are {warm} cycles, and "
+            f"cycles={cycles}, so it won't move the student; lower lrm.warmup or raise cycles"
         )
-    return [*found, *_apart(config, objective, max(warm - 1, 0))]
+    return found
 
 
 def _unread(config: DictConfig) -> list[str]:
@@ -36,11 +56,11 @@ def _unread(config: DictConfig) -> list[str]:
     return ["validation.prompts_file is given, and with validation.every=0 nothing samples it"] if unread else []
 
 
-def _apart(config: DictConfig, objective: Objective, warm: int) -> list[str]:
-    """Of terms that gather more cycles for their update than the run has; warm: before the latent reward model is."""
+def _apart(config: DictConfig, objective: Objective) -> list[str]:
+    """Of terms that gather more cycles for their update than the run has."""
     found = []
     for name, term in objective.apart.items():
-        left = config.cycles - max(config.fake_warmup, warm if term.needs.surrogate else 0)
+        left = config.cycles - max(config.fake_warmup, _warm_up(config, term.needs) - 1)
         if term.every > left:
             found.append(
                 f"{name} gathers {term.every} cycles for an update of its own ({name}.accumulate), and {max(left, 0)} "

@@ -279,5 +279,6 @@ def not_counted_of(config: DictConfig) -> list[str]:
     through = [name for name, term in objective.terms.items() if term.needs.reward == "gradient"]
     small = [name for name in through if objective.terms[name].needs.decoder]
     decoders = [f"{'the' if name in small else 'decoder and'} reward under {name}" for name in through]
-    networks = [f"the network of {name}" for name in objective.learning_terms]
+    # Of a term whose network has the teacher's blocks the cost tells their forwards.
+    networks = [f"the network of {name}" for name, term in objective.learning_terms.items() if not any(term.cost(1))]
     return [*decoders, *networks, *(blocks if config.lrm.backbone == "teacher" else [])]

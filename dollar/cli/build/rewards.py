@@ -20,7 +20,7 @@ from dollar.models.tiny_decoder import published
 from dollar.parallel.world import World
 from dollar.rewards.weights import check_names, locate, read_tensors
 from dollar.surrogate.fitted_decoder import FittedDecoder
-from dollar.surrogate.latent_reward import FITS, LatentReward
+from dollar.surrogate.latent_reward import FITS, LatentReward, check_smooth
 from dollar.surrogate.pixel_reward import PixelReward
 from dollar.training.monitors.guard import Guard
 
@@ -37,6 +37,7 @@ def check_latent_reward(config: DictConfig, objective: Objective) -> None:
     if lrm.fit not in FITS:
         raise ValueError(f"lrm.fit is {lrm.fit!r}; use {' or '.join(FITS)}")
     noise_of(lrm), by_frames(lrm, None)
+    check_smooth(lrm.smooth)
     if lrm.mode != "online" and not objective.needs.surrogate:
         raise ValueError(
             f"lrm.mode is {lrm.mode}, but beta_ft is 0, so no student would follow it; set beta_ft above 0"
@@ -46,9 +47,25 @@ def check_latent_reward(config: DictConfig, objective: Objective) -> None:
             "lrm.fit=pairwise compares two clips of a sample, but this data has prompts alone and lrm.memory=1 keeps "
             "one; set lrm.memory=2 or more"
         )
+    _check_decoder(config, objective)
     if lrm.backbone == "teacher" and config.parallel.shard_teacher:
         raise ValueError(
             "lrm.backbone is teacher, but parallel.shard_teacher spreads the teacher's blocks; set one of them back"
+        )
+
+
+def _check_decoder(config: DictConfig, objective: Objective) -> None:
+    """Raise ValueError for a small decoder that would be another than the one given, or that nothing would fit."""
+    lrm, path = config.lrm, config.decoder.path
+    if lrm.mode != "online" and lrm.backbone == "pixels" and path is not None:
+        raise ValueError(
+            f"decoder.path is {path}, but the latent reward model of lrm.mode={lrm.mode} looks at the pixels of the "
+            "small decoder that is stored with it; set decoder.path=null"
+        )
+    if lrm.mode == "frozen" and lrm.backbone != "pixels" and objective.needs.decoder and path is None:
+        raise ValueError(
+            "the loss looks through a small decoder (rg.decoder=small), but with lrm.mode=frozen none is fitted; give "
+            "a published one by decoder.path, or set lrm.mode=pretrained or rg.decoder=full"
         )
 
 
@@ -116,6 +133,13 @@ def guard_of(config: DictConfig, objective: Objective) -> Guard:
             "guard.rise is true, but no step up a latent reward's gradient is tried; it needs beta_ft above 0, "
             "lrm.mode=online and log.gradients_every above 0, or guard.rise=false"
         )
+    tries, looks = config.log.gradients_every, config.validation.every
+    if keys.rise and tries > looks:
+        raise ValueError(
+            f"guard.rise is true, but log.gradients_every={tries} tries a step up the latent reward's gradient less "
+            f"often than validation.every={looks} looks at it; set log.gradients_every={looks} or less, or "
+            "guard.rise=false"
+        )
     if not second and config.reward.get("_target_") is None:
         raise ValueError(
             f"guard.action is {guard.action}, but there is no reward that could fall; name one with "
@@ -169,7 +193,8 @@ def build_latent_reward(
     keys = {key: lrm[key] for key in ("backbone", "width", "temporal", "groups", "blocks")}
     keys["text"] = reads_text(lrm, pixel and pixel.reward)
     if lrm.mode != "online":
-        read = LatentReward.from_folder(lrm.path, teacher, pixel, keys, **how)
+        known = {key: value for key, value in keys.items() if key != "text" or lrm.text != "auto"}
+        read = LatentReward.from_folder(lrm.path, teacher, pixel, known, **how)
         if lrm.targets not in ("auto", stored := "frames" if read.by_frames else "clip"):
             raise ValueError(
                 f"the latent reward model in {lrm.path} was fitted with targets={stored}, and goes on so; set "
@@ -225,9 +250,14 @@ def followed(config: DictConfig, teacher: Teacher, world: World, decoder: Frozen
         return None
     keys = config.decoder
     found = FittedDecoder(decoder, teacher.codec, keys.frames, keys.memory, world.gather)
-    if config.lrm.mode != "online" or keys.path is not None:
-        found.updates = config.lrm.warmup  # it has been fitted before
+    if decoder_is_fitted(config):
+        found.updates = config.lrm.warmup
     return found
+
+
+def decoder_is_fitted(config: DictConfig) -> bool:
+    """Whether the small decoder was fitted before: a published one, or that of a stored latent reward model."""
+    return config.decoder.path is not None or (config.lrm.mode != "online" and config.lrm.backbone == "pixels")
 
 
 def check_rewards(
@@ -250,11 +280,12 @@ def check_rewards(
     for name in wanting:
         if pursued is not None:
             count = number_of(getattr(o.terms[name], "frames", None))
-            pursued.trial(gray[:, :count], distinct[:1], gradient=True)
-            if count is not None and count < frames and getattr(pursued.reward, "sees_motion", False):
-                logger.warning(
-                    f"note: {pursued.name} sees motion, and rg.frames={count} shows it {count} frames of {frames}"
-                )
+            small = o.terms[name].needs.decoder  # it has a frame for each latent frame
+            shown = min(count or frames, teacher.latent_shape[1] if small else frames)
+            pursued.trial(gray[:, :shown], distinct[:1], gradient=True)
+            if shown < frames and getattr(pursued.reward, "sees_motion", False):
+                key = f"rg.frames={count}" if count == shown else "rg.decoder=small"
+                logger.warning(f"note: {pursued.name} sees motion, and {key} shows it {shown} frames of {frames}")
 
 
 def check_captions(reward: Any, captions: Iterable[str]) -> None:

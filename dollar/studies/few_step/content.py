@@ -33,11 +33,11 @@ the one of 2, and those of 8 and 16 from the one of 4. Their recipes are `conf/e
 Alignment: the share of clips that show all five attributes of their caption, by image analysis; below it the share of
 each. Reward: the verifier's mean margin. Fréchet: distance of random features to real clips, above that of real to
 other real clips. Vendi: how many different clips there are among a prompt's eight, by such features; spread of
-position (in pixels) and of speed (pixels a frame): how much these differ among them. Sharpness: of real clips of the same prompts
-(the autoencoder alone leaves about 0.75). Saturation, contrast and flow are to be compared with the teacher's and real
-clips'. CLIP reward: the tiny CLIP's score. JPEG compressibility: minus a frame's size, in kB. Dynamic degree: the speed
-of the fastest pixels, in shorter sides a second. Steadiness: how little neighbouring frames differ; frame consistency:
-how alike the tiny CLIP finds them. No student is trained for these rewards.
+position (in pixels) and of speed (pixels a frame): how much these differ among them. Sharpness: of real clips of the
+same prompts (the autoencoder alone leaves about 0.75). Saturation, contrast and flow are to be compared with the
+teacher's and real clips'. CLIP reward: the tiny CLIP's score. JPEG compressibility: minus a frame's size, in kB.
+Dynamic degree: the speed of the fastest pixels, in shorter sides a second. Steadiness: how little neighbouring frames
+differ; frame consistency: how alike the tiny CLIP finds them. No student is trained for these rewards.
 
 Students, teacher and real clips are of the same (prompt, seed) pairs, the teacher's stored verdicts on them
 (`make teacher-metrics`) among them. What those lack (saturation, contrast, flow and rewards, CLIP's to consistency) is
