@@ -6,8 +6,6 @@ READY := $(VENV)/.ready
 HPSV2 := .venv-hpsv2
 RUN ?= demo
 SEED ?= 0
-DTYPE ?= float32
-ONE ?= one_step
 
 # Idle threads sleep instead of spinning, and freed memory is kept instead of returned: both matter on few cores.
 export OMP_WAIT_POLICY := PASSIVE
@@ -27,7 +25,7 @@ THREADS := $(shell echo $$(($(CORES) / $(PROCESSES))))
 TRAIN := OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/torchrun --standalone --nproc-per-node $(PROCESSES) launch/train.py
 endif
 
-.PHONY: demo demo-full one-step ablation reward-curve bench-reward test test-hpsv2 smoke lint types check teacher-metrics wheel
+.PHONY: demo demo-full few-step ablation reward-curve bench-reward test test-hpsv2 smoke lint types check teacher-metrics wheel
 
 $(READY): setup.cfg setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -44,18 +42,15 @@ demo-full: $(READY)  ## the same, evaluated on 1,024 pairs
 	$(TRAIN) run=$(RUN) seed=$(SEED)
 	$(PY) launch/evaluate.py checkpoint=runs/$(RUN)/student clips=1024
 
-one-step: ALIKE = seed=$(SEED) parallel.dtype=$(DTYPE) parallel.teacher_dtype=$(DTYPE)
-one-step: $(READY)  ## a student for one step alone; DTYPE=bfloat16 is faster where the processor has it
-	$(TRAIN) experiment=one_step run=$(ONE) $(ALIKE)
-	$(TRAIN) experiment=one_step_finish run=$(ONE)_finish init=runs/$(ONE)/student $(ALIKE)
-	$(PY) launch/evaluate.py checkpoint=runs/$(ONE)_finish/student clips=1024
-
 teacher-metrics: $(READY)  ## the embedded teacher's full figures, shipped in its folder
 	$(PY) launch/evaluate.py clips=1024 teacher_clips=1024 out=runs/teacher report=false
 	cp runs/teacher/teacher_metrics.json dollar/assets/shapes/metrics.json
 
 ablation: $(READY)  ## every row on the shapes world, and docs/ablation.md; goes on where it was stopped; seeds=3
 	$(PY) launch/ablation.py $(if $(seeds),seeds=$(seeds))
+
+few-step: $(READY)  ## students of 4, 2, 1, 8 and 16 steps against the teacher, into docs/few_steps.md; goes on where it was stopped; DTYPE=bfloat16 is faster where the processor has it
+	$(PY) launch/few_step.py $(if $(DTYPE),dtype=$(DTYPE)) $(if $(seeds),seeds=$(seeds))
 
 reward-curve: $(READY)  ## how many scored clips each form of latent reward needs, into docs/reward_curve.md; goes on where it was stopped
 	$(PY) launch/reward_curve.py

@@ -125,7 +125,7 @@ def nothing_expensive(monkeypatch: pytest.MonkeyPatch) -> None:
         (["loss=dolar"], ["no loss=dolar", "'dollar'"]),
         (["teacher=shape"], ["no teacher=shape", "'shapes'"]),
         (["experiment=dollarpaper"], ["no experiment=dollarpaper", "dollar_paper"]),
-        (["experiment=one_step_finish", "init=nowhere"], ["no student in nowhere"]),
+        (["experiment=two_steps", "init=nowhere"], ["no student in nowhere"]),
         (["fake_warmup=9", "cycles=9"], ["fake_warmup is 9", "never be updated"]),
         (["beta_ft=1,2"], ["beta_ft=1,2 gives several values", "add -m"]),
         (["cycles=many"], ["cycles=many", "a whole number"]),

@@ -158,9 +158,8 @@ def test_null_where_null_is_allowed(name: str, key: str) -> None:
 @pytest.mark.parametrize(
     ("experiment", "key"),
     [
-        ("one_step", "vsd.lower_half"),
-        ("one_step", "student.timesteps"),
-        ("one_step_finish", "init"),
+        ("two_steps", "init"),
+        ("one_step", "init"),
         ("wan", "teacher.shift"),
         ("dollar_paper", "student.timesteps"),
         ("dollar_paper", "balance"),

@@ -49,6 +49,8 @@ class Gaps(NamedTuple):
 class Comparison(NamedTuple):
     """Whether a is better than b: `answer` is yes, no, undecided or unknown; `text` the numbers that decide.
 
+    Of a bar that is to be reached it may be met or missed, which the mean alone says.
+
     what: the figure that is compared; effect: a's minus b's, with its sign; interval: its 95 % interval over seeds.
     Those are empty where they aren't known.
     """
@@ -98,6 +100,29 @@ def no_more(what: str, gaps: Gaps, show: Callable[[float], str] = "{:.3f}".forma
     interval = brackets(mean, half, show)
     answer = "yes" if mean + half <= 0 else "no" if mean - half > 0 else "undecided"
     return Comparison(answer, f"{what}: {signed(mean, show)} {interval}", what, signed(mean, show), interval)
+
+
+def reaches(
+    what: str, gaps: Gaps, bar: float, less: bool = False, show: Callable[[float], str] = "{:.3f}".format
+) -> Comparison:
+    """Whether values' mean reaches a bar: at least it, or at most it where less is asked.
+
+    yes and no where their whole interval says so, otherwise met and missed, which are of the mean alone. One value has
+    the interval of its evaluation's two standard errors, none where that isn't known.
+    """
+    asked = f"{'at most' if less else 'at least'} {written(bar, show)}"
+    if not gaps.values:
+        return Comparison("unknown", f"{what}: not measured; asked is {asked}", what)
+    mean, several = float(np.mean(gaps.values)), len(gaps.values) > 1
+    half = half_interval(gaps) if several else 2 * gaps.error
+    interval = brackets(mean, half, show) if half or several else ""
+    room = bar - mean if less else mean - bar
+    answer = "met" if room >= 0 else "missed"
+    if interval and abs(room) >= half:
+        answer = "yes" if room >= 0 else "no"
+    effect = written(mean, show)
+    text = f"{what}: {effect}{f' {interval}' if interval else ''}; asked is {asked}"
+    return Comparison(answer, text, what, effect, interval)
 
 
 def brackets(mean: float, half: float, show: Callable[[float], str]) -> str:
@@ -162,13 +187,15 @@ def together(comparisons: Sequence[Comparison]) -> str:
     """The answer of several comparisons that should all be yes: theirs where they agree.
 
     Otherwise unknown where one is, mixed for yes and no, unshown for no and undecided, undecided for yes and
-    undecided.
+    undecided; of bars met for yes and met, missed for no and missed, mixed for others.
     """
     answers = {c.answer for c in comparisons}
     if len(answers) == 1:
         return answers.pop()
     if "unknown" in answers:
         return "unknown"
+    if answers & {"met", "missed"}:
+        return "met" if answers <= {"yes", "met"} else "missed" if answers <= {"no", "missed"} else "mixed"
     if "no" not in answers:
         return "undecided"
     return "mixed" if "yes" in answers else "unshown"

@@ -31,7 +31,8 @@ class Layout:
 
     about: what the figures mean; commands: the lines of shell that make so many seeds and the document; teacher: the
     label of the teacher's line; columns: those of a group with its rows. repeated: rows of other groups that a group's
-    table repeats, since they are what it is compared with; so is what it starts from. captions: a group's plot and what
+    table repeats, since they are what it is compared with; so is what it starts from. across: figures are a table's
+    lines, and students its columns. captions: a group's plot and what
     is seen in it; lead: the plot that follows the verdicts, with what is seen in it; scope: what so many rows and seeds
     can decide; before and after: text before and after the table of a group's rows.
     """
@@ -42,6 +43,7 @@ class Layout:
     columns: Callable[[str, Sequence[Row]], Sequence[Column]]
     teacher: str = "teacher"
     repeated: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    across: bool = False
     captions: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     lead: tuple[str, str] = ("", "")
     scope: Callable[[Sequence[Row], Results], str] = _nothing
@@ -120,7 +122,7 @@ def section(layout: Layout, group: str, title: str, rows: Sequence[Row], results
     controls = {row.control for row in mine}
     known = (*layout.repeated.get(group, ()), start_of(rows, group), *controls)
     repeated = [row for row in rows if row.name in known and row.group != group]
-    figures = table(layout.columns(group, mine), repeated, mine, results, layout.teacher)
+    figures = table(layout.columns(group, mine), repeated, mine, results, layout.teacher, layout.across)
     text = f"## {title}\n\n{layout.before(mine, results)}{figures}\n{layout.after(mine, results)}"
     plot, caption = layout.captions.get(group, ("", ""))
     return text + picture(plot, caption, drawn, results.path.parent.name)

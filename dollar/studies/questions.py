@@ -48,15 +48,16 @@ VERDICTS = {
     "mixed": ("Partly", ""),
     "unshown": ("Not shown", "what is beyond chance speaks against it"),
     "undecided": ("Undecided", "the gap may be chance"),
+    "met": ("Yes, by the mean", "the interval over seeds reaches beyond what is asked"),
+    "missed": ("No, by the mean", "the interval over seeds reaches what is asked"),
     "unknown": ("Not measured yet", ""),
 }
-
-
 LEGEND = (
     "Yes and no are beyond chance over seeds; partly is one of each; undecided may be chance; not shown is a no beside "
     "what may be chance. Of what is to be no worse, or to hold, yes says only that it isn't worse beyond chance. "
     "An effect is the first's figure minus the second's."
 )
+BARS = " Where a bar is asked for, “by the mean” says that the mean decides and that the interval has both sides of it."
 
 
 def verdict(question: Question) -> str:
@@ -72,14 +73,16 @@ def verdicts(questions: Sequence[Question]) -> str:
         effects = "<br>".join(f"{c.what}: {c.effect}" for c in known) or "—"
         intervals = "<br>".join(c.interval or "—" for c in known) or "—"
         lines.append(f"| {question.text} | **{verdict(question)}** | {effects} | {intervals} |")
-    return "\n".join(lines) + f"\n\n{LEGEND}\n"
+    by_mean = any(c.answer in ("met", "missed") for question in questions for c in question.decides)
+    return "\n".join(lines) + f"\n\n{LEGEND}{BARS * by_mean}\n"
 
 
 def markdown(question: Question, seeds: int) -> str:
     """A question with its deciding numbers and its verdict."""
     answer = together(question.decides)
     word, why = VERDICTS[answer]
-    note = " (one seed)" if seeds == 1 and answer in ("yes", "no", "mixed") else ""
+    note = " (one seed)" if seeds == 1 and answer in ("yes", "no", "mixed", "met", "missed") else ""
+    why = "" if note and answer in ("met", "missed") else why  # of one seed there may be no interval
     told = f"**{word}**{note}" + (f": {why}" if why else "") + "."
     if question.expected in ("yes", "no") and answer in ("yes", "no", "mixed") and answer != question.expected:
         told += " This contradicts the paper." if answer != "mixed" else " The paper says so without reserve."

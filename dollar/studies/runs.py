@@ -93,14 +93,15 @@ class Runs:
 
     def evaluate_teacher(self) -> tuple[str, ...]:
         """The command that measures the teacher alone."""
-        clips = self.settings.clips  # all afresh, since no rewards of them are stored
-        given = [f"out={self.work / TEACHER}", f"clips={clips}", f"teacher_clips={clips}"]
-        return ("python", "launch/evaluate.py", *given, self._cache, *self._teacher_evaluation)
+        clips = self.settings.clips  # all afresh where nothing else is said, since no rewards of them are stored
+        given = [f"out={self.work / TEACHER}", f"clips={clips}", f"teacher_clips={clips}", self._cache]
+        return ("python", "launch/evaluate.py", *replaced(given, self._teacher_evaluation))
 
     @property
     def _teacher_evaluation(self) -> list[str]:
         pursued = {self.content.usual, *(row.pursued for row in self.rows.values())} - {ALL}
-        return [*self.settings.evaluation, *self._weights(pursued)]
+        c = self.settings
+        return replaced([*c.evaluation, *self._weights(pursued)], c.teacher_evaluation)
 
     def _weights(self, figures: Collection[str]) -> list[str]:
         """Of launch/evaluate.py, so that each of these figures is measured."""
@@ -114,9 +115,13 @@ class Runs:
         return [name for name in self.rows if name in found]
 
     def made_as(self, row: Row, seed: int) -> str:
-        """What the training follows from, in few letters: seed, overrides, and those of the rows before it."""
+        """What the training follows from, in few letters: seed, settings, and those of the rows before it."""
         before = self.made_as(self.rows[row.after], seed) if row.after else ""
-        return _hash([seed, before, self.overrides(row)])
+        return _hash([seed, before, self.recipe(row)])
+
+    def recipe(self, row: Row) -> Any:
+        """The settings of a row's training, as plain values."""
+        return self.overrides(row)
 
     def identity(self, name: str, seed: int | None) -> str:
         """What a result follows from, in few letters."""
@@ -172,7 +177,7 @@ class Runs:
         """What is to be run for a row and seed, or for the teacher; a student that is there is measured alone."""
         if seed is None:
             log = self.work / f"{name}.log"
-            return Job(name, (self._executed(self.evaluate_teacher()),), log, size=self.settings.further)
+            return Job(name, (self._executed(self.evaluate_teacher()),), log, size=self.size(None))
         row = self.rows[name]
         commands = self.commands(row, seed)
         if self.trained(row, seed):
@@ -185,9 +190,10 @@ class Runs:
             self.size(row),
         )
 
-    def size(self, row: Row) -> float:
-        """How long a row takes compared with others."""
-        return float(_value(self.overrides(row), "cycles")) + self.settings.further
+    def size(self, row: Row | None) -> float:
+        """How long a row takes compared with others; None is the teacher's evaluation."""
+        cycles = float(_value(self.overrides(row), "cycles")) if row else 0.0
+        return cycles + self.settings.further
 
     def _executed(self, command: Sequence[str]) -> tuple[str, ...]:
         """A command as it is run, whatever folder this is and whatever python is first."""

@@ -17,7 +17,8 @@ class Settings:
     train: of the command that makes every row, launch/train.py or launch/fit_reward.py. only: names of rows, none for
     all; root: the folder that launch/ is in. Of rows that are trained: cycles and further, of one that starts from the
     teacher, and of one that starts from another's student; evaluation: of launch/evaluate.py for rows and teacher;
-    student_evaluation: for rows besides; panel: for those that have a control or are one, further rewards.
+    student_evaluation, teacher_evaluation: for one of the two besides; panel: for rows that have a control or are one,
+    further rewards.
     """
 
     rows: Sequence[Row]
@@ -28,6 +29,7 @@ class Settings:
     root: Path
     evaluation: Sequence[str] = ()
     student_evaluation: Sequence[str] = ()
+    teacher_evaluation: Sequence[str] = ()
     panel: Sequence[str] = ()
     cycles: int = 1
     further: int = 1

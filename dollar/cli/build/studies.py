@@ -11,10 +11,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from dollar.cli.arguments import as_they_stand
 from dollar.cli.entry import ROOT, check_folder_for
-from dollar.cli.overrides import check_overrides
+from dollar.cli.overrides import CONF, check_overrides
 from dollar.studies.content import Content
+from dollar.studies.few_step.runs import experiment_of, place_of_experiment
 from dollar.studies.jobs import Outcome
-from dollar.studies.rows import groups_of, rows_of, seeds_of
+from dollar.studies.rows import Row, groups_of, rows_of, seeds_of
 from dollar.studies.runs import Runs
 from dollar.studies.settings import Settings, check
 
@@ -42,6 +43,12 @@ def settings_of(config: DictConfig, content: Content) -> Settings:
     for key in reversed(PATHS):
         check_folder_for(key, getattr(settings, key))
     return settings
+
+
+def experiments_of(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """What the experiments of these rows hold, by their names; ValueError for a row without one."""
+    places = {experiment_of(row): place_of_experiment(CONF / "experiment", row) for row in rows}
+    return {name: cast(Any, OmegaConf.to_container(OmegaConf.load(place))) for name, place in places.items()}
 
 
 def end_with(runs: Runs, outcome: Outcome) -> None:

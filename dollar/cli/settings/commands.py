@@ -270,6 +270,29 @@ class RewardCurve:
 
 
 @dataclass
+class FewSteps:
+    """conf/few_step.yaml."""
+
+    seeds: int | list[int] | None
+    only: list[str] | None
+    again: bool
+    workers: int
+    work: Place
+    out: Place
+    only_document: bool
+    clips: int
+    further: int
+    dtype: Literal["float32", "bfloat16"]
+    teacher_dtype: Literal["float32", "bfloat16"]
+    train: list[str]
+    evaluation: list[str]
+    student_evaluation: list[str]
+    teacher_evaluation: list[str]
+    groups: dict[str, Any]
+    rows: list[Any]
+
+
+@dataclass
 class BenchReward:
     """conf/bench_reward.yaml."""
 

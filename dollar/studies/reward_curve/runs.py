@@ -34,6 +34,6 @@ class Fits(Runs):
         """Nothing besides: a fit measures itself."""
         return []
 
-    def size(self, row: Row) -> float:
+    def size(self, row: Row | None) -> float:
         """How long a row takes compared with others."""
-        return 1.0 if row.after else SCORING
+        return 1.0 if row and row.after else SCORING
