@@ -74,12 +74,16 @@ def test_the_error_of_a_loss_is_of_the_rows_that_it_is_made_of(tmp_path: Path) -
 def test_the_page_tells_losses_with_intervals_and_who_does_not_get_there(tmp_path: Path) -> None:
     results = traded(tmp_path, (0.0, 0.004, 0.008))
     text = at_equal_reward(Asker(results, ROWS, WORDING))
-    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in text.splitlines() if line.startswith("|")}
-    ours = [cell.strip() for cell in rows[METHODS["ours"]]]
+    first, second = (
+        {line.split("|")[1].strip(): line.split("|")[2:-1] for line in part.splitlines() if line.startswith("|")}
+        for part in text.split("At equal true reward")[1:]  # at +0.05 and at +0.03
+    )
+    ours = [cell.strip() for cell in first[METHODS["ours"]]]
     # Losses of 0.025, 0.022 and 0.019: a mean of 0.022, and 4.303 * 0.003 / sqrt(3) on either side.
     assert ours == ["3 of 3", "+0.022 [0.015, 0.029]", "+0.32 [0.32, 0.32]", "+0.15 [0.15, 0.15]"]
-    assert rows[METHODS["small"]][0].strip() == "0 of 3; else +0.040 to +0.040 at most"
-    asked = {q.text.partition(" at a true")[0]: q for q in questions(results, ROWS)}
+    assert first[METHODS["small"]][0].strip() == "0 of 3; else +0.040 to +0.040 at most"
+    assert second[METHODS["small"]][0].strip() == "3 of 3"
+    asked = {q.text.partition(" at a true")[0]: q for q in reversed(questions(results, ROWS))}
     half = asked["Does ours lose at most half as much alignment as the paper's latent reward"]
     assert together(half.decides) == "undecided" and half.decides[0].interval == "[-0.010, 0.004]"
     assert half.decides[0].effect == "-0.003"
@@ -91,7 +95,7 @@ def test_the_page_tells_losses_with_intervals_and_who_does_not_get_there(tmp_pat
     (alignment, _) = next(q for q in questions(wide, ROWS) if q.text.startswith("Is ours on or above")).decides
     assert (alignment.answer, alignment.effect) == ("undecided", "+0.000"), "what may be chance isn't said to hold"
     better = traded(tmp_path / "b", (0.0, 0.0, 0.0), **{"ours_0.5": (0.06, 0.895, 2.1, 2.6)})
-    asked = {q.text.partition(" at a true")[0]: q for q in questions(better, ROWS)}
+    asked = {q.text.partition(" at a true")[0]: q for q in reversed(questions(better, ROWS))}
     found = asked["Does ours lose at most half as much alignment as the paper's latent reward"]
     assert together(found.decides) == "yes" and found.decides[0].effect == "-0.019"
     assert together(asked["Is ours on or above the direct gradient's curve"].decides) == "yes"

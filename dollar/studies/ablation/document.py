@@ -105,7 +105,7 @@ LEAD = (
     "tradeoff",
     "What a reward costs. Each method goes on from the same student of VSD with growing push; a point is a row, the "
     "mean over seeds, with standard deviations; up is the true colourfulness above the control of the same seed, and "
-    f"right is better in both. The dotted line is {RISE:+.2f}, where the verdicts compare.",
+    f"right is better in both. The dotted line is {RISE:+.2f}, where the first verdicts compare.",
 )
 DECIDED = ("alignment", "clip", "colourfulness", "frechet", "vendi")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dollar.studies.ablation.figures import CONTROL, METHODS, NAMES, PURSUED, along_push, pursued_by
-from dollar.studies.ablation.tradeoff import LOST, RISE, Tradeoff
+from dollar.studies.ablation.tradeoff import LOST, RISES, Tradeoff
 from dollar.studies.compare import Comparison, Gaps, no_more
 from dollar.studies.questions import Asker, Question
 
@@ -15,9 +15,22 @@ LED = ("ours", "small", "paper")  # and the methods with which they may begin
 def tradeoff(ask: Asker) -> list[Question]:
     """What methods lose at the same true rise."""
     pursued = pursued_by(ask.rows, "tradeoff")
-    at = Tradeoff(ask.results, ask.rows, pursued)
+    return [
+        *(question for rise in RISES for question in _at(ask, pursued, rise)),
+        Question(
+            f"Does the paper's latent reward raise {PURSUED[pursued]} further than DDPO?",
+            "At the strongest push of each. The paper's Table 5 and Figure 8 say so of HPSv2.",
+            _strongest(ask, "paper", "ddpo", pursued),
+            [ask.numbers(f, CONTROL, *_last(ask, "paper", "ddpo")) for f in (pursued, "alignment", "verifier")],
+        ),
+    ]
+
+
+def _at(ask: Asker, pursued: str, rise: float) -> list[Question]:
+    """The questions at one true rise."""
+    at = Tradeoff(ask.results, ask.rows, pursued, rise)
     reached = [_reached(at, method) for method in METHODS if along_push(ask.rows, method)]
-    where = f"at a true rise of {PURSUED[pursued]} of {RISE:+.2f} above its control"
+    where = f"at a true rise of {PURSUED[pursued]} of {rise:+.2f} above its control"
     return [
         *(
             Question(
@@ -35,12 +48,6 @@ def tradeoff(ask: Asker) -> list[Question]:
             [_not_below(at, ask, "direct", figure) for figure in ("alignment", "frechet")],
             [_losses(at, ask, figure, "ours", "direct", "small") for figure in LOST],
             None,
-        ),
-        Question(
-            f"Does the paper's latent reward raise {PURSUED[pursued]} further than DDPO?",
-            "At the strongest push of each. The paper's Table 5 and Figure 8 say so of HPSv2.",
-            _strongest(ask, "paper", "ddpo", pursued),
-            [ask.numbers(f, CONTROL, *_last(ask, "paper", "ddpo")) for f in (pursued, "alignment", "verifier")],
         ),
     ]
 
@@ -136,8 +143,12 @@ def _method(method: str) -> str:
 
 
 def at_equal_reward(ask: Asker) -> str:
-    """A table of what each method loses at the same true rise, with intervals over seeds; empty without any."""
-    at = Tradeoff(ask.results, ask.rows, pursued_by(ask.rows, "tradeoff"))
+    """Tables of what each method loses at the same true rise, with intervals over seeds; empty without any."""
+    pursued = pursued_by(ask.rows, "tradeoff")
+    return "".join(_table(ask, Tradeoff(ask.results, ask.rows, pursued, rise)) for rise in RISES)
+
+
+def _table(ask: Asker, at: Tradeoff) -> str:
     methods = {m: reaches for m in METHODS if (reaches := at.reaches(m))}
     if not methods:
         return ""
@@ -151,8 +162,8 @@ def at_equal_reward(ask: Asker) -> str:
         cells = [_cell(gaps, ask, figure) for figure, gaps in zip(LOST, losses, strict=True)]
         lines.append(f"| {' | '.join([METHODS[method], there, *cells])} |")
     about = (
-        f"At equal true reward: what each method has lost where {PURSUED[at.pursued]} is {RISE:+.2f} above the control "
-        "of the same seed, on the straight line between two of its points (the control is no push at all):\n"
+        f"At equal true reward: what each method has lost where {PURSUED[at.pursued]} is {at.rise:+.2f} above the "
+        "control of the same seed, on the straight line between two of its points (the control is no push at all):\n"
     )
     return f"{about}\n" + "\n".join(lines) + "\n\n"
 

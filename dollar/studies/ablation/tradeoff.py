@@ -12,7 +12,10 @@ from dollar.studies.compare import Gaps
 from dollar.studies.results import Results
 from dollar.studies.rows import Row
 
-RISE = 0.05  # of what is pursued, above the control of the same seed, at which methods are compared
+# Of what is pursued, above the control of the same seed, at which methods are compared: what is asked for, and what the
+# paper's form gets to in every seed.
+RISES = (0.05, 0.03)
+RISE = RISES[0]
 LOST = {"alignment": "alignment lost", "frechet": "Fréchet gained", "vendi": "Vendi lost"}
 
 Weighted = Mapping[str, float]  # rows, each with a weight: a student between two rows, or a difference of such
