@@ -193,6 +193,17 @@ def scored(scoring: Scoring, file: Path, out: Path, made_by: dict[str, Any], for
     return observed
 
 
+def begun(folder: Path, deciding: Any) -> checkpoint.State | None:
+    """The state of a fit of these settings that was stopped in a folder; one of others is removed, with a note."""
+    latest = checkpoint.newest(folder / "checkpoints")
+    state = None if latest is None else checkpoint.load(latest)
+    if state is not None and state.plain["config"] != deciding:
+        logger.warning(f"note: the fit in {folder} was of other settings or content, and begins anew")
+        shutil.rmtree(folder)
+        return None
+    return state
+
+
 def fit(
     config: DictConfig,
     surrogate: LatentReward,
@@ -210,12 +221,7 @@ def fit(
     remember(surrogate, latents, rows, config.batch, config.seed)
     folder, started = Path(config.out) / "fit", time.perf_counter()
     deciding = json.loads(json.dumps(by_content(FitReward, config, FREE)))  # as it is read again
-    latest = checkpoint.newest(folder / "checkpoints")
-    state = None if latest is None else checkpoint.load(latest)
-    if state is not None and state.plain["config"] != deciding:
-        logger.warning(f"note: the fit in {folder} was of other settings or content, and begins anew")
-        shutil.rmtree(folder)
-        state = None
+    state = begun(folder, deciding)
     parameters = trainable(surrogate.model)
     optimizer = adamw(config, "lrm", parameters)
     rate = partial(falling, start=config.decay_from)
