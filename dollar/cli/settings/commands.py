@@ -228,8 +228,8 @@ class Pretrain:
 
 
 @dataclass
-class Ablation:
-    """conf/ablation.yaml."""
+class Study:
+    """What every study has: its seeds and rows, and where it works."""
 
     seeds: int | list[int] | None
     only: list[str] | None
@@ -238,6 +238,12 @@ class Ablation:
     work: Place
     out: Place
     only_document: bool
+
+
+@dataclass
+class Ablation(Study):
+    """conf/ablation.yaml."""
+
     cycles: int
     further: int
     batch: int
@@ -253,16 +259,9 @@ class Ablation:
 
 
 @dataclass
-class RewardCurve:
+class RewardCurve(Study):
     """conf/reward_curve.yaml."""
 
-    seeds: int | list[int] | None
-    only: list[str] | None
-    again: bool
-    workers: int
-    work: Place
-    out: Place
-    only_document: bool
     counts: list[int]
     train: list[str]
     groups: dict[str, Any]
@@ -270,16 +269,9 @@ class RewardCurve:
 
 
 @dataclass
-class FewSteps:
+class FewSteps(Study):
     """conf/few_step.yaml."""
 
-    seeds: int | list[int] | None
-    only: list[str] | None
-    again: bool
-    workers: int
-    work: Place
-    out: Place
-    only_document: bool
     clips: int
     further: int
     dtype: Literal["float32", "bfloat16"]
