@@ -14,6 +14,9 @@ export MALLOC_TRIM_THRESHOLD_ := 4000000000
 export HF_HUB_OFFLINE := 1
 export HYDRA_FULL_ERROR := 0
 
+DEMO := runs/$(RUN)
+MADE = checkpoint=$(DEMO)/four_steps/student "also=[$(DEMO)/two_steps/student,$(DEMO)/one_step/student]"
+
 CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
 GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo yes)
 # Without a GPU, two processes of half the threads use the cores better than one process of all.
@@ -24,23 +27,27 @@ PROCESSES := $(shell [ $(CORES) -gt 1 ] && echo 2 || echo 1)
 THREADS := $(shell echo $$(($(CORES) / $(PROCESSES))))
 TRAIN := OMP_NUM_THREADS=$(THREADS) $(VENV)/bin/torchrun --standalone --nproc-per-node $(PROCESSES) launch/train.py
 endif
+# Networks compute in bfloat16 where the processor multiplies it itself (make DTYPE=float32 for the other).
+DTYPE ?= $(if $(GPU),bfloat16,$(shell grep -qsw avx512_bf16 /proc/cpuinfo && echo bfloat16 || echo float32))
 
-.PHONY: demo demo-full few-step ablation reward-curve bench-reward test test-hpsv2 smoke lint types check teacher-metrics wheel
+.PHONY: demo demo-full students few-step ablation reward-curve bench-reward test test-hpsv2 smoke lint types check teacher-metrics wheel
 
 $(READY): setup.cfg setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q -c constraints.txt -e '.[dev]'
 	touch $(READY)
 
-demo: $(READY)  ## the main job: train, sample, evaluate, report
-	$(TRAIN) run=$(RUN) seed=$(SEED)
-	$(PY) launch/sample.py checkpoint=runs/$(RUN)/student steps=4 out=runs/$(RUN)/samples \
+demo: $(READY) students  ## the main job: train students of 4, 2 and 1 steps, sample, evaluate, report
+	$(PY) launch/sample.py checkpoint=$(DEMO)/four_steps/student steps=4 out=$(DEMO)/samples \
 	  prompt="a small red circle moving left on a black background"
-	$(PY) launch/evaluate.py checkpoint=runs/$(RUN)/student
+	$(PY) launch/evaluate.py $(MADE) out=$(DEMO)
 
-demo-full: $(READY)  ## the same, evaluated on 1,024 pairs
-	$(TRAIN) run=$(RUN) seed=$(SEED)
-	$(PY) launch/evaluate.py checkpoint=runs/$(RUN)/student clips=1024
+demo-full: $(READY) students  ## the same, evaluated on 1,024 pairs
+	$(PY) launch/evaluate.py $(MADE) out=$(DEMO) clips=1024
+
+students: $(READY)
+	for made in four_steps two_steps one_step; do $(TRAIN) experiment=$$made runs=$(DEMO) seed=$(SEED) \
+	  parallel.dtype=$(DTYPE) parallel.teacher_dtype=$(DTYPE) || exit; done
 
 teacher-metrics: $(READY)  ## the embedded teacher's full figures, shipped in its folder
 	$(PY) launch/evaluate.py clips=1024 teacher_clips=1024 out=runs/teacher report=false
@@ -49,8 +56,8 @@ teacher-metrics: $(READY)  ## the embedded teacher's full figures, shipped in it
 ablation: $(READY)  ## every row on the shapes world, and docs/ablation.md; goes on where it was stopped; seeds=3
 	$(PY) launch/ablation.py $(if $(seeds),seeds=$(seeds))
 
-few-step: $(READY)  ## students of 4, 2, 1, 8 and 16 steps against the teacher, into docs/few_steps.md; goes on where it was stopped; DTYPE=bfloat16 is faster where the processor has it
-	$(PY) launch/few_step.py $(if $(DTYPE),dtype=$(DTYPE)) $(if $(seeds),seeds=$(seeds))
+few-step: $(READY)  ## students of 4, 2, 1, 8 and 16 steps against the teacher, into docs/few_steps.md; goes on where it was stopped
+	$(PY) launch/few_step.py dtype=$(DTYPE) teacher_dtype=$(DTYPE) $(if $(seeds),seeds=$(seeds))
 
 reward-curve: $(READY)  ## how many scored clips each form of latent reward needs, into docs/reward_curve.md; goes on where it was stopped
 	$(PY) launch/reward_curve.py
