@@ -1,4 +1,4 @@
-"""Measure a student and its teacher: `python launch/evaluate.py checkpoint=runs/demo/student [key=value ...]`."""
+"""Measure a student and its teacher: `python launch/evaluate.py checkpoint=runs/mine/student [key=value ...]`."""
 
 import sys
 from pathlib import Path

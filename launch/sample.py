@@ -1,4 +1,4 @@
-"""Make clips: `python launch/sample.py checkpoint=runs/demo/student steps=4 prompt="..." [key=value ...]`.
+"""Make clips: `python launch/sample.py checkpoint=runs/mine/student steps=4 prompt="..." [key=value ...]`.
 
 With `torchrun --nproc-per-node N` the clips are shared out among N GPUs.
 """

@@ -270,7 +270,7 @@ def test_a_sweep_that_has_no_folder_is_a_sentence(command: Callable[..., Said], 
     (tmp_path / "file").touch()
     given = {
         f"runs={tmp_path}/file": "is a file; name a folder",
-        "runs=/proc/none": "the folder /proc/none/demo can't be made: the system says: No such file or directory",
+        "runs=/proc/none": "the folder /proc/none/first can't be made: the system says: No such file or directory",
         "runs=${oc.env:NO_SUCH_FOLDER}": "runs: Environment variable 'NO_SUCH_FOLDER' not found",
         "run=../up": "run=../up names no folder below runs=",
     }

@@ -1,4 +1,4 @@
-"""Make clips: `python launch/sample.py checkpoint=runs/demo/student steps=4 prompt="..." [key=value ...]`.
+"""Make clips: `python launch/sample.py checkpoint=runs/mine/student steps=4 prompt="..." [key=value ...]`.
 
 With `torchrun --nproc-per-node N` the clips are shared out among N GPUs. The same command goes on where it was stopped:
 a clip that is there, made with the same settings and weights, is kept.
