@@ -38,27 +38,13 @@ def check_same(
     if unknown := [key for key in places.vouched if key not in map(places.name, places.keys)]:
         named = ", ".join(sorted(map(places.name, places.keys)))
         raise ValueError(f"same has {', '.join(unknown)}, which names no place; the keys that do are {named}")
-    try:
-        before = flat(_plain(OmegaConf.load(path)))
-    except Exception as error:  # whatever is wrong with the file, what was trained there isn't known
-        raise ValueError(
-            f"{path.parent} holds a run, but its {path.name} can't be read ({type(error).__name__}), so it is not "
-            f"known what was trained there. {way_out}"
-        ) from None
+    before = _stored(path, way_out)
     after, sources = flat(now), {} if config is None else sources_of(config)
     new = [key for key in after if key not in before]
     missed = [key for key in new if _repeated(key, sources) is None]
     if missed and config is not None:
         before |= defaults_of(missed) | {key: FORMER[key] for key in missed if key in FORMER}
-    verdict = judge(places)
-    verdicts = {
-        key: verdict(key, before[key], after[key])
-        for key in places.keys
-        if key in before and key in after and not is_below(key, free)
-    }
-    for key in after.keys() & before.keys() - verdicts.keys():  # within a node that repeats another
-        if (source := _repeated(key, sources)) in verdicts:
-            verdicts[key] = verdicts[source]
+    verdicts = _judged(before, after, places, free, sources)
     differing = [
         key
         for key in sorted((before.keys() | after.keys()) - ({*new} - {*missed}))
@@ -80,6 +66,37 @@ def check_same(
     edited = [name for name, then in places.stored.code.items() if code.get(name, then) != then]
     for note in (*notes, *(f"the module of {name} has changed since this run began" for name in edited)):
         logger.warning(f"note: {note}")
+
+
+def _stored(path: Path, way_out: str) -> dict[str, Any]:
+    """The settings stored at `path`, one a key; ValueError when it can't be read, whatever is wrong with it."""
+    try:
+        return flat(_plain(OmegaConf.load(path)))
+    except Exception as error:
+        raise ValueError(
+            f"{path.parent} holds a run, but its {path.name} can't be read ({type(error).__name__}), so it is not "
+            f"known what was trained there. {way_out}"
+        ) from None
+
+
+def _judged(
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    places: Compared,
+    free: Sequence[str],
+    sources: Mapping[str, Any],
+) -> dict[str, Verdict]:
+    """Of each key that names a place in both settings, whether it is the same place or holds the same."""
+    verdict = judge(places)
+    verdicts = {
+        key: verdict(key, before[key], after[key])
+        for key in places.keys
+        if key in before and key in after and not is_below(key, free)
+    }
+    for key in after.keys() & before.keys() - verdicts.keys():  # within a node that repeats another
+        if (source := _repeated(key, sources)) in verdicts:
+            verdicts[key] = verdicts[source]
+    return verdicts
 
 
 def _way_out(usual: str, moved: Sequence[str], alone: bool) -> str:
