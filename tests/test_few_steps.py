@@ -38,7 +38,8 @@ def test_each_student_starts_from_the_longer_one_by_its_experiment() -> None:
         assert composed.init == (str(runs.folder(started[name], 1) / "student") if started[name] else None)
         assert f"steps=[{count}]" in evaluate and {"clips=1024", "teacher_clips=0"} <= set(evaluate)
     one = compose("train", *runs.train(runs.rows["one"], 0)[2:])
-    assert (one.cycles, one.vsd.guidance_scale, one.beta_adversarial, one.adversarial.features) == (900, 1.5, 0.3, "own")
+    assert (one.cycles, one.vsd.guidance_scale, one.beta_adversarial) == (900, 1.5, 0.3)
+    assert one.adversarial.features == "own"
     assert (one.fake_updates, one.beta_cd, one.optim.student.lr, one.optim.fake.lr) == (1, 0, 4e-4, 6e-4)
     assert compose("train", *runs.train(runs.rows["eight"], 0)[2:]).cycles == SETTINGS.further
     teacher = runs.evaluate_teacher()
