@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import sys
 from collections.abc import Callable
@@ -187,6 +188,11 @@ def test_a_mistake_names_the_verb(dollar: Callable[..., Said]) -> None:
     assert said.err == "dollar train: there is no key 'beta_vds'; the nearest is 'beta_vsd'\n"
 
 
+def without_free(text: str) -> str:
+    return re.sub(r"[\d.,]+ are free", "some are free", text)
+
+
 def test_the_console_script_does_what_the_starter_does(dollar: Callable[..., Said], command: Callable) -> None:
     given = ("reward=none", "beta_ft=0", "lrm.width=32")
-    assert dollar("plan", *given) == command("plan", *given)
+    one, other = (said("plan", *given) for said in (dollar, command))  # between which the disk may fill a little
+    assert one._replace(out=without_free(one.out)) == other._replace(out=without_free(other.out))
