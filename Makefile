@@ -37,12 +37,12 @@ $(READY): setup.cfg setup.py constraints.txt
 	$(VENV)/bin/pip install -q -c constraints.txt -e '.[dev]'
 	touch $(READY)
 
-demo: $(READY) students  ## the main job: train students of 4, 2 and 1 steps, sample, evaluate, report
+demo: students  ## the main job: train students of 4, 2 and 1 steps, sample, evaluate, report
 	$(PY) launch/sample.py checkpoint=$(DEMO)/four_steps/student steps=4 out=$(DEMO)/samples \
 	  prompt="a small red circle moving left on a black background"
 	$(PY) launch/evaluate.py $(MADE) out=$(DEMO)
 
-demo-full: $(READY) students  ## the same, evaluated on 1,024 pairs
+demo-full: students  ## the same, evaluated on 1,024 pairs
 	$(PY) launch/evaluate.py $(MADE) out=$(DEMO) clips=1024
 
 students: $(READY)
