@@ -278,20 +278,15 @@ def test_verdicts_follow_the_figures(tmp_path: Path) -> None:
 
 
 def test_questions_of_a_steps_variant_exist_where_its_row_does(tmp_path: Path) -> None:
-    given = compose("ablation")
-    row = {"name": "one_step_anchor", "label": "1 step, anchor", "group": "steps", "steps": [1], "control": "one_step"}
-    given.rows = [*given.rows, row]
-    rows = settings_of(given, ABLATION).rows
     results = results_with(tmp_path, 3, as_the_paper)
     for seed in range(3):
-        one = results.stored["rows"][f"one_step/{seed}"]
-        figures = {"1": {**one["figures"]["1"], "alignment": 0.95, "vendi": 2.0 + 0.01 * seed}}
-        results.stored["rows"][f"one_step_anchor/{seed}"] = {**one, "figures": figures}
-    results.counts = {**COUNTS, "one_step_anchor": 1}
-    (asked,) = [q for q in questions(results, rows) if "anchor" in q.text]
-    assert asked.text == "Does a diversity anchor on the first step help (1 step, anchor)?"
+        row = results.stored["rows"][f"two_steps_anchor/{seed}"]
+        row["figures"]["2"].update({"alignment": 0.95, "vendi": 2.0 + 0.01 * seed})
+    (asked,) = [q for q in questions(results, ROWS) if "anchor" in q.text]
+    assert asked.text == "Does a diversity anchor on the first step help (2 alone, anchor on the first step)?"
     assert [c.answer for c in asked.decides] == ["yes", "no"], "better aligned, less diverse"
-    assert not [q for q in questions(results, ROWS) if "anchor" in q.text]
+    rest = [row for row in ROWS if row.name != "two_steps_anchor"]
+    assert not [q for q in questions(results, rest) if "anchor" in q.text]
 
 
 def test_a_row_of_one_seed_may_be_worse(tmp_path: Path) -> None:
@@ -370,7 +365,7 @@ def test_the_document_has_tables_commands_plots_and_keeps_what_was_written(tmp_p
     assert len(widths) == 1, "every line of a table has as many cells"
     assert "colourfulness, for which the teacher was not trained" in text and "0.300 of the start against 0.300" in text
     assert text.count("Gradients at x_hat") == 5, "but for distillation and steps"
-    assert text.count("Rewards that were not optimised, against") == 3
+    assert text.count("Rewards that were not optimised, against") == 4
     sizes = text.partition("## Rewards")[2].partition("Gradients at x_hat")[2].partition("![")[0].splitlines()
     assert [line.split("|")[1].strip() for line in sizes[4:7]] == [
         "VSD + LRM",
