@@ -83,7 +83,10 @@ PRUNING = Content(
     layout=Layout(
         title="Pruning",
         about="Score: how good; size: how large.\n",
-        commands=lambda seeds: ["make pruning"],
+        commands=lambda seeds, further: [
+            "make pruning",
+            *(f"make more {more} {names}" for more, names in further.items()),
+        ],
         columns=lambda group, rows: [Column("score ↑", "score", "{:.2f}"), Column("size ↓", "size", "{:.0f}")],
         captions={"pruned": ("sizes", "How large it is.")},
         before=lambda rows, results: f"{len(rows)} here.\n\n",
@@ -337,6 +340,15 @@ def test_another_study_has_a_document_of_its_own(tmp_path: Path, study: Study) -
     results = Results(tmp_path / "docs" / "pruning" / "results.json", steps=1)
     asked = questions(results, settings(tmp_path).rows)[0]
     assert together(asked.decides) == "yes" and "score: Plain 0.900" in markdown(asked, 2)
+
+
+def test_further_seeds_of_some_rows_are_told(tmp_path: Path, study: Study) -> None:
+    study(settings(tmp_path))
+    study(settings(tmp_path, seeds=[1, 2], only=["plain"]))
+    text = (tmp_path / "docs" / "pruning.md").read_text()
+    assert "3 of 3 rows, seed 0, and 1, 2 of “Plain”; made on" in text
+    page = (tmp_path / "docs" / "pruning" / "commands.md").read_text()
+    assert "make pruning\nmake more (1, 2) ['plain']\n" in page
 
 
 def test_the_same_command_goes_on_where_it_ended(tmp_path: Path, study: Study) -> None:

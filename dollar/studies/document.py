@@ -5,6 +5,7 @@ The exact commands are on a page of their own, in the folder of results.json.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from dollar.studies.tables import Column, table
 BEGIN, END = "<!-- written by hand: begin -->", "<!-- written by hand: end -->"
 HAND = "What stands between these two marks is kept when the document is written anew."
 COMMANDS = "commands.md"
+Further = Mapping[tuple[int, ...], Sequence[str]]  # seeds that only some rows have -> their names
 
 
 def _nothing(rows: Sequence[Row], results: Results) -> str:
@@ -29,17 +31,17 @@ def _nothing(rows: Sequence[Row], results: Results) -> str:
 class Layout:
     """What a study's document has besides its questions.
 
-    about: what the figures mean; commands: the lines of shell that make so many seeds and the document; teacher: the
-    label of the teacher's line; columns: those of a group with its rows. repeated: rows of other groups that a group's
-    table repeats, since they are what it is compared with; so is what it starts from. across: figures are a table's
-    lines, and students its columns. captions: a group's plot and what
-    is seen in it; lead: the plot that follows the verdicts, with what is seen in it; scope: what so many rows and seeds
+    about: what the figures mean; commands: the lines of shell that make so many seeds, and further ones with the rows
+    that have them, and the document; teacher: the label of the teacher's line; columns: those of a group with its rows.
+    repeated: rows of other groups that a group's table repeats, since they are what it is compared with; so is what it
+    starts from. across: figures are a table's lines, and students its columns. captions: a group's plot and what is
+    seen in it; lead: the plot that follows the verdicts, with what is seen in it; scope: what so many rows and seeds
     can decide; before and after: text before and after the table of a group's rows.
     """
 
     title: str
     about: str
-    commands: Callable[[int], Sequence[str]]
+    commands: Callable[[int, Further], Sequence[str]]
     columns: Callable[[str, Sequence[Row]], Sequence[Column]]
     teacher: str = "teacher"
     repeated: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -93,8 +95,26 @@ def by_hand(path: Path) -> str:
 
 
 def seeds_in(results: Results) -> list[int]:
-    """All seeds that a row was trained with."""
-    return sorted({result["seed"] for result in results.stored["rows"].values()})
+    """The seeds that at least half of the rows were trained with."""
+    rows = _seeds_of_rows(results)
+    counts = Counter(seed for seeds in rows.values() for seed in seeds)
+    return sorted(seed for seed, count in counts.items() if 2 * count >= len(rows))
+
+
+def further_seeds(results: Results) -> dict[tuple[int, ...], list[str]]:
+    """The seeds that fewer rows were trained with, and which."""
+    common, found = set(seeds_in(results)), dict[tuple[int, ...], list[str]]()
+    for name, seeds in _seeds_of_rows(results).items():
+        if further := tuple(sorted(seeds - common)):
+            found.setdefault(further, []).append(name)
+    return found
+
+
+def _seeds_of_rows(results: Results) -> dict[str, set[int]]:
+    found: dict[str, set[int]] = {}
+    for key, result in results.stored["rows"].items():
+        found.setdefault(key.rpartition("/")[0], set()).add(result["seed"])
+    return found
 
 
 def head(layout: Layout, rows: Sequence[Row], results: Results, stale: Sequence[str]) -> str:
@@ -103,10 +123,15 @@ def head(layout: Layout, rows: Sequence[Row], results: Results, stale: Sequence[
     machines = "; ".join(sorted({result["machine"] for result in stored}))
     hours = sum(result["seconds"] for result in [*stored, results.stored["teacher"]] if result) / 3600
     known, count = sum(bool(results.of(row.name)) for row in rows), len(seeds)
+    labels = {row.name: row.label for row in rows}
+    more = "".join(
+        f", and {', '.join(map(str, further))} of {'; '.join(f'“{labels.get(n, n)}”' for n in names)}"
+        for further, names in further_seeds(results).items()
+    )
     chance = "; of one seed there is none" if count == 1 else ""
     lines = [
         f"# {layout.title}\n",
-        f"{known} of {len(rows)} rows, seed{'s' * (count != 1)} {', '.join(map(str, seeds)) or '—'}; made on "
+        f"{known} of {len(rows)} rows, seed{'s' * (count != 1)} {', '.join(map(str, seeds)) or '—'}{more}; made on "
         f"{machines or '—'}, by jobs of one thread each, side by side, whose durations sum up to {hours:.1f} hours. "
         f"Figures are mean ± standard deviation over seeds{chance}. "
         f"[All commands]({results.path.parent.name}/{COMMANDS}).\n",
@@ -135,7 +160,8 @@ def picture(plot: str, caption: str, drawn: Sequence[str], folder: str) -> str:
 
 def commands(layout: Layout, titles: Mapping[str, str], rows: Sequence[Row], results: Results) -> str:
     """A page of what makes everything, and of each row's exact commands of its first seed, group by group."""
-    lines = [f"# {layout.title}: commands\n", "```sh", *layout.commands(len(seeds_in(results))), "```\n"]
+    lines = [f"# {layout.title}: commands\n", "```sh", *layout.commands(len(seeds_in(results)), further_seeds(results))]
+    lines.append("```\n")
     lines.append("What each row ran, for its first seed; those of another seed have its number in the place of this.\n")
     for group, title in titles.items():
         known = [(row, found[0]) for row in rows if row.group == group and (found := results.of(row.name))]

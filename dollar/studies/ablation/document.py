@@ -12,7 +12,7 @@ from dollar.studies.ablation.questions import WORDING
 from dollar.studies.ablation.reward_questions import at_equal_reward
 from dollar.studies.ablation.tradeoff import RISE
 from dollar.studies.compare import LEAST, half_interval, shown
-from dollar.studies.document import Layout
+from dollar.studies.document import Further, Layout, seeds_in
 from dollar.studies.questions import Asker
 from dollar.studies.readings import WARM
 from dollar.studies.results import Results
@@ -125,16 +125,11 @@ def scope(rows: Sequence[Row], results: Results) -> str:
     told = ", ".join(f"{WORDING.names[f]} ±{WORDING.show(f)(half)}" for f, half in halves.items())
     return (
         "**What this can decide.** A row takes 64 cycles of 4 clips (32 more where it starts from another's student) "
-        f"for each of {_most_seeds(results)} seeds, and is measured on 256 clips. Half of a difference's 95 % interval "
-        f"is typically {told}: "
-        "what is smaller stays undecided, and “undecided” is not “no difference”. Such short runs tell which gradient "
+        f"for each of {len(seeds_in(results))} seeds, and is measured on 256 clips. Half of a difference's 95 % "
+        f"interval is typically {told}: what is smaller stays undecided, and “undecided” is not “no difference”. Such short runs tell which gradient "
         "leads where, and what it costs on the way; they can't tell where 40,000 iterations end, what a larger model "
         f"does, or what people would prefer. Of all comparisons at 95 %, one of twenty is chance.\n\n{clips}"
     )
-
-
-def _most_seeds(results: Results) -> int:
-    return len({result["seed"] for result in results.stored["rows"].values()})
 
 
 def why(rows: Sequence[Row], results: Results) -> str:
@@ -178,10 +173,14 @@ def gradients(rows: Sequence[Row], results: Results) -> str:
     return f"{about}\n{sizes}\n"
 
 
-def shell(seeds: int) -> list[str]:
-    """The lines of shell that make so many seeds, and the document."""
+def shell(seeds: int, further: Further) -> list[str]:
+    """The lines of shell that make so many seeds, further ones of some rows, and the document."""
     return [
         f"make ablation{f' seeds={seeds}' if seeds > 1 else ''}   # goes on where it was stopped; conf/ablation.yaml",
+        *(
+            f"python launch/ablation.py seeds=[{','.join(map(str, more))}] only=[{','.join(names)}]"
+            for more, names in further.items()
+        ),
         "python launch/ablation.py only_document=true   # this document anew from docs/ablation/results.json",
     ]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from dollar.studies.compare import half_interval
 from dollar.studies.content import Content
-from dollar.studies.document import Layout, seeds_in
+from dollar.studies.document import Further, Layout, seeds_in
 from dollar.studies.few_step.figures import (
     FORMS,
     LESS,
@@ -111,7 +111,7 @@ def _name(axes: Any, x: float, y: float, text: str, colour: str) -> None:
     axes.annotate(text, (x, y), xytext=(6, 6), textcoords="offset points", color=colour)
 
 
-def shell(seeds: int) -> list[str]:
+def shell(seeds: int, further: Further) -> list[str]:
     """The lines of shell that make the study and its page."""
     return [
         "make few-step   # goes on where it was stopped; conf/few_step.yaml",
