@@ -126,9 +126,10 @@ def scope(rows: Sequence[Row], results: Results) -> str:
     return (
         "**What this can decide.** A row takes 64 cycles of 4 clips (32 more where it starts from another's student) "
         f"for each of {len(seeds_in(results))} seeds, and is measured on 256 clips. Half of a difference's 95 % "
-        f"interval is typically {told}: what is smaller stays undecided, and “undecided” is not “no difference”. Such short runs tell which gradient "
-        "leads where, and what it costs on the way; they can't tell where 40,000 iterations end, what a larger model "
-        f"does, or what people would prefer. Of all comparisons at 95 %, one of twenty is chance.\n\n{clips}"
+        f"interval is typically {told}: what is smaller stays undecided, and “undecided” is not “no difference”. Such "
+        "short runs tell which gradient leads where, and what it costs on the way; they can't tell where 40,000 "
+        f"iterations end, what a larger model does, or what people would prefer. Of all comparisons at 95 %, one of "
+        f"twenty is chance.\n\n{clips}"
     )
 
 
