@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cache
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dollar.data import shapes
 from dollar.diffusion.draws import Draws
-from dollar.diffusion.schedule import VariancePreserving, diffuse, expand_like
+from dollar.diffusion.schedule import Schedule, VariancePreserving, diffuse, expand_like
 from dollar.log import progress
 from dollar.losses.score_matching import native
 from dollar.models.codec import Codec, Normalisation
@@ -62,21 +62,22 @@ def new_text_encoder(vocabulary: int) -> nn.Module:
     )
 
 
-def new_transformer(text_length: int) -> nn.Module:
+def new_transformer(text_length: int, blocks: int = 3, heads: int = 8) -> nn.Module:
     """CogVideoX's transformer of 3.1 million parameters: 80 tokens a clip, 3 blocks of 256 channels.
 
-    A token has 128 numbers. The width is twice that, since v-prediction must carry all of their noise through.
+    A token has 128 numbers. The width, of 32 a head, is twice that, since v-prediction must carry all of their noise
+    through.
     """
     from diffusers import CogVideoXTransformer3DModel
 
     return CogVideoXTransformer3DModel(
-        num_attention_heads=8,
+        num_attention_heads=heads,
         attention_head_dim=32,
         in_channels=CHANNELS,
         out_channels=CHANNELS,
         time_embed_dim=64,
         text_embed_dim=64,
-        num_layers=3,
+        num_layers=blocks,
         sample_width=shapes.WIDTH // CELL[2],
         sample_height=shapes.HEIGHT // CELL[1],
         sample_frames=shapes.FRAMES,
@@ -143,6 +144,47 @@ def weights_of(loss: str, a: Tensor, b: Tensor) -> Tensor:
     return {"evened": evened(a, b), "native": torch.ones_like(a), "cv": (a + b) ** 2}[loss]
 
 
+class Batch(NamedTuple):
+    """Noised clips: x_t, x_0 and eps [B, C, F, h, w], t [B], and B captions, the empty one where one was dropped."""
+
+    x_t: Tensor
+    x_0: Tensor
+    eps: Tensor
+    t: Tensor
+    prompts: list[str]
+
+
+class NoisedClips:
+    """Batches of training clips' latents under noise, a function of seed and step alone.
+
+    They are encoded at the first batch, since a finished stage needs none. drop_caption: fraction of captions replaced
+    by the empty one.
+    """
+
+    def __init__(
+        self, vae: Any, schedule: Schedule, clips: int, batch: int, seed: int, drop_caption: float, world: World
+    ) -> None:
+        self.schedule, self.size, self.seed, self.drop_caption, self.world = schedule, batch, seed, drop_caption, world
+        self._encode = partial(encode_clips, vae, clips, seed, world)
+
+    @cached_property
+    def _clips(self) -> tuple[Sequence[str], Tensor, Tensor]:
+        captions, latents = self._encode()
+        weights = torch.tensor([weight(shapes.parse(caption)) for caption in captions], dtype=torch.double)
+        return captions, latents, weights.cumsum(0)
+
+    def batch(self, step: int) -> Batch:
+        """This process's share of a step's batch."""
+        captions, latents, shares = self._clips
+        draws = Draws(self.seed, step, self.world.own(step * self.size, self.size), self.world.device)
+        chosen = torch.searchsorted(shares, draws.uniform("clip").cpu().double() * shares[-1], right=True)
+        dropped = draws.uniform("caption").cpu() < self.drop_caption
+        prompts = ["" if gone else captions[i] for i, gone in zip(chosen.tolist(), dropped.tolist(), strict=True)]
+        x_0 = latents[chosen].to(self.world.device)
+        t, eps = self.schedule.uniform(draws.uniform("time")), draws.normal("noise", x_0.shape[1:])
+        return Batch(diffuse(x_0, eps, t, self.schedule), x_0, eps, t, prompts)
+
+
 def train_teacher(
     folder: Path,
     vae: Any,
@@ -171,25 +213,14 @@ def train_teacher(
     average = Average(trainable(network), decay)
     device = world.device
     schedule = VariancePreserving(new_scheduler().alphas_cumprod)
-
-    @cache  # at the first update; a finished stage needs none
-    def encoded() -> tuple[Sequence[str], Tensor, Tensor]:
-        captions, latents = encode_clips(vae, clips, seed, world)
-        weights = torch.tensor([weight(shapes.parse(caption)) for caption in captions], dtype=torch.double)
-        return captions, latents, weights.cumsum(0)
+    noised = NoisedClips(vae, schedule, clips, stage.batch, seed, drop_caption, world)
 
     def loss(step: int) -> dict[str, Tensor]:
-        captions, latents, shares = encoded()
-        draws = Draws(seed, step, world.own(step * stage.batch, stage.batch), device)
-        chosen = torch.searchsorted(shares, draws.uniform("clip").cpu().double() * shares[-1], right=True)
-        dropped = draws.uniform("caption").cpu() < drop_caption
-        prompts = ["" if gone else captions[i] for i, gone in zip(chosen.tolist(), dropped.tolist(), strict=True)]
+        x_t, x_0, eps, t, prompts = noised.batch(step)
         ids = tokenizer(prompts, padding="max_length", max_length=text_length, return_tensors="pt").input_ids
-        x_0 = latents[chosen].to(device)
-        t, eps = schedule.uniform(draws.uniform("time")), draws.normal("noise", x_0.shape[1:])
         a, b = (c.float().to(device) for c in schedule.coefficients(t))
         with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            v = network(diffuse(x_0, eps, t, schedule), t, ids.to(device))
+            v = network(x_t, t, ids.to(device))
         error = native(v, expand_like(a, eps) * eps - expand_like(b, x_0) * x_0)
         return {"total": (weights_of(loss_form, a, b) * error).mean(), "v": error.mean()}
 

@@ -12,21 +12,35 @@ from omegaconf import DictConfig, OmegaConf
 from dollar.cli.build.objects import as_text
 
 CONFIG = "config.yaml"
-CLIP = ("clip", "pictures", "autoencoder")  # keys of make=clip alone
 SHARED = ("seed", "ema", "out", "work", "parallel")
+# Keys that one thing to make reads alone, and all those that the teacher doesn't read.
+ALONE = {"clip": ("clip", "pictures", "autoencoder"), "deep": ("deep", "deep_body", "predictions_of")}
+# Keys that decide what is made; of the teacher all but ALONE's.
+DECIDE = {
+    "clip": (*SHARED, *ALONE["clip"]),
+    "deep": (*SHARED, *ALONE["deep"], "init", "clips", "loss", "drop_caption", "text_length"),
+}
+
+
+def needless(make: str) -> list[str]:
+    """The keys that what is made doesn't depend on."""
+    own = ALONE.get(make, ())
+    return ["make", *(key for keys in ALONE.values() for key in keys if key not in own)]
 
 
 def check(config: DictConfig, processes: int) -> dict[str, Any]:
     """The stages by name; ValueError, naming the key, for what could only fail hours later."""
     from dollar.pretraining.autoencoder import STAGES
     from dollar.pretraining.clip import Pictures
+    from dollar.pretraining.deep_teacher import Deep
     from dollar.pretraining.stages import Stage
     from dollar.pretraining.teacher import LOSSES
 
     if config.make not in MAKERS:
         raise ValueError(f"make is {config.make!r}; it is {' or '.join(MAKERS)}")
-    if config.make == "clip" and config.autoencoder is None:
-        raise ValueError("autoencoder is null; make=clip needs a diffusers folder, such as dollar/assets/shapes")
+    for make, key in (("clip", "autoencoder"), ("deep", "predictions_of")):
+        if config.make == make and config[key] is None:
+            raise ValueError(f"{key} is null; make={make} needs a diffusers folder, such as dollar/assets/shapes")
     if not 0 <= config.drop_caption <= 1:
         raise ValueError(f"drop_caption is {config.drop_caption}; it is a fraction, between 0 and 1")
     if config.loss not in LOSSES:
@@ -37,17 +51,18 @@ def check(config: DictConfig, processes: int) -> dict[str, Any]:
         if config[key] < least:
             raise ValueError(f"{key} is {config[key]}; it must be at least {least}")
     stages = {}
-    for name in (*STAGES, "teacher", "clip"):
+    for name in (*STAGES, "teacher", "clip", "deep"):
         try:
             stages[name] = Stage(**OmegaConf.to_container(config[name]))  # type: ignore[arg-type]
         except ValueError as error:
             raise ValueError(f"{name}.{error}") from None
         if stages[name].batch < processes:
             raise ValueError(f"{name}.batch is {stages[name].batch}; each of the {processes} processes needs a clip")
-    try:
-        Pictures(**OmegaConf.to_container(config.pictures))  # type: ignore[arg-type]
-    except ValueError as error:
-        raise ValueError(f"pictures.{error}") from None
+    for key, kind in (("pictures", Pictures), ("deep_body", Deep)):
+        try:
+            kind(**OmegaConf.to_container(config[key]))  # type: ignore[arg-type]
+        except ValueError as error:
+            raise ValueError(f"{key}.{error}") from None
     return stages
 
 
@@ -56,15 +71,15 @@ def begun(config: DictConfig, work: Path) -> tuple[Path, bool]:
     from dollar.pretraining.stages import begun as stages_begun
 
     states = stages_begun(work)
-    if config.make == "clip":
-        return work / "clip" / CONFIG, "clip" in states
-    return work / CONFIG, any(name != "clip" for name in states)
+    if config.make in ALONE:
+        return work / config.make / CONFIG, config.make in states
+    return work / CONFIG, any(name not in ALONE for name in states)
 
 
 def decides(config: DictConfig) -> dict[str, Any]:
-    """The configuration without the keys that only the other of teacher and CLIP depends on."""
+    """The configuration without the keys that only other things to make depend on."""
     stored: Any = as_text(OmegaConf.to_container(config, resolve=True))
-    wanted = (*SHARED, *CLIP) if config.make == "clip" else set(stored) - {"make", *CLIP}
+    wanted = DECIDE.get(config.make, set(stored) - set(needless(config.make)))
     return {key: value for key, value in stored.items() if key in wanted}
 
 
@@ -113,4 +128,42 @@ def make_clip(config: DictConfig, work: Path, stages: dict[str, Any], world: Any
         print(f"the CLIP is in {config.out}, with its measures in metrics.json; its curves are in {work}")
 
 
-MAKERS: dict[str, Callable[..., None]] = {"teacher": make_teacher, "clip": make_clip}
+def make_deep(config: DictConfig, work: Path, stages: dict[str, Any], world: Any, precision: Any) -> None:
+    """The deeper teacher's transformer, which shares all else with the teacher whose predictions it learns."""
+    from dollar.data import shapes
+    from dollar.models.cogvideox import load
+    from dollar.pretraining.deep_teacher import Deep, save_transformer, train_deep_teacher
+
+    deep = Deep(**OmegaConf.to_container(config.deep_body))  # type: ignore[arg-type]
+    teacher = load(
+        name="shapes",
+        folder=config.predictions_of,
+        frames=shapes.FRAMES,
+        height=shapes.HEIGHT,
+        width=shapes.WIDTH,
+        fps=shapes.FPS,
+        guidance_scale=1.0,
+        text_length=config.text_length,
+        device=world.device,
+    )
+    init = None if config.init is None else Path(config.init) / "transformer"
+    network = train_deep_teacher(
+        work,
+        teacher,
+        stages["deep"],
+        deep,
+        config.seed,
+        config.clips,
+        config.drop_caption,
+        config.ema,
+        world,
+        precision,
+        init,
+        config.loss,
+    )
+    if world.is_main:
+        save_transformer(Path(config.out), network, teacher)
+        print(f"the deeper teacher's transformer is in {config.out}; its curves are in {work}")
+
+
+MAKERS: dict[str, Callable[..., None]] = {"teacher": make_teacher, "clip": make_clip, "deep": make_deep}

@@ -17,7 +17,7 @@ from dollar.cli.settings import COMMANDS, free_keys
 
 def main(config: DictConfig) -> None:
     """The teacher, a diffusers folder, or the small CLIP, a folder of transformers and of HPSv2's format."""
-    from dollar.cli.build.pretraining import CLIP, MAKERS, begun, check, decides
+    from dollar.cli.build.pretraining import MAKERS, begun, check, decides, needless
     from dollar.cli.build.teacher import dtype_of, quiet
     from dollar.media import atomically
     from dollar.models.cogvideox import CogVideoX
@@ -30,19 +30,18 @@ def main(config: DictConfig) -> None:
     check_folder_for("work", work)
     stages = check(config, int(os.environ.get("WORLD_SIZE", 1)))
     stored = decides(config)
-    source = "autoencoder" if config.make == "clip" else "init"
-    if config[source] is not None:  # it says what is missing
-        Pipeline(config[source], ["vae"] if config.make == "clip" else list(CogVideoX.classes), key=source)
+    for key in {"clip": ["autoencoder"], "deep": ["predictions_of"]}.get(config.make, ["init"]):
+        if config[key] is not None:  # it says what is missing
+            Pipeline(config[key], ["vae"] if config.make == "clip" else list(CogVideoX.classes), key=key)
     precision = dtype_of(config, "dtype")
     path, some = begun(config, work)
     plain: Any = OmegaConf.to_container(config, resolve=False)
     free = free_keys(COMMANDS["pretrain"])
     places = [key for key in place_keys(COMMANDS["pretrain"], plain) if not is_below(key, free)]
     if some:  # otherwise nothing could be lost
-        others = () if config.make == "clip" else ("make", *CLIP)
         compared = Compared(places, stored_at(path.parent), list(config.same))
         remove = "Give another folder with work=FOLDER, or remove this one"
-        check_same(path, stored, remove, (*free, *others), config, compared)
+        check_same(path, stored, remove, (*free, *needless(config.make)), config, compared)
     way_out = "name another folder with work=FOLDER"
     with closing(Lock(path.parent, int(os.environ.get("RANK", 0)), way_out, stays=False)) as lock:
         world = start(config.parallel.device, config.parallel.timeout_minutes)

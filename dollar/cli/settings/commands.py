@@ -201,10 +201,19 @@ class Processes:
 
 
 @dataclass
+class DeepBody:
+    """The deeper teacher's transformer."""
+
+    blocks: int
+    heads: int
+    skipped: list[float]
+
+
+@dataclass
 class Pretrain:
     """conf/pretrain.yaml."""
 
-    make: str  # teacher or clip, checked by the command
+    make: str  # teacher, deep or clip, checked by the command
     out: Free[Place]
     work: Free[Place]
     same: Free[list[str]]
@@ -217,7 +226,10 @@ class Pretrain:
     ema: float
     autoencoder: Place | None
     pictures: Pictures
+    predictions_of: Place | None
+    deep_body: DeepBody
     clip: Stage
+    deep: TeacherStage
     decoder: Stage
     encoder: Stage
     joint: Stage
