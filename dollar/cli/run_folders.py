@@ -85,11 +85,22 @@ def check_init(config: DictConfig) -> None:
 
 def to_store(config: DictConfig) -> dict[str, Any]:
     """The configuration as it is stored: resolved, but for the embedded folders, which may move with the project."""
+    resolved: dict[str, Any] = as_text(OmegaConf.to_container(config, resolve=True))
+    return resolved | {"teacher": teacher_to_store(config)}
+
+
+def teacher_to_store(config: DictConfig) -> dict[str, Any]:
+    """The teacher's settings as they are stored."""
     unresolved: Any = OmegaConf.to_container(config.teacher, resolve=False)
-    resolved: Any = as_text(OmegaConf.to_container(config, resolve=True))
-    if "${embedded:" in str(unresolved["folder"]):
-        resolved["teacher"]["folder"] = unresolved["folder"]
-    return resolved
+    resolved: Any = as_text(OmegaConf.to_container(config.teacher, resolve=True))
+    return _embedded(unresolved, resolved)
+
+
+def _embedded(unresolved: Any, resolved: Any) -> Any:
+    """The resolved values, but for texts that name an embedded folder."""
+    if isinstance(resolved, dict):
+        return {key: _embedded(unresolved[key], value) for key, value in resolved.items()}
+    return unresolved if "${embedded:" in str(unresolved) else resolved
 
 
 def announce(config: DictConfig, run: Any, folder: Path, done: int) -> None:

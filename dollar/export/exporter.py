@@ -64,12 +64,14 @@ class Exporter:
         self.samplers = pipeline.served(teacher, samplers, self.steps)
         self.prediction = prediction_of(teacher, self.parameterization)
         teacher.check_prediction(self.prediction)
+        self.pruning = teacher.pruning(source.kept_in)
         if settings.full:
-            check_space(out, pipeline.needed_bytes(teacher, self.dtype, settings.link), settings.link)
+            needed = pipeline.needed_bytes(teacher, self.dtype, settings.link, self.pruning)
+            check_space(out, needed, settings.link)
         if lora and source.in_checkpoint:
-            self.network = pipeline.merge_lora(teacher, teacher.denoiser.network, lora)
+            self.network = pipeline.merge_lora(teacher, source.base(teacher), lora, self.pruning)
         else:
-            self.network = pipeline.read_network(teacher, source.weights, source.prefix)
+            self.network = pipeline.read_network(teacher, source.weights, source.prefix, self.pruning)
         pipeline.round_to(self.network, self.dtype)  # what is stored is what is compared
         self.lora = lora_of(lora, teacher, self.network, settings.lora, self.dtype)
         self.calls = {count: pipeline.call_of(teacher, count, source.tuned) for count in self.samplers}

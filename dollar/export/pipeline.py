@@ -20,6 +20,7 @@ from dollar.export.places import clean_configs
 from dollar.models.adapter import with_factors
 from dollar.models.denoiser import Denoiser
 from dollar.models.pipeline import INDEX, Weights, diffusers_class
+from dollar.models.pruned import Pruning
 from dollar.models.teacher import Teacher
 from dollar.sampling.samplers import decode, student_sampler
 
@@ -64,9 +65,9 @@ def components(teacher: Teacher) -> list[str]:
     return [n for n, kind in index.items() if isinstance(kind, list) and kind[0] is not None and n not in OURS]
 
 
-def needed_bytes(teacher: Teacher, dtype: torch.dtype, link: bool) -> int:
+def needed_bytes(teacher: Teacher, dtype: torch.dtype, link: bool, pruning: Pruning | None = None) -> int:
     """The bytes that `write_pipeline` takes on disk."""
-    network: Any = teacher.empty_network()
+    network: Any = teacher.empty_network(pruning)
     kept = stored_dtypes(network.transformer, dtype)
     own = sum(p.numel() * kept[n].itemsize for n, p in network.transformer.named_parameters())
     places = [teacher.pipeline.place(name) for name in components(teacher)]
@@ -108,16 +109,24 @@ def call_of(teacher: Teacher, steps: int, guided: bool = False) -> dict[str, Any
 # Writing it
 
 
-def merge_lora(teacher: Teacher, base: nn.Module, lora: Mapping[str, Tensor]) -> nn.Module:
-    """A network of the teacher's kind with the weights of `base` and these factors, by diffusers' names, merged."""
-    network = teacher.empty_network()
+def merge_lora(
+    teacher: Teacher, base: nn.Module, lora: Mapping[str, Tensor], pruning: Pruning | None = None
+) -> nn.Module:
+    """A network of the teacher's kind with the weights of `base` and these factors, by diffusers' names, merged.
+
+    pruning: what of the teacher's blocks `base` has, None for all.
+    """
+    network = teacher.empty_network(pruning)
     network.load_state_dict(with_factors(dict(base.named_parameters()), lora), assign=True, strict=False)
     return network.eval().requires_grad_(False)
 
 
-def read_network(teacher: Teacher, weights: Weights, prefix: str = "") -> nn.Module:
-    """A network of the teacher's kind with the weights that are called `prefix` + diffusers' name, float32."""
-    network = teacher.empty_network()
+def read_network(teacher: Teacher, weights: Weights, prefix: str = "", pruning: Pruning | None = None) -> nn.Module:
+    """A network of the teacher's kind with the weights that are called `prefix` + diffusers' name, float32.
+
+    pruning: what of the teacher's blocks it has, None for all.
+    """
+    network = teacher.empty_network(pruning)
     read: dict[str, Tensor] = {}
     for name, empty in network.named_parameters():
         stored = prefix + name.removeprefix("transformer.")

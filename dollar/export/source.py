@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from dollar.models.pipeline import Weights
+    from dollar.models.teacher import Teacher
 
 KINDS = {"ema": "ema/transformer.", "last": "student/transformer."}  # weights -> where a checkpoint has them
 
@@ -29,6 +30,23 @@ class StudentSource:
     def in_checkpoint(self) -> bool:
         """Whether this is a checkpoint, which of a LoRA has the factors alone."""
         return self.prefix != ""
+
+    @property
+    def kept_in(self) -> Path:
+        """The folder that has pruning.json where blocks were taken out of the student."""
+        return self.run if self.in_checkpoint else self.place
+
+    def base(self, teacher: Teacher) -> nn.Module:
+        """The frozen network that a checkpoint's LoRA was trained on; ValueError where it is gone."""
+        init = (self.card.get("config") or {}).get("init")
+        if init is None:
+            return teacher.denoiser.network
+        if not Path(init).is_dir():
+            raise ValueError(
+                f"no student at {init}, from which the LoRA in {self.place} was started; export runs/<run>/student, or "
+                "bring it back"
+            )
+        return teacher.load_network(Path(init))
 
     @property
     def tuned(self) -> bool:

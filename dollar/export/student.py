@@ -19,6 +19,7 @@ from dollar.diffusion.timesteps import FewStep, check_timesteps
 from dollar.models.denoiser import Denoiser
 from dollar.models.lora import FILE as LORA_FILE
 from dollar.models.pipeline import Weights, diffusers_class, lack
+from dollar.models.pruned import Pruning
 from dollar.models.teacher import Teacher
 from dollar.sampling.samplers import Sampler, student_sampler
 
@@ -162,11 +163,12 @@ def save_student(
     samplers: Mapping[int, FewStep],
     card: Mapping[str, Any],
     lora: Mapping[str, Tensor] | None = None,
+    pruning: Pruning | None = None,
 ) -> None:
     """Write transformer/, scheduler/ and student.json; the scheduler is that of the longest grid.
 
     lora: the factors of a student that is a LoRA, which is merged in `network`; written next to it for the pipeline's
-    load_lora_weights.
+    load_lora_weights. pruning: what of the teacher's blocks is left, which pruning.json keeps where any is gone.
     """
     longest = samplers[max(samplers)]
     aside = folder.with_name(folder.name + ".tmp")  # the old student stays until the new one is whole
@@ -186,6 +188,8 @@ def save_student(
         "between": longest.between,
     }
     (aside / CARD).write_text(json.dumps(full, indent=1))
+    if pruning is not None and pruning.is_less:
+        pruning.write(aside)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(aside, folder)
 

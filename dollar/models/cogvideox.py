@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from dollar.models.original_names import Layers
 from dollar.models.pipeline import Pipeline
 from dollar.models.sizes import check_sizes
 from dollar.models.teacher import Teacher, VideoSpec
+from dollar.models.units import BlockList, Nothing, Unmodulated
 
 _NAMES = {"v": "v_prediction", "epsilon": "epsilon", "sample": "sample"}
 
@@ -67,6 +69,16 @@ class CogVideoX:
     embeds_guidance: ClassVar[bool] = False
     predictions: ClassVar[Mapping[str, str | None]] = _NAMES
     original_layers: ClassVar[Layers | None] = None  # its LoRAs go by diffusers' names everywhere
+    block_lists: ClassVar[Sequence[BlockList]] = (
+        BlockList(
+            "transformer_blocks",
+            "num_layers",
+            {
+                "attention": {"norm1": Unmodulated, "attn1": partial(Nothing, 2)},
+                "feed_forward": {"norm2": Unmodulated, "ff": Nothing},
+            },
+        ),
+    )
 
     def __init__(self, pipeline: Pipeline, spec: VideoSpec) -> None:
         self.transformer, self.vae = pipeline.config("transformer"), pipeline.config("vae")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from dollar.models.original_names import Layers
 from dollar.models.pipeline import Pipeline
 from dollar.models.sizes import check_sizes
 from dollar.models.teacher import Teacher, VideoSpec
+from dollar.models.units import BlockList, Nothing
 
 
 @configured_by(TeacherSettings)
@@ -90,6 +92,14 @@ class HunyuanVideo:
         "single_blocks.{}.linear2": ["single_transformer_blocks.{}.proj_out"],
         "single_blocks.{}.modulation.linear": ["single_transformer_blocks.{}.norm.linear"],
     }
+    block_lists: ClassVar[Sequence[BlockList]] = (
+        BlockList(
+            "transformer_blocks",
+            "num_layers",
+            {"attention": {"attn": partial(Nothing, 2)}, "feed_forward": {"ff": Nothing, "ff_context": Nothing}},
+        ),
+        BlockList("single_transformer_blocks", "num_single_layers"),
+    )
     prediction = FLOW
 
     def __init__(self, pipeline: Pipeline, spec: VideoSpec) -> None:

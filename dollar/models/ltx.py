@@ -22,6 +22,7 @@ from dollar.models.original_names import Layers
 from dollar.models.pipeline import Pipeline
 from dollar.models.sizes import check_sizes
 from dollar.models.teacher import Teacher, VideoSpec
+from dollar.models.units import BlockList, Nothing
 
 
 @configured_by(TeacherSettings)
@@ -78,6 +79,13 @@ class LTX:
         },
         **{layer: [layer] for layer in ("transformer_blocks.{}.ff.net.0.proj", "transformer_blocks.{}.ff.net.2")},
     }
+    block_lists: ClassVar[Sequence[BlockList]] = (
+        BlockList(
+            "transformer_blocks",
+            "num_layers",
+            {"attention": {"attn1": Nothing, "attn2": Nothing}, "feed_forward": {"ff": Nothing}},
+        ),
+    )
     prediction = FLOW
 
     def __init__(self, pipeline: Pipeline, spec: VideoSpec) -> None:

@@ -18,7 +18,9 @@ from dollar.diffusion.timesteps import FewStep
 from dollar.models.codec import Codec
 from dollar.models.denoiser import Condition, Denoiser
 from dollar.models.original_names import Layers
-from dollar.models.pipeline import Pipeline, diffusers_class, empty, lack
+from dollar.models.pipeline import Pipeline, empty, lack
+from dollar.models.pruned import Pruning, pruning_of, take_halves, weights_in
+from dollar.models.units import BlockList
 
 SAMPLED = 2**20  # bytes at both ends of a weight file that its fingerprint reads
 
@@ -42,7 +44,8 @@ class Family(Protocol):
     diffusers, others with their library); embeds_guidance: the network reads the guidance scale and needs no
     unconditional half; predictions: which outputs of a network its schedulers can be set to, and the value of
     prediction_type that sets each, None where they have no such setting; original_layers: the layers of its authors'
-    model, by which their LoRAs are named, None where LoRAs go by diffusers' names alone.
+    model, by which their LoRAs are named, None where LoRAs go by diffusers' names alone; block_lists: its transformer's
+    repeated blocks, from the first to the last.
     """
 
     pipeline_class: ClassVar[str]
@@ -50,6 +53,7 @@ class Family(Protocol):
     embeds_guidance: ClassVar[bool]
     predictions: ClassVar[Mapping[str, str | None]]
     original_layers: ClassVar[Layers | None]
+    block_lists: ClassVar[Sequence[BlockList]]
 
     @property
     def schedule(self) -> Schedule: ...
@@ -164,10 +168,25 @@ class Teacher:
         """A denoiser of this family around another network (the student, the fake score)."""
         return Denoiser(network, self.denoiser.schedule, self.denoiser.prediction, compute_dtype)
 
-    def empty_network(self) -> nn.Module:
-        """A network like the teacher's to be trained, its parameters on the meta device, its buffers real."""
-        transformer = empty(self.family.classes["transformer"], self.pipeline.config("transformer"))
+    def empty_network(self, pruning: Pruning | None = None) -> nn.Module:
+        """A network like the teacher's to be trained, its parameters on the meta device, its buffers real.
+
+        pruning: what is left of it, None for all.
+        """
+        config, lists = self.pipeline.config("transformer"), self.family.block_lists
+        if pruning is not None:
+            config = {**config, **{blocks.count: pruning.counts[blocks.name] for blocks in lists}}
+        transformer = empty(self.family.classes["transformer"], config)
+        if pruning is not None:
+            take_halves(transformer, pruning, lists)
         return self.family.network(transformer).train()
+
+    def pruning(self, student: Path | None = None) -> Pruning:
+        """What is left of the teacher's blocks in a student's folder; None is the teacher itself.
+
+        ValueError where the folder is what is left of another teacher, or disagrees with itself.
+        """
+        return pruning_of(student, self.name, self.pipeline.config("transformer"), self.family.block_lists)
 
     def save_network(self, network: nn.Module, folder: Path, sampler: FewStep, prediction: Prediction) -> None:
         """Write transformer/ and scheduler/ as diffusers does, in float32; the scheduler says what is predicted."""
@@ -201,9 +220,12 @@ class Teacher:
         there = json.loads((student / "transformer" / "config.json").read_text()).get("_class_name")
         if there != wanted:
             raise ValueError(f"the student in {student} is a {there}, but this teacher's family has a {wanted}")
-        kind = diffusers_class(wanted)
-        read = kind.from_pretrained(student / "transformer", torch_dtype=torch.float32, local_files_only=True)
-        return self.family.network(read).to(self.device).eval().requires_grad_(False)
+        network: Any = self.empty_network(self.pruning(student))
+        weights = weights_in(student, network.transformer)
+        read = {name: weights.read(name) for name in weights.files}
+        floats = {name: t.float() if t.is_floating_point() else t for name, t in read.items()}
+        network.transformer.load_state_dict(floats, assign=True)
+        return network.to(self.device).eval().requires_grad_(False)
 
     def fingerprint(self) -> dict[str, Any]:
         """What stored latents and embeddings depend on: autoencoder, text models and token count."""

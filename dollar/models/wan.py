@@ -20,6 +20,7 @@ from dollar.models.original_names import Layers
 from dollar.models.pipeline import Pipeline
 from dollar.models.sizes import check_sizes
 from dollar.models.teacher import Teacher, VideoSpec
+from dollar.models.units import BlockList, Nothing
 
 _ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}
 
@@ -75,6 +76,13 @@ class Wan:
         "blocks.{}.ffn.0": ["blocks.{}.ffn.net.0.proj"],
         "blocks.{}.ffn.2": ["blocks.{}.ffn.net.2"],
     }
+    block_lists: ClassVar[Sequence[BlockList]] = (
+        BlockList(
+            "blocks",
+            "num_layers",
+            {"attention": {"attn1": Nothing, "norm2": nn.Identity, "attn2": Nothing}, "feed_forward": {"ffn": Nothing}},
+        ),
+    )
     prediction = FLOW
 
     def __init__(self, pipeline: Pipeline, spec: VideoSpec) -> None:

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dollar.parallel.lock import Lock
-    from dollar.parallel.shard import fill_from, fill_teacher, own, parallelize, trainable_copy, whole
+    from dollar.parallel.shard import fill_teacher, own, parallelize, trainable_copy, whole
     from dollar.parallel.world import World, finish, peak_memory, start
 
 _FILES = {
     "lock": ("Lock",),
-    "shard": ("fill_from", "fill_teacher", "own", "parallelize", "trainable_copy", "whole"),
+    "shard": ("fill_teacher", "own", "parallelize", "trainable_copy", "whole"),
     "world": ("World", "finish", "peak_memory", "start"),
 }
 __all__ = [
     "Lock",
     "World",
-    "fill_from",
     "fill_teacher",
     "finish",
     "own",

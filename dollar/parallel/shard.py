@@ -7,6 +7,7 @@ its weights for every forward, and is for networks that don't fit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dollar.models.adapter import add_lora, is_lora, plain, start
-from dollar.models.pipeline import Weights
+from dollar.models.pruned import weights_in
 from dollar.models.teacher import Teacher, is_empty
 from dollar.parallel.world import World
 
@@ -58,13 +59,15 @@ def trainable_copy(
     activation_checkpointing: bool = False,
     lora: int | None = None,
     shard: bool = True,
+    student: Path | None = None,
 ) -> nn.Module:
     """A network with the teacher's weights, to be trained: built without weights, sharded, then filled shard by shard.
 
     No process ever holds more of it than its own shard, or all of it with shard=False. lora: the rank of one that is
-    trained in its place.
+    trained in its place; student: a folder with the weights to begin with, of which units may have been taken out.
     """
-    network = teacher.empty_network()
+    network = teacher.empty_network(teacher.pruning(student))
+    weights = None if student is None else weights_in(student, network.transformer)  # type: ignore[arg-type]
     network = network if lora is None else add_lora(network, lora)
     network = parallelize(network, world, activation_checkpointing, shard)
     source = teacher.denoiser.network
@@ -73,14 +76,18 @@ def trainable_copy(
     def value(name: str, rows: slice) -> Tensor:
         if is_lora(name):
             return start(name, shapes[name])[rows]
+        if weights is not None:
+            return weights.read(plain(name).removeprefix("transformer."), rows)
         found = held[plain(name)]
         if not isinstance(found, DTensor):
             return found[rows]
         return found if shard else found.full_tensor()
 
     fill(network, teacher.device, value)
+    ours = dict(network.named_buffers())
     for name, buffer in source.named_buffers():
-        network.get_buffer(name).copy_(buffer)
+        if name in ours:  # a block that is gone has none
+            ours[name].copy_(buffer)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(lora is None or is_lora(name))
     return network
@@ -96,14 +103,6 @@ def fill_teacher(teacher: Teacher, world: World, spread: bool = False) -> None:
         weights = teacher.pipeline.weights("transformer")
         fill(network, teacher.device, lambda name, rows: weights.read(name.removeprefix("transformer."), rows))
     network.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def fill_from(network: nn.Module, weights: Weights) -> None:
-    """Give a network the values of a transformer's files; each process reads only its own rows. A LoRA stays."""
-    for name, parameter in network.named_parameters():
-        if not is_lora(name):
-            own(parameter).copy_(weights.read(plain(name).removeprefix("transformer."), rows_of(parameter)))
 
 
 @torch.no_grad()

@@ -154,7 +154,8 @@ def reward_behind(node: DictConfig, teacher: Teacher) -> PixelReward | None:
 def own_reward(student: Student, teacher: Teacher) -> PixelReward | None:
     """The pixel reward that the student was trained with; None where there was none, or it can't be had any more."""
     try:
-        reward = found_now(student.card, "reward", student.card["config"]["reward"], student.folder)
+        stored = student.card["config"].get("reward") or {}  # a pruned teacher was trained with none
+        reward = found_now(student.card, "reward", stored, student.folder)
         node: Any = OmegaConf.create(reward)
         return reward_behind(node, teacher)
     except (InstantiationException, ValueError) as error:

@@ -35,7 +35,6 @@ from dollar.export.student import (
     few_steps,
     prediction_of,
     read_as_x_0,
-    student_weights,
 )
 from dollar.log import logger
 from dollar.losses.objective import Objective
@@ -45,7 +44,7 @@ from dollar.models.denoiser import Denoiser
 from dollar.models.discriminator import Discriminator
 from dollar.models.roles import Role, separate, trainable
 from dollar.models.teacher import Teacher
-from dollar.parallel.shard import fill_from, fits_whole, spread, trainable_copy
+from dollar.parallel.shard import fits_whole, spread, trainable_copy
 from dollar.parallel.world import World, device_memory
 from dollar.sampling.samplers import finite, make_latents, student_sampler
 from dollar.surrogate.pixel_reward import PixelReward
@@ -277,13 +276,12 @@ def roles_of(
     """The student, and the fake score where a term needs one, each with a network of its own."""
     recompute, dtype = config.parallel.activation_checkpointing, dtype_of(config, "dtype")
     shard = shards(config, teacher, world, objective)
-    student = trainable_copy(teacher, world, recompute, config.student.lora, shard)
-    if config.student.parameterization == "heterogeneous":
+    init = None if config.init is None else Path(config.init)
+    student = trainable_copy(teacher, world, recompute, config.student.lora, shard, init)
+    if init is None and config.student.parameterization == "heterogeneous":
         read_as_x_0(student, teacher.denoiser.prediction)
-    if config.init is not None:
-        fill_from(student, student_weights(config.init))
-        if broken := not_finite(dict(student.named_parameters())):
-            raise ValueError(f"init={config.init}: {broken[0]} of this student is not finite; name another one")
+    if init is not None and (broken := not_finite(dict(student.named_parameters()))):
+        raise ValueError(f"init={config.init}: {broken[0]} of this student is not finite; name another one")
     longest = samplers[max(samplers)]
     roles = {
         "student": separate("student", denoiser_of(teacher, student, longest, config.student.parameterization, dtype))

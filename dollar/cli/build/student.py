@@ -43,7 +43,8 @@ def write_student(run: Run, teacher: Teacher, config: DictConfig) -> None:
         weights |= {name: tensors[f"ema/{name}"] for name in averages}
         cycle = plain["best"]["cycle"]
     if loop.world.is_main:
-        network = teacher.empty_network()
+        pruning = teacher.pruning(None if config.init is None else Path(config.init))
+        network = teacher.empty_network(pruning)
         network.load_state_dict(merged(weights), strict=False, assign=True)
         samplers = few_steps(teacher, config.student.timesteps, config.student.steps, config.student.between)
         stored = to_store(config)
@@ -62,6 +63,8 @@ def write_student(run: Run, teacher: Teacher, config: DictConfig) -> None:
         with explained("the student", loop.folder, after=way_out):
             if surrogate is not None:
                 surrogate.save(loop.folder / "lrm", teacher)
-            save_student(loop.folder / "student", teacher, network, samplers, card, factors(weights))
+            save_student(
+                loop.folder / "student", teacher, network, samplers, card, factors(weights), pruning
+            )
         print(f"the student of cycle {cycle} is in {loop.folder / 'student'}")
     loop.world.barrier()

@@ -18,6 +18,7 @@ from dollar.cli.settings.commands import (
     FitReward,
     Preprocess,
     Pretrain,
+    Prune,
     RewardCurve,
     Sample,
 )
@@ -35,6 +36,7 @@ COMMANDS: dict[str, type] = {
     "plan": Plan,
     "preprocess": Preprocess,
     "pretrain": Pretrain,
+    "prune": Prune,
     "reward_curve": RewardCurve,
     "sample": Sample,
     "train": Train,

@@ -201,6 +201,20 @@ class Processes:
 
 
 @dataclass
+class Prune:
+    """conf/prune.yaml."""
+
+    teacher: Target
+    parallel: Parallel
+    checkpoint: Place | None
+    remove: list[str]
+    out: Place | None
+    overwrite: bool
+    steps: list[int]
+    repeats: int
+
+
+@dataclass
 class DeepBody:
     """The deeper teacher's transformer."""
 
