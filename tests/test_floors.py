@@ -30,6 +30,7 @@ FLOORS = {
     "dollar.export": 11,
     "dollar.pretraining": 11,
     "dollar.planning": 11,
+    "dollar.vip": 11,
     "dollar.benchmarks": 11,
     "dollar.studies": 11,
     "dollar.cli": 12,

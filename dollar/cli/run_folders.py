@@ -74,7 +74,13 @@ def check_init(config: DictConfig) -> None:
     if config.init is None:
         return
     from dollar.export.student import read_card
+    from dollar.models.pruned import read_pruning
 
+    if (pruning := read_pruning(config.init)) is not None and pruning.teacher != config.teacher.name:
+        raise ValueError(
+            f"init={config.init} is what is left of the teacher {pruning.teacher}, and teacher is "
+            f"{config.teacher.name}; give teacher={pruning.teacher}"
+        )
     before, now = read_card(config.init).get("parameterization", "homogeneous"), config.student.parameterization
     if before != now:
         raise ValueError(

@@ -14,6 +14,7 @@ from dollar.export import pipeline
 from dollar.export.folder import check_space
 from dollar.export.lora import ALONG_LORA, lora_of, write_lora
 from dollar.export.model_card import Facts, model_card
+from dollar.export.pruned import dense
 from dollar.export.source import StudentSource
 from dollar.export.student import CARD, denoiser_of, few_steps, prediction_of, weights_of
 from dollar.models.assemble import DTYPES
@@ -31,6 +32,7 @@ class ExportSettings:
 
     weights: str
     steps: int | None
+    form: str
     dtype: str
     max_shard_size: str
     link: bool
@@ -64,7 +66,7 @@ class Exporter:
         self.samplers = pipeline.served(teacher, samplers, self.steps)
         self.prediction = prediction_of(teacher, self.parameterization)
         teacher.check_prediction(self.prediction)
-        self.pruning = teacher.pruning(source.kept_in)
+        self.left = self.pruning = teacher.pruning(source.kept_in)
         if settings.full:
             needed = pipeline.needed_bytes(teacher, self.dtype, settings.link, self.pruning)
             check_space(out, needed, settings.link)
@@ -72,8 +74,11 @@ class Exporter:
             self.network = pipeline.merge_lora(teacher, source.base(teacher), lora, self.pruning)
         else:
             self.network = pipeline.read_network(teacher, source.weights, source.prefix, self.pruning)
+        if settings.form == "dense":
+            self.network, self.pruning = dense(teacher, self.network, self.pruning)
         pipeline.round_to(self.network, self.dtype)  # what is stored is what is compared
-        self.lora = lora_of(lora, teacher, self.network, settings.lora, self.dtype)
+        # Of a pruned student there is no plain teacher that a LoRA could be added to.
+        self.lora = None if self.left.is_less else lora_of(lora, teacher, self.network, settings.lora, self.dtype)
         self.calls = {count: pipeline.call_of(teacher, count, source.tuned) for count in self.samplers}
 
     def expected(self) -> pipeline.Expected:
@@ -94,6 +99,25 @@ class Exporter:
         tensors = {name: factor.float().to(self.teacher.device) for name, factor in self.lora.tensors.items()}
         found = self._clips_of(pipeline.merge_lora(self.teacher, base, tensors))
         return found._replace(most=max(found.most, ALONG_LORA))
+
+    @property
+    def is_slim(self) -> bool:
+        """Whether halves of blocks are gone from what is written, which diffusers can't read."""
+        return bool(self.pruning.halves)
+
+    def read_back(self, folder: Path, expected: pipeline.Expected) -> str:
+        """Compare the clips of what was written, as this package reads it, with those expected.
+
+        Returns a line of what was found; ValueError where they differ.
+        """
+        network = self.teacher.load_network(folder)
+        for steps, found in self._clips_of(network).clips.items():
+            if (gap := pipeline.Difference.between(expected.clips[steps], found)).latent > 0:
+                raise ValueError(
+                    f"what was written makes another clip in {steps} steps, latents differ by {gap.latent:.2g}. "
+                    "Nothing was written; verify=false writes it all the same"
+                )
+        return "read back by this package, for diffusers has no half blocks: latents and frames are equal to the bit"
 
     @property
     def teacher_has_lora(self) -> bool:
@@ -123,6 +147,8 @@ class Exporter:
         (folder / "README.md").write_text(model_card(self._facts(folder)), encoding="utf-8")
         if how.full:
             (folder / CARD).write_text(json.dumps(self._student_card(), indent=1))
+            if self.pruning.is_less:
+                self.pruning.write(folder)
             pipeline.write_pipeline(folder, teacher, self.network, self.dtype, how.max_shard_size, how.link)
 
     def _student_card(self) -> dict[str, object]:
@@ -162,4 +188,6 @@ class Exporter:
             seed=how.seed,
             configuration=how.configuration,
             choices=how.choices,
+            pruned=self.left.described if self.left.is_less else None,
+            slim=self.is_slim,
         )

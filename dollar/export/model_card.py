@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,7 +29,8 @@ class Facts:
     for those of a checkpoint; lrm: where the latent reward model lies that training has read; lora: what the LoRA is,
     None for none; averaged: which weights; tuned: whether it is its teacher tuned by a reward, which is sampled with
     guidance as its teacher is; configuration: the training's, as yaml, "" where it is not known; choices: the names
-    that conf/ offers for `teacher` and `loss`.
+    that conf/ offers for `teacher` and `loss`; pruned: what of the teacher's blocks is left, None where none is gone;
+    slim: whether it has half blocks, which diffusers can't read.
     """
 
     card: Mapping[str, Any]
@@ -52,6 +54,8 @@ class Facts:
     seed: int
     configuration: str
     choices: Mapping[str, Collection[str]]
+    pruned: str | None = None
+    slim: bool = False
 
 
 def model_card(facts: Facts) -> str:
@@ -67,6 +71,7 @@ def model_card(facts: Facts) -> str:
         *notes(facts),
         "## What it is\n",
         f"- teacher: `{base_model(facts)}` ({facts.pipeline_class}){merged(card)}",
+        *([f"- blocks: {facts.pruned}"] if facts.pruned else []),
         f"- clips: {facts.clip}",
         f"- steps: {', '.join(map(str, counts))}; the scheduler in `scheduler/` is for "
         + ("these counts" if len(counts) > 1 else "this count alone"),
@@ -89,6 +94,12 @@ def opening(facts: Facts) -> str:
     """Title and first sentences."""
     name, base = facts.card["teacher_name"], base_model(facts)
     counts = " or ".join(map(str, sorted(facts.calls, reverse=True)))
+    needs = "It needs this package, for diffusers has no half blocks." if facts.slim else "It needs diffusers alone."
+    if facts.tuned and facts.pruned:
+        return (
+            f"# {name}, pruned\n\nThe text-to-video model `{base}` with fewer blocks: {facts.pruned}. It is sampled "
+            f"as it was before, in {counts} steps and with guidance. {needs}\n"
+        )
     if facts.tuned:
         reward = pursued(facts.card.get("config") or {}, facts.run, facts.lrm).reward
         by = f" by the reward {reward}" if reward else ""
@@ -99,7 +110,7 @@ def opening(facts: Facts) -> str:
     what = "A student" if facts.full or not facts.lora else f"A LoRA of a student ({facts.lora.kept})"
     return (
         f"# {name} in {counts} steps\n\n{what} of the text-to-video model `{base}`, distilled so that it makes a "
-        f"clip in {counts} steps instead of its teacher's 50 or so. It needs diffusers alone.\n"
+        f"clip in {counts} steps instead of its teacher's 50 or so. {needs}\n"
     )
 
 
@@ -149,6 +160,10 @@ def read_front_matter(path: Path) -> dict[str, Any]:
 def python(facts: Facts) -> str:
     """The lines that make a clip."""
     steps = max(facts.calls)
+    if facts.slim:
+        return (
+            f"```sh\npython launch/sample.py checkpoint=FOLDER steps={steps} prompt={shlex.quote(facts.prompt)}\n```\n"
+        )
     arguments = "".join(f", {key}={value!r}" for key, value in facts.calls[steps].items())
     wanted = "" if facts.dtype == "float32" else f", dtype=torch.{facts.dtype}"
     if facts.full:

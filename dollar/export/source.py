@@ -134,7 +134,15 @@ def check_source(source: StudentSource, is_lora: bool, steps: int | None, rank: 
 
     is_lora: whether the student was trained as one; rank: of one to extract.
     """
+    from dollar.models.pruned import read_pruning
+
     trained = source.card["steps"]
+    if (rank is not None or not full) and read_pruning(source.kept_in) is not None:
+        raise ValueError(
+            f"{f'lora is {rank}' if rank is not None else 'full=false writes a LoRA alone'}, but blocks were taken "
+            f"out of the student in {source.place}, so no LoRA of its whole teacher leads to it; set lora=null "
+            "full=true"
+        )
     if is_lora and rank is not None:
         raise ValueError(
             f"lora is {rank}, but the student in {source.place} is a LoRA, which is exported; set lora=null"

@@ -176,7 +176,7 @@ def save_student(
     aside.mkdir(parents=True)
     prediction = prediction_of(teacher, card.get("parameterization", "homogeneous"))
     teacher.save_network(network, aside, longest, prediction)
-    if lora:
+    if lora and (pruning is None or not pruning.is_less):  # else there is no plain teacher to load it into
         kind = diffusers_class(teacher.family.pipeline_class)
         kind.save_lora_weights(aside, transformer_lora_layers=dict(lora), weight_name=LORA_FILE)
     full = {

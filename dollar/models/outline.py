@@ -7,7 +7,7 @@ import importlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -22,7 +22,9 @@ from dollar.models.assemble import check_states
 from dollar.models.denoiser import Condition
 from dollar.models.lora import largest_rank
 from dollar.models.pipeline import CONFIGS, HUB_ID, INDEX, Pipeline, diffusers_class, empty
+from dollar.models.pruned import Pruning
 from dollar.models.teacher import Family, VideoSpec
+from dollar.models.units import take_out
 
 _T5 = {"d_model": 4096, "d_ff": 10240, "d_kv": 64, "num_heads": 64, "num_layers": 24, "feed_forward_proj": "gated-gelu"}
 _LLAMA = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
@@ -78,6 +80,12 @@ class Outline:
     def block_shapes(self) -> list[list[tuple[int, ...]]]:
         """The shapes of the parameters of each of its repeated blocks."""
         return [[tuple(p.shape) for p in block.parameters()] for block in self.network.blocks]  # type: ignore[union-attr]
+
+    def left(self, pruning: Pruning) -> Outline:
+        """The outline of what is left of this teacher's network."""
+        network = copy.deepcopy(self.network)
+        take_out(network.transformer, pruning.gone, self.family.block_lists)
+        return replace(self, network=network)
 
     def with_lora(self, rank: int) -> nn.Module:
         """The network with a LoRA, which alone is trained; a copy."""

@@ -44,6 +44,28 @@ class Pruning:
         """Whether anything is gone."""
         return bool(self.halves) or self.counts != self.blocks
 
+    @property
+    def gone(self) -> list[Unit]:
+        """The units that are gone, by the teacher's numbers."""
+        blocks = [
+            Unit(name, place)
+            for name, count in self.blocks.items()
+            for place in range(count)
+            if place not in self.left[name]
+        ]
+        halves = (unit_of(half) for half in self.halves)
+        return [*blocks, *(unit._replace(place=self.left[unit.list][unit.place]) for unit in halves)]
+
+    @property
+    def described(self) -> str:
+        """What is left, in words."""
+        parts = [
+            f"{len(kept)} of {self.blocks[name]} {name}, without {', '.join(map(str, gone))}"
+            for name, kept in self.left.items()
+            if (gone := sorted(set(range(self.blocks[name])) - set(kept)))
+        ]
+        return "; ".join([*parts, *(f"without {self.original(unit_of(half))}" for half in self.halves)])
+
     def further(self, units: Sequence[Unit]) -> Pruning:
         """After these units, by the present numbers, have gone as well.
 
@@ -55,7 +77,9 @@ class Pruning:
         stay = {name: [p for p in range(count) if (name, p) not in gone] for name, count in self.counts.items()}
         half = [*map(unit_of, self.halves), *(unit for unit in units if unit.half)]
         left = [
-            unit._replace(place=stay[unit.list].index(unit.place)) for unit in half if (unit.list, unit.place) not in gone
+            unit._replace(place=stay[unit.list].index(unit.place))
+            for unit in half
+            if (unit.list, unit.place) not in gone
         ]
         places = {name: [self.left[name][p] for p in kept] for name, kept in stay.items()}
         return Pruning(self.teacher, self.blocks, places, tuple(sorted(map(str, left))))
@@ -119,8 +143,8 @@ def _check_counts(path: Path, left: Pruning, lists: Sequence[BlockList], beside:
         raise ValueError(f"{path} can't be read ({error!r}); copy it again from where it was made") from None
     if there != left.counts:
         raise ValueError(
-            f"{path} counts {_blocks(there)}, and {beside} {_blocks(left.counts)}; diffusers would leave blocks empty in "
-            "silence. Copy the folder again from where it was made, or name the teacher that it came from"
+            f"{path} counts {_blocks(there)}, and {beside} {_blocks(left.counts)}; diffusers would leave blocks empty "
+            "in silence. Copy the folder again from where it was made, or name the teacher that it came from"
         )
 
 
@@ -145,7 +169,7 @@ def weights_in(folder: Path, transformer: nn.Module) -> Weights:
     if absent or further:
         what = f"lack {absent[0]}" if absent else f"have {further[0]}, which it doesn't count"
         raise ValueError(
-            f"the weights in {place} disagree with its config.json: they {what}. Blocks may have been renumbered or the "
-            "config edited; copy the folder again from where it was made"
+            f"the weights in {place} disagree with its config.json: they {what}. Blocks may have been renumbered or "
+            "the config edited; copy the folder again from where it was made"
         )
     return weights

@@ -33,8 +33,8 @@ class Nothing(nn.Module):
     def _zeros(like: Tensor) -> Tensor:
         # In the dtype that a linear layer would give, so that what it is added to keeps its own.
         device = like.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
-        return torch.zeros_like(like, dtype=dtype)
+        cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        return torch.zeros_like(like, dtype=torch.get_autocast_dtype(device) if cast else like.dtype)
 
 
 class Unmodulated(nn.Module):
@@ -85,7 +85,9 @@ def units_of(lists: Sequence[BlockList], counts: Mapping[str, int], halves: bool
     return found
 
 
-def parse(names: Sequence[str], lists: Sequence[BlockList], counts: Mapping[str, int], key: str = "remove") -> list[Unit]:
+def parse(
+    names: Sequence[str], lists: Sequence[BlockList], counts: Mapping[str, int], key: str = "remove"
+) -> list[Unit]:
     """Units by their names, in the order of the network; both halves of a block are the block.
 
     ValueError for a name that is none, one that is given twice or lies within another, and where nothing would be left.
@@ -133,7 +135,9 @@ def _parse(name: str, lists: Mapping[str, BlockList], counts: Mapping[str, int],
         )
     if half and half not in blocks.halves:
         near = difflib.get_close_matches(half, blocks.halves, 1, 0)
-        raise ValueError(f"{key} has {name}; the halves of a block are {' and '.join(HALVES)}, the nearest is {near[0]}")
+        raise ValueError(
+            f"{key} has {name}; the halves of a block are {' and '.join(HALVES)}, the nearest is {near[0]}"
+        )
     return Unit(blocks.name, place, half)
 
 

@@ -31,14 +31,14 @@ class Holding(NamedTuple):
 class Setup:
     """What the memory of a process depends on.
 
-    shapes: of the teacher's parameters, which the student and the fake score share; blocks: those of each repeated
-    block; lora: of the factors that a student which is a LoRA trains in place of its own, empty where it trains all;
-    lrm: of what is trained of the latent reward model, decoder: of the small decoder, empty without one; networks: of
-    each term's own, whose buffers are of so many bytes, those named in `spread` being spread over the processes as the
-    student is; read: parameters of what is only read in float32, frozen: of each other frozen model.
-    batch: clips of an update over all processes; micro_batch: the most that one takes at once, None for its share.
-    shard: whether student and fake score are spread over the processes; dtype and frozen_dtype: bytes of a number.
-    outside, inputs, inside, largest:
+    shapes: of the teacher's parameters, which the fake score has and the student, unless blocks were taken out of it:
+    then `student` are its own; blocks: those of each repeated block; lora: of the factors that a student which is a
+    LoRA trains in place of its own, empty where it trains all; lrm: of what is trained of the latent reward model,
+    decoder: of the small decoder, empty without one; networks: of each term's own, whose buffers are of so many bytes,
+    those named in `spread` being spread over the processes as the student is; read: parameters of what is only read in
+    float32, frozen: of each other frozen model. batch: clips of an update over all processes; micro_batch: the most
+    that one takes at once, None for its share. shard: whether student and fake score are spread over the processes;
+    dtype and frozen_dtype: bytes of a number. outside, inputs, inside, largest:
     bytes that one clip's forward keeps outside the blocks, as their inputs, inside all and inside one. terms: of the
     student's update; optimizers: of its weights; kept: the most forwards that one branch of it holds for its backward;
     compares: whether the terms' gradients are compared now and then; gathers: whether gradients are kept over cycles
@@ -59,6 +59,7 @@ class Setup:
     inside: int
     largest: int
     terms: int
+    student: Shapes = ()
     decoder: Shapes = ()
     optimizers: int = 1
     lora: Shapes = ()
@@ -90,7 +91,12 @@ class Setup:
     @property
     def trains(self) -> Shapes:
         """The shapes of what is trained of the student."""
-        return self.lora or self.shapes
+        return self.lora or self.own
+
+    @property
+    def own(self) -> Shapes:
+        """The shapes of all of the student."""
+        return self.student or self.shapes
 
     @property
     def cut(self) -> int:
@@ -143,7 +149,7 @@ def roles(setup: Setup) -> list[Holding]:
     found = [student._replace(moments=setup.optimizers * student.moments)]
     if setup.lora:
         found[0] = found[0]._replace(name="student's LoRA")
-        found.append(Holding("student's frozen weights", whole, FLOAT * elements(setup.shapes, cut)))
+        found.append(Holding("student's frozen weights", elements(setup.own), FLOAT * elements(setup.own, cut)))
     if setup.fake:
         found.append(trained("fake score", setup.shapes, cut))
     found.append(Holding("averaged weights", elements(setup.trains), FLOAT * elements(setup.trains, cut)))

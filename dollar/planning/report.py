@@ -33,17 +33,33 @@ NOT_COUNTED = (
 )
 
 
-def clip_text(outline: Outline, work: ForwardCost, setup: Setup, frames: int, height: int, width: int) -> str:
-    """Who is distilled on what."""
+def clip_text(
+    outline: Outline,
+    work: ForwardCost,
+    setup: Setup,
+    frames: int,
+    height: int,
+    width: int,
+    own: ForwardCost | None = None,
+) -> str:
+    """Who is distilled on what; own: a forward of the student's, where it isn't as large."""
     share = setup.batch // setup.processes
     return (
         f"{outline.name}, known from {outline.source}\n"
         f"a clip: {frames} frames of {height}x{width}, latents {'x'.join(map(str, outline.latent_shape))}, "
         f"{work.tokens:,} tokens and {outline.text_length} of its prompt; a forward of it is "
-        f"{large(work.flops)}FLOP\n"
+        f"{large(work.flops)}FLOP{_smaller(setup, work, own)}\n"
         f"{share} clip{'s' if share > 1 else ''} of an update on {'each of ' * (setup.processes > 1)}{setup.processes} "
         f"process{'es' if setup.processes > 1 else ''}{f', {setup.clips} at once' * (setup.clips < share)}"
     )
+
+
+def _smaller(setup: Setup, work: ForwardCost, own: ForwardCost | None) -> str:
+    """The student's size where blocks were taken out of it."""
+    if not setup.student or own is None:
+        return ""
+    part = elements(setup.student) / elements(setup.shapes)
+    return f", and of the student, of whose parameters {part:.1%} are left, {large(own.flops)}FLOP"
 
 
 def memory_table(setup: Setup, found: Memory, every: int) -> str:
@@ -162,7 +178,7 @@ def _way(setup: Setup, available: float) -> list[str]:
 
 def share(rank: int, setup: Setup) -> str:
     """A LoRA in place of all weights, and how much of them it trains."""
-    part = elements(setup.lora) / elements(setup.shapes)
+    part = elements(setup.lora) / elements(setup.own)
     return f"student.lora={rank}, which trains {elements(setup.lora):,} numbers ({part:.1%} of the student's)"
 
 

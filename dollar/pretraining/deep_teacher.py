@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dollar.data import shapes
 from dollar.losses.score_matching import native
+from dollar.models.cogvideox import CogVideoX
 from dollar.models.roles import trainable
 from dollar.models.teacher import Teacher
+from dollar.models.units import Unit, without
 from dollar.parallel.world import World
 from dollar.pretraining.stages import START, Stage, optimizers_of, run_stage, take_weights
 from dollar.pretraining.teacher import NoisedClips, new_transformer, weights_of
@@ -26,7 +29,7 @@ from dollar.training.average import Average
 class Deep:
     """The deeper transformer: blocks of 32 channels a head, and how often inner blocks are skipped in training.
 
-    skipped: the probabilities that an update skips none, one, two, ... of them; the first and the last are always there.
+    skipped: the probabilities that an update skips none, one, two, ... of them; first and last are always there.
     """
 
     blocks: int = 8
@@ -40,28 +43,18 @@ class Deep:
         most = max(self.blocks - 2, 0)
         if not 1 <= len(self.skipped) <= most + 1:
             raise ValueError(
-                f"skipped is {list(self.skipped)}; of {self.blocks} blocks {most} are inner ones, so it has between 1 and "
-                f"{most + 1} numbers"
+                f"skipped is {list(self.skipped)}; of {self.blocks} blocks {most} are inner ones, so it has between 1 "
+                f"and {most + 1} numbers"
             )
         if min(self.skipped) < 0 or abs(sum(self.skipped) - 1) > 1e-6:
             raise ValueError(f"skipped is {list(self.skipped)}; these are probabilities, which sum to 1")
 
-    def skips(self, seed: int, step: int) -> list[int]:
+    def skips(self, seed: int, step: int) -> list[Unit]:
         """The blocks that a step skips, in order."""
         rng = np.random.Generator(np.random.PCG64([seed, step]))
         count = int(rng.choice(len(self.skipped), p=np.array(self.skipped) / sum(self.skipped)))
-        return sorted(1 + int(i) for i in rng.choice(self.blocks - 2, count, replace=False)) if count else []
-
-
-@contextmanager
-def without(transformer: Any, blocks: Sequence[int]) -> Iterator[None]:
-    """The transformer without these blocks; hold it through the backward pass where activations are recomputed."""
-    whole = transformer.transformer_blocks
-    transformer.transformer_blocks = nn.ModuleList(block for i, block in enumerate(whole) if i not in blocks)
-    try:
-        yield
-    finally:
-        transformer.transformer_blocks = whole
+        places = sorted(1 + int(i) for i in rng.choice(self.blocks - 2, count, replace=False)) if count else []
+        return [Unit(CogVideoX.block_lists[0].name, place) for place in places]
 
 
 def train_deep_teacher(
@@ -80,14 +73,12 @@ def train_deep_teacher(
 ) -> nn.Module:
     """Train a deeper transformer on the predictions of the teacher's, each update without a few of its inner blocks.
 
-    Returns it with averaged weights. init: a transformer's folder that is the start, instead of random weights; the rest
-    as in `train_teacher`. A prediction is what v is expected to be, so it teaches more a clip than v itself.
+    Returns it with averaged weights. init: a transformer's folder that is the start, instead of random weights; the
+    rest as in `train_teacher`. A prediction is what v is expected to be, so it teaches more a clip than v itself.
     """
     torch.manual_seed(seed)
     network = new_transformer(teacher.text_length, deep.blocks, deep.heads).to(world.device)
     if init is not None:
-        from safetensors.torch import load_file
-
         path = init / "diffusion_pytorch_model.safetensors"
         take_weights(network, load_file(path), path, START)
     optimizers = optimizers_of(network, stage.lr, stage.lr / 2, outer=("patch_embed", "proj_out"))
@@ -98,14 +89,16 @@ def train_deep_teacher(
     prompts = ["", *shapes.captions("all")]
     place, embeddings = {prompt: i for i, prompt in enumerate(prompts)}, teacher.text(prompts).embeddings
 
+    shown: Any = teacher.denoiser.network.transformer
+
     def loss(step: int) -> dict[str, Tensor]:
         x_t, _, _, t, captions = noised.batch(step)
         text = embeddings[[place[caption] for caption in captions]]
         given = (x_t.transpose(1, 2), text, t)
         with torch.autocast(world.device.type, precision, enabled=precision != torch.float32):
             with torch.no_grad():
-                wanted = teacher.denoiser.network.transformer(*given, return_dict=False)[0].float()
-            with without(network, deep.skips(seed, step)):
+                wanted = shown(*given, return_dict=False)[0].float()
+            with without(network, deep.skips(seed, step), CogVideoX.block_lists):
                 v = network(*given, return_dict=False)[0].float()
         a, b = (c.float().to(world.device) for c in schedule.coefficients(t))
         error = native(v, wanted)
@@ -121,8 +114,6 @@ def save_transformer(folder: Path, network: Any, teacher: Teacher) -> None:
 
     Autoencoder, text encoder and tokenizer stay the teacher's (teacher.parts).
     """
-    import shutil
-
     network.to(torch.float16).save_pretrained(folder / "transformer")
     shutil.copytree(teacher.pipeline.place("scheduler"), folder / "scheduler", dirs_exist_ok=True)
     shutil.copy(teacher.folder / "model_index.json", folder / "model_index.json")

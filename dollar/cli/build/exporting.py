@@ -30,13 +30,14 @@ AS_PLAIN = {"text": "online", "frozen_dtype": "float32", "decode_chunk": 1, "chu
 def check_keys(config: DictConfig) -> None:
     """Raise ValueError for a value that can't be."""
     from dollar.export.lora import NAMES
+    from dollar.export.pruned import FORMS
     from dollar.models.assemble import DTYPES
 
     check_alone("an export")
     for key in ("checkpoint", "out"):
         if config[key] is None or not str(config[key]).strip():
             raise ValueError(f"{key} is not given; checkpoint=PATH names the student, and out=FOLDER where it goes")
-    for key, known in (("weights", tuple(KINDS)), ("dtype", tuple(DTYPES)), ("lora_names", NAMES)):
+    for key, known in (("weights", tuple(KINDS)), ("form", FORMS), ("dtype", tuple(DTYPES)), ("lora_names", NAMES)):
         if config[key] not in known:
             raise ValueError(f"{key} is {config[key]!r}; use {' or '.join(known)}")
     for key in ("steps", "lora"):
@@ -72,7 +73,7 @@ def settings_of(config: DictConfig, source: StudentSource) -> ExportSettings:
     card = public(source.card)
     stored = card.get("config") or {}
     return ExportSettings(
-        **{key: config[key] for key in ("weights", "steps", "dtype", "max_shard_size", "link", "lora", "full")},
+        **{key: config[key] for key in ("weights", "steps", "form", "dtype", "max_shard_size", "link", "lora", "full")},
         **{key: config[key] for key in ("lora_names", "license", "verify", "seed")},
         prompt=prompt_of(config, source),
         switches=[f"enable_{key}" for key in ("tiling", "slicing") if config.teacher.get(key)],

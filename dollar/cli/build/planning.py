@@ -21,6 +21,7 @@ from dollar.losses.term import SampleTerm, has_optimizer, is_used
 from dollar.methods.surrogate_fit import scored_clips
 from dollar.models.assemble import DTYPES
 from dollar.models.outline import ForwardCost, Outline, measure, outline
+from dollar.models.pruned import read_pruning
 from dollar.models.roles import trainable
 from dollar.models.small_decoder import SmallDecoder
 from dollar.models.tiny_decoder import TinyDecoder
@@ -52,6 +53,7 @@ def setup_of(config: DictConfig, outline: Outline, work: ForwardCost, own: Forwa
     cycle, objective = cycle_of(config), objective_of(config)
     surrogate, fitted = objective.needs.surrogate, config.lrm.mode != "frozen"  # a frozen one scores no clips
     model = lrm_shapes(config, outline) if surrogate else []
+    student = student_outline(config, outline)
     small = small_decoder_of(config, objective, outline)
     networks = networks_of(objective, outline)
     clips = scored_clips(config.lrm.clips, config.batch, config.processes)
@@ -64,7 +66,8 @@ def setup_of(config: DictConfig, outline: Outline, work: ForwardCost, own: Forwa
     return Setup(
         shapes=outline.shapes,
         blocks=outline.block_shapes,
-        lora=[] if config.student.lora is None else outline.lora_shapes(config.student.lora),
+        student=student.shapes if student is not outline else [],
+        lora=[] if config.student.lora is None else student.lora_shapes(config.student.lora),
         lrm=model if fitted else [],
         networks={name: [tuple(p.shape) for p in trainable(n).values()] for name, n in networks.items()},
         buffers={name: sum(b.nbytes for b in network.buffers()) for name, network in networks.items()},
@@ -178,10 +181,17 @@ def further_text(config: DictConfig) -> str:
     return "\n".join([*notes, *(f"to train it: {line}" for line in lines)])
 
 
+def student_outline(config: DictConfig, outline: Outline) -> Outline:
+    """The student in outline, which is smaller where it starts from one that blocks were taken out of."""
+    if config.init is None or (pruning := read_pruning(config.init)) is None:
+        return outline
+    return outline.left(pruning)
+
+
 def student_work(config: DictConfig, outline: Outline, work: ForwardCost) -> ForwardCost:
-    """What a forward of the student computes and keeps; work: of a network that trains all its weights."""
-    rank = config.student.lora
-    return work if rank is None else measure(outline, dtype_of(config, "dtype"), rank)
+    """What a forward of the student computes and keeps; work: of the teacher's, if it trained all its weights."""
+    student, rank = student_outline(config, outline), config.student.lora
+    return work if rank is None and student is outline else measure(student, dtype_of(config, "dtype"), rank)
 
 
 def networks_of(objective: Objective, outline: Outline) -> dict[str, Any]:

@@ -96,7 +96,13 @@ def subject_of(config: DictConfig, teacher: Teacher) -> Subject:
     if config.checkpoint is None:
         stored = {"teacher": teacher_to_store(config), "reward": {}}
         samplers = few_steps(teacher, None, list(config.steps), "ddim")
-        card = {"cycle": 0, "trained": 0, "ended": None, "guided": True, "parameterization": "homogeneous"}
+        card: dict[str, Any] = {
+            "cycle": 0,
+            "trained": 0,
+            "ended": None,
+            "guided": True,
+            "parameterization": "homogeneous",
+        }
         card |= {"teacher": stored["teacher"], STORED: places_of(stored), "config": {}}
         pruning = teacher.pruning()
         network: Any = teacher.denoiser.network

@@ -63,8 +63,6 @@ def write_student(run: Run, teacher: Teacher, config: DictConfig) -> None:
         with explained("the student", loop.folder, after=way_out):
             if surrogate is not None:
                 surrogate.save(loop.folder / "lrm", teacher)
-            save_student(
-                loop.folder / "student", teacher, network, samplers, card, factors(weights), pruning
-            )
+            save_student(loop.folder / "student", teacher, network, samplers, card, factors(weights), pruning)
         print(f"the student of cycle {cycle} is in {loop.folder / 'student'}")
     loop.world.barrier()

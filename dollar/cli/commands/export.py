@@ -52,11 +52,14 @@ def main(config: DictConfig) -> None:
     with closing(beside), explained("the export", out.parent, full=True), whole_folder(out) as aside:
         check_out(out, "checkpoint", source.place, config.overwrite)  # another may have been written meanwhile
         exporter.write(aside)
+        slim = exporter.is_slim
+        if expected is not None and slim:
+            print(exporter.read_back(aside, expected))
         with_lora = exporter.expected_lora() if expected is not None else None
         if expected is not None and exporter.lora is not None and with_lora is None:
             print("the LoRA is not compared, for it is one of a teacher that has another LoRA merged into it")
         del exporter, teacher  # before a pipeline is read
-        if expected is not None and config.full:
+        if expected is not None and config.full and not slim:
             for line in verify(aside, expected, dtype, device, settings.switches):
                 print(line)
         if expected is not None and with_lora is not None:
@@ -68,7 +71,8 @@ def main(config: DictConfig) -> None:
 def last_line(exporter: Exporter, out: Path) -> str:
     """What is in the folder, and what isn't."""
     counts, lora = " or ".join(map(str, exporter.samplers)), exporter.lora
-    what = f"the {'tuned teacher' if exporter.source.tuned else 'student'} for {counts} steps"
+    teacher = f"{'pruned' if exporter.left.is_less else 'tuned'} teacher"
+    what = f"the {teacher if exporter.source.tuned else 'student'} for {counts} steps"
     unseen = "" if exporter.settings.verify else ", its clips not compared"
     if lora is None or not lora.extracted:
         alone = "" if exporter.settings.full else ", as its LoRA alone,"

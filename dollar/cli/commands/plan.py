@@ -35,7 +35,7 @@ def main(config: DictConfig) -> None:
         validations_of(config, outline),
     )
     whole = report.work_of(needed, own, work, config.batch, looks)
-    print(report.clip_text(outline, work, setup, t.frames, t.height, t.width))
+    print(report.clip_text(outline, work, setup, t.frames, t.height, t.width, own))
     print()
     print(report.memory_table(setup, memory(setup), config.log.gradients_every))
     print()

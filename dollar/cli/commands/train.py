@@ -79,6 +79,8 @@ def distil(config: DictConfig, objective: Objective, folder: Path, lock: Lock, p
     if world.is_main:
         lock.check()
         store_config(config, folder, places)
+        if config.init is not None and (pruning := teacher.pruning(Path(config.init))).is_less:
+            pruning.write(folder)  # what a checkpoint's network has, wherever that student goes
         announce(config, run, folder, done)
     if state is not None:
         loop.load(state)

@@ -70,6 +70,7 @@ class Export:
     overwrite: bool
     weights: Literal["ema", "last"]
     steps: int | None
+    form: Literal["dense", "slim"]
     dtype: Literal["float32", "bfloat16", "float16"]
     max_shard_size: str
     link: bool
