@@ -639,7 +639,7 @@ def test_two_processes_agree_with_one(tmp_path: Path, tiny_teacher_folder: Path)
     def saved(who: str, which: str) -> checkpoint.State:
         return checkpoint.load(checkpoint.newest(tmp_path / who / which / "checkpoints"))
 
-    for which in ("apart", "joint", "resumed", "lora", *STEERED):
+    for which in ("apart", "joint", "resumed", "lora", "pruned", *STEERED):
         one, two = saved("one", which), saved("two", which)
         assert one.tensors.keys() == two.tensors.keys()
         here, there = plain_of(one), plain_of(two)
@@ -672,7 +672,7 @@ def spread_wan(folder: Path, world: World) -> None:
     """A teacher with parameters of a single row, of which the other processes hold none: weights and copy are whole."""
     from families import FAMILIES, build
 
-    from dollar.parallel.shard import fill_from, fill_teacher, trainable_copy, whole
+    from dollar.parallel.shard import fill_teacher, trainable_copy, whole
 
     if world.is_main:
         build("wan_2_1", folder / "wan")
@@ -680,8 +680,7 @@ def spread_wan(folder: Path, world: World) -> None:
     alone = FAMILIES["wan_2_1"].load(folder / "wan")
     spread = FAMILIES["wan_2_1"].load(folder / "wan", weights=False)
     fill_teacher(spread, world, spread=True)
-    started = trainable_copy(alone, world)
-    fill_from(started, alone.pipeline.weights("transformer"))
+    started = trainable_copy(alone, world, student=folder / "wan")
     wanted = dict(alone.denoiser.network.named_parameters())
     assert any(p.shape[0] == 1 for p in wanted.values())
     for network in (spread.denoiser.network, trainable_copy(spread, world), started):
@@ -754,6 +753,18 @@ def micro_batched(loop_of: Callable[..., Loop]) -> list[float]:
     return found
 
 
+def save_pruned(teacher: Teacher, folder: Path) -> None:
+    """The tiny teacher without a block, and without half of the other, as a student's folder."""
+    from dollar.export.student import few_steps, save_student
+    from dollar.models.units import parse, take_out
+
+    lists, pruning, network = teacher.family.block_lists, teacher.pruning(), teacher.empty_network()
+    network.load_state_dict(teacher.denoiser.network.state_dict(), assign=True)
+    units = parse(["transformer_blocks.0", "transformer_blocks.1.feed_forward"], lists, pruning.counts)
+    take_out(network.transformer, units, lists)
+    save_student(folder, teacher, network, few_steps(teacher, None, [1], "ddim"), {}, pruning=pruning.further(units))
+
+
 def work(folder: Path, teacher_folder: Path, world: World) -> None:
     """What the test compares: two kinds of run, a resumed one, and (on two processes) what only one of them knows."""
     from dollar.parallel.shard import fill_teacher, own
@@ -773,7 +784,18 @@ def work(folder: Path, teacher_folder: Path, world: World) -> None:
         # One of the runs has its teacher spread over the processes.
         return tiny_run(spread if name == "joint" else teacher, folder / name, *settings, world=world)
 
+    if world.is_main:
+        save_pruned(teacher, folder / "pruned_from")
+    world.barrier()
+    pruned = (
+        f"init={folder / 'pruned_from'}",
+        "cycles=2",
+        "beta_ft=0",
+        "parallel.activation_checkpointing=true",
+        SPREAD,
+    )
     for name, settings in (
+        ("pruned", pruned),
         ("apart", (*APART, SPREAD)),
         ("joint", (*JOINT, "log.gradients_every=1", "validation.every=3")),
         ("lora", (*JOINT, "student.lora=4", "cycles=2")),

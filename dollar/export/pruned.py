@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dollar.models.pruned import Pruning
 from dollar.models.teacher import Teacher
@@ -22,16 +22,14 @@ class Dense(NamedTuple):
 
 
 def dense(teacher: Teacher, network: nn.Module, pruning: Pruning) -> Dense:
-    """A network that computes the same with whole blocks: every weight of a half that is gone is 0, so it adds "
-    "nothing."
+    """A network that computes the same with whole blocks: halves that are gone have weights of 0, so add nothing."""
     if not pruning.halves:
         return Dense(network, pruning)
     whole = replace(pruning, halves=())
     filled = teacher.empty_network(whole)
-    given = dict(network.named_parameters())
-    read = {
-        name: given.get(name, torch.zeros(empty.shape, device=teacher.device))
-        for name, empty in filled.named_parameters()
-    }
+    read: dict[str, Tensor] = dict(network.named_parameters())
+    for name, absent in filled.named_parameters():
+        if name not in read:
+            read[name] = torch.zeros(absent.shape, device=teacher.device)
     filled.load_state_dict(read, strict=False, assign=True)
     return Dense(filled.to(teacher.device).eval().requires_grad_(False), whole)

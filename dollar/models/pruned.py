@@ -66,13 +66,22 @@ class Pruning:
         ]
         return "; ".join([*parts, *(f"without {self.original(unit_of(half))}" for half in self.halves)])
 
-    def further(self, units: Sequence[Unit]) -> Pruning:
-        """After these units, by the present numbers, have gone as well.
+    def completed(self, units: Sequence[Unit], key: str = "remove") -> list[Unit]:
+        """These units, a block in place of its half where the other half is gone already.
 
-        ValueError for a half that is gone already.
+        ValueError for a half that is gone itself, and where nothing would be left of a list.
         """
         if again := [str(unit) for unit in units if str(unit) in self.halves]:
-            raise ValueError(f"remove has {again[0]}, which is gone already; leave it out")
+            raise ValueError(f"{key} has {again[0]}, which is gone already; leave it out")
+        lone = {unit_of(half)._replace(half="") for half in self.halves}
+        found = [whole if unit.half and (whole := unit._replace(half="")) in lone else unit for unit in units]
+        for name, count in self.counts.items():
+            if len({unit for unit in found if unit.list == name and not unit.half}) >= count:
+                raise ValueError(f"{key} leaves nothing of {name}; leave one of its units out")
+        return found
+
+    def further(self, units: Sequence[Unit]) -> Pruning:
+        """After these units, by the present numbers, have gone as well."""
         gone = {(unit.list, unit.place) for unit in units if not unit.half}
         stay = {name: [p for p in range(count) if (name, p) not in gone] for name, count in self.counts.items()}
         half = [*map(unit_of, self.halves), *(unit for unit in units if unit.half)]

@@ -72,9 +72,7 @@ def units_in(config: DictConfig) -> list[Unit]:
         check_steps_of(config, configs)
     lists = configs.family.block_lists
     pruning = pruning_of(folder, config.teacher.name, configs.pipeline.config("transformer"), lists)
-    units = parse([str(name) for name in config.remove], lists, pruning.counts)
-    pruning.further(units)
-    return units
+    return pruning.completed(parse([str(name) for name in config.remove], lists, pruning.counts))
 
 
 def check_steps_of(config: DictConfig, configs: Any) -> None:
