@@ -171,7 +171,7 @@ def weights_in(folder: Path, transformer: nn.Module) -> Weights:
     """The tensors of a student's transformer; ValueError unless they are those of this network."""
     place = folder / "transformer"
     if missing := lack(place, "transformer"):
-        raise ValueError(f"the student in {folder} lacks {missing}; run the command again that wrote it")
+        raise ValueError(f"no student in {folder}: it lacks {missing}; a finished run has one in runs/<run>/student")
     weights = Weights.of(sorted(place.glob("*.safetensors")))
     wanted = set(transformer.state_dict())
     absent, further = sorted(wanted - weights.files.keys()), sorted(weights.files.keys() - wanted)
