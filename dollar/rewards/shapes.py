@@ -100,6 +100,10 @@ class ShapesVerifier:
         """
         return self.match(videos, prompts).margins.mean(1)
 
+    def scores(self, videos: Tensor, prompts: list[str]) -> dict[str, Tensor]:
+        """Each attribute's margin [B] by its name; videos as in `score`."""
+        return dict(zip(CLASSES, self.match(videos, prompts).margins.unbind(1), strict=True))
+
     def check(self, prompts: Iterable[str]) -> None:
         """Raise ValueError for the first prompt that is no caption of the shapes world."""
         for prompt in prompts:
