@@ -70,8 +70,8 @@ class Table:
         """The units that go, `count` of them, in the order in which they cost least.
 
         by reward: of the best by total alone, or with the rule `intersection` of those that are among the best n both
-        by total and by consistency, n growing from `count` until there are enough (V.I.P., appendix C.1). ValueError where
-        there are fewer, or all values are alike.
+        by total and by consistency, n growing from `count` until there are enough (V.I.P., appendix C.1).
+        ValueError where there are fewer, or all values are alike.
         """
         first = self.order("total" if by == "reward" else by)
         if count < 1 or count > len(first):
