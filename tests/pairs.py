@@ -23,13 +23,13 @@ def id_of(prompt: str, seed: int) -> str:
     return f"{hashlib.sha256(prompt.encode()).hexdigest()[:16]}-{seed}"
 
 
-def write_clips(folder: Path, teacher: Teacher, count: int, first: int, skip: int = 0) -> list[str]:
-    """`count` clips in shards of three rows, whose latents follow from their seed; their ids."""
+def write_clips(folder: Path, teacher: Teacher, count: int, first: int, size: float = 1.0) -> list[str]:
+    """`count` clips in shards of three rows, whose latents of this size follow from their seed; their ids."""
     ids = []
     with ShardWriter(folder, "part", rows_per_shard=3) as writer:
-        for seed in range(skip, count):
+        for seed in range(count):
             prompt = PROMPTS[seed % len(PROMPTS)]
-            latents = torch.randn(*teacher.latent_shape, generator=torch.Generator().manual_seed(first + seed))
+            latents = size * torch.randn(*teacher.latent_shape, generator=torch.Generator().manual_seed(first + seed))
             text = teacher.text([prompt])
             ids.append(id_of(prompt, seed))
             clip = StoredClip(
@@ -39,10 +39,10 @@ def write_clips(folder: Path, teacher: Teacher, count: int, first: int, skip: in
     return ids
 
 
-def write_pairs(folder: Path, teacher: Teacher, count: int = 6) -> Path:
-    """A folder of `count` pairs, its winners and losers in shards below it."""
+def write_pairs(folder: Path, teacher: Teacher, count: int = 6, size: float = 1.0) -> Path:
+    """A folder of `count` pairs, its winners and losers in shards below it; size: of the losers' latents."""
     winners = write_clips(folder / "winners", teacher, count, 0)
-    losers = write_clips(folder / "losers", teacher, count, 1000)
+    losers = write_clips(folder / "losers", teacher, count, 1000, size)
     (folder / "pairs.json").write_text(
         json.dumps({"winners": "winners", "losers": str(folder / "losers"), "targets": ["visual"], "counts": {}})
     )

@@ -58,8 +58,6 @@ class OnPairs:
     ) -> None:
         check_choice("preference.times", times, ("uniform", "student"))
         check_choice("preference.noise", noise, ("shared", "own"))
-        if not 0 <= drop_caption <= 1:
-            raise ValueError(f"preference.drop_caption is {drop_caption}; it is a share of the pairs, 0 to 1")
         self.run, self.drop_caption, self.times, self.noise = run, drop_caption, times, noise
         self.gradients_every = gradients_every
         self.reference = run.reference or run.teacher

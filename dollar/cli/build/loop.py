@@ -382,5 +382,8 @@ def monitors_of(config: DictConfig, guard: Guard) -> dict[str, Monitor]:
         found["best"] = Best(best, config.validation.every, patience)
     if guard.active:
         found["guard"] = guard
-    further = {name: node for name, node in config.monitors.items() if node is not None}
-    return found | {name: instantiate(node, _convert_="all") for name, node in further.items()}
+    further = {name: instantiate(node, _convert_="all") for name, node in config.monitors.items() if node is not None}
+    for monitor in further.values():
+        if best is not None and hasattr(monitor, "keeps"):
+            monitor.keeps = False  # the best score's student is what there is to go back to
+    return found | further

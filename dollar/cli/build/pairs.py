@@ -43,6 +43,8 @@ def check_pair_settings(config: DictConfig, objective: Objective) -> None:
             "reference's; use homogeneous"
         )
     keys = config.preference
+    if not 0 <= keys.drop_caption <= 1:
+        raise ValueError(f"preference.drop_caption is {keys.drop_caption}; it is a share of the pairs, 0 to 1")
     if keys.times == "student" and config.student.guided:
         raise ValueError(
             "preference.times is student, but this student is sampled in many steps as its teacher is "

@@ -19,6 +19,7 @@ class Alarm:
     A look is troubled when it lies above the start by more than `tolerance` of the start's size. After `patience` such
     looks in a row `warn` says so, once until it is well again, and `stop` ends the run with the student of the last
     look that was not troubled. A look at which the scalar is no number is none.
+    keeps: whether it keeps the student of each look without trouble, to go back to under `stop`, or another does.
     name: what the cycles log it as; start: the first look; seen: this look's values; troubled: looks in a row.
     """
 
@@ -27,6 +28,7 @@ class Alarm:
     patience: int = 3
     tolerance: float = 0.1
     action: str = "warn"
+    keeps: bool = True
     start: float | None = None
     troubled: int = 0
     seen: list[float] = field(default_factory=list)
@@ -65,7 +67,7 @@ class Alarm:
         self.troubled = self.troubled + 1 if above else 0
         logged = {"alarm/look": now, "alarm/troubled": float(self.troubled)}
         if self.troubled == 0:
-            return Verdict({"cycle": cycle} if self.action == "stop" else None, scalars=logged)
+            return Verdict({"cycle": cycle} if self.action == "stop" and self.keeps else None, scalars=logged)
         if self.troubled < self.patience or (self.action == "warn" and self.troubled > self.patience):
             return Verdict(scalars=logged)
         note = (
@@ -73,7 +75,8 @@ class Alarm:
             f"{self.start:.4g} at the start; this is look {self.troubled} above it in a row"
         )
         if self.action == "stop":
-            return Verdict(ended=f"{note}, with the student of the last look below", note=note, scalars=logged)
+            which = "last look below" if self.keeps else "best score"
+            return Verdict(ended=f"{note}, with the student of the {which}", note=note, scalars=logged)
         return Verdict(note=note, scalars=logged)
 
     def state_dict(self) -> dict[str, Any]:
