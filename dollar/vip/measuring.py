@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 
 from dollar.diffusion.draws import Draws
 from dollar.diffusion.schedule import diffuse
+from dollar.log import progress
 from dollar.models.denoiser import Condition, Denoiser
 from dollar.models.teacher import Teacher
 from dollar.models.units import HALVES, Unit, without
 from dollar.parallel.world import World
 from dollar.sampling.samplers import Sampler, decode, make_latents
-from dollar.vip.ranking import Worth
+from dollar.vip.ranking import Table, Worth
 
 
 @dataclass
@@ -47,39 +49,32 @@ class Ranker:
     def scored(self, unit: Unit | None = None) -> Worth:
         """The means of the reward's values over the clips of the network without a unit; None is the whole network.
 
-        The processes share the clips. A clip of which a value is no number is left out and counted.
+        The processes share the batches, which are cut as one process cuts them, so that the means are the same to the
+        bit. A clip of which a value is no number is left out and counted.
         """
-        own = list(self.world.own(0, self._padded))
-        there = [i for i in own if i < len(self.prompts)]
+        batches = [range(i, min(i + self.batch, len(self.prompts))) for i in range(0, len(self.prompts), self.batch)]
+        rounds = -(-len(batches) // self.world.size)
+        own = [batches[min(i, len(batches) - 1)] for i in self.world.own(0, rounds * self.world.size)]
         lists = self.teacher.family.block_lists
-        prompts, seeds = [self.prompts[i] for i in there], [self.seeds[i] for i in there]
         with without(self.network.transformer, [unit], lists) if unit is not None else nullcontext():
-            latents = make_latents(self.sampler, self.teacher, prompts, seeds, self.batch, show=False)
-        found = self._values(latents, prompts)
-        names = sorted(found)
-        values = torch.full((len(own), len(names)), math.nan, dtype=torch.double)
-        for column, name in enumerate(names):
-            values[: len(there), column] = found[name].double().cpu()
-        gathered = self.world.gather(values)[: len(self.prompts)]
+            found = [self._values([self.prompts[i] for i in part], [self.seeds[i] for i in part]) for part in own]
+        names = sorted(found[0])
+        values = torch.full((rounds, self.batch, len(names)), math.nan, dtype=torch.double)
+        for row, part in zip(values, found, strict=True):
+            row[: len(part[names[0]])] = torch.stack([part[name].double().cpu() for name in names], 1)
+        gathered = self.world.gather(values.to(self.world.device)).cpu().flatten(0, 1)[: len(self.prompts)]
         whole = gathered.isfinite().all(1)
         if not bool(whole.any()):
             raise ValueError("no clip got a score that is a number; look at the reward by launch/evaluate.py")
         means = gathered[whole].mean(0).tolist()
         return Worth(dict(zip(names, means, strict=True)), int((~whole).sum()))
 
-    @property
-    def _padded(self) -> int:
-        """The clips, filled up so that each process has as many."""
-        return -(-len(self.prompts) // self.world.size) * self.world.size
-
-    def _values(self, latents: Tensor, prompts: Sequence[str]) -> Mapping[str, Tensor]:
-        parts: dict[str, list[Tensor]] = {}
-        for first in range(0, len(prompts), self.batch):
-            part = slice(first, first + self.batch)
-            videos = decode(self.teacher, latents[part], show=False).float().to(self.teacher.device) / 255
-            for name, value in self.reward.scores(videos, list(prompts[part])).items():
-                parts.setdefault(name, []).append(value)
-        return {name: torch.cat(values) for name, values in parts.items()}
+    def _values(self, prompts: Sequence[str], seeds: Sequence[int]) -> Mapping[str, Tensor]:
+        """The reward's values [B] of a batch's clips, by name."""
+        latents = make_latents(self.sampler, self.teacher, prompts, seeds, self.batch, show=False)
+        videos = decode(self.teacher, latents, show=False).float().to(self.teacher.device) / 255
+        found: Mapping[str, Tensor] = self.reward.scores(videos, list(prompts))
+        return found
 
     @torch.no_grad()
     def prediction(self, unit: Unit) -> float:
@@ -144,3 +139,41 @@ def _hidden(args: Any, kwargs: Any) -> Tensor:
 def _apart(before: Tensor, after: Tensor) -> float:
     """1 - the mean cosine of tokens [B, N, D] before and after."""
     return float(1 - nn.functional.cosine_similarity(before.double(), after.double(), dim=-1).mean())
+
+
+def measure(
+    table: Table, units: Sequence[Unit], ranker: Ranker, shortlist: int | None, path: Path, stopped: Callable[[], bool]
+) -> bool:
+    """Measure what the table lacks, and write it after every unit; False where a stop was requested before the end.
+
+    The cheap measures come first, of all units; by a reward, where the ranker has one, those of the `shortlist` are
+    scored whose absence changes the prediction least, None for all. stopped: the same in every process.
+    """
+
+    def write() -> None:
+        if ranker.world.is_main:
+            table.write(path)
+
+    known = {unit: table.rows.get(str(unit), Worth()) for unit in units}
+    if any(worth.influence is None for worth in known.values()):
+        for name, influence in ranker.influence(units).items():
+            table.add(name, influence=influence)
+        write()
+    for unit in (unit for unit, worth in known.items() if worth.prediction is None):
+        table.add(str(unit), prediction=ranker.prediction(unit))
+        write()
+    if ranker.reward is None:
+        return True
+    chosen = set(table.order("prediction")[:shortlist])
+    missing = [unit for unit in units if str(unit) in chosen and table.rows[str(unit)].scores is None]
+    whole: list[Unit | None] = [None] if table.full is None else []
+    for unit in progress([*whole, *missing], "ranking", active=ranker.world.is_main):
+        if stopped():
+            return False
+        worth = ranker.scored(unit)
+        if unit is None:
+            table.full = worth
+        else:
+            table.add(str(unit), scores=worth.scores, unscored=worth.unscored)
+        write()
+    return True

@@ -19,6 +19,7 @@ from dollar.cli.settings.commands import (
     Preprocess,
     Pretrain,
     Prune,
+    Rank,
     RewardCurve,
     Sample,
 )
@@ -37,6 +38,7 @@ COMMANDS: dict[str, type] = {
     "preprocess": Preprocess,
     "pretrain": Pretrain,
     "prune": Prune,
+    "rank": Rank,
     "reward_curve": RewardCurve,
     "sample": Sample,
     "train": Train,

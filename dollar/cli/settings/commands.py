@@ -216,6 +216,30 @@ class Prune:
 
 
 @dataclass
+class Rank:
+    """conf/rank.yaml."""
+
+    teacher: Target
+    reward: Target
+    parallel: Parallel
+    checkpoint: Place | None
+    units: Free[Literal["blocks", "halves"]]
+    by: Free[Literal["reward", "prediction", "influence"]]
+    shortlist: Free[int | None]
+    k: Free[int]
+    rule: Free[Literal["intersection", "total"]]
+    properties: Free[list[str] | None]
+    consistency: Free[str | None]
+    prompts: Place | None
+    clips: int
+    steps: int | None
+    looks: int
+    seed: int
+    batch: int
+    out: Free[Place]
+
+
+@dataclass
 class DeepBody:
     """The deeper teacher's transformer."""
 
