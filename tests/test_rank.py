@@ -16,6 +16,7 @@ from dollar.parallel.world import World
 from dollar.sampling.samplers import teacher_sampler
 from dollar.vip.measuring import Ranker
 from dollar.vip.ranking import Table, Worth, spearman
+from dollar.vip.scoring import Requests, Scores
 
 # Of a whole network and five units: two properties, of which the second is the consistency.
 #            total: c 0.85, a 0.8, b 0.75, d 0.6, e 0.2          consistency: b 0.9, d 0.8, a 0.75, c 0.7, e 0.1
@@ -70,7 +71,9 @@ def test_measures_are_what_they_say(tiny_teacher_folder: Path) -> None:
         "a small blue circle moving up on a gray background",
     ]
     sampler = teacher_sampler(teacher, 2)
-    ranker = Ranker(teacher, teacher.denoiser, sampler, Bright(), prompts * 2, [0, 1, 2, 3], World(), looks=2, batch=3)
+    ranker = Ranker(
+        teacher, teacher.denoiser, sampler, Bright(), Requests(prompts * 2, [0, 1, 2, 3], 3), World(), looks=2
+    )
     worth = ranker.scored(Unit("transformer_blocks", 1))
     assert worth.unscored == 2 and worth.scores is not None
     assert worth.scores["mean"] == pytest.approx(1 - worth.scores["odd"]), "over the clips that have both"
@@ -162,3 +165,28 @@ def test_mistakes_are_sentences(command: Callable[..., Said], keys: list[str], t
     assert not (tmp_path / "no" / "ranking.json").exists()
     said = command("rank", *keys, "by=prediction", "k=2")
     assert said.code == 0 and said.out.count("   goes") == 2 and "whole network" not in said.out
+
+
+def test_networks_are_scored_once_each(command: Callable[..., Said], keys: list[str], tmp_path: Path) -> None:
+    keys = [key for key in keys if not key.startswith(("consistency", "looks", "units"))]
+    teacher = [key for key in keys if key.startswith(("teacher", "parallel"))]
+    pruned = str(tmp_path / "pruned")
+    prune = ("prune", *teacher, "remove=[transformer_blocks.1]", f"out={pruned}", "steps=[2]", "repeats=0")
+    assert command(*prune).code == 0
+    score = ("score", *keys, f"checkpoints=[{pruned}]", f"out={tmp_path / 'scores'}")
+    said = command(*score)
+    assert said.code == 0, said.err
+    path = tmp_path / "scores" / "scores.json"
+    found = Scores.read(path)
+    assert list(found.values) == ["full", pruned] and "minus full, 95 %" in said.out
+    # The mean of the two values clip by clip, and the difference between the networks.
+    by_hand = [(a + b) / 2 for a, b in zip(*found.values[pruned].values(), strict=True)]
+    assert found.total(pruned).tolist() == pytest.approx(by_hand) and len(by_hand) == 5
+    difference = found.difference(pruned, "full", [str(i) for i in range(5)])
+    assert difference.difference == pytest.approx(found.mean(pruned) - found.mean("full"))
+    assert difference.low <= difference.difference <= difference.high
+    before = path.stat().st_mtime_ns
+    assert command(*score).out == said.out and path.stat().st_mtime_ns == before, "nothing is scored twice"
+    sentence(command("score", *keys, "full=false", f"out={tmp_path / 'none'}"), "there is nothing to score")
+    twice = ("score", *keys, f"checkpoints=[{pruned},{pruned}]", f"out={tmp_path / 'none'}")
+    sentence(command(*twice), "name each folder once")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,27 +18,26 @@ from dollar.models.denoiser import Condition, Denoiser
 from dollar.models.teacher import Teacher
 from dollar.models.units import HALVES, Unit, without
 from dollar.parallel.world import World
-from dollar.sampling.samplers import Sampler, decode, make_latents
+from dollar.sampling.samplers import Sampler, make_latents
 from dollar.vip.ranking import Table, Worth
+from dollar.vip.scoring import Requests, means_of, score_clips
 
 
 @dataclass
 class Ranker:
-    """Measures units of a network on prompts and seeds that all of them share.
+    """Measures units of a network on clips that all of them are asked for.
 
-    sampler: makes its clips; denoiser: holds the network; reward: has `scores`; prompts, seeds: one of each a clip.
-    looks: noised clips on which outputs and hidden states are compared; batch: clips at once.
+    sampler: makes its clips; denoiser: holds the network; reward: has `scores`, or None.
+    looks: noised clips on which outputs and hidden states are compared.
     """
 
     teacher: Teacher
     denoiser: Denoiser
     sampler: Sampler
     reward: Any
-    prompts: Sequence[str]
-    seeds: Sequence[int]
+    wanted: Requests
     world: World
     looks: int = 16
-    batch: int = 16
     _noised: tuple[Tensor, Tensor, Condition] | None = field(default=None, repr=False)
 
     @property
@@ -49,32 +47,12 @@ class Ranker:
     def scored(self, unit: Unit | None = None) -> Worth:
         """The means of the reward's values over the clips of the network without a unit; None is the whole network.
 
-        The processes share the batches, which are cut as one process cuts them, so that the means are the same to the
-        bit. A clip of which a value is no number is left out and counted.
+        A clip of which a value is no number is left out and counted.
         """
-        batches = [range(i, min(i + self.batch, len(self.prompts))) for i in range(0, len(self.prompts), self.batch)]
-        rounds = -(-len(batches) // self.world.size)
-        own = [batches[min(i, len(batches) - 1)] for i in self.world.own(0, rounds * self.world.size)]
         lists = self.teacher.family.block_lists
         with without(self.network.transformer, [unit], lists) if unit is not None else nullcontext():
-            found = [self._values([self.prompts[i] for i in part], [self.seeds[i] for i in part]) for part in own]
-        names = sorted(found[0])
-        values = torch.full((rounds, self.batch, len(names)), math.nan, dtype=torch.double)
-        for row, part in zip(values, found, strict=True):
-            row[: len(part[names[0]])] = torch.stack([part[name].double().cpu() for name in names], 1)
-        gathered = self.world.gather(values.to(self.world.device)).cpu().flatten(0, 1)[: len(self.prompts)]
-        whole = gathered.isfinite().all(1)
-        if not bool(whole.any()):
-            raise ValueError("no clip got a score that is a number; look at the reward by launch/evaluate.py")
-        means = gathered[whole].mean(0).tolist()
-        return Worth(dict(zip(names, means, strict=True)), int((~whole).sum()))
-
-    def _values(self, prompts: Sequence[str], seeds: Sequence[int]) -> Mapping[str, Tensor]:
-        """The reward's values [B] of a batch's clips, by name."""
-        latents = make_latents(self.sampler, self.teacher, prompts, seeds, self.batch, show=False)
-        videos = decode(self.teacher, latents, show=False).float().to(self.teacher.device) / 255
-        found: Mapping[str, Tensor] = self.reward.scores(videos, list(prompts))
-        return found
+            values = score_clips(self.sampler, self.teacher, self.reward, self.wanted, self.world)
+        return Worth(*means_of(dict(sorted(values.items()))))
 
     @torch.no_grad()
     def prediction(self, unit: Unit) -> float:
@@ -119,10 +97,9 @@ class Ranker:
     def _looks(self) -> tuple[Tensor, Tensor, Condition]:
         """Noised clips of the whole network, their times, and their prompts."""
         if self._noised is None:
-            count = min(self.looks, len(self.prompts))
-            prompts, seeds = self.prompts[:count], self.seeds[:count]
-            x_0 = make_latents(self.sampler, self.teacher, prompts, seeds, self.batch, show=False)
-            draws = Draws(0, 0, range(count), self.teacher.device)
+            prompts, seeds = self.wanted.prompts[: self.looks], self.wanted.seeds[: self.looks]
+            x_0 = make_latents(self.sampler, self.teacher, prompts, seeds, self.wanted.batch, show=False)
+            draws = Draws(0, 0, range(len(prompts)), self.teacher.device)
             schedule = self.denoiser.schedule
             t = schedule.uniform(draws.uniform("time"))
             x_t = diffuse(x_0, draws.normal("noise", x_0.shape[1:]), t, schedule)

@@ -38,6 +38,7 @@ def draw_ranking(path: Path, table: Table, chosen: Collection[str]) -> None:
                 ax.axvline(whole, color=INK, linewidth=1, linestyle="--")
             ax.set_title(title)
             ax.grid(axis="y", visible=False)
+            ax.set_axisbelow(True)
         axes[0].set_yticks(places, units)
         for label, unit in zip(axes[0].get_yticklabels(), units, strict=True):
             label.set_color(RED if unit in chosen else INK)

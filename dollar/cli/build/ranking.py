@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dollar.models.units import Unit
     from dollar.parallel.world import World
     from dollar.vip.measuring import Ranker
+    from dollar.vip.scoring import Requests
 
 
 def check_keys(config: DictConfig) -> None:
@@ -82,8 +83,11 @@ def clip_shape_of(config: DictConfig) -> tuple[int, int, int]:
     return config.teacher.frames, config.teacher.height, config.teacher.width
 
 
-def prompts_of(config: DictConfig) -> list[str]:
-    """The prompts, evenly spaced through those there are; ValueError where there are too few."""
+def prompts_of(config: DictConfig, split: str = "train") -> list[str]:
+    """The prompts, or captions of a split of the shapes world, evenly spaced through those there are.
+
+    ValueError where there are too few.
+    """
     from dollar.data import shapes
     from dollar.data.prompts import read_prompts
     from dollar.evaluation.yardstick import is_of_shapes
@@ -91,7 +95,7 @@ def prompts_of(config: DictConfig) -> list[str]:
     if config.prompts is not None:
         found = read_prompts(config.prompts)
     elif is_of_shapes(clip_shape_of(config)):
-        found = shapes.captions("train")
+        found = shapes.captions(split)
     else:
         raise ValueError(
             f"prompts is null, but {config.teacher.name} is no teacher of the shapes world; give prompts=FILE"
@@ -141,6 +145,13 @@ def properties_of(config: DictConfig, names: list[str], reward: Any) -> tuple[li
     return properties, consistency if consistency in names else ""
 
 
+def requests_of(config: DictConfig, prompts: list[str]) -> Requests:
+    """A clip of each prompt, with seeds from `seed` on."""
+    from dollar.vip.scoring import Requests
+
+    return Requests(prompts, list(range(config.seed, config.seed + len(prompts))), config.batch)
+
+
 def ranker_of(
     config: DictConfig, teacher: Teacher, world: World, reward: Any, prompts: list[str], steps: int
 ) -> Ranker:
@@ -150,10 +161,10 @@ def ranker_of(
     from dollar.sampling.samplers import teacher_sampler
     from dollar.vip.measuring import Ranker
 
-    seeds = list(range(config.seed, config.seed + config.clips))
+    wanted = requests_of(config, prompts)
     if config.checkpoint is None:
         denoiser, sampler = teacher.denoiser, teacher_sampler(teacher, steps)
     else:
         student = load_student(config.checkpoint, teacher, dtype_of(config, "dtype"))
         denoiser, sampler = student.denoiser, student.sampler(teacher, steps)
-    return Ranker(teacher, denoiser, sampler, reward, prompts, seeds, world, config.looks, config.batch)
+    return Ranker(teacher, denoiser, sampler, reward, wanted, world, config.looks)

@@ -22,6 +22,7 @@ from dollar.cli.settings.commands import (
     Rank,
     RewardCurve,
     Sample,
+    Score,
 )
 from dollar.cli.settings.train import Plan, Train
 
@@ -41,6 +42,7 @@ COMMANDS: dict[str, type] = {
     "rank": Rank,
     "reward_curve": RewardCurve,
     "sample": Sample,
+    "score": Score,
     "train": Train,
 }
 

@@ -240,6 +240,23 @@ class Rank:
 
 
 @dataclass
+class Score:
+    """conf/score.yaml."""
+
+    teacher: Target
+    reward: Target
+    parallel: Parallel
+    checkpoints: Free[list[Place]]
+    full: Free[bool]
+    prompts: Place | None
+    clips: int
+    steps: int | None
+    seed: int
+    batch: int
+    out: Free[Place]
+
+
+@dataclass
 class DeepBody:
     """The deeper teacher's transformer."""
 
