@@ -23,6 +23,7 @@ from dollar.cli.settings.commands import (
     RewardCurve,
     Sample,
     Score,
+    Vip,
 )
 from dollar.cli.settings.train import Plan, Train
 
@@ -44,6 +45,7 @@ COMMANDS: dict[str, type] = {
     "sample": Sample,
     "score": Score,
     "train": Train,
+    "vip": Vip,
 }
 
 

@@ -257,6 +257,32 @@ class Score:
 
 
 @dataclass
+class Vip:
+    """conf/vip.yaml."""
+
+    teacher: Target
+    reward: Target
+    out: Free[Place]
+    checkpoint: Place | None
+    stages: list[int]
+    units: Literal["blocks", "halves"]
+    steps: int
+    seed: int
+    online: bool
+    fresh: bool
+    give_up: float
+    processes: Free[int]
+    repeats: Free[int]
+    rank: list[str]
+    prune: list[str]
+    pairs: list[str]
+    train: list[str]
+    score: list[str]
+    evaluate: list[str]
+    export: list[str]
+
+
+@dataclass
 class DeepBody:
     """The deeper teacher's transformer."""
 
