@@ -19,8 +19,11 @@ from dollar.cli.settings.commands import (
     Preprocess,
     Pretrain,
     Prune,
+    Rank,
     RewardCurve,
     Sample,
+    Score,
+    Vip,
 )
 from dollar.cli.settings.train import Plan, Train
 
@@ -37,9 +40,12 @@ COMMANDS: dict[str, type] = {
     "preprocess": Preprocess,
     "pretrain": Pretrain,
     "prune": Prune,
+    "rank": Rank,
     "reward_curve": RewardCurve,
     "sample": Sample,
+    "score": Score,
     "train": Train,
+    "vip": Vip,
 }
 
 
