@@ -225,7 +225,6 @@ def test_under_the_safeguard_the_winners_error_does_not_rise(make: Make) -> None
     learner.load(state._replace(tensors=start))
     term.safeguard = True
     held = descend(51, 0.003)
-    print(without[0], without[-1], held[-1])
     assert without[0]["pairs/winner_error"] == held[0]["pairs/winner_error"] and without[0]["safeguard/share"] < 1
     rises = [found[-1]["pairs/winner_error"] - found[0]["pairs/winner_error"] for found in (without, held)]
     assert rises[0] > 0.005 and rises[1] < 1e-3 * rises[0]
