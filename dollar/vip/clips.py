@@ -105,8 +105,9 @@ class Maker:
                 values = {name: float(value[i]) if sound[i] else math.nan for name, value in scores.items()}
                 pooled = None if text.pooled is None else text.pooled[i]
                 condition = text.embeddings[i], text.mask[i], pooled
-                size = width, height, frames, self.teacher.fps
-                writer.add(StoredClip(clip.id, "", clip.prompt, stored[i], *condition, *size, values))
+                size = width, height, frames
+                row = StoredClip(clip.id, "", clip.prompt, stored[i], *condition, *size, self.teacher.fps, values)
+                writer.add(row)
             writer.close()
 
 

@@ -59,8 +59,8 @@ class Outcome:
             found.append(f"The target is {', then '.join(self.targets)}.")
         else:
             found.append(
-                "Nothing fell, so there is no target: all clips are listed, to train on the full model's (loss=sft) or not "
-                "at all."
+                "Nothing fell, so there is no target: all clips are listed, to train on the full model's (loss=sft) "
+                "or not at all."
             )
         lost = told(pairs.counts)
         clips = f"Of {len(self.wanted.clips)} clips of each model {len(pairs.pairs)} make pairs"
@@ -141,17 +141,16 @@ class Curation:
 
 def write_pairs(out: Path, winners: Path, losers: Path, outcome: Outcome) -> None:
     """Write pairs.json and pairs.jsonl, which data=pairs reads; places are relative to their folder."""
+    pairs = outcome.paired
+    counts = {"prompts": outcome.wanted.counts, "pairs": {"kept": len(pairs.pairs)} | pairs.counts}
     said: dict[str, Any] = {
         "winners": os.path.relpath(winners, out),
         "losers": os.path.relpath(losers, out),
         "targets": outcome.targets,
         "falls": {name: fall._asdict() for name, fall in outcome.falls.items()},
-        "counts": {
-            "prompts": outcome.wanted.counts,
-            "pairs": {"kept": len(outcome.paired.pairs)} | outcome.paired.counts,
-        },
+        "counts": counts,
     }
-    lines = "".join(json.dumps(pair._asdict()) + "\n" for pair in outcome.paired.pairs)
+    lines = "".join(json.dumps(pair._asdict()) + "\n" for pair in pairs.pairs)
     for name, text in ((FOLDERS, json.dumps(said, indent=1) + "\n"), (LIST, lines)):
         with explained("the pairs", out), atomically(out / name) as temporary:
             temporary.write_text(text, encoding="utf-8")

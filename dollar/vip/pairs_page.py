@@ -33,9 +33,11 @@ def write_pairs_page(path: Path, winners: Path, losers: Path, outcome: Outcome, 
 
 
 def _falls(outcome: Outcome) -> str:
+    """The falls, the largest first, with the targets marked."""
+    marks = {name: "target" if i else "main target" for i, name in enumerate(outcome.targets)}
     rows = {
-        name: [f"{-fall.mean:+.4f}", f"{fall.error:.4f}", "target" * (name in outcome.targets)]
-        for name, fall in outcome.falls.items()
+        name: [f"{-fall.mean:+.4f}", f"{fall.error:.4f}", marks.get(name, "")]
+        for name, fall in sorted(outcome.falls.items(), key=lambda item: -item[1].mean)
     }
     return plain_table(["smaller minus full", "standard error", ""], rows) if rows else ""
 

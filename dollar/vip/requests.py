@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 
@@ -16,6 +15,13 @@ from dollar.vip.pairing import Clips
 from dollar.vip.prompts import Filter, Judged, Scorer, check_found
 
 CHOSEN, JUDGED = "prompts.json", "judged.jsonl"
+
+
+class Kept(TypedDict):
+    """What prompts.json has of a use: the prompts that suit, and counts by reason."""
+
+    prompts: list[str]
+    counts: dict[str, int]
 
 
 class Wanted(NamedTuple):
@@ -50,18 +56,18 @@ def chosen(folder: Path, use: str, given: Sequence[str], count: int, seed: int) 
     return _wanted(_read(folder / CHOSEN)[use], given, count, seed)
 
 
-def _wanted(kept: Mapping[str, object], given: Sequence[str], count: int, seed: int) -> Wanted:
+def _wanted(kept: Kept, given: Sequence[str], count: int, seed: int) -> Wanted:
     places = {prompt: place for place, prompt in enumerate(dict.fromkeys(given))}
-    found: list[str] = kept["prompts"]  # type: ignore[assignment]
+    found = kept["prompts"]
     clips = [
         named(prompt, seed + places[prompt] + rounds * len(places))
         for rounds in range(-(-count // len(found)))
         for prompt in found
     ]
-    return Wanted(clips[:count], dict(Counter(kept["counts"])))  # type: ignore[arg-type]
+    return Wanted(clips[:count], kept["counts"])
 
 
-def _read(path: Path) -> dict[str, dict[str, object]]:
+def _read(path: Path) -> dict[str, Kept]:
     if not path.is_file():
         return {}
     try:

@@ -47,7 +47,7 @@ def scales_of(
 ) -> dict[str, float]:
     """What each property's values are divided by before they are compared with another's: 1, or their deviation.
 
-    The deviation is that of both models' clips together; a property of which all are alike has no gaps, and any will do.
+    The deviation is that of both models' clips together; where all are alike there are no gaps, and any will do.
     """
     if unit == "reward":
         return dict.fromkeys(full, 1.0)

@@ -20,9 +20,9 @@ TITLES = _set("mr mrs ms dr st vs prof jr sr no etc approx mt")
 
 STRONG = _set(
     "run walk drive fly swim jump race dance move ride chase crash explode erupt fall roll spin rotate swirl sprint "
-    "gallop climb dive surf ski skate march flow rush pour splash fight throw kick swing bounce circle orbit zoom travel "
-    "sail row pedal cycle soar glide leap hop crawl tumble burst shoot launch accelerate speed stampede whirl twirl "
-    "juggle wrestle box hurl toss sweep collapse shatter pan track flee hunt hurry jog parade paddle slide drift "
+    "gallop climb dive surf ski skate march flow rush pour splash fight throw kick swing bounce circle orbit zoom "
+    "travel sail row pedal cycle soar glide leap hop crawl tumble burst shoot launch accelerate speed stampede whirl "
+    "twirl juggle wrestle box hurl toss sweep collapse shatter pan track flee hunt hurry jog parade paddle slide drift "
     "timelapse hyperlapse"
 )
 SLIGHT = _set(
@@ -32,14 +32,14 @@ SLIGHT = _set(
 STILL = _set("still static motionless stationary frozen unmoving standstill photograph painting portrait")
 
 _COLOURS = (
-    "red green blue yellow magenta cyan black gray grey white brown orange purple pink violet golden gold silver crimson "
-    "scarlet turquoise teal emerald amber ivory beige navy indigo colorful colourful pastel vibrant vivid monochrome "
-    "rainbow"
+    "red green blue yellow magenta cyan black gray grey white brown orange purple pink violet golden gold silver "
+    "crimson scarlet turquoise teal emerald amber ivory beige navy indigo colorful colourful pastel vibrant vivid "
+    "monochrome rainbow"
 )
 _LIGHT = (
     "light lit sunlit moonlit sunlight moonlight sunset sunrise dawn dusk twilight neon bright dark dim glow glowing "
-    "shadow shadowy backlit backlight candlelight golden-hour shiny sparkle sparkling glitter shimmering luminous misty "
-    "foggy hazy cloudy sunny stormy starry snowy rainy cloud snow"
+    "shadow shadowy backlit backlight candlelight golden-hour shiny sparkle sparkling glitter shimmering luminous "
+    "misty foggy hazy cloudy sunny stormy starry snowy rainy cloud snow"
 )
 _PICTURE = (
     "4k 8k hd uhd cinematic photorealistic realistic detailed sharp crisp blurry bokeh close-up closeup macro aerial "
@@ -73,19 +73,19 @@ pennsylvania massachusetts bavaria tuscany sicily sardinia crete provence norman
 bali java sumatra borneo kerala goa rajasthan tibet hokkaido okinawa patagonia
 """
 _CITIES = """
-london paris berlin madrid barcelona rome milan venice florence naples vienna prague budapest warsaw krakow moscow kyiv
-kiev istanbul ankara athens lisbon porto amsterdam rotterdam brussels copenhagen stockholm oslo helsinki dublin edinburgh
-zurich geneva munich hamburg cologne frankfurt manchester liverpool dubai doha riyadh tehran baghdad jerusalem cairo
-nairobi lagos johannesburg casablanca marrakech mumbai delhi kolkata chennai bangalore karachi lahore dhaka kathmandu
-colombo bangkok hanoi saigon jakarta manila tokyo osaka kyoto seoul busan beijing shanghai shenzhen guangzhou chongqing
-taipei sydney melbourne brisbane perth auckland wellington toronto montreal vancouver ottawa chicago boston miami seattle
-philadelphia washington houston dallas denver atlanta havana bogota lima santiago brasilia caracas quito
+london paris berlin madrid barcelona rome milan venice florence naples vienna prague budapest warsaw krakow moscow
+kyiv kiev istanbul ankara athens lisbon porto amsterdam rotterdam brussels copenhagen stockholm oslo helsinki dublin
+edinburgh zurich geneva munich hamburg cologne frankfurt manchester liverpool dubai doha riyadh tehran baghdad
+jerusalem cairo nairobi lagos johannesburg casablanca marrakech mumbai delhi kolkata chennai bangalore karachi lahore
+dhaka kathmandu colombo bangkok hanoi saigon jakarta manila tokyo osaka kyoto seoul busan beijing shanghai shenzhen
+guangzhou chongqing taipei sydney melbourne brisbane perth auckland wellington toronto montreal vancouver ottawa chicago boston
+miami seattle philadelphia washington houston dallas denver atlanta havana bogota lima santiago brasilia caracas quito
 """
 _SEVERAL = (
-    "united states|united kingdom|united arab emirates|new zealand|south korea|north korea|saudi arabia|sri lanka|costa "
-    "rica|puerto rico|el salvador|dominican republic|czech republic|south africa|ivory coast|cape verde|burkina faso|"
-    "sierra leone|papua new guinea|hong kong|new york|los angeles|san francisco|las vegas|san diego|new orleans|mexico "
-    "city|rio de janeiro|sao paulo|buenos aires|cape town|tel aviv|abu dhabi|kuala lumpur|ho chi minh|st petersburg|"
+    "united states|united kingdom|united arab emirates|new zealand|south korea|north korea|saudi arabia|sri lanka|"
+    "costa rica|puerto rico|el salvador|dominican republic|czech republic|south africa|ivory coast|cape verde|"
+    "burkina faso|sierra leone|papua new guinea|hong kong|new york|los angeles|san francisco|las vegas|san diego|new orleans|"
+    "mexico city|rio de janeiro|sao paulo|buenos aires|cape town|tel aviv|abu dhabi|kuala lumpur|ho chi minh|st petersburg|"
     "saint petersburg|north america|south america|latin america|middle east"
 )
 # Longer names first, so that New York is one name of two words.

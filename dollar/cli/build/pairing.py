@@ -68,9 +68,12 @@ def winners_of(config: DictConfig) -> Path:
 
 def kept_full(config: DictConfig) -> Kept:
     """What the full model's clips depend on; ValueError where their folder was begun with something else."""
+    from dollar.export.student import read_card
+
     folder = winners_of(config)
     whole = kept_in("pairs", config, folder, begun=False)
-    settings: dict[str, Any] = {}
+    # Which teacher that is the card says, whatever the command line leaves out.
+    settings: dict[str, Any] = {"made_by": read_card(config.checkpoint)["teacher_name"]}
     for key in FULL:
         node, _, name = key.partition(".")
         if name:

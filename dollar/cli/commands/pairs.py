@@ -1,4 +1,4 @@
-"""Pairs of clips, a full model's preferred to a smaller one's: `torchrun launch/pairs.py checkpoint=FOLDER out=FOLDER`.
+"""Pairs of clips, a full model's preferred to a smaller one's: `torchrun launch/pairs.py checkpoint=FOLDER`.
 
 Killed and started again, it makes no clip a second time, and ends with the same pairs.
 """
