@@ -78,15 +78,17 @@ kyiv kiev istanbul ankara athens lisbon porto amsterdam rotterdam brussels copen
 edinburgh zurich geneva munich hamburg cologne frankfurt manchester liverpool dubai doha riyadh tehran baghdad
 jerusalem cairo nairobi lagos johannesburg casablanca marrakech mumbai delhi kolkata chennai bangalore karachi lahore
 dhaka kathmandu colombo bangkok hanoi saigon jakarta manila tokyo osaka kyoto seoul busan beijing shanghai shenzhen
-guangzhou chongqing taipei sydney melbourne brisbane perth auckland wellington toronto montreal vancouver ottawa chicago boston
-miami seattle philadelphia washington houston dallas denver atlanta havana bogota lima santiago brasilia caracas quito
+guangzhou chongqing taipei sydney melbourne brisbane perth auckland wellington toronto montreal vancouver ottawa
+chicago boston miami seattle philadelphia washington houston dallas denver atlanta havana
+bogota lima santiago brasilia caracas
+quito
 """
 _SEVERAL = (
     "united states|united kingdom|united arab emirates|new zealand|south korea|north korea|saudi arabia|sri lanka|"
     "costa rica|puerto rico|el salvador|dominican republic|czech republic|south africa|ivory coast|cape verde|"
-    "burkina faso|sierra leone|papua new guinea|hong kong|new york|los angeles|san francisco|las vegas|san diego|new orleans|"
-    "mexico city|rio de janeiro|sao paulo|buenos aires|cape town|tel aviv|abu dhabi|kuala lumpur|ho chi minh|st petersburg|"
-    "saint petersburg|north america|south america|latin america|middle east"
+    "burkina faso|sierra leone|papua new guinea|hong kong|new york|los angeles|san francisco|las vegas|san diego|"
+    "new orleans|mexico city|rio de janeiro|sao paulo|buenos aires|cape town|tel aviv|abu dhabi|kuala lumpur|"
+    "ho chi minh|st petersburg|saint petersburg|north america|south america|latin america|middle east"
 )
 # Longer names first, so that New York is one name of two words.
 PLACES = re.compile(
