@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, Said, compose
 
+from dollar.cli.arguments import as_they_stand
 from dollar.cli.build.loop import check, timetable_of
-from dollar.cli.overrides import CONF
+from dollar.cli.build.vip import VERBS
+from dollar.cli.overrides import CONF, check_overrides
+from dollar.vip.stages import Stages
 
-EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+ALL = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+STAGES = [name for name in ALL if name.startswith("vip")]  # of launch/vip.py
+EXPERIMENTS = [name for name in ALL if name not in STAGES]  # of launch/train.py
 # What the user has to supply; a run without it ends with a sentence.
 SUPPLIED = {"wan": ("data.path=latents",)}
 
@@ -77,3 +83,12 @@ def test_a_run_without_what_has_to_be_supplied_ends_with_a_sentence(command: Cal
     assert said.code == 2 and "data.path is missing, and has no default; give data.path=VALUE" in said.err
     said = command("train", "experiment=dollar_paper", "reward=none")
     assert said.code == 2 and "name a reward with reward=NAME, or set beta_ft=0" in said.err
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_stages_of_an_experiment_are_commands_that_pass(name: str) -> None:
+    config = compose("vip", f"experiment={name}")
+    stages = Stages(Path(config.out), list(config.stages), given={verb: list(config[verb]) for verb in VERBS})
+    for step in stages.steps_of(1, ["transformer_blocks.1"]):
+        check_overrides(step.verb, as_they_stand(step.verb, list(step.arguments)))
+    assert sum(stages.counts) < 30

@@ -110,6 +110,19 @@ def test_no_step_is_run_twice_and_a_failed_one_is_told(play: Path) -> None:
     assert len((play / "calls").read_text().splitlines()) == 11, "nothing was run again"
 
 
+def test_a_stage_in_which_nothing_fell(play: Path) -> None:
+    stages = Stages(Path("out"), [1, 1], unfallen="skip")
+    (play / "out" / "stage1" / "pairs").mkdir(parents=True)
+    (play / "out" / "stage1" / "pairs" / "pairs.json").write_text('{"targets": []}')
+    scores(stages, {"full": 0.9, "out/stage1/pruned": 0.9, "out/stage2/pruned": 0.8, "out/stage2/train/student": 0.9})
+    result = carry_out(stages, Steps(Path("out"), play), Stop(), 0.5, "full")
+    calls = [line.split()[0] for line in (play / "calls").read_text().splitlines()]
+    assert calls == ["rank", "prune", "pairs", "score", "rank", "prune", "pairs", "train", "score"]
+    assert stages.before(2) == "out/stage1/pruned" and result is not None and len(result.stages) == 2
+    trained = Stages(Path("out"), [1, 1]).steps_of(1, ["blocks.1"])[3]
+    assert trained.verb == "train" and trained.arguments[0] == "loss=sft"
+
+
 def test_a_stop_ends_the_command_and_a_killed_ones_child_is_waited_for(play: Path) -> None:
     stop = Stop()
     stop.requested = True

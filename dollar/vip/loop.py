@@ -13,7 +13,7 @@ from dollar.media import atomically
 from dollar.parallel.signals import Stop
 from dollar.vip.jobs import Steps
 from dollar.vip.scoring import Scores
-from dollar.vip.stages import Recovery, Stages, Step
+from dollar.vip.stages import VERBS, Recovery, Stages, Step
 
 RESULT = "result.json"
 
@@ -45,8 +45,15 @@ def carry_out(stages: Stages, steps: Steps, stop: Stop, give_up: float, first: s
         if not steps.run(stages.steps_of(stage, ())[0], stop):
             return None
         chosen = chosen_in(stages.ranking(stage))
-        if not all(steps.run(step, stop) for step in stages.steps_of(stage, chosen)[1:]):
-            return None
+        for verb in VERBS[1:]:  # each is known once the one before has ended
+            step = next((step for step in stages.steps_of(stage, chosen) if step.verb == verb), None)
+            if step is None:
+                logger.info(f"\nstage{stage}/{verb} is left out")
+            elif not steps.run(step, stop):
+                return None
+            if verb == "pairs" and not stages.has_fallen(stage):
+                how = "isn't trained" if stages.skips(stage) else "is trained by loss=sft"
+                logger.warning(f"note: no property fell in stage {stage}, so it {how} (unfallen={stages.unfallen})")
         recovery = recovery_of(stages, stage, first)
         logger.info(recovery.text(stage))
         result.stages.append(recovery)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,8 @@ class Stages:
     them; sampled: how what is left is sampled, as arguments of launch/train.py; checkpoint: the student that is made
     smaller in the teacher's place, or None; steps: of the teacher's clips and those of what is left of it; units, seed:
     as the commands have them; fresh: whether each stage makes pairs of its own, or all train on the first one's;
-    given: further arguments by verb.
+    unfallen: what becomes of a stage in which no property fell, sft (it is trained on the full model's clips alone) or
+    skip; given: further arguments by verb.
     """
 
     out: Path
@@ -39,9 +41,12 @@ class Stages:
     units: str = "blocks"
     seed: int = 0
     fresh: bool = True
+    unfallen: str = "sft"
     given: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.unfallen not in ("sft", "skip"):
+            raise ValueError(f"unfallen is {self.unfallen!r}; use sft or skip")
         if not self.counts or any(count < 1 for count in self.counts):
             raise ValueError(f"stages is {list(self.counts)}; it has a number of units for each stage, such as [2,1]")
 
@@ -56,8 +61,22 @@ class Stages:
         return self.folder(stage) / "pruned"
 
     def student(self, stage: int) -> Path:
-        """What a stage makes."""
-        return self.folder(stage) / "train" / "student"
+        """What a stage makes; without a training it is what was left."""
+        return self.pruned(stage) if self.skips(stage) else self.folder(stage) / "train" / "student"
+
+    def has_fallen(self, stage: int) -> bool:
+        """Whether a stage's pairs have a target, or aren't made yet; ValueError where they can't be read."""
+        path = self.pairs(stage) / "pairs.json"
+        if not path.is_file():
+            return True
+        try:
+            return bool(json.loads(path.read_text(encoding="utf-8"))["targets"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} can't be read ({error!r}); remove its folder, and it is made anew") from None
+
+    def skips(self, stage: int) -> bool:
+        """Whether a stage's training is left out, since nothing fell."""
+        return self.unfallen == "skip" and not self.has_fallen(stage)
 
     def before(self, stage: int) -> str | None:
         """What a stage begins with; None is the teacher."""
@@ -87,7 +106,8 @@ class Stages:
             "train": self._train(stage),
             "score": self._score(stage),
         }
-        verbs = [verb for verb in VERBS if verb != "pairs" or self.pairs(stage) == self.folder(stage) / "pairs"]
+        left_out = {"pairs": self.pairs(stage) != self.folder(stage) / "pairs", "train": self.skips(stage)}
+        verbs = [verb for verb in VERBS if not left_out.get(verb, False)]
         return [self.step(f"stage{stage}/{verb}", verb, commands[verb]) for verb in verbs]
 
     def step(self, name: str, verb: str, arguments: Sequence[str]) -> Step:
@@ -111,13 +131,14 @@ class Stages:
         return [*self.teacher, *self.reward, *full, *places, f"seed={self.seed}"]
 
     def _train(self, stage: int) -> list[str]:
+        loss = "redpo" if self.has_fallen(stage) else "sft"
         start = [f"init={self.pruned(stage)}", "data=pairs", f"data.path={self.pairs(stage)}"]
         few = [f"preference.reference={self.checkpoint}", "preference.times=student"] if self.checkpoint else []
         place = [f"runs={self.folder(stage)}", "run=train", f"seed={self.seed}"]
-        return ["loss=redpo", *self.teacher, *self.reward, *self.sampled, *start, *few, *place]
+        return [f"loss={loss}", *self.teacher, *self.reward, *self.sampled, *start, *few, *place]
 
     def _score(self, stage: int) -> list[str]:
-        folders = [str(self.pruned(stage)), str(self.student(stage))]
+        folders = list(dict.fromkeys(map(str, (self.pruned(stage), self.student(stage)))))
         full = [f"full={'false' if self.checkpoint else 'true'}"]
         if self.checkpoint is not None:
             folders.insert(0, self.checkpoint)

@@ -52,6 +52,7 @@ def stages_of(config: DictConfig) -> Stages:
         config.units,
         config.seed,
         config.fresh,
+        config.unfallen,
         {verb: [str(word) for word in config[verb]] for verb in VERBS},
     )
 

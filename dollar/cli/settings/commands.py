@@ -298,6 +298,7 @@ class Vip:
     seed: int
     online: bool
     fresh: bool
+    unfallen: Literal["sft", "skip"]
     give_up: float
     processes: Free[int]
     repeats: Free[int]
