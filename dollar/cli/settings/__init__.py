@@ -21,6 +21,7 @@ from dollar.cli.settings.commands import (
     Prune,
     RewardCurve,
     Sample,
+    Toy,
 )
 from dollar.cli.settings.train import Plan, Train
 
@@ -39,6 +40,7 @@ COMMANDS: dict[str, type] = {
     "prune": Prune,
     "reward_curve": RewardCurve,
     "sample": Sample,
+    "toy": Toy,
     "train": Train,
 }
 
