@@ -13,7 +13,7 @@ from dollar.studies.results import Results
 from dollar.studies.toy.modes import FARTHEST, OUTSIDE, Modes
 from dollar.studies.toy.rows import EXACT, LABELS, mode_figure
 
-COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY)  # of the modes, in their order; more begin anew
+COLOURS = (BLUE, GREEN, PURPLE, SKY, ORANGE)  # of the modes, in their order; more begin anew
 ACROSS = 4  # panels in a line
 MARGIN = 0.3  # around the modes, as a share of their extent
 
@@ -57,7 +57,9 @@ def scatter(plt: Any, modes: Modes, results: Results) -> Any:
             axes.add_patch(reach)
             axes.annotate(str(mode), (centre[0], centre[1] + FARTHEST * sd), ha="center", va="bottom", color=INK)
         hidden = int(((points < low) | (points > high)).any(1).sum())
-        axes.set_title(label + (f" ({hidden} off the picture)" if hidden else ""))
+        axes.set_title(label)
+        if hidden:
+            axes.text(0.02, 0.03, f"{hidden} off the picture", transform=axes.transAxes, color=SOFT, fontsize=7)
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
     for axes in panels.flat[len(LABELS) :]:
         axes.set_visible(False)

@@ -67,8 +67,11 @@ class Setting:
                 raise ValueError(f"{key} is {getattr(self, key)}; it must be a positive number")
 
     def plain(self) -> dict[str, Any]:
-        """The same as a json has it."""
-        return asdict(self)
+        """The same by the keys of conf/toy.yaml, as a json has it."""
+        found = asdict(self)
+        for name in ("teacher", "base"):
+            found[name] |= found[name].pop("course")
+        return {**found, **found.pop("modes")}
 
 
 def generator_of(seed: int, purpose: str) -> torch.Generator:
