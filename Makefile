@@ -6,6 +6,7 @@ READY := $(VENV)/.ready
 HPSV2 := .venv-hpsv2
 RUN ?= demo
 SEED ?= 0
+TEACHER ?= shapes
 
 # Idle threads sleep instead of spinning, and freed memory is kept instead of returned: both matter on few cores.
 export OMP_WAIT_POLICY := PASSIVE
@@ -49,9 +50,9 @@ students: $(READY)
 	for made in four_steps two_steps one_step; do $(TRAIN) experiment=$$made runs=$(DEMO) seed=$(SEED) \
 	  parallel.dtype=$(DTYPE) parallel.teacher_dtype=$(DTYPE) || exit; done
 
-teacher-metrics: $(READY)  ## the embedded teacher's full figures, shipped in its folder
-	$(PY) launch/evaluate.py clips=1024 teacher_clips=1024 out=runs/teacher report=false
-	cp runs/teacher/teacher_metrics.json dollar/assets/shapes/metrics.json
+teacher-metrics: $(READY)  ## an embedded teacher's full figures, shipped in its folder; TEACHER=shapes_deep for the deeper one
+	$(PY) launch/evaluate.py teacher=$(TEACHER) clips=1024 teacher_clips=1024 out=runs/$(TEACHER) report=false
+	cp runs/$(TEACHER)/teacher_metrics.json dollar/assets/$(TEACHER)/metrics.json
 
 ablation: $(READY)  ## every row on the shapes world, and docs/ablation.md; goes on where it was stopped; seeds=3
 	$(PY) launch/ablation.py $(if $(seeds),seeds=$(seeds))

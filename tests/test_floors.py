@@ -30,12 +30,12 @@ FLOORS = {
     "dollar.export": 11,
     "dollar.pretraining": 11,
     "dollar.planning": 11,
-    "dollar.vip": 11,
     "dollar.benchmarks": 11,
     "dollar.studies": 11,
-    "dollar.cli": 12,
-    "dollar.library": 13,
-    "launch": 14,
+    "dollar.vip": 12,
+    "dollar.cli": 13,
+    "dollar.library": 14,
+    "launch": 15,
 }
 # Neighbours on one floor.
 NEIGHBOURS = {

@@ -83,10 +83,15 @@ class Sized(Protocol):
     def clip_shape(self) -> tuple[int, int, int]: ...
 
 
+def is_of_shapes(clip_shape: tuple[int, int, int]) -> bool:
+    """Whether clips of (frames, height, width) are of the shapes world's size."""
+    return tuple(clip_shape) == (shapes.FRAMES, shapes.HEIGHT, shapes.WIDTH)
+
+
 def check_size(teacher: Sized) -> None:
     """Raise ValueError unless the teacher makes clips of the shapes world's size, which these measures read."""
     needed = (shapes.FRAMES, shapes.HEIGHT, shapes.WIDTH)
-    if teacher.clip_shape != needed:
+    if not is_of_shapes(teacher.clip_shape):
         raise ValueError(
             f"the teacher {teacher.name} makes clips of {teacher.clip_shape} (frames, height, width); evaluation reads "
             f"the shapes world's, {needed}"

@@ -92,6 +92,7 @@ class ShapesVerifier:
     """Pixel reward of the shapes world; neither learned nor differentiable."""
 
     sees_motion = True
+    consistency = "motion"  # of its values, the one that every frame has a part in
 
     def score(self, videos: Tensor, prompts: list[str]) -> Tensor:
         """Mean of the five margins; videos [B, T, C, H, W] in [0, 1], prompts B captions. Returns [B] in [0, 1].

@@ -52,6 +52,7 @@ class VideoScore:
     """
 
     sees_motion = True
+    consistency = "temporal_consistency"  # of its values, the one that ranking looks at beside their mean
 
     def __init__(
         self,

@@ -99,22 +99,24 @@ def references(axes: Any, results: Results, figure: str, ends: list[tuple[float,
             ends.append((value.mean, name, INK))
 
 
-def write_plots(folder: Path, plots: Mapping[str, Plot], results: Results) -> list[str]:
-    """All plots as SVG into a folder; their names, without those of which no row is measured."""
+def save(path: Path, draw: Callable[[Any], Any]) -> None:
+    """Write as SVG the figure that `draw` makes, given pyplot."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    written = []
-    for name, plot in plots.items():
-        if not any(results.of(row) for row in plot.rows):
-            continue
-        with matplotlib.rc_context(STYLE):
-            figure = plot.draw(plt)
-            figure.set_layout_engine("constrained", w_pad=0.1)
-            with atomically(folder / f"{name}.svg") as temporary:
-                figure.savefig(temporary, format="svg", metadata={"Date": None})
-            plt.close(figure)
-        written.append(name)
+    with matplotlib.rc_context(STYLE):
+        figure = draw(plt)
+        figure.set_layout_engine("constrained", w_pad=0.1)
+        with atomically(path) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None})
+        plt.close(figure)
+
+
+def write_plots(folder: Path, plots: Mapping[str, Plot], results: Results) -> list[str]:
+    """All plots as SVG into a folder; their names, without those of which no row is measured."""
+    written = [name for name, plot in plots.items() if any(results.of(row) for row in plot.rows)]
+    for name in written:
+        save(folder / f"{name}.svg", plots[name].draw)
     return written

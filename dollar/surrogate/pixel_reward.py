@@ -21,7 +21,8 @@ class Reward(Protocol):
     counts; `reads_captions`, False where the prompts make no difference; `by_frames`, True where it scores frame by
     frame, so that `score_frames(videos, prompts)` gives [B, n], of which `score` is the mean; `name`, which
     distinguishes it from others of its class; `check(prompts)`, which raises ValueError for a prompt that it can't
-    score.
+    score; `scores(videos, prompts)`, which gives several values [B] by name, and `consistency`, the name of the one
+    that says how steady a clip is.
     """
 
     def score(self, videos: Tensor, prompts: Sequence[str]) -> Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,31 +13,31 @@ from torch import Tensor, nn
 
 from dollar.diffusion.draws import Draws
 from dollar.diffusion.schedule import diffuse
+from dollar.log import progress
 from dollar.models.denoiser import Condition, Denoiser
 from dollar.models.teacher import Teacher
 from dollar.models.units import HALVES, Unit, without
 from dollar.parallel.world import World
-from dollar.sampling.samplers import Sampler, decode, make_latents
-from dollar.vip.ranking import Worth
+from dollar.sampling.samplers import Sampler, make_latents
+from dollar.vip.ranking import Table, Worth
+from dollar.vip.scoring import Requests, means_of, score_clips
 
 
 @dataclass
 class Ranker:
-    """Measures units of a network on prompts and seeds that all of them share.
+    """Measures units of a network on clips that all of them are asked for.
 
-    sampler: makes its clips; denoiser: holds the network; reward: has `scores`; prompts, seeds: one of each a clip.
-    looks: noised clips on which outputs and hidden states are compared; batch: clips at once.
+    sampler: makes its clips; denoiser: holds the network; reward: has `scores`, or None.
+    looks: noised clips on which outputs and hidden states are compared.
     """
 
     teacher: Teacher
     denoiser: Denoiser
     sampler: Sampler
     reward: Any
-    prompts: Sequence[str]
-    seeds: Sequence[int]
+    wanted: Requests
     world: World
     looks: int = 16
-    batch: int = 16
     _noised: tuple[Tensor, Tensor, Condition] | None = field(default=None, repr=False)
 
     @property
@@ -47,39 +47,12 @@ class Ranker:
     def scored(self, unit: Unit | None = None) -> Worth:
         """The means of the reward's values over the clips of the network without a unit; None is the whole network.
 
-        The processes share the clips. A clip of which a value is no number is left out and counted.
+        A clip of which a value is no number is left out and counted.
         """
-        own = list(self.world.own(0, self._padded))
-        there = [i for i in own if i < len(self.prompts)]
         lists = self.teacher.family.block_lists
-        prompts, seeds = [self.prompts[i] for i in there], [self.seeds[i] for i in there]
         with without(self.network.transformer, [unit], lists) if unit is not None else nullcontext():
-            latents = make_latents(self.sampler, self.teacher, prompts, seeds, self.batch, show=False)
-        found = self._values(latents, prompts)
-        names = sorted(found)
-        values = torch.full((len(own), len(names)), math.nan, dtype=torch.double)
-        for column, name in enumerate(names):
-            values[: len(there), column] = found[name].double().cpu()
-        gathered = self.world.gather(values)[: len(self.prompts)]
-        whole = gathered.isfinite().all(1)
-        if not bool(whole.any()):
-            raise ValueError("no clip got a score that is a number; look at the reward by launch/evaluate.py")
-        means = gathered[whole].mean(0).tolist()
-        return Worth(dict(zip(names, means, strict=True)), int((~whole).sum()))
-
-    @property
-    def _padded(self) -> int:
-        """The clips, filled up so that each process has as many."""
-        return -(-len(self.prompts) // self.world.size) * self.world.size
-
-    def _values(self, latents: Tensor, prompts: Sequence[str]) -> Mapping[str, Tensor]:
-        parts: dict[str, list[Tensor]] = {}
-        for first in range(0, len(prompts), self.batch):
-            part = slice(first, first + self.batch)
-            videos = decode(self.teacher, latents[part], show=False).float().to(self.teacher.device) / 255
-            for name, value in self.reward.scores(videos, list(prompts[part])).items():
-                parts.setdefault(name, []).append(value)
-        return {name: torch.cat(values) for name, values in parts.items()}
+            values = score_clips(self.sampler, self.teacher, self.reward, self.wanted, self.world)
+        return Worth(*means_of(dict(sorted(values.items()))))
 
     @torch.no_grad()
     def prediction(self, unit: Unit) -> float:
@@ -124,10 +97,9 @@ class Ranker:
     def _looks(self) -> tuple[Tensor, Tensor, Condition]:
         """Noised clips of the whole network, their times, and their prompts."""
         if self._noised is None:
-            count = min(self.looks, len(self.prompts))
-            prompts, seeds = self.prompts[:count], self.seeds[:count]
-            x_0 = make_latents(self.sampler, self.teacher, prompts, seeds, self.batch, show=False)
-            draws = Draws(0, 0, range(count), self.teacher.device)
+            prompts, seeds = self.wanted.prompts[: self.looks], self.wanted.seeds[: self.looks]
+            x_0 = make_latents(self.sampler, self.teacher, prompts, seeds, self.wanted.batch, show=False)
+            draws = Draws(0, 0, range(len(prompts)), self.teacher.device)
             schedule = self.denoiser.schedule
             t = schedule.uniform(draws.uniform("time"))
             x_t = diffuse(x_0, draws.normal("noise", x_0.shape[1:]), t, schedule)
@@ -144,3 +116,41 @@ def _hidden(args: Any, kwargs: Any) -> Tensor:
 def _apart(before: Tensor, after: Tensor) -> float:
     """1 - the mean cosine of tokens [B, N, D] before and after."""
     return float(1 - nn.functional.cosine_similarity(before.double(), after.double(), dim=-1).mean())
+
+
+def measure(
+    table: Table, units: Sequence[Unit], ranker: Ranker, shortlist: int | None, path: Path, stopped: Callable[[], bool]
+) -> bool:
+    """Measure what the table lacks, and write it after every unit; False where a stop was requested before the end.
+
+    The cheap measures come first, of all units; by a reward, where the ranker has one, those of the `shortlist` are
+    scored whose absence changes the prediction least, None for all. stopped: the same in every process.
+    """
+
+    def write() -> None:
+        if ranker.world.is_main:
+            table.write(path)
+
+    known = {unit: table.rows.get(str(unit), Worth()) for unit in units}
+    if any(worth.influence is None for worth in known.values()):
+        for name, influence in ranker.influence(units).items():
+            table.add(name, influence=influence)
+        write()
+    for unit in (unit for unit, worth in known.items() if worth.prediction is None):
+        table.add(str(unit), prediction=ranker.prediction(unit))
+        write()
+    if ranker.reward is None:
+        return True
+    chosen = set(table.order("prediction")[:shortlist])
+    missing = [unit for unit in units if str(unit) in chosen and table.rows[str(unit)].scores is None]
+    whole: list[Unit | None] = [None] if table.full is None else []
+    for unit in progress([*whole, *missing], "ranking", active=ranker.world.is_main):
+        if stopped():
+            return False
+        worth = ranker.scored(unit)
+        if unit is None:
+            table.full = worth
+        else:
+            table.add(str(unit), scores=worth.scores, unscored=worth.unscored)
+        write()
+    return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,15 @@ class Table:
     consistency: str = ""
     full: Worth | None = None
     rows: dict[str, Worth] = field(default_factory=dict)
+
+    def add(self, unit: str, **measured: Any) -> None:
+        """Take further measures of a unit, as fields of `Worth`."""
+        self.rows[unit] = replace(self.rows.get(unit, Worth()), **measured)
+
+    def take(self, other: Table) -> None:
+        """Take over what another table knows of the same network, whatever is made of it."""
+        self.full = other.full
+        self.rows |= other.rows
 
     def total(self, worth: Worth) -> float:
         """The mean of the properties; nan where there are no scores."""
@@ -98,9 +107,9 @@ class Table:
 
     # As a file
 
-    def write(self, path: Path, about: Mapping[str, Any]) -> None:
-        """Write the table; about: how it was made."""
-        plain = {"about": dict(about), **{key: value for key, value in asdict(self).items() if key != "rows"}}
+    def write(self, path: Path, chosen: Sequence[str] = ()) -> None:
+        """Write the table; chosen: the units that go, once it is known."""
+        plain = {key: value for key, value in asdict(self).items() if key != "rows"} | {"chosen": list(chosen)}
         plain["rows"] = {unit: asdict(self.rows[unit]) for unit in self.units if unit in self.rows}
         with atomically(path) as temporary:
             temporary.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")

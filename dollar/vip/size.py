@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from statistics import median
@@ -26,7 +27,7 @@ class Size(NamedTuple):
 def sizes(teacher: Teacher, networks: Mapping[str, nn.Module], repeats: int = 5) -> dict[str, Size]:
     """The sizes of networks of a teacher's kind, by name; their forwards are timed in turn, so that all meet the same.
 
-    seconds: the median of `repeats` forwards of a single clip, after one that doesn't count.
+    seconds: the median of `repeats` forwards of a single clip, after one that doesn't count; nan for no repeats.
     """
     device = teacher.device
     x, t = torch.randn(1, *teacher.latent_shape, device=device), teacher.grid(2)[1:2].to(device)
@@ -45,7 +46,7 @@ def sizes(teacher: Teacher, networks: Mapping[str, nn.Module], repeats: int = 5)
             _wait(device)
             taken[name].append(time.perf_counter() - start)
     return {
-        name: Size(sum(p.numel() for p in network.parameters()), operations[name], median(taken[name]))
+        name: Size(sum(p.numel() for p in network.parameters()), operations[name], median(taken[name] or [math.nan]))
         for name, network in networks.items()
     }
 
@@ -55,12 +56,18 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def size_table(before: Size, after: Size) -> str:
-    """Both sizes and what is left, as lines of text."""
-    rows = [
-        ("parameters", f"{before.parameters:,}", f"{after.parameters:,}", after.parameters / before.parameters),
-        ("GFLOPs of a forward", f"{before.flops / 1e9:.4g}", f"{after.flops / 1e9:.4g}", after.flops / before.flops),
-        ("milliseconds", f"{before.seconds * 1e3:.4g}", f"{after.seconds * 1e3:.4g}", after.seconds / before.seconds),
-    ]
-    lines = [f"{'':22}{'before':>16}{'after':>16}{'left':>8}"]
-    return "\n".join(lines + [f"{name:22}{a:>16}{b:>16}{share:>8.1%}" for name, a, b, share in rows])
+def sizes_text(sizes: Mapping[str, Size]) -> str:
+    """Sizes by name, and what each is of the first, as lines of text."""
+    (first, *_) = sizes.values()
+    rows = {
+        "parameters": [(f"{size.parameters:,}", size.parameters / first.parameters) for size in sizes.values()],
+        "GFLOPs of a forward": [(f"{size.flops / 1e9:.4g}", size.flops / first.flops) for size in sizes.values()],
+        "milliseconds": [(f"{size.seconds * 1e3:.4g}", size.seconds / first.seconds) for size in sizes.values()],
+    }
+    lines = ["".ljust(22) + "".join(f"{name:>16}{'left':>8}" for name in sizes)]
+    return "\n".join(
+        [
+            *lines,
+            *(name.ljust(22) + "".join(f"{v:>16}{share:>8.1%}" for v, share in cells) for name, cells in rows.items()),
+        ]
+    )

@@ -48,7 +48,6 @@ def main(config: DictConfig) -> None:
 
 def table(config: DictConfig, teacher: Teacher, subject: Subject, network: Any) -> str:
     """The sizes before and after."""
-    from dollar.vip.size import size_table, sizes
+    from dollar.vip.size import sizes, sizes_text
 
-    found = sizes(teacher, {"before": subject.network, "after": network}, config.repeats)
-    return size_table(found["before"], found["after"])
+    return sizes_text(sizes(teacher, {"before": subject.network, "after": network}, config.repeats))

@@ -19,9 +19,12 @@ from dollar.cli.settings.commands import (
     Preprocess,
     Pretrain,
     Prune,
+    Rank,
     RewardCurve,
     Sample,
+    Score,
     Toy,
+    Vip,
 )
 from dollar.cli.settings.train import Plan, Train
 
@@ -38,10 +41,13 @@ COMMANDS: dict[str, type] = {
     "preprocess": Preprocess,
     "pretrain": Pretrain,
     "prune": Prune,
+    "rank": Rank,
     "reward_curve": RewardCurve,
     "sample": Sample,
+    "score": Score,
     "toy": Toy,
     "train": Train,
+    "vip": Vip,
 }
 
 

@@ -216,6 +216,73 @@ class Prune:
 
 
 @dataclass
+class Rank:
+    """conf/rank.yaml."""
+
+    teacher: Target
+    reward: Target
+    parallel: Parallel
+    checkpoint: Place | None
+    units: Free[Literal["blocks", "halves"]]
+    by: Free[Literal["reward", "prediction", "influence"]]
+    shortlist: Free[int | None]
+    k: Free[int]
+    rule: Free[Literal["intersection", "total"]]
+    properties: Free[list[str] | None]
+    consistency: Free[str | None]
+    prompts: Place | None
+    clips: int
+    steps: int | None
+    looks: int
+    seed: int
+    batch: int
+    out: Free[Place]
+
+
+@dataclass
+class Score:
+    """conf/score.yaml."""
+
+    teacher: Target
+    reward: Target
+    parallel: Parallel
+    checkpoints: Free[list[Place]]
+    full: Free[bool]
+    prompts: Place | None
+    clips: int
+    steps: int | None
+    seed: int
+    batch: int
+    out: Free[Place]
+
+
+@dataclass
+class Vip:
+    """conf/vip.yaml."""
+
+    teacher: Target
+    reward: Target
+    out: Free[Place]
+    checkpoint: Place | None
+    stages: list[int]
+    units: Literal["blocks", "halves"]
+    steps: int
+    seed: int
+    online: bool
+    fresh: bool
+    give_up: float
+    processes: Free[int]
+    repeats: Free[int]
+    rank: list[str]
+    prune: list[str]
+    pairs: list[str]
+    train: list[str]
+    score: list[str]
+    evaluate: list[str]
+    export: list[str]
+
+
+@dataclass
 class DeepBody:
     """The deeper teacher's transformer."""
 

@@ -40,16 +40,39 @@ def write_report(
     name's prefix (`loss/`) being its group; notes: a paragraph each.
     """
     notes = [notes] if isinstance(notes, str) else notes
-    body = [
-        f"<header><h1>{escape(title)}</h1>{''.join(f'<p>{escape(n)}</p>' for n in notes)}</header>",
-        _section("Teacher and student", _headline(metrics)),
-        _section("Moving samples", "".join(_sample(row, _columns(samples), fps) for row in samples)),
-        _section("Latent reward model", _facts(metrics.get("lrm") or {})),
-        _section("Training", _curves(scalars)),
-    ]
+    sections = {
+        "Teacher and student": _headline(metrics),
+        "Moving samples": moving(samples, fps),
+        "Latent reward model": _facts(metrics.get("lrm") or {}),
+        "Training": curves(scalars),
+    }
+    write_page(path, title, notes, sections)
+
+
+def write_page(path: str | Path, title: str, notes: Sequence[str], sections: Mapping[str, str]) -> None:
+    """Write a page of its own, in one atomic step: a paragraph for each note, then sections of html by heading."""
+    head = f"<header><h1>{escape(title)}</h1>{''.join(f'<p>{escape(n)}</p>' for n in notes)}</header>"
+    body = [head, *(_section(heading, content) for heading, content in sections.items())]
     page = _PAGE.replace("{title}", escape(title)).replace("{body}", "\n".join(body))
     with media.atomically(path) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
+
+
+def plain_table(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    """Rows of cells by their heading, below the columns' headings, as html."""
+    head = "".join(f"<th scope=col>{escape(name)}</th>" for name in columns)
+    lines = (
+        f"<tr><th scope=row>{escape(name)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>"
+        for name, cells in rows.items()
+    )
+    return (
+        f"<div class=wide><table><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def moving(samples: Sequence[SampleRow], fps: float) -> str:
+    """Clips side by side as moving pictures, as html."""
+    return "".join(_sample(row, _columns(samples), fps) for row in samples)
 
 
 def _section(heading: str, content: str) -> str:
@@ -98,8 +121,8 @@ def _sample(row: SampleRow, columns: Sequence[str], fps: float) -> str:
     return f"<div class=sample>{caption}<div class=clips>{''.join(pictures)}</div></div>"
 
 
-def _curves(scalars: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
-    """Small multiples, a heading for every prefix."""
+def curves(scalars: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
+    """Small multiples as html, a heading for every prefix of a name."""
     groups: dict[str, list[str]] = {}
     for name in sorted(scalars, key=lambda name: ("/" not in name, name)):
         prefix, slash, rest = name.partition("/")

@@ -1,0 +1,123 @@
+"""From conf/vip.yaml to the stages and what follows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+if TYPE_CHECKING:
+    from dollar.models.teacher import Teacher
+    from dollar.vip.size import Size
+    from dollar.vip.stages import Stages, Step
+
+VERBS = ("rank", "prune", "pairs", "train", "score", "evaluate", "export")
+
+
+def check_keys(config: DictConfig) -> None:
+    """Raise ValueError for what could only fail hours later."""
+    from dollar.cli.entry import check_alone
+
+    check_alone("launch/vip.py")
+    for key in ("stages", *VERBS):
+        if not OmegaConf.is_list(config[key]):
+            raise ValueError(f"{key} is {config[key]}; write {key}=[{config[key]}]")
+    for key, least in (("steps", 1), ("processes", 1), ("repeats", 0), ("seed", 0)):
+        if config[key] < least:
+            raise ValueError(f"{key} is {config[key]}; it must be at least {least}")
+    if not 0 <= config.give_up <= 1:
+        raise ValueError(f"give_up is {config.give_up}; it is a share, from 0 (never) to 1")
+    if not str(config.out).strip():
+        raise ValueError("out is empty; name the folder of the whole")
+    if not config.fresh and not config.online:
+        raise ValueError(
+            "fresh=false keeps the first stage's pairs, and online=false leaves one stage; give one of them"
+        )
+
+
+def stages_of(config: DictConfig) -> Stages:
+    """The stages; with online=false one that takes all units."""
+    from dollar.vip.stages import Stages
+
+    counts = [int(count) for count in config.stages]
+    return Stages(
+        Path(config.out),
+        counts if config.online else [sum(counts)],
+        given_of("teacher"),
+        given_of("reward"),
+        student_of(config),
+        None if config.checkpoint is None else str(config.checkpoint),
+        config.steps,
+        config.units,
+        config.seed,
+        config.fresh,
+        {verb: [str(word) for word in config[verb]] for verb in VERBS},
+    )
+
+
+def student_of(config: DictConfig) -> list[str]:
+    """How what is left is sampled: as the teacher, in so many guided steps, or as the student that is made smaller."""
+    from dollar.export.student import read_card
+
+    if config.checkpoint is None:
+        return [f"student.steps=[{config.steps}]"]
+    card = read_card(config.checkpoint)
+    lists = {key: f"[{','.join(map(str, card[key]))}]" for key in ("timesteps", "steps")}
+    plain = {"between": card["between"], "guided": str(bool(card.get("guided", False))).lower()}
+    return [f"student.{key}={value}" for key, value in (lists | plain).items()]
+
+
+def given_of(group: str) -> list[str]:
+    """A choice of a group of conf/ with what the command line says of its keys, as arguments of another command."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    below = [word for word in hydra.overrides.task if word.lstrip("+").startswith(f"{group}.")]
+    return [f"{group}={hydra.runtime.choices[group]}", *below]
+
+
+def check_commands(stages: Stages, config: DictConfig) -> None:
+    """Raise ValueError for an argument that its command would refuse, and for units that there aren't."""
+    from dollar.cli.arguments import as_they_stand
+    from dollar.cli.build.configs import configs_of_teacher
+    from dollar.cli.overrides import check_overrides
+    from dollar.models.pruned import pruning_of
+    from dollar.models.units import units_of
+
+    configs, lists = configs_of_teacher(config), None
+    lists = configs.family.block_lists
+    folder = None if config.checkpoint is None else Path(config.checkpoint)
+    pruning = pruning_of(folder, config.teacher.name, configs.pipeline.config("transformer"), lists)
+    units = units_of(lists, pruning.counts, config.units == "halves")
+    if sum(stages.counts) >= len(units):
+        raise ValueError(
+            f"stages is {list(config.stages)}, {sum(stages.counts)} units in all, and there are {len(units)} "
+            f"{config.units}; leave at least one"
+        )
+    for step in [*stages.steps_of(1, [str(unit) for unit in units[:1]]), *further_of(stages, str(stages.student(1)))]:
+        try:
+            check_overrides(step.verb, as_they_stand(step.verb, list(step.arguments)))
+        except ValueError as error:
+            raise ValueError(f"{step.name}, launch/{step.verb}.py: {error}") from None
+
+
+def further_of(stages: Stages, student: str, shapes: bool = True) -> list[Step]:
+    """What follows the stages: an evaluation, where the teacher is of the shapes world, and an export."""
+    clips = "teacher_clips=256"
+    found = []
+    if shapes:
+        measured = [clips, "untrained=false", f"out={stages.out / 'evaluation'}"]
+        steps = [] if stages.checkpoint else [f"teacher_steps={stages.steps}"]
+        found.append(stages.step("evaluate", "evaluate", [f"checkpoint={student}", *steps, *measured]))
+    export = [f"checkpoint={student}", f"out={stages.out / 'export'}"]
+    return [*found, stages.step("export", "export", export)]
+
+
+def sizes_of(config: DictConfig, teacher: Teacher, students: dict[str, str]) -> dict[str, Size]:
+    """The sizes of the full network and of students by label, their forwards timed in turn."""
+    from dollar.vip.size import sizes
+
+    networks: dict[str, Any] = {"full": teacher.denoiser.network}
+    networks |= {label: teacher.load_network(Path(folder)) for label, folder in students.items()}
+    return sizes(teacher, networks, config.repeats)
