@@ -23,9 +23,9 @@ from dollar.cli.settings.commands import (
     RewardCurve,
     Sample,
     Score,
-    Toy,
     Vip,
 )
+from dollar.cli.settings.toy import Toy
 from dollar.cli.settings.train import Plan, Train
 
 __all__ = ["COMMANDS", "Place", "Prompt", "Target", "free_keys"]
