@@ -6,6 +6,8 @@ from dollar.studies.results import Results
 from dollar.studies.toy.rows import BASE, DPO, FULL, LABELS, OBJECTIVES, READINGS, distance_figure, mode_figure
 from dollar.studies.toy.seeds import Setting
 
+FLAT = 0.05  # the share of its error that a network at its capacity's end loses in the last quarter of its training
+
 
 class Means:
     """The means of rows' figures over seeds, and sentences of them."""
@@ -58,6 +60,17 @@ def told(statement: str, had: bool) -> str:
     return f"- {statement}: **{'had' if had else 'not had'}** in the mean."
 
 
+def bound(means: Means) -> str:
+    """Whether training or capacity is what the base student lacks, by how much the end of its training gave."""
+    fallen = 1 - means.of(BASE, "excess_late") / means.of(BASE, "excess_early")
+    if fallen > FLAT:
+        return (
+            f"The last quarter still took {fallen:.0%} off the base student's: it isn't at its capacity's end, and a loss "
+            "may gain by training it further alone."
+        )
+    return f"The last quarter took {fallen:.0%} off the base student's, so what it lacks is capacity, not training."
+
+
 def reasons(setting: Setting, results: Results) -> list[str]:
     """Sentences on what each loss did to the errors that it is made of, from which the counts follow."""
     means, preferred = Means(results), setting.preferred
@@ -67,7 +80,7 @@ def reasons(setting: Setting, results: Results) -> list[str]:
         f"{means.of(BASE, 'outside'):.0f} outside and the teacher {means.of(FULL, 'outside'):.0f}. Its error beyond "
         f"the exact score's is {means.of(BASE, 'excess_late'):.4f} at the end of its training and was "
         f"{means.of(BASE, 'excess_early'):.4f} at three quarters of it; the teacher's are "
-        f"{means.of(FULL, 'excess_late'):.4f} and {means.of(FULL, 'excess_early'):.4f}."
+        f"{means.of(FULL, 'excess_late'):.4f} and {means.of(FULL, 'excess_early'):.4f}. {bound(means)}"
     ]
     for sft, _ in READINGS.values():
         there = "; ".join(f"in mode {k} it {means.change(distance_figure(k), sft)}" for k in modes)
