@@ -181,6 +181,8 @@ def test_whether_the_order_is_had_is_said_of_the_means(tmp_path: Path) -> None:
         for seed, by in ((0, -5), (1, 5)):
             modes = {"mode_1": 60 if name == "dpo" else 70, "mode_2": 30}
             results.put(name, seed, {"figures": {}, "outside": count + by, **modes})
+    keys = setting_of(compose("toy")).plain()
+    assert keys["sds"] == [0.3, 0.05] and keys["base"]["width"] == 32 and keys.keys() <= compose("toy").keys()
     lines = order(setting_of(compose("toy")), results)
     assert [line.split("**")[1] for line in lines] == ["had", "had", "not had", "not had", "had"]
     assert lines[1].endswith("In order: DPO + SFT on winners 10, base student 20, DPO 25, SFT on winners 30.")

@@ -34,7 +34,9 @@ What the appendix leaves open is read so:
 
 Samples to be moved: how many would have to change their mode, or go in or out, to have the teacher's counts. Distances
 are mean squared ones between outputs at noised exact samples of a mode; errors are those of the velocity, on the pairs
-that were trained on, with new times and noise.
+that were trained on, with new times and noise. Winners are of one mode alone, and the teacher, which knows of the
+others, isn't the best model of them: a student's error on them gets below the teacher's as it believes more in that
+mode.
 """
 
 

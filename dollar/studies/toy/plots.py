@@ -58,6 +58,7 @@ def scatter(plt: Any, modes: Modes, results: Results) -> Any:
             axes.annotate(str(mode), (centre[0], centre[1] + FARTHEST * sd), ha="center", va="bottom", color=INK)
         hidden = int(((points < low) | (points > high)).any(1).sum())
         axes.set_title(label)
+        axes.set_axisbelow(True)
         if hidden:
             axes.text(0.02, 0.03, f"{hidden} off the picture", transform=axes.transAxes, color=SOFT, fontsize=7)
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
@@ -86,6 +87,7 @@ def bars(plt: Any, modes: Modes, results: Results) -> Any:
         axes.set_title(f"samples in mode {mode}" if mode else "samples outside")
         axes.set_yticks(heights, list(LABELS.values()))
         axes.grid(axis="y", visible=False)
+        axes.set_axisbelow(True)
         axes.locator_params(axis="x", nbins=5)
     panels[0].invert_yaxis()
     return figure

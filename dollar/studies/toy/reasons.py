@@ -65,8 +65,8 @@ def bound(means: Means) -> str:
     fallen = 1 - means.of(BASE, "excess_late") / means.of(BASE, "excess_early")
     if fallen > FLAT:
         return (
-            f"The last quarter still took {fallen:.0%} off the base student's: it isn't at its capacity's end, and a loss "
-            "may gain by training it further alone."
+            f"The last quarter still took {fallen:.0%} off the base student's: it isn't at its capacity's end, and "
+            "a loss may gain by training it further alone."
         )
     return f"The last quarter took {fallen:.0%} off the base student's, so what it lacks is capacity, not training."
 

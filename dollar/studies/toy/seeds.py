@@ -71,7 +71,8 @@ class Setting:
         found = asdict(self)
         for name in ("teacher", "base"):
             found[name] |= found[name].pop("course")
-        return {**found, **found.pop("modes")}
+        modes: dict[str, Any] = found.pop("modes")
+        return {**found, **modes}
 
 
 def generator_of(seed: int, purpose: str) -> torch.Generator:
