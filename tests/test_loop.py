@@ -23,6 +23,7 @@ from conftest import (
     start_process,
     tiny_run,
 )
+from pairs import write_pairs
 from test_micro_batches import COMMON, ONE_BY_ONE, TOLERANCE, differences, gradients_of
 from test_micro_batches import WAYS as MICRO_BATCHED
 from torch import Tensor
@@ -639,7 +640,7 @@ def test_two_processes_agree_with_one(tmp_path: Path, tiny_teacher_folder: Path)
     def saved(who: str, which: str) -> checkpoint.State:
         return checkpoint.load(checkpoint.newest(tmp_path / who / which / "checkpoints"))
 
-    for which in ("apart", "joint", "resumed", "lora", "pruned", *STEERED):
+    for which in ("apart", "joint", "resumed", "lora", "pruned", *PAIRED, *STEERED):
         one, two = saved("one", which), saved("two", which)
         assert one.tensors.keys() == two.tensors.keys()
         here, there = plain_of(one), plain_of(two)
@@ -689,6 +690,11 @@ def spread_wan(folder: Path, world: World) -> None:
 
 
 SPREAD = "parallel.shard=true"  # some runs have their networks spread over the processes, others hold them whole
+PAIRED = {
+    "paired": ("loss=redpo", "preference.sft=100"),
+    "spread": ("loss=dpo", SPREAD),
+}
+"""Winners and losers, whose gradients are weighed by products over all processes."""
 STEERED = {
     "ddpo": ("cycles=2", "loss=ddpo", "beta_ft=0", "student.steps=[4,2]", "ddpo.truncate=2", SPREAD),
     "draft": (
@@ -802,6 +808,17 @@ def work(folder: Path, teacher_folder: Path, world: World) -> None:
         *STEERED.items(),
     ):
         loop = loop_of(name, *settings)
+        assert loop.train()
+        loop.log.close()
+    if world.is_main:
+        write_pairs(folder / "pairs", teacher)
+    world.barrier()
+    for name, settings in PAIRED.items():
+        # Where gradients aren't clipped their moments are large enough to be compared; small steps, as signs may turn.
+        keys = ("beta_ft=0", "student.steps=[4]", "cycles=2", "clip_gradient=100", "optim.student.lr=1e-5", *settings)
+        keys = (f"init={folder / 'pruned_from'}", "preference.beta=10", "preference.safeguard=true", *keys)
+        data = ("data=pairs", f"data.path={folder / 'pairs'}")
+        loop = tiny_run(teacher, folder / name, *keys, data=data, world=world)
         assert loop.train()
         loop.log.close()
     resumed = loop_of("resumed", *APART, SPREAD, "cycles=4")

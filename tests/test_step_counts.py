@@ -36,7 +36,7 @@ def test_step_counts_are_drawn_in_proportion_to_their_shares() -> None:
 def test_a_run_draws_them_so_and_a_plan_counts_them_so(build: Build) -> None:
     shares = ("student.steps=[4,2,1]", "student.shares=[1,1,98]")
     loop = build("beta_ft=0", "cycles=2", *shares)
-    seen = Counter(loop.method.student.sampler(loop.method.draws(cycle)).steps for cycle in range(200))
+    seen = Counter(loop.method.run.sampler(loop.method.draws(cycle)).steps for cycle in range(200))
     assert seen[1] > 185
     cycle = cycle_of(compose("plan", *TINY_RUN, *TINY_DATA, *shares))
     each = [forwards(replace(cycle, steps=[steps], shares=None)).total for steps in (4, 2, 1)]

@@ -38,11 +38,15 @@ class Batch(NamedTuple):
 class Samples(Protocol):
     """What training takes its samples from: which one sample i is follows from i alone, on any number of processes.
 
-    captions: of all there is; the first number of a key is a place in it. has_latents: False for prompts alone.
+    has_latents: False for prompts alone.
     """
 
-    captions: Sequence[str]
     has_latents: bool
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """Those of all there is; the first number of a key is a place in it."""
+        ...
 
     def __len__(self) -> int:
         """How many different samples there are, an epoch."""
@@ -103,6 +107,20 @@ def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed((seed << 20) + epoch))
 
 
+class Shuffled:
+    """The place of a global sample index among `count`, each of which comes once an epoch."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed = count, seed
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    def __call__(self, sample: int) -> int:
+        epoch, place = divmod(sample, self.count)
+        if self._order[0] != epoch:
+            self._order = (epoch, epoch_order(self.count, self.seed, epoch))
+        return int(self._order[1][place])
+
+
 class LatentBatches:
     """Clips as latents, shuffled anew each epoch by the seed; sample i is the same clip on any number of processes.
 
@@ -120,7 +138,7 @@ class LatentBatches:
         self.cache = cache
         self._latents: dict[tuple[int, int], Tensor] = {}
         self._stand_ins: dict[tuple[int, int], str] = {}  # captions of clips that took a broken one's place
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+        self._place = Shuffled(len(clips), seed)
 
     @classmethod
     def fitted(cls, fit: Fit, clips: Clips, cache: int) -> LatentBatches:
@@ -157,10 +175,8 @@ class LatentBatches:
     def _key(self, sample: int) -> tuple[int, int]:
         """(clip, window) of a global sample index."""
         epoch, place = divmod(sample, len(self.clips))
-        if self._order[0] != epoch:
-            self._order = (epoch, epoch_order(len(self.clips), self.seed, epoch))
         window = (epoch * 5 + place) % WINDOWS if getattr(self.clips, "windowed", True) else 0
-        return int(self._order[1][place]), window
+        return self._place(sample), window
 
     def _encoded(self, keys: list[tuple[int, int]]) -> Tensor:
         missing = [key for key in dict.fromkeys(keys) if key not in self._latents]

@@ -175,10 +175,17 @@ def list_shards(path: Path) -> list[Path]:
     return files
 
 
+def row_ids(files: Sequence[Path]) -> list[str]:
+    """The ids of all rows of these shards, in their order; ValueError for a file whose rows have none."""
+    ids: list[str] = []
+    for path in files:
+        with sentences_about(path), open_shard(path) as shard:
+            if "id" not in shard.schema_arrow.names:
+                raise ValueError(f"the rows of {path} have no ids, by which they could be named")
+            ids += shard.read(columns=["id"])["id"].to_pylist()
+    return ids
+
+
 def done_ids(folder: str | Path) -> set[str]:
     """The ids of all rows of the shards below a folder, none where there is no folder yet."""
-    ids: set[str] = set()
-    for path in sorted(Path(folder).rglob("*.parquet")):
-        with sentences_about(path), open_shard(path) as shard:
-            ids.update(shard.read(columns=["id"])["id"].to_pylist())
-    return ids
+    return set(row_ids(sorted(Path(folder).rglob("*.parquet"))))

@@ -18,11 +18,11 @@ from cachetools import LRUCache
 from torch import Tensor
 
 from dollar.data.fingerprint import check_fingerprint, companion, nulls_of
-from dollar.data.latents import Batch, Fit, hash_of
+from dollar.data.latents import Batch, Fit, Shuffled, hash_of
 from dollar.data.mixture import Mixture, shares
 from dollar.data.nulls import NULLS, read_nulls
 from dollar.data.shard_format import EMBEDDING, LATENT, MASK, POOLED, Text, tensor_columns
-from dollar.data.shards import SOUND, RowGroup, Shards, listed
+from dollar.data.shards import SOUND, RowGroup, Shards, listed, row_ids
 from dollar.data.walk import Walk
 
 C = TypeVar("C")
@@ -77,7 +77,8 @@ class LatentShards:
     and there must be one that fits.
     normalise: stored latents [B, C, F', h, w], float32, to the teacher's on its device.
     fingerprint: what must be the same where the folder has its own. cache_bytes: what row groups in memory may take;
-    block_bytes: rows that are shuffled together, about this much.
+    block_bytes: rows that are shuffled together, about this much. ids: those of the rows that are the samples, in this
+    order, which are shuffled as LatentBatches shuffles clips; None for all rows.
     Threads read ahead what `ahead` names. Latents that are not finite raise ValueError when they are read.
     """
 
@@ -92,6 +93,7 @@ class LatentShards:
         fingerprint: Mapping[str, Any] | None = None,
         cache_bytes: int = 2**30,
         block_bytes: int = 2**29,
+        ids: Sequence[str] | None = None,
     ) -> None:
         for key, given in (("cache_bytes", cache_bytes), ("block_bytes", block_bytes)):
             if given < 0:
@@ -100,8 +102,9 @@ class LatentShards:
         check_fingerprint(self.path, fingerprint or {})
         self._shards = Shards([self.path], tensor_columns(LATENT))
         self._rows = self._rows_of(tuple(shape))
+        if ids is not None:
+            self._rows = self._chosen(ids)
         self.captions: Sequence[str] = Captions(self._shards.captions, self._rows)
-        per_file = np.histogram(self._rows, self._shards.file_first)[0]
         self._row_bytes = row_bytes = 4 * int(np.prod(shape))
         largest = row_bytes * int(np.diff(self._shards.group_first).max())
         if 2 * largest > cache_bytes:
@@ -110,7 +113,9 @@ class LatentShards:
                 "hold two, so one may be read again for each sample. Raise data.cache_bytes",
                 stacklevel=2,
             )
-        self._walk = Walk(per_file[per_file > 0], seed, max(1, block_bytes // row_bytes))
+        per_file = np.histogram(self._rows, self._shards.file_first)[0]
+        by_file = Walk(per_file[per_file > 0], seed, max(1, block_bytes // row_bytes))
+        self._walk: Callable[[int], int] = by_file if ids is None else Shuffled(len(self._rows), seed)
         self._cache = Cache(self._shards, tensor_columns(LATENT), cache_bytes)
         self._most_ahead = cache_bytes // 2  # so that they aren't pushed out before use
         self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(READERS, thread_name_prefix="shards")
@@ -190,6 +195,20 @@ class LatentShards:
                 "shards, or run launch/preprocess.py with buckets=[[frames,height,width]]"
             )
         return rows
+
+    def _chosen(self, ids: Sequence[str]) -> np.ndarray:
+        """The rows of these ids among those that fit, one for each."""
+        found = row_ids(self._shards.files)
+        fitting = {found[row]: int(row) for row in self._rows}
+        if missing := [id for id in ids if id not in fitting]:
+            others = set(found) & set(missing)
+            why = f"{len(others)} of them with latents of other sizes than this teacher's" if others else "none of them"
+            raise ValueError(
+                f"{len(missing)} of the {len(ids)} ids that are asked for are not among the usable rows of {self.path} "
+                f"({why} in its shards), the first of them {missing[0]}. Write the list again from the shards that "
+                "there are"
+            )
+        return np.array([fitting[id] for id in ids], dtype=np.int64)
 
     def _becomes(self, stored: tuple[int, ...] | None) -> tuple[int, ...] | None:
         if stored is None or len(stored) != 4 or not all(type(n) is int and n > 0 for n in stored):

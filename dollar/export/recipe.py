@@ -22,6 +22,7 @@ EARLIER = {
 MAIN_KEYS = (
     *("run", "seed", "cycles", "batch", "beta_vsd", "beta_cd", "beta_ft", "vsd.guidance_scale", "cd.guidance_scale"),
     *("beta_pull", "beta_ddpo", "beta_rg", "lrm.mode", "lrm.path", "student.input", "student.guided"),
+    *("preference.dpo", "preference.beta", "preference.sft", "preference.times", "preference.reference"),
     *("student.timesteps", "student.steps", "student.between", "student.parameterization", "init"),
 )
 
@@ -128,7 +129,7 @@ def command(config: Mapping[str, Any], card: Mapping[str, Any], choices: Mapping
     teacher = config.get("teacher") or {}
     named = teacher.get("name") in choices["teacher"]
     words = [f"teacher={teacher['name']}" if named else f"teacher.folder={teacher.get('folder')}"]
-    words += [f"loss={name}" for name in terms_of(config) if name in choices["loss"]]
+    words += [f"loss={name}" for name in terms_of(config) if name in choices["loss"]][:1]  # its keys give the others
     for key in MAIN_KEYS:
         value: Any = config
         for part in key.split("."):

@@ -5,7 +5,9 @@ from dollar.losses.consistency import Consistency
 from dollar.losses.latent_reward import LatentRewardTerm
 from dollar.losses.moments import Moments
 from dollar.losses.objective import Objective
+from dollar.losses.pairs import Outputs, PairTerm
 from dollar.losses.policy_gradient import PolicyGradient
+from dollar.losses.preference import Departure, Preferred
 from dollar.losses.pull import Pull
 from dollar.losses.reward_gradient import DRaFT, ReFL
 from dollar.losses.term import (
@@ -29,6 +31,7 @@ __all__ = [
     "Context",
     "Cost",
     "DRaFT",
+    "Departure",
     "FollowingTerm",
     "Host",
     "LatentRewardTerm",
@@ -36,7 +39,10 @@ __all__ = [
     "Moments",
     "Needs",
     "Objective",
+    "Outputs",
+    "PairTerm",
     "PolicyGradient",
+    "Preferred",
     "Pull",
     "ReFL",
     "RolloutTerm",

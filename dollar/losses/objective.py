@@ -13,6 +13,7 @@ from torch import Tensor
 from dollar.diffusion.schedule import Schedule, expand_like
 from dollar.diffusion.timesteps import FewStep
 from dollar.losses.intervals import Noised, directly
+from dollar.losses.pairs import PairTerm
 from dollar.losses.term import (
     AT,
     FollowingTerm,
@@ -53,6 +54,11 @@ class Objective:
             check_choice(f"{name}.at", getattr(term, "at", "all"), AT)
         if not self.terms:
             raise ValueError("every beta is 0, so the student has nothing to learn from; set beta_vsd=1")
+        if self.pair_terms and (others := self.terms.keys() - self.pair_terms.keys()):
+            raise ValueError(
+                f"{' and '.join(self.pair_terms)} look at pairs of clips and {' and '.join(sorted(others))} at what "
+                "the student makes, which are runs of their own; give one kind the weight 0"
+            )
         if rolling := [name for name, term in self.apart.items() if not isinstance(term, SampleTerm)]:
             raise ValueError(
                 f"the term {rolling[0]} has `every` above 0, but only a term that looks at the student's sample can "
@@ -125,6 +131,16 @@ class Objective:
         """The terms that run the student themselves."""
         joint = self.terms.keys() - self.apart.keys()
         return {name: term for name, term in self.terms.items() if name in joint and isinstance(term, RolloutTerm)}
+
+    @property
+    def pair_terms(self) -> dict[str, Any]:
+        """The terms that look at pairs of clips."""
+        return {name: term for name, term in self.terms.items() if isinstance(term, PairTerm)}
+
+    @property
+    def clips_of_a_pair(self) -> int:
+        """How many clips of a pair are run: 0 where no term looks at pairs, 1 where the winners are enough."""
+        return max((1 + term.losers for term in self.pair_terms.values()), default=0)
 
     @property
     def learning_terms(self) -> dict[str, Any]:

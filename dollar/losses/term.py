@@ -21,7 +21,7 @@ class Needs:
 
     clips: real latents x_0; fake: a score network that follows the student's samples; surrogate: the latent reward
     model; reward: the pixel reward's numbers, or its gradient as well; decoder: a small decoder that follows the
-    autoencoder.
+    autoencoder; pairs: clips of which one is preferred to another.
     """
 
     clips: bool = False
@@ -29,6 +29,7 @@ class Needs:
     surrogate: bool = False
     reward: Literal["", "numbers", "gradient"] = ""
     decoder: bool = False
+    pairs: bool = False
 
     @property
     def pursues(self) -> bool:
@@ -128,7 +129,7 @@ class Sample(NamedTuple):
 
 
 class Term(Protocol):
-    """A term of Eq. 16, beta times the mean of its losses; it is a `SampleTerm` or a `RolloutTerm`.
+    """A term of Eq. 16, beta times the mean of its losses; it is a `SampleTerm`, a `RolloutTerm` or a `PairTerm`.
 
     A term with an attribute `every` of 1 or more has an update of its own, from the gradients of so many cycles
     (Algorithm 1, line 19), by an optimizer of its own where it has an attribute `optimizer` that is "own";

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from dollar.diffusion.draws import Draws
+from dollar.losses.objective import Objective
 from dollar.losses.term import Needs, check_choice, has_optimizer, is_used
 from dollar.methods.decoder_fit import DecoderFit
 from dollar.methods.fake_score import FakeScore
@@ -74,6 +75,15 @@ class Dollar:
         )
         alone = run.surrogate is None or not run.objective.needs.surrogate
         self.small = DecoderFit(run, self.student, self.logged, self.fit.turn, self.fit.clips, decoder_updates, alone)
+
+    @staticmethod
+    def check(objective: Objective) -> None:
+        """Raise ValueError where this isn't the method for the terms."""
+        if objective.pair_terms:
+            raise ValueError(
+                f"{' and '.join(objective.pair_terms)} look at pairs of clips, and method=dollar runs none; use "
+                "method=preference, as loss=redpo does"
+            )
 
     def begin(self, cycle: int, progress: float) -> None:
         self.logged.clear()

@@ -48,7 +48,7 @@ class Ingredients:
     takes through a network at once, None for all. averaged: a context in which the student holds its averaged weights;
     moved: called after each update of the student. reward_scale: gives what every term that leads towards a reward is
     multiplied by. fitted: whether the surrogate and the small decoder are trained here; networks: those of terms that
-    have one, by the term's name.
+    have one, by the term's name. reference: what terms on pairs compare the student with, the teacher where it is None.
     """
 
     teacher: Denoiser
@@ -72,6 +72,7 @@ class Ingredients:
     fitted: bool = True
     shares: Sequence[float] | None = None
     networks: Mapping[str, nn.Module] = field(default_factory=dict)
+    reference: Denoiser | None = None
 
     @property
     def student(self) -> Denoiser:
@@ -82,6 +83,12 @@ class Ingredients:
         """The random numbers of this process's share of a turn's first `count` samples; None is the whole batch."""
         count = self.batch if count is None else count
         return Draws(self.seed, turn, self.world.own(turn * self.batch, count), self.world.device)
+
+    def sampler(self, draws: Draws) -> FewStep:
+        """The sampler of an update's step count, which is the same on every process."""
+        if self.shares is None:
+            return self.samplers[draws.shared_integer("step count", len(self.samplers))]
+        return self.samplers[draws.shared_choice("step count", self.shares)]
 
     def micro_batches(self, draws: Draws, latents: bool) -> Iterator[MicroBatch]:
         """The samples of these draws, micro-batch by micro-batch."""

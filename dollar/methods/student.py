@@ -80,15 +80,8 @@ class StudentUpdate:
 
     def place(self, draws: Draws) -> tuple[FewStep, int]:
         """The sampler of an update, and which of its steps the update starts at."""
-        sampler = self.sampler(draws)
+        sampler = self.run.sampler(draws)
         return sampler, draws.shared_integer("depth", sampler.steps)
-
-    def sampler(self, draws: Draws) -> FewStep:
-        """The sampler of an update's step count, which is the same on every process."""
-        samplers, shares = self.run.samplers, self.run.shares
-        if shares is None:
-            return samplers[draws.shared_integer("step count", len(samplers))]
-        return samplers[draws.shared_choice("step count", shares)]
 
     def _noise(self, micro: MicroBatch) -> Callable[[int], Tensor]:
         return lambda k: micro.draws.normal(f"noise {k}", self.run.latent_shape)
@@ -118,7 +111,7 @@ class StudentUpdate:
                 )
         return Context(
             prompts=micro.prompts,
-            sampler=self.sampler(micro.draws),
+            sampler=self.run.sampler(micro.draws),
             student=run.student.given(condition),
             teacher=lambda scale: run.teacher.given(condition, self._null(scale, len(micro.prompts)), scale),
             noise=self._noise(micro),

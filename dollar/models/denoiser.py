@@ -34,6 +34,15 @@ class Condition(NamedTuple):
         """The condition of `times` batches of the same samples, one after the other."""
         return self if times == 1 else self.map(lambda part: part.repeat(times, *[1] * (part.ndim - 1)))
 
+    def replaced(self, where: Tensor, other: Condition) -> Condition:
+        """The condition with that of another in the samples where `where` [B] is true."""
+
+        def chosen(parts: list[Tensor]) -> Tensor:
+            mine, theirs = parts
+            return torch.where(where.to(mine.device).reshape(-1, *[1] * (mine.ndim - 1)), theirs, mine)
+
+        return Condition.joined([self, other], chosen)
+
     @staticmethod
     def joined(conditions: Sequence[Condition], join: Callable[[list[Tensor]], Tensor] = torch.cat) -> Condition:
         """Several conditions as one, part by part."""

@@ -42,7 +42,7 @@ class Setup:
     bytes that one clip's forward keeps outside the blocks, as their inputs, inside all and inside one. terms: of the
     student's update; optimizers: of its weights; kept: the most forwards that one branch of it holds for its backward;
     compares: whether the terms' gradients are compared now and then; gathers: whether gradients are kept over cycles
-    (ft.update=separate).
+    (ft.update=separate); branches: how many branches' gradients are held apart until they are weighed.
     remembered: bytes of the latents whose rewards are kept, shown: of the clips that the small decoder is fitted to, in
     all; pixels: that its frames of one clip take while a gradient comes back through them; best: whether a best
     checkpoint is kept as well.
@@ -75,6 +75,7 @@ class Setup:
     kept: float = 1.0
     compares: bool = False
     gathers: bool = False
+    branches: int = 1
     dtype: int = FLOAT
     frozen_dtype: int = FLOAT
     remembered: int = 0
@@ -146,7 +147,8 @@ def roles(setup: Setup) -> list[Holding]:
     """Everything that is held from the first cycle to the last."""
     whole, cut = elements(setup.shapes), setup.cut
     student = trained("student", setup.trains, cut, setup.gathers)
-    found = [student._replace(moments=setup.optimizers * student.moments)]
+    held = {"gradients": setup.branches * student.gradients, "moments": setup.optimizers * student.moments}
+    found = [student._replace(**held)]
     if setup.lora:
         found[0] = found[0]._replace(name="student's LoRA")
         found.append(Holding("student's frozen weights", elements(setup.own), FLOAT * elements(setup.own, cut)))

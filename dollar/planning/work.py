@@ -15,7 +15,7 @@ class TermWork(NamedTuple):
     cost: step count of the student -> its cost; sample: whether it looks at the student's sample; fake: whether it
     needs a fake score that follows the student; apart: whether it has an update, and a sample, of its own; through:
     whether its gradient comes back through the teacher or the fake score; used: (step count, depth) -> whether the term
-    is part of such an update.
+    is part of such an update; pair: how many clips of a pair it looks at, which all such terms share.
     """
 
     name: str
@@ -25,6 +25,7 @@ class TermWork(NamedTuple):
     apart: bool = False
     through: bool = False
     used: Callable[[int, int], bool] = lambda steps, k: True
+    pair: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,10 @@ def _at_depth(cycle: Cycle, steps: int, k: int) -> Forwards:
     if follows:
         fake += cycle.fake_updates * trained
         student += (cycle.fake_updates - 1) * mean  # the first update takes the sample of the student's own
+    clips = max((term.pair for term in terms), default=0)
+    # A loser is run once more, without a gradient, before its winner: a pair's weight depends on both.
+    student += clips * (1 + back) + (clips > 1)
+    teacher += clips
     for cost in (term.cost(steps) for term in terms):
         student += cost.student + cost.student_gradient * (1 + back)
         # A backward pass to the input alone is one forward, to the weights as well it is two.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from dollar.parallel.signals import Stop
 from dollar.parallel.world import World
 from dollar.training import old_checkpoint
 from dollar.training.average import Average
-from dollar.training.comparison import GradientComparison
+from dollar.training.comparison import Branches, GradientComparison
 from dollar.training.learner import Gathered, Learner, not_finite
 from dollar.training.log import Log
-from dollar.training.monitors.monitor import Monitor
+from dollar.training.monitors.monitor import Monitor, Verdict
 from dollar.training.turn import Method, Moment, Turn
 from dollar.training.watch import Watch
 
@@ -116,6 +117,7 @@ class Loop:
                 if self.timetable.log_every == 1 or cycle % self.timetable.log_every == 0:
                     self.log.scalars(self.cycle, scalars)
                 self._remark()
+                self._watch(scalars)
                 if self.validate is not None and self.timetable.due(self.cycle, self.timetable.validate_every):
                     self._validate()
                 if self.ended or self.cycle == self.timetable.cycles:
@@ -159,13 +161,18 @@ class Loop:
         learner = self.learners[turn.learner]
         learner.forget_gradients()  # of another turn's losses, which may have run through this network
         comparison = GradientComparison(learner) if turn.compares(when.cycle) else None
+        branches = None if turn.weigh is None else Branches(learner)
         with learner.use():
             for part in turn.losses(when):
                 torch.autograd.backward(part.tensor, part.gradient, retain_graph=not part.last)
                 if comparison is not None:
                     comparison.add(part.name)
+                if branches is not None:
+                    branches.take(part.name)
         if comparison is not None:
             self.method.logged |= comparison.scalars(self.world)
+        if branches is not None and turn.weigh is not None:
+            branches.put(turn.weigh(branches.products(self.world)))
         if not learner.has_gradients:
             return  # none of its terms has begun yet
         if turn.every > 1 and not self._gathered(turn).add():
@@ -261,14 +268,26 @@ class Loop:
             scores = self.world.mean(self.validate(self.cycle) | own)
             self.log.scalars(self.cycle, {f"validation/{name}": value for name, value in scores.items()})
             for monitor in self.monitors.values():
-                verdict = monitor.look(self.cycle, scores)
-                if verdict.scalars:
-                    self.log.scalars(self.cycle, verdict.scalars)
-                if verdict.note:
-                    logger.warning(f"cycle {self.cycle}: {verdict.note}")
-                if verdict.keep is not None:
-                    self._keep(dict(verdict.keep))
-                self.ended = verdict.ended or self.ended
+                self._heed(monitor.look(self.cycle, scores))
+
+    def _watch(self, scalars: Mapping[str, float]) -> None:
+        """Show what a cycle measured to the monitors that look at it."""
+        for monitor in self.monitors.values():
+            if (watch := getattr(monitor, "watch", None)) is not None:
+                verdict = watch(self.cycle, scalars)
+                with self.average.swapped() if self.average is not None and verdict.keep is not None else nullcontext():
+                    self._heed(verdict)
+
+    def _heed(self, verdict: Verdict) -> None:
+        """Do what a monitor concludes, while the network holds what is kept."""
+        if verdict.scalars:
+            self.log.scalars(self.cycle, dict(verdict.scalars))
+        if verdict.note:
+            logger.warning(f"cycle {self.cycle}: {verdict.note}")
+        if verdict.keep is not None:
+            self._check_weights()
+            self._keep(dict(verdict.keep))
+        self.ended = verdict.ended or self.ended
 
     def _forget(self) -> None:
         """Begin the comparison of scores anew, for validations look at other prompts from here on."""

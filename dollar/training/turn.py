@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -31,6 +31,9 @@ class Pullback(NamedTuple):
     last: bool = True
 
 
+Products = dict[tuple[str, str], float]  # inner products of the branches' gradients at the weights, by their names
+
+
 class NoUpdate(NamedTuple):
     """Why a turn makes no update this time.
 
@@ -56,7 +59,8 @@ class Turn:
     that only one branch's activations are held; updates: in a cycle; every: cycles whose gradients make one update;
     begin: called before the updates of a cycle, gives a `NoUpdate` where there are none; end: called after them;
     stepped: called after each update that was not skipped; logged: what the gradient's norm is logged as; compared:
-    cycles between comparisons of the branches' gradients, 0 for none.
+    cycles between comparisons of the branches' gradients, 0 for none. weigh: gives each branch's weight in the update
+    by the inner products of their gradients, which are then held apart; None adds them as they are.
     """
 
     name: str
@@ -69,6 +73,7 @@ class Turn:
     stepped: Callable[[], None] = _nothing
     logged: str = ""
     compared: int = 0
+    weigh: Callable[[Products], Mapping[str, float]] | None = None
 
     def compares(self, cycle: int) -> bool:
         """Whether the gradients of this cycle's branches are compared."""

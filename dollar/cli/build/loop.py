@@ -16,6 +16,7 @@ from dollar.cli.build.data import build_data
 from dollar.cli.build.notes import notes_of
 from dollar.cli.build.objective import check_supplied, objective_of
 from dollar.cli.build.objects import instantiate
+from dollar.cli.build.pairs import check_dropped, check_method, check_pair_settings, reference_of
 from dollar.cli.build.rewards import (
     Rewards,
     build_decoder,
@@ -66,6 +67,8 @@ def check(config: DictConfig, processes: int, supplied: bool = True) -> Objectiv
     supplied: whether a reward, or a fitted latent reward model, must be there where a term needs it.
     """
     objective = objective_of(config)
+    check_method(config, objective)
+    check_pair_settings(config, objective)
     if supplied:
         check_supplied(config, objective)
     timetable_of(config), guard_of(config, objective), monitors_of(config, Guard())
@@ -169,6 +172,7 @@ def build_run(
     if (report := getattr(data, "report", None)) is not None:
         logger.info(report)
     check_text(config, teacher, data, objective)
+    check_dropped(config, objective, teacher)
     if config.parallel.activation_checkpointing and any(t.cost(1).teacher_gradient for t in objective.terms.values()):
         teacher.denoiser.network.checkpoint_activations()  # type: ignore[operator]
     roles = roles_of(config, world, teacher, objective, samplers)
@@ -205,6 +209,7 @@ def build_run(
         fitted=config.lrm.mode != "frozen",
         shares=config.student.shares,
         networks=term_networks(config, objective, teacher, world, roles),
+        reference=reference_of(config, objective, teacher),
     )
     prompts = prompts_of(config, teacher, data)
     check_rewards(pixel, second, data.captions, teacher, objective)
@@ -377,4 +382,8 @@ def monitors_of(config: DictConfig, guard: Guard) -> dict[str, Monitor]:
         found["best"] = Best(best, config.validation.every, patience)
     if guard.active:
         found["guard"] = guard
-    return found | {name: instantiate(node, _convert_="all") for name, node in config.monitors.items()}
+    further = {name: instantiate(node, _convert_="all") for name, node in config.monitors.items() if node is not None}
+    for monitor in further.values():
+        if best is not None and hasattr(monitor, "keeps"):
+            monitor.keeps = False  # the best score's student is what there is to go back to
+    return found | further

@@ -19,7 +19,7 @@ def notes_of(config: DictConfig, objective: Objective, processes: int) -> list[s
             f"lrm.clips is {lrm.clips}, and {clips} are scored a cycle: as many by each of {processes} process"
             f"{'es' if processes > 1 else ''}, and at most the batch of {config.batch}"
         )
-    return [*found, *_late(config, objective), *_apart(config, objective)]
+    return [*found, *_late(config, objective), *_apart(config, objective), *_compared(config, objective)]
 
 
 def _warm_up(config: DictConfig, needs: Needs) -> int:
@@ -68,3 +68,13 @@ def _apart(config: DictConfig, objective: Objective) -> list[str]:
                 "raise cycles"
             )
     return found
+
+
+def _compared(config: DictConfig, objective: Objective) -> list[str]:
+    """Of a student of few steps whose predictions are compared with those of the teacher, which it has left."""
+    if not objective.pair_terms or config.student.guided or config.preference.reference is not None:
+        return []
+    return [
+        "the student is sampled without its teacher's guidance (student.guided=false), and is compared with the "
+        "teacher; for one of few steps give preference.reference=FOLDER, the student before it was pruned"
+    ]

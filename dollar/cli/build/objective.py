@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from dollar.cli.build.data import check_data
 from dollar.cli.build.objects import instantiate
 from dollar.cli.build.rewards import check_latent_reward, check_noise
+from dollar.data.preferred import check_pairs
 from dollar.losses.objective import Objective
 from dollar.losses.term import Term
 
@@ -43,6 +44,8 @@ def objective_of(config: DictConfig) -> Objective:
 
 def check_supplied(config: DictConfig, objective: Objective) -> None:
     """Raise ValueError where a term needs a reward or a fitted latent reward model, which only the user can give."""
+    if config.data.get("pairs", False) and not OmegaConf.is_missing(config.data, "path"):
+        check_pairs(config.data.path, config.batch)
     there = config.reward.get("_target_") is not None
     if objective.needs.surrogate and config.lrm.mode != "frozen" and not there:
         raise ValueError("beta_ft is above 0 but reward=none; name a reward with reward=NAME, or set beta_ft=0")

@@ -63,6 +63,9 @@ def setup_of(config: DictConfig, outline: Outline, work: ForwardCost, own: Forwa
     kept = larger(work, own or work) if whole else own or work
     # With its reward, those of its frames, and whether they are numbers.
     clip = (math.prod(outline.latent_shape) + 1 + frames_scored(config)) * FLOAT + 1
+    read = {} if fitted or not model else {"latent reward model": elements([*model, *small.shapes])}
+    if objective.pair_terms and config.preference.reference is not None:
+        read["student to compare with"] = elements(outline.shapes)
     return Setup(
         shapes=outline.shapes,
         blocks=outline.block_shapes,
@@ -74,7 +77,7 @@ def setup_of(config: DictConfig, outline: Outline, work: ForwardCost, own: Forwa
         spread=[name for name, network in networks.items() if getattr(network, "trained", False)],
         decoder=small.shapes if fitted else [],
         optimizers=1 + sum(map(has_optimizer, objective.terms.values())),
-        read={} if fitted or not model else {"latent reward model": elements([*model, *small.shapes])},
+        read=read,
         frozen={FROZEN.get(name, name.replace("_", " ")): count for name, count in outline.frozen.items()},
         processes=config.processes,
         batch=config.batch,
@@ -90,6 +93,7 @@ def setup_of(config: DictConfig, outline: Outline, work: ForwardCost, own: Forwa
         checkpointing=config.parallel.activation_checkpointing,
         kept=most_kept(cycle),
         compares=config.log.gradients_every > 0,
+        branches=max(1, objective.clips_of_a_pair),
         gathers=any(term.every > 1 for term in objective.apart.values()),
         dtype=dtype_of(config, "dtype").itemsize,
         frozen_dtype=DTYPES[config.teacher.frozen_dtype].itemsize,
@@ -278,7 +282,9 @@ def terms_of(objective: Objective) -> list[TermWork]:
         apart = name in objective.apart
         cost, used = term.cost(1), partial(is_used, term)
         through = cost.teacher_gradient + cost.fake_gradient > 0
-        found.append(TermWork(name, term.cost, isinstance(term, SampleTerm), term.needs.fake, apart, through, used))
+        pair = 1 + term.losers if name in objective.pair_terms else 0
+        sample = isinstance(term, SampleTerm)
+        found.append(TermWork(name, term.cost, sample, term.needs.fake, apart, through, used, pair))
     return found
 
 

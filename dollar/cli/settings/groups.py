@@ -45,6 +45,7 @@ class Data:
     text: Target
     held_out: Target | None
     latents: bool
+    pairs: bool
 
 
 @dataclass

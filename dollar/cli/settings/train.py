@@ -61,6 +61,20 @@ class Fake:
 
 
 @dataclass
+class Preference:
+    """Preference distillation from pairs."""
+
+    dpo: float
+    beta: float
+    sft: float
+    drop_caption: float
+    times: Literal["uniform", "student"]
+    noise: Literal["shared", "own"]
+    safeguard: bool
+    reference: Place | None
+
+
+@dataclass
 class Train:
     """conf/train.yaml with conf/loss: one value a run."""
 
@@ -102,6 +116,7 @@ class Train:
     fake: Fake
     lrm: LatentReward
     decoder: SmallDecoder
+    preference: Preference
     terms: dict[str, Target]
 
 

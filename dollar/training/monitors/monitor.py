@@ -25,6 +25,7 @@ class Monitor(Protocol):
     """Looks at the scores of each validation, the same in every process; its state goes into the checkpoints.
 
     One that has `forget(cycle)` is told by it that later scores are of other prompts, and don't compare with earlier.
+    One that has `watch(cycle, scalars)` is shown what each cycle logged, too, and gives a verdict on it.
     """
 
     @property
