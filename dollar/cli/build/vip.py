@@ -80,13 +80,15 @@ def given_of(group: str) -> list[str]:
 
 def check_commands(stages: Stages, config: DictConfig) -> None:
     """Raise ValueError for an argument that its command would refuse, and for units that there aren't."""
+    from hydra.core.global_hydra import GlobalHydra
+
     from dollar.cli.arguments import as_they_stand
     from dollar.cli.build.configs import configs_of_teacher
     from dollar.cli.overrides import check_overrides
     from dollar.models.pruned import pruning_of
     from dollar.models.units import units_of
 
-    configs, lists = configs_of_teacher(config), None
+    configs = configs_of_teacher(config)
     lists = configs.family.block_lists
     folder = None if config.checkpoint is None else Path(config.checkpoint)
     pruning = pruning_of(folder, config.teacher.name, configs.pipeline.config("transformer"), lists)
@@ -96,6 +98,7 @@ def check_commands(stages: Stages, config: DictConfig) -> None:
             f"stages is {list(config.stages)}, {sum(stages.counts)} units in all, and there are {len(units)} "
             f"{config.units}; leave at least one"
         )
+    GlobalHydra.instance().clear()  # each check composes a configuration of its own
     for step in [*stages.steps_of(1, [str(unit) for unit in units[:1]]), *further_of(stages, str(stages.student(1)))]:
         try:
             check_overrides(step.verb, as_they_stand(step.verb, list(step.arguments)))
