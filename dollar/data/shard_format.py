@@ -1,13 +1,14 @@
 """What a shard is: a parquet file with one captioned clip a row, in FastVideo's columns.
 
 A tensor is three columns, `<name>_bytes`, `_shape` and `_dtype`. `vae_latent` is what the autoencoder gave, not yet
-normalised. FastVideo reads every tensor as float32; the columns of MASK and POOLED are ours and it passes them over.
+normalised. FastVideo reads every tensor as float32; the columns of MASK and POOLED are ours and it passes them over, as
+it does SCORES, a JSON object of what a reward gives a generated clip, by name, null where that is no number.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 LATENT, EMBEDDING, MASK, POOLED = "vae_latent", "text_embedding", "text_attention_mask", "text_pooled"
+SCORES = "scores"
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float16, torch.bfloat16, torch.uint8)}
 FLOATS = [name for name, dtype in DTYPES.items() if dtype.is_floating_point]
 
@@ -42,6 +44,7 @@ SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("file_name", "caption", "media_type")),
         *((name, pa.int64()) for name in ("width", "height", "num_frames")),
         *((name, pa.float64()) for name in ("duration_sec", "fps")),
+        (SCORES, pa.string()),
     ]
 )
 
@@ -49,7 +52,8 @@ SCHEMA = pa.schema(
 class StoredClip(NamedTuple):
     """A captioned clip: latents [C, F, h, w] un-normalised, embeddings [L, D], mask [L], pooled [P] or None.
 
-    width, height, num_frames: of the clip that was encoded, in pixels and frames; fps: frames a second.
+    width, height, num_frames: of the clip that was encoded, in pixels and frames; fps: frames a second; scores: a
+    reward's values of a generated clip, by name.
     """
 
     id: str
@@ -63,6 +67,7 @@ class StoredClip(NamedTuple):
     height: int
     num_frames: int
     fps: float
+    scores: Mapping[str, float] | None = None
 
 
 class Text(NamedTuple):

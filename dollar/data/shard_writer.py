@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from dollar.data.shard_format import DTYPES, EMBEDDING, FLOATS, LATENT, MASK, POOLED, SCHEMA, StoredClip, columns_of
+from dollar.data.shard_format import (
+    DTYPES,
+    EMBEDDING,
+    FLOATS,
+    LATENT,
+    MASK,
+    POOLED,
+    SCHEMA,
+    SCORES,
+    StoredClip,
+    columns_of,
+)
 from dollar.media import atomically
 
 GROUP_BYTES = 4 * 2**20  # a row group is written once it holds this much, so that a row is read without many others
@@ -105,7 +119,13 @@ class ShardWriter:
             "media_type": "video",
             **{name: getattr(row, name) for name in ("width", "height", "num_frames", "fps")},
             "duration_sec": row.num_frames / row.fps,
+            SCORES: None if row.scores is None else _json(row.scores),
         }
+
+
+def _json(scores: Mapping[str, float]) -> str:
+    """Scores as text; JSON has null where there is no number."""
+    return json.dumps({name: float(value) if math.isfinite(value) else None for name, value in scores.items()})
 
 
 def _number(path: Path) -> int:

@@ -83,23 +83,25 @@ def clip_shape_of(config: DictConfig) -> tuple[int, int, int]:
     return config.teacher.frames, config.teacher.height, config.teacher.width
 
 
-def prompts_of(config: DictConfig, split: str = "train") -> list[str]:
-    """The prompts, or captions of a split of the shapes world, evenly spaced through those there are.
-
-    ValueError where there are too few.
-    """
+def given_prompts(config: DictConfig, split: str = "train") -> list[str]:
+    """All prompts of the file, or captions of a split of the shapes world."""
     from dollar.data import shapes
     from dollar.data.prompts import read_prompts
     from dollar.evaluation.yardstick import is_of_shapes
 
     if config.prompts is not None:
-        found = read_prompts(config.prompts)
-    elif is_of_shapes(clip_shape_of(config)):
-        found = shapes.captions(split)
-    else:
-        raise ValueError(
-            f"prompts is null, but {config.teacher.name} is no teacher of the shapes world; give prompts=FILE"
-        )
+        return read_prompts(config.prompts)
+    if is_of_shapes(clip_shape_of(config)):
+        return shapes.captions(split)
+    raise ValueError(f"prompts is null, but {config.teacher.name} is no teacher of the shapes world; give prompts=FILE")
+
+
+def prompts_of(config: DictConfig, split: str = "train") -> list[str]:
+    """The prompts, or captions of a split of the shapes world, evenly spaced through those there are.
+
+    ValueError where there are too few.
+    """
+    found = given_prompts(config, split)
     if len(found) < config.clips:
         raise ValueError(
             f"clips is {config.clips}, and prompts has {len(found)}; give clips={len(found)} or more prompts"

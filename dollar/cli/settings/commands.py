@@ -240,6 +240,34 @@ class Rank:
 
 
 @dataclass
+class Pairs:
+    """conf/pairs.yaml."""
+
+    teacher: Target
+    reward: Target
+    parallel: Parallel
+    checkpoint: Place | None
+    reference: Place | None
+    steps: int | None
+    smaller_steps: int | None
+    prompts: Place | None
+    words: tuple[int, int]
+    chat: Place | None
+    suited: dict[str, tuple[int, int]]
+    clips: int
+    probe: int
+    seed: int
+    batch: int
+    target: Free[str | list[str] | None]
+    floor: Free[float | None]
+    widest: Free[bool]
+    unit: Free[Literal["reward", "sd"]]
+    winners: Free[Place | None]
+    shown: Free[int]
+    out: Free[Place]
+
+
+@dataclass
 class Score:
     """conf/score.yaml."""
 

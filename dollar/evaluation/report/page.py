@@ -18,11 +18,15 @@ CLIP_PIXELS = 256  # longer side of a clip in the report
 
 
 class SampleRow(NamedTuple):
-    """One prompt's clips, uint8 [T, H, W, 3], by the name of their column; a missing column leaves a gap."""
+    """One prompt's clips, uint8 [T, H, W, 3], by the name of their column; a missing column leaves a gap.
+
+    remarks: small lines below the prompt.
+    """
 
     prompt: str
     seed: int
     clips: dict[str, np.ndarray]
+    remarks: Sequence[str] = ()
 
 
 def write_report(
@@ -117,7 +121,8 @@ def _sample(row: SampleRow, columns: Sequence[str], fps: float) -> str:
             gif = base64.b64encode(media.gif_bytes(media.shrink(clip, CLIP_PIXELS), fps)).decode()
             picture = f'<img alt="{escape(f"{name}: {row.prompt}")}" src="data:image/gif;base64,{gif}">'
         pictures.append(f"<figure>{picture}<figcaption>{escape(name)}</figcaption></figure>")
-    caption = f"<p>{escape(row.prompt)}<small>seed {row.seed}</small></p>"
+    small = "".join(f"<small>{escape(line)}</small>" for line in (f"seed {row.seed}", *row.remarks))
+    caption = f"<p>{escape(row.prompt)}{small}</p>"
     return f"<div class=sample>{caption}<div class=clips>{''.join(pictures)}</div></div>"
 
 
