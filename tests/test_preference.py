@@ -11,6 +11,7 @@ import torch
 from conftest import fingerprint, network_of, tiny_run
 from pairs import write_pairs
 from test_loop import save_pruned
+from test_micro_batches import differences, gradients_of, recorded
 from torch import Tensor, nn
 
 from dollar.losses.objective import Objective
@@ -234,10 +235,10 @@ def test_under_the_safeguard_the_winners_error_does_not_rise(make: Make) -> None
 
 
 def test_an_update_of_some_pairs_at_a_time(make: Make) -> None:
-    from test_micro_batches import differences, gradients_of
-
     settings = ("loss=redpo", "preference.sft=1e3", "preference.beta=10", "preference.noise=own")
-    expected = gradients_of(make(*settings))
+    with recorded() as drawn:
+        expected = gradients_of(make(*settings))
+    assert {purpose for kind, _, purpose, _ in drawn if kind == "normal"} == {"winner noise", "loser noise"}
     assert max(differences(gradients_of(make(*settings, "parallel.micro_batch=1")), expected)) < 1e-5
     # Where the terms are looked at one by one, their sum is the same.
     assert max(differences(gradients_of(make(*settings, "log.gradients_every=1")), expected)) < 1e-5
@@ -258,7 +259,9 @@ def test_one_time_one_noise_and_captions_dropped_for_both(make: Make, monkeypatc
             return real(self, x_t, t, condition)
 
         monkeypatch.setattr(type(student), "output", output)
-        loop.run_cycle(0)
+        with recorded() as drawn:
+            loop.run_cycle(0)
+        assert {purpose for kind, _, purpose, _ in drawn if kind == "normal"} == {"pair noise"}
         monkeypatch.setattr(type(student), "output", real)
         assert len(seen) == 3 and torch.equal(seen[0][0], seen[2][0])  # loser, winner, loser with its gradient
         assert torch.equal(seen[0][1], seen[1][1]) and torch.equal(seen[0][2], seen[1][2])

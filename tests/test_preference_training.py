@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, TINY_RUN, Said, load_tiny_teacher
+from conftest import TINY, TINY_RUN, Said, compose, load_tiny_teacher
 from pairs import PROMPTS, write_pairs
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dollar.cli.build.planning import outline_of, setup_of
 from dollar.data.nulls import write_nulls
 from dollar.media import write_mp4
+from dollar.models.outline import measure
+from dollar.planning.memory import elements, roles
 
 REMOVE = "remove=[transformer_blocks.0.attention]"
 
@@ -123,6 +126,14 @@ def test_the_plan_tells_what_it_costs(command: Callable[..., Said], place: Path,
     ):
         found = command("plan", *words(place, keys, pruned, f"loss={loss}")[1:])
         assert found.code == 0 and said in found.out, found.out + found.err
+    config = compose("plan", *words(place, keys, pruned, "loss=redpo", f"preference.reference={pruned}")[1:])
+    outlined = outline_of(config)
+    setup = setup_of(config, outlined, measure(outlined, torch.float32))
+    student, *others = roles(setup)
+    assert student.gradients == 2 * student.weights  # winners' and losers', until both are known
+    assert {"student to compare with": elements(outlined.shapes)}.items() <= {
+        r.name: r.parameters for r in others
+    }.items()
 
 
 def test_pairs_with_stored_prompts(

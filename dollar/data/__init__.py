@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from dollar.data.latents import Batch, Fit, LatentBatches, Samples
     from dollar.data.listed import Entry, Skipped, Source
     from dollar.data.mixture import Mixture
+    from dollar.data.preferred import Pairs, pairs_of
     from dollar.data.prompts import PromptData, read_prompts
     from dollar.data.shapes import ShapesClips
     from dollar.data.shard_format import StoredClip
@@ -29,6 +30,7 @@ __all__ = [
     "LatentBatches",
     "LatentShards",
     "Mixture",
+    "Pairs",
     "PromptData",
     "Samples",
     "ShapesClips",
@@ -40,5 +42,6 @@ __all__ = [
     "StoredText",
     "mixture_of",
     "open_source",
+    "pairs_of",
     "read_prompts",
 ]

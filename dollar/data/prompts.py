@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from dollar.data.latents import Batch, Fit, epoch_order, hash_of
+from dollar.data.latents import Batch, Fit, Shuffled, hash_of
 from dollar.data.listed import CAPTIONS, caption_of
 from dollar.data.places import reachable
 from dollar.data.rows import JSON, TABLES, NoColumns, is_json, lines_of, read_rows
@@ -35,8 +32,7 @@ class PromptData:
         self.captions: Sequence[str] = read_prompts(prompts) if isinstance(prompts, (str, Path)) else list(prompts)
         if not self.captions:
             raise ValueError("there is not one prompt to train on; give data.path=FILE with one prompt a line")
-        self.seed = seed
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+        self._place = Shuffled(len(self.captions), seed)
 
     @classmethod
     def fitted(cls, fit: Fit, path: str | Path) -> PromptData:
@@ -67,12 +63,6 @@ class PromptData:
     def identity(self) -> dict[str, Any]:
         """How many prompts there are, and their hash."""
         return {"prompts": len(self), "hash": hash_of(self.captions)}
-
-    def _place(self, sample: int) -> int:
-        epoch, place = divmod(sample, len(self))
-        if self._order[0] != epoch:
-            self._order = (epoch, epoch_order(len(self), self.seed, epoch))
-        return int(self._order[1][place])
 
 
 def read_prompts(path: str | Path) -> list[str]:
