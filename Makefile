@@ -31,7 +31,7 @@ endif
 # Networks compute in bfloat16 where the processor multiplies it itself (make DTYPE=float32 for the other).
 DTYPE ?= $(if $(GPU),bfloat16,$(shell grep -qsw avx512_bf16 /proc/cpuinfo && echo bfloat16 || echo float32))
 
-.PHONY: demo demo-full students few-step ablation reward-curve bench-reward test test-hpsv2 smoke lint types check teacher-metrics wheel
+.PHONY: demo demo-full students few-step ablation reward-curve bench-reward toy test test-hpsv2 smoke lint types check teacher-metrics wheel
 
 $(READY): setup.cfg setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -65,6 +65,9 @@ reward-curve: $(READY)  ## how many scored clips each form of latent reward need
 
 bench-reward: $(READY)  ## what rewards' gradients cost at the sizes of the paper's tables, into docs/benchmarks.md
 	$(PY) launch/bench_reward.py
+
+toy: $(READY)  ## what SFT, DPO and both do to a small diffusion model in the plane, into docs/toy.md; goes on where it was stopped
+	OMP_NUM_THREADS=1 $(PY) launch/toy.py
 
 # Tests take one thread each. What they free is given back, as there are several of them.
 test: $(READY)

@@ -74,8 +74,8 @@ def test_the_winners_half_is_sft_and_the_losers_is_minus_it() -> None:
     assert errors(with_scale) < 3 and errors((2 * residual).mean(1)) < 3
     # So a stage begins with margins above 0, a loss above log 2 and more than half of the pairs told apart wrongly.
     found = Preferred(strength=2.0).pair_scalars(winner, loser)
-    assert errors(found["margin"].detach(), float(apart.mean() + below.mean())) < 3
-    assert float(Preferred(strength=2.0).pair_loss(winner, loser).mean()) > math.log(2)
+    assert errors(found["margin"].detach(), float((apart + below).mean().detach())) < 3
+    assert float(Preferred(strength=2.0).pair_loss(winner, loser).mean().detach()) > math.log(2)
     assert float(found["accuracy"].mean()) < 0.5
     # And of a student that is the reference: exactly log 2.
     same = Outputs(winner.reference, winner.reference, winner.target)
@@ -225,7 +225,6 @@ def test_under_the_safeguard_the_winners_error_does_not_rise(make: Make) -> None
     learner.load(state._replace(tensors=start))
     term.safeguard = True
     held = descend(51, 0.003)
-    print(without[0], without[-1], held[-1])
     assert without[0]["pairs/winner_error"] == held[0]["pairs/winner_error"] and without[0]["safeguard/share"] < 1
     rises = [found[-1]["pairs/winner_error"] - found[0]["pairs/winner_error"] for found in (without, held)]
     assert rises[0] > 0.005 and rises[1] < 1e-3 * rises[0]

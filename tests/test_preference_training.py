@@ -79,7 +79,14 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
     assert "losses: dpo 1.0 (strength 5000.0, safeguard True), sft 100" in card and "loss=redpo" in card
 
 
-@pytest.mark.parametrize("how", [("student.lora=2",), ("parallel.activation_checkpointing=true", "loss=sft")])
+@pytest.mark.parametrize(
+    "how",
+    [
+        ("student.lora=2", "parallel.activation_checkpointing=true"),
+        ("loss=sft", "parallel.activation_checkpointing=true"),
+        ("parallel.dtype=bfloat16", "parallel.teacher_dtype=bfloat16"),
+    ],
+)
 def test_other_students_are_trained(
     command: Callable[..., Said], place: Path, keys: list[str], pruned: Path, how: tuple[str, ...]
 ) -> None:

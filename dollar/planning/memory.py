@@ -147,8 +147,8 @@ def roles(setup: Setup) -> list[Holding]:
     """Everything that is held from the first cycle to the last."""
     whole, cut = elements(setup.shapes), setup.cut
     student = trained("student", setup.trains, cut, setup.gathers)
-    held = {"gradients": setup.branches * student.gradients, "moments": setup.optimizers * student.moments}
-    found = [student._replace(**held)]
+    gradients, moments = setup.branches * student.gradients, setup.optimizers * student.moments
+    found = [student._replace(gradients=gradients, moments=moments)]
     if setup.lora:
         found[0] = found[0]._replace(name="student's LoRA")
         found.append(Holding("student's frozen weights", elements(setup.own), FLOAT * elements(setup.own, cut)))

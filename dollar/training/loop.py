@@ -275,6 +275,8 @@ class Loop:
         for monitor in self.monitors.values():
             if (watch := getattr(monitor, "watch", None)) is not None:
                 verdict = watch(self.cycle, scalars)
+                if verdict.keep is not None:
+                    self._check_weights()
                 with self.average.swapped() if self.average is not None and verdict.keep is not None else nullcontext():
                     self._heed(verdict)
 
@@ -285,7 +287,6 @@ class Loop:
         if verdict.note:
             logger.warning(f"cycle {self.cycle}: {verdict.note}")
         if verdict.keep is not None:
-            self._check_weights()
             self._keep(dict(verdict.keep))
         self.ended = verdict.ended or self.ended
 

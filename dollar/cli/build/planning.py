@@ -277,12 +277,12 @@ def validations_of(config: DictConfig, outline: Outline) -> Validations:
 
 def terms_of(objective: Objective) -> list[TermWork]:
     """What each term needs and costs."""
-    found = []
+    found, pairs = [], objective.pair_terms
     for name, term in objective.terms.items():
         apart = name in objective.apart
         cost, used = term.cost(1), partial(is_used, term)
         through = cost.teacher_gradient + cost.fake_gradient > 0
-        pair = 1 + term.losers if name in objective.pair_terms else 0
+        pair = 1 + pairs[name].losers if name in pairs else 0
         sample = isinstance(term, SampleTerm)
         found.append(TermWork(name, term.cost, sample, term.needs.fake, apart, through, used, pair))
     return found

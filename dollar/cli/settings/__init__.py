@@ -26,6 +26,7 @@ from dollar.cli.settings.commands import (
     Score,
     Vip,
 )
+from dollar.cli.settings.toy import Toy
 from dollar.cli.settings.train import Plan, Train
 
 __all__ = ["COMMANDS", "Place", "Prompt", "Target", "free_keys"]
@@ -46,6 +47,7 @@ COMMANDS: dict[str, type] = {
     "reward_curve": RewardCurve,
     "sample": Sample,
     "score": Score,
+    "toy": Toy,
     "train": Train,
     "vip": Vip,
 }
