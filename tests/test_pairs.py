@@ -309,7 +309,7 @@ def test_mistakes_are_sentences(command: Callable[..., Said], keys: list[str], t
     sentence(command("pairs", *keys, "target=[flicker,flicker]"), "give one property or several, each once")
     sentence(command("pairs", *keys, "smaller_steps=3"), "is sampled in 2 steps, and its clips are to be made in 3")
     sentence(command("pairs", *keys, "words=[9,25]"), "no prompt passes for finding the targets: 7 have too few words")
-    sentence(command("pairs", *keys, "+suited.flicker=[4,0]"), "suited.flicker is [4, 0]")
+    sentence(command("pairs", *keys, "suited.visual_quality=[4,0]"), "suited.visual_quality is [4, 0]")
     sentence(command("pairs", *keys, "checkpoint=null"), "checkpoint is not given")
     assert not list((tmp_path / "no").rglob("*.parquet"))
 
@@ -322,7 +322,7 @@ def test_a_full_disk_and_a_clip_without_numbers(
     clips = [named(f"a red circle, number {i}", i) for i in range(2)]
     broken = torch.tensor([1.0, math.nan]).reshape(2, 1, 1, 1, 1)
     half = replace(sampler, diffusion=lambda *given: sampler.diffusion(*given) * broken)
-    maker = Maker(tmp_path / "clips", "clips", half, teacher, Mixture({"flicker": 1.0}, {"flicker": Flicker()}), 2)
+    maker = Maker(tmp_path / "clips", "clips", half, teacher, Mixture({"flicker": Flicker()}, {"flicker": 1.0}), 2)
     maker.begin()
     add = ShardWriter.add
 
