@@ -27,7 +27,7 @@ def summarize(config: DictConfig, stages: Stages, result: Result) -> None:
     from dollar.vip.scoring import Scores
     from dollar.vip.size import sizes_text
 
-    world = start("auto", 10.0)
+    world = start(config.parallel.device, config.parallel.timeout_minutes)
     teacher = build_teacher(config, world)
     students = {f"stage {i}": str(stages.student(i)) for i in range(1, len(result.stages) + 1)}
     if stages.checkpoint is not None:

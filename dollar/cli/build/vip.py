@@ -44,7 +44,7 @@ def stages_of(config: DictConfig) -> Stages:
     return Stages(
         Path(config.out),
         counts if config.online else [sum(counts)],
-        given_of("teacher"),
+        [*given_of("teacher"), *given_of("parallel")],
         given_of("reward"),
         student_of(config),
         None if config.checkpoint is None else str(config.checkpoint),

@@ -290,6 +290,7 @@ class Vip:
 
     teacher: Target
     reward: Target
+    parallel: Parallel
     out: Free[Place]
     checkpoint: Place | None
     stages: list[int]
