@@ -19,7 +19,7 @@ from dollar.cli.same import check_same
 if TYPE_CHECKING:
     from dollar.models.teacher import Teacher
     from dollar.parallel.world import World
-    from dollar.vip.curation import Curation
+    from dollar.vip.curation import Curation, Outcome
     from dollar.vip.prompts import Filter
 
 LOSERS = "losers"
@@ -178,3 +178,21 @@ def curation_of(
         world,
         stopped,
     )
+
+
+def tell(config: DictConfig, work: Curation, found: Outcome | None, teacher: Teacher) -> None:
+    """Write the list and its page, and print what came out."""
+    from dollar.vip.curation import write_pairs
+    from dollar.vip.pairs_page import write_pairs_page
+
+    winners, losers = work.full.folder, work.smaller.folder
+    if found is None:
+        print(f"stopped; the same command goes on with the clips in {winners} and {losers}")
+        return
+    page = work.out / "pairs.html"
+    write_pairs(work.out, winners, losers, found)
+    write_pairs_page(page, winners, losers, found, teacher, config.shown)
+    print("\n".join(found.lines))
+    if (count := len(found.paired.pairs)) < config.batch:
+        print(f"note: these are fewer than batch={config.batch}; a training takes at least its own batch of pairs")
+    print(f"the {count} pairs are listed in {work.out / 'pairs.jsonl'} and shown in {page}")

@@ -21,6 +21,7 @@ from dollar.cli.build.pairing import (
     reward_and_prompts,
     steps_of,
     targets_given,
+    tell,
     winners_of,
 )
 from dollar.cli.entry import check_folder_for
@@ -28,9 +29,7 @@ from dollar.cli.run_folders import CONFIG
 
 if TYPE_CHECKING:
     from dollar.cli.kept import Kept
-    from dollar.models.teacher import Teacher
     from dollar.parallel.lock import Lock
-    from dollar.vip.curation import Curation, Outcome
 
 
 def main(config: DictConfig) -> None:
@@ -79,21 +78,3 @@ def make(config: DictConfig, kept: tuple[Kept, Kept], locks: list[Lock]) -> None
     finish(world)
     if found is None:
         sys.exit(STOPPED)
-
-
-def tell(config: DictConfig, work: Curation, found: Outcome | None, teacher: Teacher) -> None:
-    """Write the list and its page, and print what came out."""
-    from dollar.vip.curation import write_pairs
-    from dollar.vip.pairs_page import write_pairs_page
-
-    winners, losers = work.full.folder, work.smaller.folder
-    if found is None:
-        print(f"stopped; the same command goes on with the clips in {winners} and {losers}")
-        return
-    page = work.out / "pairs.html"
-    write_pairs(work.out, winners, losers, found)
-    write_pairs_page(page, winners, losers, found, teacher, config.shown)
-    print("\n".join(found.lines))
-    if (count := len(found.paired.pairs)) < config.batch:
-        print(f"note: these are fewer than batch={config.batch}; a training takes at least its own batch of pairs")
-    print(f"the {count} pairs are listed in {work.out / 'pairs.jsonl'} and shown in {page}")
