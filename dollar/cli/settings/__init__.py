@@ -16,16 +16,12 @@ from dollar.cli.settings.commands import (
     Export,
     FewSteps,
     FitReward,
-    Pairs,
     Preprocess,
     Pretrain,
-    Prune,
-    Rank,
     RewardCurve,
     Sample,
-    Score,
-    Vip,
 )
+from dollar.cli.settings.smaller import Pairs, Prune, Rank, Score, Vip
 from dollar.cli.settings.toy import Toy
 from dollar.cli.settings.train import Plan, Train
 
