@@ -31,7 +31,7 @@ endif
 # Networks compute in bfloat16 where the processor multiplies it itself (make DTYPE=float32 for the other).
 DTYPE ?= $(if $(GPU),bfloat16,$(shell grep -qsw avx512_bf16 /proc/cpuinfo && echo bfloat16 || echo float32))
 
-.PHONY: demo demo-full students few-step ablation reward-curve bench-reward toy test test-hpsv2 smoke lint types check teacher-metrics wheel
+.PHONY: demo demo-full students few-step ablation reward-curve bench-reward toy test test-hpsv2 test-vip smoke lint types check teacher-metrics wheel
 
 $(READY): setup.cfg setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -82,6 +82,9 @@ $(HPSV2)/.ready: $(READY)
 
 test-hpsv2: $(HPSV2)/.ready  ## HPSv2 and PickScore against their publishers' programs, on the same random weights
 	PYTHONPATH=. $(HPSV2)/bin/python tests/hpsv2_parity.py
+
+test-vip: $(READY)  ## launch/vip.py killed inside each of its steps: the same weights (three minutes on two cores)
+	$(PY) tests/killed_stages.py
 
 smoke: $(READY)  ## every family's tiny folder from clips to a pipeline: preprocess, train, resume, export, sample
 	$(PY) tests/smoke.py
