@@ -30,11 +30,12 @@ def _nothing(rows: Sequence[Row], results: Results) -> str:
 class Layout:
     """What a study's document has besides its questions.
 
-    about: what the figures mean; commands: the lines of shell that make what is known, and the document; teacher: the label of the teacher's line; columns: those of a group with its rows.
-    repeated: rows of other groups that a group's table repeats, since they are what it is compared with; so is what it
-    starts from. across: figures are a table's lines, and students its columns. captions: a group's plot and what is
-    seen in it; lead: the plot that follows the verdicts, with what is seen in it; scope: what so many rows and seeds
-    can decide; before and after: text before and after the table of a group's rows.
+    about: what the figures mean; commands: the lines of shell that make what is known, and the document; teacher: the
+    label of the teacher's line; columns: those of a group with its rows. repeated: rows of other groups that a group's
+    table repeats, since they are what it is compared with; so is what it starts from. across: figures are a table's
+    lines, and students its columns. captions: a group's plot and what is seen in it; lead: the plot that follows the
+    verdicts, with what is seen in it; scope: what so many rows and seeds can decide; before and after: text before and
+    after the table of a group's rows.
     """
 
     title: str
