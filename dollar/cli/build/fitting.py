@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from dollar.cli.build.loop import adamw, check_optimizers
-from dollar.cli.build.rewards import by_frames, noise_of, reads_text, started_decoder
+from dollar.cli.build.rewards import by_frames, noise_of, note_motion, reads_text, started_decoder
 from dollar.cli.code import code_of
 from dollar.cli.declared import flat
 from dollar.cli.places import CODE, by_content, held_below
@@ -119,8 +119,7 @@ def new_surrogate(config: DictConfig, teacher: Teacher, pixel: PixelReward, prom
     smooth, lrm["text"] = lrm.pop("smooth"), reads_text(config.lrm, pixel.reward)
     frames = by_frames(config.lrm, pixel)
     del lrm["noise"], lrm["noised"], lrm["targets"]
-    if getattr(pixel.reward, "sees_motion", False) and (lrm["backbone"], lrm["temporal"]) == ("cnn", "frames"):
-        logger.warning(f"note: {pixel.name} sees motion, which lrm.temporal=frames can't; conv3d can")
+    note_motion(config.lrm, pixel)
     torch.manual_seed(config.seed)
     decoder = started_decoder(config, teacher) if lrm["backbone"] == "pixels" else None
     model: Any = make_reward_model(teacher, **lrm, prompt=prompt, decoder=decoder)
