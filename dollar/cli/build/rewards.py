@@ -106,7 +106,7 @@ def by_frames(lrm: DictConfig, pixel: PixelReward | None) -> bool:
     """Whether a latent reward model is fitted frame by frame; `auto` where that goes. ValueError where it can't."""
     trouble = ""
     if lrm.backbone == "teacher" or lrm.temporal != "frames":
-        trouble = "only a model that averages over frames has some; set lrm.temporal=frames, with backbone pixels or cnn"
+        trouble = "only a model that averages over frames has some; set lrm.temporal=frames (pixels or cnn)"
     elif lrm.fit != "mse":
         trouble = f"lrm.fit={lrm.fit} compares clips, by their frames' mean; set lrm.fit=mse"
     elif pixel is not None and not pixel.by_frames:
