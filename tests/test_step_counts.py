@@ -50,7 +50,7 @@ def test_a_run_draws_them_so_and_a_plan_counts_them_so(build: Build) -> None:
 
 def test_more_steps_than_there_are_times_are_refused(teacher: Teacher) -> None:
     assert few_steps(teacher, None, [8], "renoise")[8].steps == 8
-    with pytest.raises(ValueError, match=r"student.steps has 1000, and this teacher has not so many different times"):
+    with pytest.raises(ValueError, match=r"student.steps has 1000, but this teacher has not so many times"):
         few_steps(teacher, None, [1000], "renoise")
 
 
