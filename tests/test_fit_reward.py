@@ -472,6 +472,7 @@ def test_another_configuration_begins_anew_on_the_same_scored_clips(
         (["lrm.backbone=teacher", "lrm.blocks=9"], ["lrm.blocks is 9", "1 to 2"]),
         (["lrm.backbone=teacher", "lrm.noise=[0.5,0.5]"], ["lrm.noise is [0.5, 0.5]", "rising"]),
         (["lrm.noise=[0.8,0.2]"], ["lrm.noise is [0.8, 0.2]", "rising"]),
+        (["clips=8", "made=[1,2]", "made_clips=4", "held_out=0.25", "mismatched=false", "fit_on=15"], ["at most 14"]),
         (["observations=nowhere"], ["there is no nowhere/observations.safetensors"]),
     ],
 )

@@ -107,6 +107,13 @@ def check(config: DictConfig) -> None:
     noise_of(config.lrm), by_frames(config.lrm, None)
     if config.fit_on is not None and config.fit_on < 4:
         raise ValueError(f"fit_on is {config.fit_on}; it must be at least 4, for some clips choose the best update")
+    made = config.made_clips * len(config.made)
+    most = real * (1 + config.mismatched) + made - round(config.held_out * max(real, config.made_clips * (made > 0)))
+    if config.fit_on is not None and config.fit_on > most:
+        raise ValueError(
+            f"fit_on is {config.fit_on}, but at most {most} scored clips aren't held out; raise clips or made_clips, "
+            "or lower fit_on"
+        )
     if config.climb_noise is not None:
         check_range("climb_noise", config.climb_noise)
     check_optimizers(config)
