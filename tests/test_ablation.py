@@ -277,6 +277,21 @@ def test_verdicts_follow_the_figures(tmp_path: Path) -> None:
         assert ("one seed" in text) == (seeds == 1)
 
 
+def test_a_row_that_the_guard_ends_at_its_start_raises_nothing(tmp_path: Path) -> None:
+    """The start's student is above a control whose reward falls while it goes on."""
+
+    def kept(row: str, figure: str) -> float:
+        return 0.9 if (row, figure) == ("vsd", "jpeg") else as_the_paper(row, figure)
+
+    results = results_with(tmp_path, 3, kept)
+    for seed in range(3):
+        results.stored["rows"][f"jpeg_1/{seed}"]["figures"] = results.stored["rows"][f"vsd/{seed}"]["figures"]
+    asked = next(q for q in questions(results, ROWS) if "raise JPEG" in q.text)
+    assert [c.what for c in asked.decides] == [f"JPEG compressibility above the {n}'s" for n in ("control", "start")]
+    assert [c.answer for c in asked.decides] == ["yes", "undecided"] and asked.decides[1].effect == "0.000"
+    assert together(asked.decides) == "undecided"
+
+
 def test_questions_of_a_steps_variant_exist_where_its_row_does(tmp_path: Path) -> None:
     results = results_with(tmp_path, 3, as_the_paper)
     for seed in range(3):
@@ -366,6 +381,8 @@ def test_the_document_has_tables_commands_plots_and_keeps_what_was_written(tmp_p
     assert "colourfulness, for which the teacher was not trained" in text and "0.300 of the start against 0.300" in text
     assert text.count("Gradients at x_hat") == 5, "but for distillation and steps"
     assert text.count("Rewards that were not optimised, against") == 4
+    steps = text.partition("## Steps\n")[2].partition("\n## ")[0]
+    assert "Rewards that were not optimised" in steps and "*pursued*" not in steps, "they are trained for none"
     sizes = text.partition("## Rewards")[2].partition("Gradients at x_hat")[2].partition("![")[0].splitlines()
     assert [line.split("|")[1].strip() for line in sizes[4:7]] == [
         "VSD + LRM",
@@ -383,6 +400,11 @@ def test_the_document_has_tables_commands_plots_and_keeps_what_was_written(tmp_p
     for name in ("reward", "tradeoff", "overoptimisation", "bodies"):
         picture = (tmp_path / "ablation" / f"{name}.svg").read_text()
         assert f"ablation/{name}.svg" in text and "<text" in picture and len(picture) < 150_000
+    assert "step's true rise" in picture
+    for result in results.stored["rows"].values():
+        result["climb_true"] = None
+    write(results, (), ["bodies"])
+    assert "step's true rise" not in (tmp_path / "ablation" / "bodies.svg").read_text(), "no panel is empty"
     first = (tmp_path / "ablation" / "reward.svg").read_bytes()
     path.write_text(text.replace(BEGIN, f"{BEGIN}\n## Findings\n\nMine.\n"))
     write(results, ["vsd/0"], ["reward"])

@@ -114,7 +114,8 @@ def results_with(path: Path, **by_row: Sequence[dict[str, float]]) -> Results:
     for name, found in by_row.items():
         for seed, figures in enumerate(found):
             kept = {str(COUNTS[name]): system_figures(student(**{**TEACHER, **figures}))}
-            results.put(name, seed, {"figures": kept, "machine": "m", "seconds": 1.0, "commands": [], "curves": {}})
+            made = ["python launch/train.py parallel.dtype=bfloat16 parallel.teacher_dtype=float32"]
+            results.put(name, seed, {"figures": kept, "machine": "m", "seconds": 1.0, "commands": made, "curves": {}})
     return results
 
 
@@ -216,3 +217,11 @@ def test_the_study_in_its_smallest_form(
     assert all(f">{name}<" in drawn for name in ("4 steps", "1 step", "teacher", "real clips"))
     shell = (tmp_path / "docs" / "few_steps" / "commands.md").read_text()
     assert "experiment=two_steps" in shell and f"init={tmp_path}/work/seed0/four/student" in shell
+
+
+def test_the_page_is_made_anew_in_the_dtypes_of_its_rows(tmp_path: Path) -> None:
+    """With others it would call every row one of other settings."""
+    *_, page = FEW_STEPS.layout.commands(results_with(tmp_path, four=[{}] * 3, one=[{}]))
+    assert "only_document=true dtype=bfloat16 teacher_dtype=float32   #" in page
+    *_, page = FEW_STEPS.layout.commands(results_with(tmp_path / "none"))
+    assert "only_document=true   #" in page

@@ -239,6 +239,8 @@ def test_advice_where_little_of_a_step_is_true() -> None:
     assert climb_text(climbs(-0.1, -0.3, 0.25), *pixels).endswith(little)
     assert "own gradient is 0.25" in climb_text(climbs(-0.1, -0.3, 0.25), *pixels)
     assert "isn't known" in climb_text(climbs(math.nan, math.nan, clips=0), *clean)
+    one = climb_text([Climb(0.01, 0.5, 0.2, math.nan, 1, math.nan)], *clean)
+    assert one.endswith("on 1 held-out clip: of 1%: 0.5 predicted, 0.2 true"), "one clip has no standard error"
 
 
 def test_the_same_command_and_another_fit_score_nothing_again(fit: Callable, tmp_path: Path) -> None:
@@ -472,6 +474,7 @@ def test_another_configuration_begins_anew_on_the_same_scored_clips(
         (["lrm.backbone=teacher", "lrm.blocks=9"], ["lrm.blocks is 9", "1 to 2"]),
         (["lrm.backbone=teacher", "lrm.noise=[0.5,0.5]"], ["lrm.noise is [0.5, 0.5]", "rising"]),
         (["lrm.noise=[0.8,0.2]"], ["lrm.noise is [0.8, 0.2]", "rising"]),
+        (["clips=8", "made=[1,2]", "made_clips=4", "held_out=0.25", "mismatched=false", "fit_on=15"], ["at most 14"]),
         (["observations=nowhere"], ["there is no nowhere/observations.safetensors"]),
     ],
 )

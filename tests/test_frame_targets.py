@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from test_latent_reward import no_text
 from torch import Tensor
 
-from dollar.cli.build.rewards import by_frames
+from dollar.cli.build.rewards import by_frames, note_motion
 from dollar.diffusion.draws import Draws
 from dollar.models.codec import Codec, Normalisation
 from dollar.models.denoiser import Condition
@@ -18,6 +18,7 @@ from dollar.models.latent_reward_model import LatentRewardModel
 from dollar.models.pixel_reward_model import PixelRewardModel
 from dollar.models.small_decoder import SmallDecoder
 from dollar.rewards.colourfulness import Colourfulness
+from dollar.rewards.flicker import Flicker
 from dollar.rewards.frames import FrameReward, Frames, check_frames, pick
 from dollar.rewards.jpeg import JpegSize
 from dollar.rewards.mixture import Mixture
@@ -156,3 +157,17 @@ def test_frames_are_the_targets_where_model_fit_and_reward_have_them() -> None:
         assert not by_frames(OmegaConf.create(good | change), pixel)
         with pytest.raises(ValueError, match=said):
             by_frames(OmegaConf.create(good | change | {"targets": "frames"}), pixel)
+
+
+def test_a_model_that_averages_over_frames_is_said_to_miss_motion(capsys: pytest.CaptureFixture) -> None:
+    moving = PixelReward(Flicker(), new_codec())
+    for lrm, said in (
+        ({"backbone": "pixels", "temporal": "frames"}, True),
+        ({"backbone": "cnn", "temporal": "frames"}, True),
+        ({"backbone": "pixels", "temporal": "conv3d"}, False),
+        ({"backbone": "teacher", "temporal": "frames"}, False),
+    ):
+        note_motion(OmegaConf.create(lrm), moving)
+        assert ("sees motion, which lrm.temporal=frames can't" in capsys.readouterr().out) == said, lrm
+    note_motion(OmegaConf.create({"backbone": "cnn", "temporal": "frames"}), PixelReward(Colourfulness(), new_codec()))
+    assert "note" not in capsys.readouterr().out

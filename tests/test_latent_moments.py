@@ -80,6 +80,16 @@ def test_statistics_of_parts_are_those_of_the_whole_and_old_cycles_count_less() 
     assert (again.made.mean, again.made.weight, again.real.mean) == (whole.mean, whole.weight, parts.mean)
 
 
+def test_a_sample_that_is_not_finite_is_left_out() -> None:
+    running, x = Running(), batch(0)
+    running.add(torch.full_like(x, float("nan")))
+    running.close(alone)
+    assert (running.mean, running.weight) == ([], 0.0)
+    running.add(torch.cat([x, torch.full_like(x[:2], float("inf"))]))
+    running.close(alone)
+    assert running.mean == pytest.approx(moments_of(x).mean(0).tolist(), rel=1e-5) and running.weight == 6
+
+
 @pytest.mark.parametrize("distance", ["mse", "pseudo_huber"])
 def test_training_rests_at_the_real_mean_and_variance(distance: str) -> None:
     term, generator = Moments(distance=distance), torch.Generator().manual_seed(0)

@@ -149,6 +149,16 @@ def test_a_term_is_as_large_as_vsd_however_unequal_the_micro_batches() -> None:
         assert sizes.ratio("vsd", "ft") == pytest.approx(6 / 4)
 
 
+def test_a_gradient_that_is_not_finite_is_no_size() -> None:
+    """The update that it spoils is skipped; in the mean it would spoil all later ones, too."""
+    sizes = Sizes(lambda t: t)
+    for spoilt in (float("nan"), float("inf"), None):
+        for name, size in (("vsd", 6.0), ("ft", 4.0)):
+            sizes.add(name, torch.tensor([[size if spoilt is None else spoilt]]))
+        sizes.close()
+        assert sizes.ratio("vsd", "ft") == (1.5 if spoilt is None else 0.0)
+
+
 def test_no_more_clips_than_a_micro_batch_go_through_a_network_at_once(build: Callable[..., Loop]) -> None:
     for size, most in (("null", 4), ("3", 3), ("1", 1)):
         loop, seen = build(*COMMON, "vsd.guidance_scale=1", "cd.guidance_scale=1", f"parallel.micro_batch={size}"), []

@@ -11,12 +11,14 @@ from conftest import TINY_DATA, TINY_RUN, compose
 
 from dollar.cli.build.planning import cycle_of
 from dollar.diffusion.draws import Draws
+from dollar.export.student import few_steps
 from dollar.losses.adversarial import Adversarial
 from dollar.losses.latent_reward import LatentRewardTerm
 from dollar.losses.objective import Objective
 from dollar.losses.pull import Pull
 from dollar.losses.term import is_used
 from dollar.losses.vsd import VSD
+from dollar.models.teacher import Teacher
 from dollar.planning.work import forwards
 from dollar.training.loop import Loop
 
@@ -44,6 +46,12 @@ def test_a_run_draws_them_so_and_a_plan_counts_them_so(build: Build) -> None:
     for wrong in ("[1,2]", "[1,0,1]"):
         with pytest.raises(ValueError, match=r"student.shares is .*each of student.steps, \[4, 2, 1\], or null"):
             build("student.steps=[4,2,1]", f"student.shares={wrong}")
+
+
+def test_more_steps_than_there_are_times_are_refused(teacher: Teacher) -> None:
+    assert few_steps(teacher, None, [8], "renoise")[8].steps == 8
+    with pytest.raises(ValueError, match=r"student.steps has 1000, but this teacher has not so many times"):
+        few_steps(teacher, None, [1000], "renoise")
 
 
 def test_where_a_term_is_used() -> None:

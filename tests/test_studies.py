@@ -16,7 +16,7 @@ from dollar.cli.build.studies import check_commands, settings_of
 from dollar.studies import engine
 from dollar.studies.compare import together
 from dollar.studies.content import Content
-from dollar.studies.document import Layout
+from dollar.studies.document import Layout, further_seeds
 from dollar.studies.engine import carry_out, is_fresh, machine
 from dollar.studies.jobs import Outcome, work
 from dollar.studies.plots import BLUE, Plot
@@ -83,9 +83,9 @@ PRUNING = Content(
     layout=Layout(
         title="Pruning",
         about="Score: how good; size: how large.\n",
-        commands=lambda seeds, further: [
+        commands=lambda results: [
             "make pruning",
-            *(f"make more {more} {names}" for more, names in further.items()),
+            *(f"make more {more} {names}" for more, names in further_seeds(results).items()),
         ],
         columns=lambda group, rows: [Column("score ↑", "score", "{:.2f}"), Column("size ↓", "size", "{:.0f}")],
         captions={"pruned": ("sizes", "How large it is.")},
@@ -349,6 +349,9 @@ def test_further_seeds_of_some_rows_are_told(tmp_path: Path, study: Study) -> No
     assert "3 of 3 rows, seed 0, and 1, 2 of “Plain”; made on" in text
     page = (tmp_path / "docs" / "pruning" / "commands.md").read_text()
     assert "make pruning\nmake more (1, 2) ['plain']\n" in page
+    study(settings(tmp_path, seeds=[1, 2], only=["both"]))
+    text = (tmp_path / "docs" / "pruning.md").read_text()
+    assert "3 of 3 rows, seeds 0, 1, 2, without 1, 2 of “Half of the blocks”; made on" in text
 
 
 def test_the_same_command_goes_on_where_it_ended(tmp_path: Path, study: Study) -> None:

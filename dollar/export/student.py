@@ -126,6 +126,8 @@ def few_steps(
     """
     check_steps(timesteps, steps)
     times = teacher.family.even(max(steps)) if timesteps is None else list(timesteps)
+    if timesteps is None and times[-1] <= 0:
+        raise ValueError(f"student.steps has {max(steps)}, but this teacher has not so many times; give fewer")
     return {count: teacher.few_step(times[:: len(times) // count], between) for count in steps}
 
 

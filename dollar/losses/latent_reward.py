@@ -42,7 +42,8 @@ def pairwise(predicted_i: Tensor, predicted_j: Tensor, reward_i: Tensor, reward_
 def steepness(predicted: Tensor, x: Tensor) -> Tensor:
     """|d predicted / d x|^2, summed over x [B, ...]: what a smooth fit keeps small. Returns [B].
 
-    predicted: [B], or [B, F] of frames that each follow from their own part of x, over which it is the mean.
+    predicted: [B], or [B, F] of frames that each follow from their own part of x, over which it is the mean; where they
+    share parts, as on a small decoder's pixels, it is F times the squared gradient of their mean.
     A surrogate says nothing of directions in which no clips differ, and there its gradient is what it was at its start.
     With p times this on the squared error, the slope fitted to clips (or frames) on a line is 1 / (1 + p) of the
     least-squares one along it, for unit variance, and 0 across it.

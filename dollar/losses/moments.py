@@ -46,8 +46,9 @@ class Running:
         self._seen: Tensor | None = None  # sums, and the number of samples
 
     def add(self, x: Tensor) -> None:
-        """Take in latents [B, C, ...]."""
+        """Take in latents [B, C, ...]; a sample that isn't finite, which would stay for good, is left out."""
         found = moments_of(x.detach()).double()
+        found = found[found.isfinite().all(1)]
         now = torch.cat([found.sum(0), found.new_tensor([float(len(found))])])
         self._seen = now if self._seen is None else self._seen + now
 
@@ -56,8 +57,11 @@ class Running:
         if self._seen is None:
             return
         *sums, count = gather(self._seen[None]).sum(0).tolist()
+        self._seen = None
+        if count == 0:
+            return
         kept = self.decay * self.weight
-        self.weight, self._seen = kept + count, None
+        self.weight = kept + count
         before = self.mean or [0.0] * len(sums)
         self.mean = [(kept * old + new) / self.weight for old, new in zip(before, sums, strict=True)]
 

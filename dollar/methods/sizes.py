@@ -25,8 +25,12 @@ class Sizes:
         self._weights: dict[str, float] = {}
 
     def add(self, name: str, gradient: Tensor) -> None:
-        """Take in a term's gradients [B, ...] of a mean over B samples, each 1 / B of that of a sample alone."""
+        """Take in a term's gradients [B, ...] of a mean over B samples, each 1 / B of that of a sample alone.
+
+        One that isn't finite, whose update is skipped, is left out, for it would stay in the mean for good.
+        """
         norms = len(gradient) * gradient.flatten(1).norm(dim=1)
+        norms = norms[norms.isfinite()]
         now = torch.stack([norms.sum(), norms.new_tensor(float(len(norms)))])
         self._seen[name] = self._seen.get(name, torch.zeros_like(now)) + now
 
@@ -34,6 +38,8 @@ class Sizes:
         """End a turn."""
         for name, seen in self._seen.items():
             total, count = self.gather(seen[None]).sum(0).tolist()
+            if count == 0:
+                continue
             weight = DECAY * self._weights.get(name, 0.0) + 1
             self._means[name] = self._means.get(name, 0.0) + (total / count - self._means.get(name, 0.0)) / weight
             self._weights[name] = weight

@@ -20,7 +20,6 @@ from dollar.studies.tables import Column, table
 BEGIN, END = "<!-- written by hand: begin -->", "<!-- written by hand: end -->"
 HAND = "What stands between these two marks is kept when the document is written anew."
 COMMANDS = "commands.md"
-Further = Mapping[tuple[int, ...], Sequence[str]]  # seeds that only some rows have -> their names
 
 
 def _nothing(rows: Sequence[Row], results: Results) -> str:
@@ -31,17 +30,17 @@ def _nothing(rows: Sequence[Row], results: Results) -> str:
 class Layout:
     """What a study's document has besides its questions.
 
-    about: what the figures mean; commands: the lines of shell that make so many seeds, and further ones with the rows
-    that have them, and the document; teacher: the label of the teacher's line; columns: those of a group with its rows.
-    repeated: rows of other groups that a group's table repeats, since they are what it is compared with; so is what it
-    starts from. across: figures are a table's lines, and students its columns. captions: a group's plot and what is
-    seen in it; lead: the plot that follows the verdicts, with what is seen in it; scope: what so many rows and seeds
-    can decide; before and after: text before and after the table of a group's rows.
+    about: what the figures mean; commands: the lines of shell that make what is known, and the document; teacher: the
+    label of the teacher's line; columns: those of a group with its rows. repeated: rows of other groups that a group's
+    table repeats, since they are what it is compared with; so is what it starts from. across: figures are a table's
+    lines, and students its columns. captions: a group's plot and what is seen in it; lead: the plot that follows the
+    verdicts, with what is seen in it; scope: what so many rows and seeds can decide; before and after: text before and
+    after the table of a group's rows.
     """
 
     title: str
     about: str
-    commands: Callable[[int, Further], Sequence[str]]
+    commands: Callable[[Results], Sequence[str]]
     columns: Callable[[str, Sequence[Row]], Sequence[Column]]
     teacher: str = "teacher"
     repeated: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -103,10 +102,22 @@ def seeds_in(results: Results) -> list[int]:
 
 def further_seeds(results: Results) -> dict[tuple[int, ...], list[str]]:
     """The seeds that fewer rows were trained with, and which."""
-    common, found = set(seeds_in(results)), dict[tuple[int, ...], list[str]]()
-    for name, seeds in _seeds_of_rows(results).items():
-        if further := tuple(sorted(seeds - common)):
-            found.setdefault(further, []).append(name)
+    common = set(seeds_in(results))
+    return _alike({name: seeds - common for name, seeds in _seeds_of_rows(results).items()})
+
+
+def lacking_seeds(results: Results) -> dict[tuple[int, ...], list[str]]:
+    """The seeds of those that most rows have which some lack, and which rows."""
+    common = set(seeds_in(results))
+    return _alike({name: common - seeds for name, seeds in _seeds_of_rows(results).items()})
+
+
+def _alike(seeds: Mapping[str, set[int]]) -> dict[tuple[int, ...], list[str]]:
+    """Rows by their seeds, without those that have none."""
+    found: dict[tuple[int, ...], list[str]] = {}
+    for name, own in seeds.items():
+        if own:
+            found.setdefault(tuple(sorted(own)), []).append(name)
     return found
 
 
@@ -125,8 +136,9 @@ def head(layout: Layout, rows: Sequence[Row], results: Results, stale: Sequence[
     known, count = sum(bool(results.of(row.name)) for row in rows), len(seeds)
     labels = {row.name: row.label for row in rows}
     more = "".join(
-        f", and {', '.join(map(str, further))} of {'; '.join(f'“{labels.get(n, n)}”' for n in names)}"
-        for further, names in further_seeds(results).items()
+        f", {word} {', '.join(map(str, own))} of {'; '.join(f'“{labels.get(n, n)}”' for n in names)}"
+        for word, found in (("and", further_seeds(results)), ("without", lacking_seeds(results)))
+        for own, names in found.items()
     )
     chance = "; of one seed there is none" if count == 1 else ""
     lines = [
@@ -160,8 +172,7 @@ def picture(plot: str, caption: str, drawn: Sequence[str], folder: str) -> str:
 
 def commands(layout: Layout, titles: Mapping[str, str], rows: Sequence[Row], results: Results) -> str:
     """A page of what makes everything, and of each row's exact commands of its first seed, group by group."""
-    lines = [f"# {layout.title}: commands\n", "```sh", *layout.commands(len(seeds_in(results)), further_seeds(results))]
-    lines.append("```\n")
+    lines = [f"# {layout.title}: commands\n", "```sh", *layout.commands(results), "```\n"]
     lines.append("What each row ran, for its first seed; those of another seed have its number in the place of this.\n")
     for group, title in titles.items():
         known = [(row, found[0]) for row in rows if row.group == group and (found := results.of(row.name))]

@@ -171,10 +171,11 @@ def climb_text(climbs: Sequence[Climb], noised: bool, backbone: str, smooth: flo
     if first.clips == 0:
         return "no held-out clip got a reward after a step up its gradient, so what that is worth isn't known"
     steps = "; ".join(
-        f"of {climb.share:.0%}: {climb.predicted:.3g} predicted, {climb.true:.3g} ± {climb.true_se:.2g} true"
+        f"of {climb.share:.0%}: {climb.predicted:.3g} predicted, {climb.true:.3g}"
+        f"{f' ± {climb.true_se:.2g}' if math.isfinite(climb.true_se) else ''} true"
         for climb in climbs
     )
-    tried = f"on {first.clips} held-out clips"
+    tried = f"on {first.clips} held-out clip{'s' * (first.clips != 1)}"
     text = f"the reward's rise by a step up its gradient, a share of a clip's norm, {tried}: {steps}"
     if first.cosine == first.cosine:
         text += f"; its cosine with the reward's own gradient is {first.cosine:.2f}"

@@ -61,6 +61,11 @@ class PixelReward:
         return bool(getattr(self.reward, "reads_captions", True))
 
     @property
+    def sees_motion(self) -> bool:
+        """Whether the order of frames counts."""
+        return bool(getattr(self.reward, "sees_motion", False))
+
+    @property
     def by_frames(self) -> bool:
         """Whether it scores frame by frame, a clip's reward being the mean."""
         return bool(getattr(self.reward, "by_frames", False))

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from dollar.cli.build.loop import adamw, check_optimizers
-from dollar.cli.build.rewards import by_frames, noise_of, reads_text, started_decoder
+from dollar.cli.build.rewards import by_frames, noise_of, note_motion, reads_text, started_decoder
 from dollar.cli.code import code_of
 from dollar.cli.declared import flat
 from dollar.cli.places import CODE, by_content, held_below
@@ -107,6 +107,13 @@ def check(config: DictConfig) -> None:
     noise_of(config.lrm), by_frames(config.lrm, None)
     if config.fit_on is not None and config.fit_on < 4:
         raise ValueError(f"fit_on is {config.fit_on}; it must be at least 4, for some clips choose the best update")
+    made = config.made_clips * len(config.made)
+    most = real * (1 + config.mismatched) + made - round(config.held_out * max(real, config.made_clips * (made > 0)))
+    if config.fit_on is not None and config.fit_on > most:
+        raise ValueError(
+            f"fit_on is {config.fit_on}, but at most {most} scored clips aren't held out; raise clips or made_clips, "
+            "or lower fit_on"
+        )
     if config.climb_noise is not None:
         check_range("climb_noise", config.climb_noise)
     check_optimizers(config)
@@ -119,8 +126,7 @@ def new_surrogate(config: DictConfig, teacher: Teacher, pixel: PixelReward, prom
     smooth, lrm["text"] = lrm.pop("smooth"), reads_text(config.lrm, pixel.reward)
     frames = by_frames(config.lrm, pixel)
     del lrm["noise"], lrm["noised"], lrm["targets"]
-    if getattr(pixel.reward, "sees_motion", False) and (lrm["backbone"], lrm["temporal"]) == ("cnn", "frames"):
-        logger.warning(f"note: {pixel.name} sees motion, which lrm.temporal=frames can't; conv3d can")
+    note_motion(config.lrm, pixel)
     torch.manual_seed(config.seed)
     decoder = started_decoder(config, teacher) if lrm["backbone"] == "pixels" else None
     model: Any = make_reward_model(teacher, **lrm, prompt=prompt, decoder=decoder)

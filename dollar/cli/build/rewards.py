@@ -106,7 +106,7 @@ def by_frames(lrm: DictConfig, pixel: PixelReward | None) -> bool:
     """Whether a latent reward model is fitted frame by frame; `auto` where that goes. ValueError where it can't."""
     trouble = ""
     if lrm.backbone == "teacher" or lrm.temporal != "frames":
-        trouble = "only a model that averages over frames has some; set lrm.temporal=frames with lrm.backbone=cnn"
+        trouble = "only a model that averages over frames has some; set lrm.temporal=frames (pixels or cnn)"
     elif lrm.fit != "mse":
         trouble = f"lrm.fit={lrm.fit} compares clips, by their frames' mean; set lrm.fit=mse"
     elif pixel is not None and not pixel.by_frames:
@@ -114,6 +114,12 @@ def by_frames(lrm: DictConfig, pixel: PixelReward | None) -> bool:
     if lrm.targets == "frames" and trouble:
         raise ValueError(f"lrm.targets is frames, but {trouble}, or set lrm.targets=clip")
     return lrm.targets != "clip" and not trouble and pixel is not None
+
+
+def note_motion(lrm: DictConfig, pixel: PixelReward | None) -> None:
+    """Say where a latent reward model can't see what its reward looks at: of the teacher's blocks, each sees motion."""
+    if lrm.backbone != "teacher" and lrm.temporal == "frames" and pixel is not None and pixel.sees_motion:
+        logger.warning(f"note: {pixel.name} sees motion, which lrm.temporal=frames can't; conv3d can")
 
 
 def guard_of(config: DictConfig, objective: Objective) -> Guard:
@@ -187,8 +193,7 @@ def build_latent_reward(
     decoder: a new small decoder for one that looks at its pixels.
     """
     lrm = config.lrm
-    if lrm.backbone == "cnn" and lrm.temporal == "frames" and getattr(pixel and pixel.reward, "sees_motion", False):
-        logger.warning(f"note: {pixel.name} sees motion, which lrm.temporal=frames can't; conv3d can")  # type: ignore[union-attr]
+    note_motion(lrm, pixel)
     how: dict[str, Any] = {"memory": lrm.memory, "gather": world.gather, "fit": lrm.fit, "smooth": lrm.smooth}
     keys = {key: lrm[key] for key in ("backbone", "width", "temporal", "groups", "blocks")}
     keys["text"] = reads_text(lrm, pixel and pixel.reward)
@@ -283,7 +288,7 @@ def check_rewards(
             small = o.terms[name].needs.decoder  # it has a frame for each latent frame
             shown = min(count or frames, teacher.latent_shape[1] if small else frames)
             pursued.trial(gray[:, :shown], distinct[:1], gradient=True)
-            if shown < frames and getattr(pursued.reward, "sees_motion", False):
+            if shown < frames and pursued.sees_motion:
                 key = f"rg.frames={count}" if count == shown else "rg.decoder=small"
                 logger.warning(f"note: {pursued.name} sees motion, and {key} shows it {shown} frames of {frames}")
 

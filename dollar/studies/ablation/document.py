@@ -12,7 +12,7 @@ from dollar.studies.ablation.questions import WORDING
 from dollar.studies.ablation.reward_questions import at_equal_reward
 from dollar.studies.ablation.tradeoff import RISE
 from dollar.studies.compare import LEAST, half_interval, shown
-from dollar.studies.document import Further, Layout, seeds_in
+from dollar.studies.document import Layout, further_seeds, seeds_in
 from dollar.studies.questions import Asker
 from dollar.studies.readings import WARM
 from dollar.studies.results import Results
@@ -174,13 +174,14 @@ def gradients(rows: Sequence[Row], results: Results) -> str:
     return f"{about}\n{sizes}\n"
 
 
-def shell(seeds: int, further: Further) -> list[str]:
-    """The lines of shell that make so many seeds, further ones of some rows, and the document."""
+def shell(results: Results) -> list[str]:
+    """The lines of shell that make the seeds of all rows, further ones of some, and the document."""
+    seeds = len(seeds_in(results))
     return [
         f"make ablation{f' seeds={seeds}' if seeds > 1 else ''}   # goes on where it was stopped; conf/ablation.yaml",
         *(
             f"python launch/ablation.py seeds=[{','.join(map(str, more))}] only=[{','.join(names)}]"
-            for more, names in further.items()
+            for more, names in further_seeds(results).items()
         ),
         "python launch/ablation.py only_document=true   # this document anew from docs/ablation/results.json",
     ]

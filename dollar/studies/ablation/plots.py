@@ -162,6 +162,7 @@ def plot_bodies(plt: Any, results: Results, labels: dict[str, str]) -> Any:
         "peak_gib": "peak GiB",
         "seconds_per_cycle": "seconds a cycle",
     }
+    shown = {name: title for name, title in shown.items() if any(results.spread(row, name) for row in BODIES)}
     figure, panels = plt.subplots(1, len(shown), figsize=(9, 2.1), sharey=True)
     for axes, (name, title) in zip(panels, shown.items(), strict=True):
         for height, (row, colour) in enumerate(BODIES.items()):

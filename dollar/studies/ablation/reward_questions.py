@@ -96,7 +96,10 @@ def _losses(at: Tradeoff, ask: Asker, figure: str, *methods: str) -> str:
 
 
 def pursuit(ask: Asker) -> list[Question]:
-    """Whether rewards without a gradient rise by ours, a row a question."""
+    """Whether rewards without a gradient rise by ours, a row a question: above the control, and above the start.
+
+    The guard may end a row at once and keep the start's student, which is above a control whose reward falls meanwhile.
+    """
     rows = [row for row in ask.rows if row.group == "overoptimisation" and row.control]
     return [
         Question(
@@ -104,7 +107,11 @@ def pursuit(ask: Asker) -> list[Question]:
             "The paper's Figure 9 has dynamic degree rising to 0.97, while the clips become a flow of noise."
             if row.pursued == "motion"
             else "",
-            [ask.higher(row.pursued, row.name, row.control)],
+            [
+                ask.higher(row.pursued, row.name, other)._replace(what=f"{PURSUED[row.pursued]} above the {name}'s")
+                for name, other in (("control", row.control), ("start", row.after))
+                if other
+            ],
             [
                 ask.ended(row.name),
                 *(ask.numbers(f, row.name, row.control) for f in ("alignment", "frechet", "vendi", "sharpness")),

@@ -10,7 +10,7 @@ from typing import Any
 
 from dollar.studies.content import Content
 from dollar.studies.curves import Line
-from dollar.studies.document import Further, Layout
+from dollar.studies.document import Layout
 from dollar.studies.plots import BLUE, GREEN, ORANGE, PURPLE, RED, SKY, Plot, draw
 from dollar.studies.results import Results
 from dollar.studies.reward_curve.grid import SCORED, grid
@@ -116,7 +116,7 @@ def plot(plt: Any, rows: Sequence[Row], results: Results, groups: Sequence[str])
     return figure
 
 
-def shell(seeds: int, further: Further) -> list[str]:
+def shell(results: Results) -> list[str]:
     """The lines of shell that make the study and its page."""
     return [
         "make reward-curve   # goes on where it was stopped; conf/reward_curve.yaml",
