@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,15 +33,16 @@ class Contents(NamedTuple):
         return f"{self.files} file{'s' * (self.files != 1)} of {self.bytes:,} bytes, {self.digest}"
 
 
-def contents_of(place: Path) -> Contents:
+def contents_of(place: Path, only: Collection[str] = ()) -> Contents:
     """What a file or folder holds, wherever it lies and whenever it was written; OSError where it can't be read.
 
     Files of weights are sampled at the beginning of each tensor, so that training is noticed and a change within one
     tensor may not be; small files count whole. Of films, pictures and text beside them only names and sizes are looked
-    at. Hidden files, readmes, and what a diffusers folder has beside its components don't count.
+    at. Hidden files, readmes, and what a diffusers folder has beside its components don't count. only: names of those
+    folders in the place that count, none for all.
     """
     digest, count, total = hashlib.sha256(), 0, 0
-    for name, path in _files(place):
+    for name, path in _files(place, only):
         size = path.stat().st_size
         digest.update(json.dumps([name, size]).encode())
         for part in _samples(path, size, named=path == place):
@@ -61,7 +62,7 @@ def short_hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _files(place: Path) -> Iterator[tuple[str, Path]]:
+def _files(place: Path, only: Collection[str]) -> Iterator[tuple[str, Path]]:
     """The files that count, by their names below the place, in order; links to folders are followed, once each."""
     if not place.is_dir():
         yield "", place
@@ -73,7 +74,8 @@ def _files(place: Path) -> Iterator[tuple[str, Path]]:
             inner.clear()
             continue
         seen.add(real)
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        top = bool(only) and Path(folder) == place
+        inner[:] = sorted(name for name in inner if not name.startswith(".") and (not top or name in only))
         for name in sorted(names):
             beside = PIPELINE in names and name != PIPELINE
             path = Path(folder, name)

@@ -65,6 +65,16 @@ def test_what_contents_tell(tmp_path: Path) -> None:
     assert contents_of(tmp_path / "p.txt") != contents_of(tmp_path / "q.list")
 
 
+def test_contents_of_some_folders(tmp_path: Path) -> None:
+    for name in ("clip", "shapes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(name)
+    before = contents_of(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("more")
+    assert contents_of(tmp_path) != before and contents_of(tmp_path, ("clip", "shapes")) == before
+
+
 def test_places_are_keys_by_their_types() -> None:
     plain = OmegaConf.to_container(compose("train", "data=clips", "reward=clip_score"), resolve=False)
     found = place_keys(COMMANDS["train"], plain)

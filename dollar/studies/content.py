@@ -27,7 +27,8 @@ class Content:
     each with the part of launch/evaluate.py's mixture that measures it; usual: the one that every row is measured by,
     and pursues where nothing else is said. measured: a trained and evaluated run's result, from its folder;
     measured_teacher: the teacher's, None of a study that has none; steps: the step count whose figures are meant where
-    none is named; rows: makes them of the configuration, where that doesn't list them.
+    none is named; rows: makes them of the configuration, where that doesn't list them; embedded: the embedded networks
+    that its rows come from.
     """
 
     name: str
@@ -40,3 +41,4 @@ class Content:
     rows: Callable[[Mapping[str, Any]], list[dict[str, Any]]] | None = None
     plots: Callable[[Sequence[Row], Results], Mapping[str, Plot]] = no_plots
     steps: int = 4
+    embedded: Sequence[str] = ("clip", "shapes")

@@ -139,12 +139,13 @@ class Runs:
             row = self.rows[row.after] if row.after else None
         values = [word.partition("=")[2] for word in words]
         named = {Path(value).expanduser() for value in values if os.sep in value}
-        places = [self.settings.root / "dollar" / "assets", *sorted(place for place in named if place.exists())]
-        return _hash([self._held(place) for place in places if place.exists()])
+        assets = self.settings.root / "dollar" / "assets"
+        places = [assets, *sorted(place for place in named if place.exists())]
+        return _hash([self._held(p, self.content.embedded if p == assets else ()) for p in places if p.exists()])
 
-    def _held(self, place: Path) -> str:
+    def _held(self, place: Path, only: Sequence[str] = ()) -> str:
         if place not in self._known:
-            self._known[place] = contents_of(place).digest
+            self._known[place] = contents_of(place, only).digest
         return self._known[place]
 
     def _made(self, row: Row, seed: int) -> list[str] | None:
