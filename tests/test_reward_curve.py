@@ -23,7 +23,7 @@ def test_rows_are_forms_by_counts_on_clips_that_one_row_has_scored() -> None:
     config = compose("reward_curve")
     runs = Fits(settings_of(config, REWARD_CURVE), REWARD_CURVE)
     counts, rewards, forms = config.counts, list(config.groups), list(config.forms)
-    assert len(runs.rows) == len(rewards) * (1 + len(forms) * len(counts)) and counts[0] == 64 and counts[-1] == 4096
+    assert len(runs.rows) == len(rewards) * (2 + len(forms) * len(counts)) and counts[0] == 64 and counts[-1] == 4096
     (fit,) = runs.commands(runs.rows["jpeg_pixels_256"], 2)
     scored = runs.folder("jpeg_scored", 2)
     assert f"observations={scored}" in fit and "fit_on=256" in fit and "seed=2" in fit
@@ -34,8 +34,15 @@ def test_rows_are_forms_by_counts_on_clips_that_one_row_has_scored() -> None:
     assert len({tuple(w for w in c if w.split("=")[0] in clips) for c in (fit, scoring)}) == 1, (
         "they read the same file"
     )
-    given = dict(word.split("=", 1) for word in scoring[2:])
-    assert 0.79 * (int(given["clips"]) + 2 * int(given["made_clips"])) > counts[-1], "a fifth is held out"
+    # As many clips as are fitted on are left when a fifth is held out; of real ones there are those of the data.
+    real = compose("train").data.clips.size
+    for row in runs.rows.values():
+        given = dict(word.split("=", 1) for word in runs.train(row, 0)[2:])
+        there = min(int(given["clips"]), real) + 2 * int(given["made_clips"])
+        assert int(given.get("fit_on", 0)) <= there - round(0.2 * there), row.name
+    (more,) = runs.commands(runs.rows["jpeg_scored_4096"], 2)
+    assert f"observations={scored}" in more and runs.rows["jpeg_paper_4096"].after == "jpeg_scored_4096"
+    assert f"observations={scored}" in runs.commands(runs.rows["jpeg_paper_4096"], 2)[0]
     check_commands(commands_of(runs, [runs.job(name, 0) for name in ("jpeg_scored", "colourfulness_smooth_64")]))
     for wrong in ([64, 32], [], [2, 8]):
         with pytest.raises(ValueError, match="counts is"):

@@ -150,6 +150,11 @@ class Scoring:
         self.clips = min(self.clips, len(self.data)) if self.data.has_latents else 0
         self.made = list(self.made) if self.made_clips > 0 else []
 
+    @property
+    def count(self) -> int:
+        """How many clips, with their captions, are scored in all."""
+        return self.clips * (1 + self.mismatched) + self.made_clips * len(self.made)
+
     def run(self, observed: Observations, path: Path) -> None:
         """Score what is missing or has no number, writing now and then.
 

@@ -107,16 +107,22 @@ def check(config: DictConfig) -> None:
     noise_of(config.lrm), by_frames(config.lrm, None)
     if config.fit_on is not None and config.fit_on < 4:
         raise ValueError(f"fit_on is {config.fit_on}; it must be at least 4, for some clips choose the best update")
-    made = config.made_clips * len(config.made)
-    most = real * (1 + config.mismatched) + made - round(config.held_out * max(real, config.made_clips * (made > 0)))
-    if config.fit_on is not None and config.fit_on > most:
-        raise ValueError(
-            f"fit_on is {config.fit_on}, but at most {most} scored clips aren't held out; raise clips or made_clips, "
-            "or lower fit_on"
-        )
     if config.climb_noise is not None:
         check_range("climb_noise", config.climb_noise)
     check_optimizers(config)
+
+
+def scoring_of(config: DictConfig, teacher: Teacher, data: Samples, pixel: PixelReward, by_frames: bool) -> Scoring:
+    """What scores the clips; ValueError where more are to be fitted on than will be scored and not held out."""
+    chosen = (config.clips, config.mismatched, config.made, config.made_clips, config.seed)
+    scoring = Scoring(teacher, data, pixel, *chosen, by_frames=by_frames)
+    most = scoring.count - round(config.held_out * scoring.count)
+    if config.fit_on is not None and config.fit_on > most:
+        raise ValueError(
+            f"fit_on is {config.fit_on}, but of {scoring.count} scored clips about {most} aren't held out; raise "
+            "made_clips, or clips where the data has more, or lower fit_on"
+        )
+    return scoring
 
 
 def new_surrogate(config: DictConfig, teacher: Teacher, pixel: PixelReward, prompt: str) -> LatentReward:

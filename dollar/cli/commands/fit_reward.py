@@ -28,14 +28,14 @@ def main(config: DictConfig) -> None:
 def fit_in(config: DictConfig, out: Path) -> None:
     """Fit into a folder that no other command has."""
     from dollar.cli.build.data import build_data
-    from dollar.cli.build.fitting import climbs_of, fit, former_identity, identity, new_surrogate, scored
+    from dollar.cli.build.fitting import climbs_of, fit, former_identity, identity, new_surrogate, scored, scoring_of
     from dollar.cli.build.objects import instantiate
     from dollar.cli.build.rewards import check_captions, noise_of
     from dollar.cli.build.teacher import build_teacher, quiet, with_text
     from dollar.log import logger
     from dollar.parallel.world import start
     from dollar.surrogate import fit as fits
-    from dollar.surrogate.observations import FILE, Scoring
+    from dollar.surrogate.observations import FILE
     from dollar.surrogate.pixel_reward import PixelReward
 
     quiet()
@@ -49,8 +49,7 @@ def fit_in(config: DictConfig, out: Path) -> None:
     file = Path(config.observations or out) / FILE
     if config.observations is not None and not file.is_file():
         raise ValueError(f"observations is {config.observations}, but there is no {file}; leave it out")
-    chosen = (config.clips, config.mismatched, config.made, config.made_clips, config.seed)
-    scoring = Scoring(teacher, data, pixel, *chosen, by_frames=surrogate.by_frames)
+    scoring = scoring_of(config, teacher, data, pixel, surrogate.by_frames)
     observed = scored(scoring, file, out, identity(config, teacher, data), former_identity(config, data))
     rows = scoring.wanted(observed)
     if pixel.trouble:

@@ -276,6 +276,7 @@ class RewardCurve(Study):
     """conf/reward_curve.yaml."""
 
     counts: list[int]
+    more: dict[int, list[str]]
     train: list[str]
     groups: dict[str, Any]
     forms: dict[str, Any]

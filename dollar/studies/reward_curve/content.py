@@ -41,13 +41,14 @@ COLUMNS = (
     Column("seconds", "fitting", "{:.0f}"),
 )
 ABOUT = """\
-A row fits a latent reward model to so many scored clips, half of them real and half made by the teacher in one step and
-in four, and leaves it as it was at the update that followed the watched of them best (15 %). Clips are scored once a
-seed; fewer of them are among more, and the held-out ones, on which everything is measured, are the same for all rows of
-a seed. Rises are in standard deviations of the held-out clips' reward, of steps up the model's gradient whose length is
-a share of a clip's norm; cosines are with the reward's own gradient through the decoder, which JPEG size doesn't have.
-Through the teacher: the gradient of the model at the teacher's x_0 of the noised clip. A small decoder is fitted to the
-same clips, 160 at most. Seconds: of the fit alone.
+A row fits a latent reward model to so many scored clips and leaves it as it was at the update that followed the watched
+of them best (15 %). They are drawn from 256 real clips and 2,700 that the teacher made, half of them in one step and
+half in four; for the largest count from 256 and 4,880. Clips are scored once a seed, and a fifth is held out, on which
+everything is measured: the same for all rows of a seed but those of the largest count. Rises are in standard deviations
+of the held-out clips' reward, of steps up the model's gradient whose length is a share of a clip's norm; cosines are
+with the reward's own gradient through the decoder, which JPEG size doesn't have. Through the teacher: the gradient of
+the model at the teacher's x_0 of the noised clip. A small decoder is fitted to the same clips, 160 at most. Seconds: of
+the fit alone.
 """
 
 
@@ -74,7 +75,7 @@ def forms_of(rows: Sequence[Row], group: str) -> dict[str, list[Row]]:
     """A group's rows by what their labels say of the form, in order of their counts."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        if row.group == group and not row.name.endswith(f"_{SCORED}"):
+        if row.group == group and not row.name.startswith(f"{group}_{SCORED}"):
             found.setdefault(row.label.rpartition(", ")[0], []).append(row)
     return found
 

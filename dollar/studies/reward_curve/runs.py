@@ -22,9 +22,13 @@ class Fits(Runs):
 
     def train(self, row: Row, seed: int) -> tuple[str, ...]:
         """The command that fits and measures."""
-        known = [f"observations={self.folder(row.after, seed)}"] if row.after else []
+        known = [f"observations={self.folder(self._first(row).name, seed)}"] if row.after else []
         given = [f"out={self.folder(row.name, seed)}", f"seed={seed}", *known, *self.overrides(row)]
         return ("python", "launch/fit_reward.py", *given)
+
+    def _first(self, row: Row) -> Row:
+        """The row that a row's clips were first scored by; others add theirs to its file."""
+        return self._first(self.rows[row.after]) if row.after else row
 
     def commands(self, row: Row, seed: int) -> tuple[tuple[str, ...], ...]:
         """A row's only command."""
