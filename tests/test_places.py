@@ -32,6 +32,7 @@ NO_PLACES = {
     *("export.lora", "student.lora"),  # a rank
     "validation.prompts",  # how many
     "data.cache",  # how many
+    "monitors.alarm.name",  # of a logged number
     *("clip", "data.samples.cache"),  # a stage of pre-training; how many
 }
 NASTY = [

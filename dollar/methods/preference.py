@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from dollar.data.preferred import PairSamples
 from dollar.diffusion.draws import Draws
 from dollar.diffusion.schedule import diffuse
 from dollar.losses.objective import Objective
@@ -21,6 +20,9 @@ from dollar.methods.ingredients import Ingredients, MicroBatch
 from dollar.models.denoiser import Condition
 from dollar.parallel.checkpoint import State
 from dollar.training.turn import Moment, Products, Pullback, Scalars, Turn
+
+if TYPE_CHECKING:
+    from dollar.data.preferred import PairSamples
 
 SIDES = ("winner", "loser")
 
@@ -99,7 +101,7 @@ class OnPairs:
             view, losers = self._view(micro), None
             loser: Outputs | None = None
             if self.losers:
-                losers = cast(PairSamples, self.run.data).losers(micro.draws.indices)
+                losers = cast("PairSamples", self.run.data).losers(micro.draws.indices)
                 loser = self._outputs(view, "loser", losers, gradient=False)
             winner = self._outputs(view, "winner", micro.x_0)
             yield from self._pulled(view, "winner", winner, {"loser": loser}, apart)
