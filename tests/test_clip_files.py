@@ -18,7 +18,7 @@ from dollar import media
 from dollar.contents import sha256_of
 from dollar.export.student import few_steps, save_student
 from dollar.models.teacher import Teacher
-from dollar.sampling.files import ClipFolder, batches, requests
+from dollar.sampling.files import UNFINISHED, ClipFolder, batches, requests
 from dollar.sampling.manifest import Manifest, ordered
 
 PROMPTS = [PROMPT, "a large blue cross standing still on a white background", "a small red square moving up"]
@@ -68,7 +68,7 @@ def test_a_stopped_call_goes_on_with_the_clips_that_it_made(
 
     def stops(path: Path, *clip: Any) -> None:
         if len(written) == 1:
-            (path.parent / f".{path.name[:50]}.123.tmp").write_bytes(b"half a clip")
+            (path.parent / f".{path.name[:50]}.123-0a1b2c3d.tmp").write_bytes(b"half a clip")
             raise OSError("the machine went away")
         written.append(path)
         own(path, *clip)
@@ -188,6 +188,12 @@ def test_calls_with_other_prompts_add_up_in_the_order_of_prompts(sample: Callabl
     assert "2 made now, 1 kept" in sample("force=true", prompts=[PROMPTS[0], odd, PROMPTS[2]]).out
     assert [row["prompt"] for row in rows(tmp_path / "out")] == [PROMPTS[1], PROMPTS[0], odd, PROMPTS[2]]
     assert odd in (tmp_path / "out" / "manifest.jsonl").read_text("utf-8").replace("\\", "")
+
+
+def test_what_a_killed_call_leaves_is_known_by_its_name(tmp_path: Path) -> None:
+    with media.atomically(tmp_path / f"{'a long name ' * 9}.mp4") as temporary:
+        temporary.write_bytes(b"half a clip")
+        assert UNFINISHED.fullmatch(temporary.name)
 
 
 def test_wanted_files_are_in_their_order_and_others_where_they_stood() -> None:

@@ -15,7 +15,7 @@ from dollar.models.teacher import Teacher
 from dollar.sampling.manifest import Manifest
 from dollar.sampling.samplers import Sampler, make_clips
 
-UNFINISHED = re.compile(r"\..+\.\d+\.tmp")  # what media.atomically leaves when it is killed
+UNFINISHED = re.compile(r"\..+\.\d+(-[0-9a-f]+)?\.tmp")  # what media.atomically leaves when it is killed
 SAYS_NOTHING = {"checkpoint"}  # of a row: what made the clip is known by its weights
 
 
