@@ -12,7 +12,9 @@ import torch
 from dollar.parallel.signals import Stop
 from dollar.vip.jobs import Failed, Steps
 from dollar.vip.loop import carry_out
+from dollar.vip.report import shares
 from dollar.vip.scoring import Scores
+from dollar.vip.size import Size
 from dollar.vip.stages import Recovery, Stages, Step
 
 
@@ -24,9 +26,11 @@ def test_the_commands_of_two_stages() -> None:
     assert " ".join(first[0].arguments) == (
         "teacher=t reward=r steps=10 units=blocks k=2 seed=0 out=o/stage1/rank clips=8"
     )
-    assert " ".join(first[1].arguments) == "teacher=t steps=[10] remove=[blocks.1,blocks.4] out=o/stage1/pruned"
+    assert " ".join(first[1].arguments) == (
+        "teacher=t steps=[10] remove=[blocks.1,blocks.4] out=o/stage1/pruned overwrite=true"
+    )
     assert " ".join(second[1].arguments) == (
-        "teacher=t checkpoint=o/stage1/train/student remove=[blocks.0] out=o/stage2/pruned"
+        "teacher=t checkpoint=o/stage1/train/student remove=[blocks.0] out=o/stage2/pruned overwrite=true"
     )
     assert " ".join(second[2].arguments) == (
         "teacher=t reward=r steps=10 checkpoint=o/stage2/pruned winners=o/winners out=o/stage2/pairs seed=0"
@@ -51,6 +55,12 @@ def test_what_a_stage_won_back() -> None:
     assert Recovery(0.9, 0.5, 0.8).share == pytest.approx(0.75)
     assert Recovery(0.9, 0.95, 0.8).share == 1, "nothing was lost"
     assert "75% of the loss won back" in Recovery(0.9, 0.5, 0.8).text(1)
+    assert Recovery(0.9, 0.95, 0.8).text(1).endswith("0.8000 trained; nothing was lost")
+
+
+def test_the_sizes_told_are_those_of_the_student() -> None:
+    found = {"full": Size(100, 200, 4.0), "stage 1": Size(80, 150, 3.0), "stage 2": Size(50, 100, 2.0)}
+    assert shares(found, "stage 1") == "20.0% fewer parameters, 25.0% fewer operations, 25.0% less time for a forward"
 
 
 PLAY = """
@@ -61,9 +71,13 @@ with Path("calls").open("a") as calls:
     calls.write(f"{Path(sys.argv[0]).stem} {given.get('out', given.get('init'))}\\n")
 if Path("broken").exists() and Path(sys.argv[0]).stem == "pairs":
     sys.exit("pairs.py: no pair passes")
+out = Path(given.get("out", "elsewhere"))
+if "prune" in sys.argv[0]:
+    if out.exists() and given.get("overwrite") != "true":
+        sys.exit("prune.py: out is not empty")
+    out.mkdir(parents=True, exist_ok=True)
 if "rank" in sys.argv[0]:
-    out = Path(given["out"])
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     (out / "ranking.json").write_text(json.dumps({"chosen": ["blocks.1"]}))
 """
 
@@ -104,10 +118,22 @@ def test_no_step_is_run_twice_and_a_failed_one_is_told(play: Path) -> None:
     kept = json.loads((play / "out" / "steps.json").read_text())
     assert (
         kept["stage1/prune"]["command"]
-        == "python launch/prune.py 'steps=[50]' 'remove=[blocks.1]' out=out/stage1/pruned"
+        == "python launch/prune.py 'steps=[50]' 'remove=[blocks.1]' out=out/stage1/pruned overwrite=true"
     )
     assert carry_out(stages, Steps(Path("out"), play), Stop(), 0.2, "full").ended == ""  # type: ignore[union-attr]
     assert len((play / "calls").read_text().splitlines()) == 11, "nothing was run again"
+
+
+def test_a_step_that_ended_and_was_not_noted_is_made_again(play: Path) -> None:
+    stages = Stages(Path("out"), [1])
+    scores(stages, {"full": 0.9, "out/stage1/pruned": 0.3, "out/stage1/train/student": 0.1})
+    result = carry_out(stages, Steps(Path("out"), play), Stop(), 0, "full")
+    assert result is not None and result.ended == "", "give_up=0 is never, even where more was lost"
+    notes = play / "out" / "steps.json"
+    kept = json.loads(notes.read_text())
+    for name in kept:  # killed between the step's end and its note
+        notes.write_text(json.dumps({other: step for other, step in kept.items() if other != name}))
+        assert carry_out(stages, Steps(Path("out"), play), Stop(), 0, "full") == result, name
 
 
 def test_a_stage_in_which_nothing_fell(play: Path) -> None:

@@ -37,8 +37,8 @@ class Result:
 def carry_out(stages: Stages, steps: Steps, stop: Stop, give_up: float, first: str) -> Result | None:
     """Run what is missing of all stages; None where a stop was requested.
 
-    give_up: the share of its loss that a stage must win back, or the stages end; first: what the scores call the
-    network that the first stage begins with.
+    give_up: the share of its loss that a stage must win back, or the stages end; 0 is never. first: what the scores
+    call the network that the first stage begins with.
     """
     result = Result()
     for stage in range(1, len(stages.counts) + 1):
@@ -57,7 +57,7 @@ def carry_out(stages: Stages, steps: Steps, stop: Stop, give_up: float, first: s
         recovery = recovery_of(stages, stage, first)
         logger.info(recovery.text(stage))
         result.stages.append(recovery)
-        if recovery.share < give_up:
+        if 0 < give_up > recovery.share:
             result.ended = (
                 f"stage {stage} won back {recovery.share:.0%} of what it lost, and give_up is {give_up:g}; "
                 + (f"the student is that of stage {stage - 1}" if stage > 1 else "its student is what there is")

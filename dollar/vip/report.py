@@ -15,9 +15,9 @@ from dollar.vip.size import Size
 from dollar.vip.stages import Stages
 
 
-def shares(sizes: Mapping[str, Size]) -> str:
-    """What the smallest network is of the first, in a sentence."""
-    (first, *_, last) = sizes.values()
+def shares(sizes: Mapping[str, Size], label: str) -> str:
+    """What the network of this label is of the first, in a sentence."""
+    first, last = next(iter(sizes.values())), sizes[label]
     parts = [
         f"{1 - last.parameters / first.parameters:.1%} fewer parameters",
         f"{1 - last.flops / first.flops:.1%} fewer operations",
@@ -31,12 +31,13 @@ def write_report(
     stages: Stages,
     result: Result,
     sizes: Mapping[str, Size],
+    saved: str,
     scores: Scores,
     clips: Sequence[SampleRow],
     fps: float,
 ) -> None:
-    """Write report.html into the folder of the whole."""
-    notes = [shares(sizes), *(stage.text(i) for i, stage in enumerate(result.stages, 1)), result.ended]
+    """Write report.html into the folder of the whole; saved: what the result is of the full network, in a sentence."""
+    notes = [saved, *(stage.text(i) for i, stage in enumerate(result.stages, 1)), result.ended]
     if (stages.out / "evaluation" / "report.html").is_file():
         notes.append(
             "The evaluation of the result is in evaluation/report.html; each stage's pairs are in stageN/pairs."

@@ -123,7 +123,8 @@ class Stages:
     def _prune(self, stage: int, chosen: Sequence[str]) -> list[str]:
         before = self.before(stage)
         network = [f"steps=[{self.steps}]"] if before is None else [f"checkpoint={before}"]
-        return [*self.teacher, *network, f"remove=[{','.join(chosen)}]", f"out={self.pruned(stage)}"]
+        place = [f"out={self.pruned(stage)}", "overwrite=true"]  # of a kill between its end and our note of it
+        return [*self.teacher, *network, f"remove=[{','.join(chosen)}]", *place]
 
     def _pairs(self, stage: int) -> list[str]:
         full = [f"steps={self.steps}"] if self.checkpoint is None else [f"reference={self.checkpoint}"]
@@ -162,7 +163,8 @@ class Recovery(NamedTuple):
 
     def text(self, stage: int) -> str:
         """A line of text."""
+        won = f"{self.share:.0%} of the loss won back" if self.before > self.pruned else "nothing was lost"
         return (
             f"stage {stage}: {self.before:.4f} before, {self.pruned:.4f} without the units, "
-            f"{self.trained:.4f} trained; {self.share:.0%} of the loss won back"
+            f"{self.trained:.4f} trained; {won}"
         )

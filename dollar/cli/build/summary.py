@@ -35,12 +35,12 @@ def summarize(config: DictConfig, stages: Stages, result: Result) -> None:
     sizes = sizes_of(config, teacher, students)
     scores = Scores.read(stages.scores / "scores.json")
     result.write(stages.out, {"sizes": {name: size._asdict() for name, size in sizes.items()}})
+    # Where the last stage is given up, the student is an earlier one's.
+    saved = shares(sizes, next(label for label, folder in students.items() if folder == result.student))
     lines = [recovery.text(stage) for stage, recovery in enumerate(result.stages, 1)]
     print("\n".join(["", sizes_text(sizes), "", *lines, ""]))
-    write_report(stages, result, sizes, scores, clips_of(config, stages, teacher), teacher.fps)
-    logger.info(
-        f"{shares(sizes)}\nthe student is {result.student}, its pipeline for diffusers {stages.out / 'export'},"
-    )
+    write_report(stages, result, sizes, saved, scores, clips_of(config, stages, teacher), teacher.fps)
+    logger.info(f"{saved}\nthe student is {result.student}, its pipeline for diffusers {stages.out / 'export'},")
     print(f"what came out is in {stages.out / 'result.json'} and {stages.out / 'report.html'}")
 
 

@@ -114,7 +114,7 @@ def further_of(stages: Stages, student: str, shapes: bool = True) -> list[Step]:
         measured = [clips, "untrained=false", f"out={stages.out / 'evaluation'}"]
         steps = [] if stages.checkpoint else [f"teacher_steps={stages.steps}"]
         found.append(stages.step("evaluate", "evaluate", [f"checkpoint={student}", *steps, *measured]))
-    export = [f"checkpoint={student}", f"out={stages.out / 'export'}"]
+    export = [f"checkpoint={student}", f"out={stages.out / 'export'}", "overwrite=true"]
     return [*found, stages.step("export", "export", export)]
 
 
