@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import Said
+from omegaconf import OmegaConf
 
+from dollar.cli.build.vip import student_of
 from dollar.parallel.signals import Stop
 from dollar.vip.jobs import Failed, Steps
 from dollar.vip.loop import carry_out
@@ -45,7 +49,7 @@ def test_the_commands_of_two_stages() -> None:
     # A few-step student in the teacher's place: its own times, and itself as the reference.
     few = Stages(Path("o"), [1], checkpoint="s").steps_of(1, ["blocks.1"])
     assert "reference=s" in few[2].arguments and "checkpoint=s" in few[0].arguments
-    assert {"preference.reference=s", "preference.times=student"} <= set(few[3].arguments)
+    assert "preference.reference=s" in few[3].arguments
     assert {"full=false", "checkpoints=[s,o/stage1/pruned,o/stage1/train/student]"} <= set(few[4].arguments)
     with pytest.raises(ValueError, match="it has a number of units for each stage"):
         Stages(Path("o"), [1, 0])
@@ -167,3 +171,32 @@ def test_a_stop_ends_the_command_and_a_killed_ones_child_is_waited_for(play: Pat
     threading.Thread(target=child.wait).start()  # a zombie still has its number
     assert steps.run(Step("stage1/rank", "rank", ("out=out/r",)), Stop())
     assert child.poll() == 0, "it had ended before the command began"
+
+
+def test_what_a_later_step_would_refuse_is_told_at_once(command: Callable[..., Said], tmp_path: Path) -> None:
+    out = tmp_path / "vip"
+    refused = {
+        (
+            "parallel.dtype=float32",
+            "parallel.teacher_dtype=bfloat16",
+        ): "stage1/train, launch/train.py: parallel.dtype is",
+        ("score=[clips=1]",): "stage1/score, launch/score.py: clips is 1; it must be at least 2",
+        ("stages=[2,1]",): "stages is [2, 1], 3 units in all, and there are 3 blocks; leave at least one",
+    }
+    for given, sentence in refused.items():
+        said = command("vip", "teacher=shapes", "stages=[1]", f"out={out}", *given)
+        assert said.code == 2 and sentence in said.err, said.err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("guided", "times"), [(True, "uniform"), (False, "student")])
+def test_a_student_is_trained_at_the_times_that_it_is_sampled_at(tmp_path: Path, guided: bool, times: str) -> None:
+    card = {"teacher_name": "shapes", "timesteps": [999, 499], "steps": [2], "between": "ddim", "guided": guided}
+    (tmp_path / "student.json").write_text(json.dumps(card))
+    assert student_of(OmegaConf.create({"checkpoint": str(tmp_path), "steps": 10})) == [
+        "student.timesteps=[999,499]",
+        "student.steps=[2]",
+        "student.between=ddim",
+        f"student.guided={str(guided).lower()}",
+        f"preference.times={times}",
+    ]

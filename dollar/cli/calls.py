@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,13 +37,17 @@ SIZES = (
 )  # the sizes of clips, which a folder doesn't state
 
 
-@contextmanager
-def composed(command: str, settings: Mapping[str, Any]) -> Iterator[DictConfig]:
+def composed(command: str, settings: Mapping[str, Any]) -> AbstractContextManager[DictConfig]:
     """conf/<command>.yaml with these settings, as the command line would compose it; ValueError for a mistake."""
-    words = overrides(settings)
+    return composed_of(command, overrides(settings))
+
+
+@contextmanager
+def composed_of(command: str, words: Sequence[str]) -> Iterator[DictConfig]:
+    """conf/<command>.yaml with these arguments in hydra's grammar, as `composed`."""
     text = check_overrides(command, words)
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        config = hydra.compose(command, overrides=words, return_hydra_config=True)
+        config = hydra.compose(command, overrides=list(words), return_hydra_config=True)
     before = HydraConfig.instance().cfg
     HydraConfig.instance().set_config(config)
     with open_dict(config):

@@ -24,11 +24,11 @@ class Stages:
     """How a network is made smaller.
 
     out: the folder of the whole; counts: units that go in each stage; teacher, reward: what every command is given of
-    them; sampled: how what is left is sampled, as arguments of launch/train.py; checkpoint: the student that is made
-    smaller in the teacher's place, or None; steps: of the teacher's clips and those of what is left of it; units, seed:
-    as the commands have them; fresh: whether each stage makes pairs of its own, or all train on the first one's;
-    unfallen: what becomes of a stage in which no property fell, sft (it is trained on the full model's clips alone) or
-    skip; given: further arguments by verb.
+    them; sampled: how what is left is sampled and at which times it is trained, as arguments of launch/train.py;
+    checkpoint: the student that is made smaller in the teacher's place, or None; steps: of the teacher's clips and of
+    those of what is left of it; units, seed: as the commands have them; fresh: whether each stage makes pairs of its own, or
+    all train on the first one's; unfallen: what becomes of a stage in which no property fell, sft (it is trained on the
+    full model's clips alone) or skip; given: further arguments by verb.
     """
 
     out: Path
@@ -134,7 +134,7 @@ class Stages:
     def _train(self, stage: int) -> list[str]:
         loss = "redpo" if self.has_fallen(stage) else "sft"
         start = [f"init={self.pruned(stage)}", "data=pairs", f"data.path={self.pairs(stage)}"]
-        few = [f"preference.reference={self.checkpoint}", "preference.times=student"] if self.checkpoint else []
+        few = [f"preference.reference={self.checkpoint}"] if self.checkpoint else []
         place = [f"runs={self.folder(stage)}", "run=train", f"seed={self.seed}"]
         return [f"loss={loss}", *self.teacher, *self.reward, *self.sampled, *start, *few, *place]
 

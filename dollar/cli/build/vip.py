@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,8 +66,11 @@ def student_of(config: DictConfig) -> list[str]:
         return [f"student.steps=[{config.steps}]"]
     card = read_card(config.checkpoint)
     lists = {key: f"[{','.join(map(str, card[key]))}]" for key in ("timesteps", "steps")}
-    plain = {"between": card["between"], "guided": str(bool(card.get("guided", False))).lower()}
-    return [f"student.{key}={value}" for key, value in (lists | plain).items()]
+    guided = bool(card.get("guided", False))
+    plain = {"between": card["between"], "guided": str(guided).lower()}
+    # One of many guided steps, as an earlier result of this command, is sampled at any time.
+    times = f"preference.times={'uniform' if guided else 'student'}"
+    return [*(f"student.{key}={value}" for key, value in (lists | plain).items()), times]
 
 
 def given_of(group: str) -> list[str]:
@@ -83,8 +87,10 @@ def check_commands(stages: Stages, config: DictConfig) -> None:
     from hydra.core.global_hydra import GlobalHydra
 
     from dollar.cli.arguments import as_they_stand
+    from dollar.cli.build import pairing, ranking, scoring
     from dollar.cli.build.configs import configs_of_teacher
-    from dollar.cli.overrides import check_overrides
+    from dollar.cli.build.loop import check
+    from dollar.cli.calls import composed_of
     from dollar.models.pruned import pruning_of
     from dollar.models.units import units_of
 
@@ -98,10 +104,18 @@ def check_commands(stages: Stages, config: DictConfig) -> None:
             f"stages is {list(config.stages)}, {sum(stages.counts)} units in all, and there are {len(units)} "
             f"{config.units}; leave at least one"
         )
+    # What they would refuse hours later; the pairs of a training aren't there yet.
+    checks: dict[str, Callable[[DictConfig], Any]] = {
+        "rank": ranking.check_keys,
+        "pairs": pairing.check_keys,
+        "train": lambda given: check(given, config.processes, supplied=False),
+        "score": scoring.check_keys,
+    }
     GlobalHydra.instance().clear()  # each check composes a configuration of its own
     for step in [*stages.steps_of(1, [str(unit) for unit in units[:1]]), *further_of(stages, str(stages.student(1)))]:
         try:
-            check_overrides(step.verb, as_they_stand(step.verb, list(step.arguments)))
+            with composed_of(step.verb, as_they_stand(step.verb, list(step.arguments))) as given:
+                checks.get(step.verb, lambda _: None)(given)
         except ValueError as error:
             raise ValueError(f"{step.name}, launch/{step.verb}.py: {error}") from None
 
