@@ -175,11 +175,14 @@ def test_a_stop_ends_the_command_and_a_killed_ones_child_is_waited_for(play: Pat
 
 def test_what_a_later_step_would_refuse_is_told_at_once(command: Callable[..., Said], tmp_path: Path) -> None:
     out = tmp_path / "vip"
+    card = {"teacher_name": "shapes_deep", "timesteps": [999], "steps": [1], "between": "ddim"}
+    (tmp_path / "student.json").write_text(json.dumps(card))
     refused = {
+        (f"checkpoint={tmp_path}",): "is one of the teacher shapes_deep, and teacher is shapes",
         (
             "parallel.dtype=float32",
             "parallel.teacher_dtype=bfloat16",
-        ): "stage1/train, launch/train.py: parallel.dtype is",
+        ): "stage1/train, launch/train.py: parallel.dtype",
         ("score=[clips=1]",): "stage1/score, launch/score.py: clips is 1; it must be at least 2",
         ("stages=[2,1]",): "stages is [2, 1], 3 units in all, and there are 3 blocks; leave at least one",
     }

@@ -26,9 +26,9 @@ class Stages:
     out: the folder of the whole; counts: units that go in each stage; teacher, reward: what every command is given of
     them; sampled: how what is left is sampled and at which times it is trained, as arguments of launch/train.py;
     checkpoint: the student that is made smaller in the teacher's place, or None; steps: of the teacher's clips and of
-    those of what is left of it; units, seed: as the commands have them; fresh: whether each stage makes pairs of its own, or
-    all train on the first one's; unfallen: what becomes of a stage in which no property fell, sft (it is trained on the
-    full model's clips alone) or skip; given: further arguments by verb.
+    those of what is left of it; units, seed: as the commands have them; fresh: whether each stage makes pairs of its
+    own, or all train on the first one's; unfallen: what becomes of a stage in which no property fell, sft (it is
+    trained on the full model's clips alone) or skip; given: further arguments by verb.
     """
 
     out: Path

@@ -37,6 +37,18 @@ def check_keys(config: DictConfig) -> None:
         )
 
 
+def check_teacher(config: DictConfig) -> None:
+    """Raise ValueError where the teacher of the checkpoint isn't that of the commands, before it is taken."""
+    from dollar.export.student import read_card
+
+    name = config.teacher.name if config.checkpoint is None else read_card(config.checkpoint)["teacher_name"]
+    if name != config.teacher.name:
+        raise ValueError(
+            f"the student in {config.checkpoint} is one of the teacher {name}, and teacher is {config.teacher.name}; "
+            f"give teacher={name}"
+        )
+
+
 def stages_of(config: DictConfig) -> Stages:
     """The stages; with online=false one that takes all units."""
     from dollar.vip.stages import Stages

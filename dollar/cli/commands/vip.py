@@ -11,13 +11,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from dollar.cli.build.vip import check_commands, check_keys, further_of, stages_of
+from dollar.cli.build.vip import check_commands, check_keys, check_teacher, further_of, stages_of
 from dollar.cli.entry import ROOT, check_folder_for
 
 
 def main(config: DictConfig) -> None:
     """Run what is missing, and write what came out."""
     check_keys(config)
+    check_teacher(config)
     stages = stages_of(config)
     check_folder_for("out", stages.out)
     from dollar.cli.build.teacher import quiet, take_teacher
