@@ -157,7 +157,7 @@ def test_the_latent_rewards_figures_are_of_its_guesses(teacher: Teacher, monkeyp
     truth = torch.tensor([0.0, 0.05, 0.3, 0.35, 0.7, 1.0])
 
     def gives(values: Tensor) -> Sampler:
-        return Sampler("planted", 1, lambda drawn, condition: values.reshape(-1, 1, 1, 1, 1))
+        return Sampler("planted", 1, lambda drawn, condition: values.reshape(-1, 1, 1, 1, 1), teacher.denoiser)
 
     samplers = [gives(truth[:3]), gives(truth[3:])]
     monkeypatch.setattr("dollar.evaluation.yardstick.climb", climbed)

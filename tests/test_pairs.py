@@ -158,6 +158,7 @@ def test_what_else_fell_beyond_its_error() -> None:
     assert falls["steady"] == pytest.approx((1 / 3, 1 / 3)), "which is not beyond its error"
     assert targets_in(falls) == ["look"]
     assert targets_in(falls | {"steady": Fall(0.5, 0.4)}) == ["look", "steady"]
+    assert targets_in(falls | {"steady": Fall(0.5, 0.4)}, 1) == ["look"]
     assert targets_in({"look": Fall(0.0, 0.1), "steady": Fall(-0.2, 0.1)}) == [], "nothing fell"
     in_sd = falls_of(full, pruned, "sd")  # the deviation of 5, 5, 5, 4, 5, 5 is sqrt(5) / 6
     assert in_sd["steady"].mean == pytest.approx(2 / math.sqrt(5))

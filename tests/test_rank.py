@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, Said, fork, free_port, load_tiny_teacher
+from omegaconf import OmegaConf
 
+from dollar.cli.build.ranking import prompts_of
 from dollar.models.units import Unit, without
 from dollar.parallel.world import World
 from dollar.sampling.samplers import teacher_sampler
@@ -160,11 +162,19 @@ def test_mistakes_are_sentences(command: Callable[..., Said], keys: list[str], t
     )
     sentence(command("rank", *keys, "properties=[beauty]"), "properties has beauty; the reward gives colourfulness")
     sentence(command("rank", *keys, "shortlist=1", "k=2"), "shortlist is 1, but k=2 units are to be chosen")
-    sentence(command("rank", *keys, "clips=7"), "clips is 7, and prompts has 6")
     sentence(command("rank", *keys, "prompts=null"), "tiny is no teacher of the shapes world; give prompts=FILE")
     assert not (tmp_path / "no" / "ranking.json").exists()
     said = command("rank", *keys, "by=prediction", "k=2")
     assert said.code == 0 and said.out.count("   goes") == 2 and "whole network" not in said.out
+
+
+def test_prompts_come_more_than_once_where_there_are_fewer_than_clips(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a\nb\nc\n")
+    for clips, expected in ((2, "ac"), (3, "abc"), (5, "aabcc")):
+        config = OmegaConf.create({"prompts": str(file), "clips": clips})
+        found = "".join(prompts_of(config))
+        assert len(found) == clips and {*found} == {*expected} and found == "".join(sorted(found))
 
 
 def test_networks_are_scored_once_each(command: Callable[..., Said], keys: list[str], tmp_path: Path) -> None:

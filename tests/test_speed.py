@@ -41,7 +41,7 @@ def test_speed_is_teachers_over_students_time_and_its_ceiling_counts_forwards(
         "text": 0.1,
         "decode": 0.2,
         "reference": 8.0,
-        "doubled": 75.0,
+        "forwards": 75.0,
         "4 steps": 0.25,
         "4 forwards": 4.0,
         "1 steps": 0.1,
@@ -63,14 +63,40 @@ def test_speed_is_teachers_over_students_time_and_its_ceiling_counts_forwards(
             asked.append(steps)
             return teacher.noise(generators)
 
-        return Sampler("any", steps, diffusion)
+        return Sampler("any", steps, diffusion, student, steps == 50)
 
-    slow, speeds = measure_speed(teacher, sampler(50), PROMPT, 2, student, [sampler(4), sampler(1)])
+    slow, speeds = measure_speed(teacher, sampler(50), PROMPT, 2, [sampler(4), sampler(1)])
     assert slow == pytest.approx({"text": 0.1, "diffusion": 8.0, "decode": 0.2})
     assert speeds[4]["speedup"] == pytest.approx(32) and speeds[4]["speedup_ceiling"] == pytest.approx(75 / 4)
     assert speeds[1]["speedup"] == pytest.approx(80) and speeds[1]["speedup_ceiling"] == pytest.approx(75)
     assert speeds[4]["seconds"] == pytest.approx({"text": 0.1, "diffusion": 0.25, "decode": 0.2})
     assert set(asked) == {50, 4, 1}
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_the_ceiling_is_of_batches_as_they_are_run(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch, guided: bool
+) -> None:
+    clips: dict[str, list[int]] = {}
+
+    def planted(works: dict, *_: object) -> dict[str, np.ndarray]:
+        for name in ("forwards", "2 forwards"):
+            clips[name] = []
+            hook = torch.nn.modules.module.register_module_forward_pre_hook(
+                lambda module, args, to=clips[name]: to.append(len(args[0])) if module in roots else None
+            )
+            works[name]()
+            hook.remove()
+        return {name: np.ones(2) for name in works}
+
+    student = teacher.denoiser_of(new_network(teacher), torch.float32)
+    roots = [teacher.denoiser.network, student.network]
+    monkeypatch.setattr(speed, "in_turn", planted)
+    reference = Sampler("teacher", 3, lambda generators, _: teacher.noise(generators), teacher.denoiser, guided)
+    few = Sampler("student", 2, lambda generators, _: teacher.noise(generators), student, guided)
+    measure_speed(teacher, reference, PROMPT, 2, [few])
+    assert clips == {"forwards": [1 + guided] * 3, "2 forwards": [1 + guided] * 2}
+    assert teacher_sampler(teacher, 2).guided and not teacher_sampler(teacher, 2, 1.0).guided
 
 
 def test_the_teacher_is_timed_alone(teacher: Teacher) -> None:

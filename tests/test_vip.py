@@ -13,12 +13,12 @@ from conftest import Said
 from omegaconf import OmegaConf
 
 from dollar.cli.build.vip import student_of
+from dollar.evaluation.measures.size import Size
 from dollar.parallel.signals import Stop
 from dollar.vip.jobs import Failed, Steps
 from dollar.vip.loop import carry_out
 from dollar.vip.report import shares
 from dollar.vip.scoring import Scores
-from dollar.vip.size import Size
 from dollar.vip.stages import Recovery, Stages, Step
 
 

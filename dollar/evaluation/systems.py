@@ -14,10 +14,10 @@ from dollar.data import shapes
 from dollar.diffusion.timesteps import FewStep
 from dollar.evaluation.files import Guided, stored_figures, write_metrics
 from dollar.evaluation.measures.appearance import MEASURES
+from dollar.evaluation.measures.size import sizes
 from dollar.evaluation.measures.speed import measure_speed
 from dollar.evaluation.yardstick import Figures, Pairs, Yardstick, difference, latent_reward_figures, scored
 from dollar.log import logger
-from dollar.models.denoiser import Denoiser
 from dollar.models.teacher import Teacher
 from dollar.sampling.samplers import Sampler, make_clips, student_sampler, teacher_sampler
 from dollar.surrogate.latent_reward import LatentReward
@@ -27,10 +27,8 @@ TEACHER_STEPS = 50  # of the stored figures
 
 
 class MeasuredStudent(Protocol):
-    """A student: its denoiser, its few-step samplers by step count, and the sampler of a count."""
+    """A student: its few-step samplers by step count, and the sampler of a count."""
 
-    @property
-    def denoiser(self) -> Denoiser: ...
     @property
     def few_steps(self) -> Mapping[int, FewStep]: ...
     def sampler(self, teacher: Teacher, steps: int) -> Sampler: ...
@@ -157,12 +155,21 @@ class Evaluation:
             return
         reference = teacher_sampler(self.teacher, how.teacher_steps)
         samplers = [] if student is None else [student.sampler(self.teacher, k) for k in how.steps]
-        denoiser = None if student is None else student.denoiser
         prompt = self.yardstick.pairs.prompts[0]
-        seconds, speeds = measure_speed(self.teacher, reference, prompt, how.repeats, denoiser, samplers)
+        seconds, speeds = measure_speed(self.teacher, reference, prompt, how.repeats, samplers)
         self.metrics["teacher"]["seconds"] = seconds
         for steps, speed in speeds.items():
             self.metrics["student"][str(steps)] |= speed
+
+    def measure_sizes(self, student: MeasuredStudent | None = None) -> None:
+        """Add the parameters of the networks, and the operations of one clip's forward."""
+        networks, systems = {"teacher": self.teacher.denoiser.network}, {"teacher": self.metrics["teacher"]}
+        if student is not None:
+            samplers = {str(steps): student.sampler(self.teacher, steps) for steps in self.settings.steps}
+            networks |= {steps: sampler.denoiser.network for steps, sampler in samplers.items()}
+            systems |= {steps: self.metrics["student"][steps] for steps in samplers}
+        for name, size in sizes(self.teacher, networks, repeats=0).items():
+            systems[name]["size"] = {"parameters": size.parameters, "flops": size.flops}
 
     def measure_latent_reward(self, folder: Path, student: MeasuredStudent, pixel: PixelReward | None) -> None:
         """Add the stored latent reward model's figures, if there is one, on clips of mixed quality.

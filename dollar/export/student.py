@@ -61,11 +61,6 @@ class Students:
     members: Sequence[Student]
 
     @property
-    def denoiser(self) -> Denoiser:
-        """The first one's; the others' are of its size."""
-        return self.members[0].denoiser
-
-    @property
     def few_steps(self) -> dict[int, FewStep]:
         """All samplers by step count."""
         return {count: sampler for member in self.members for count, sampler in member.few_steps.items()}

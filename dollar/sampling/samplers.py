@@ -20,11 +20,16 @@ Diffusion = Callable[[list[torch.Generator], Condition], Tensor]
 
 @dataclass(frozen=True)
 class Sampler:
-    """Something that makes clips: `steps` network evaluations (twice that where guided), named for tables."""
+    """Something that makes clips by `steps` evaluations of a network, named for tables.
+
+    denoiser: holds the network; guided: whether each evaluation is of twice the clips, for both halves of guidance.
+    """
 
     name: str
     steps: int
     diffusion: Diffusion
+    denoiser: Denoiser
+    guided: bool = False
 
 
 def teacher_sampler(teacher: Teacher, steps: int = 50, guidance_scale: float | None = None) -> Sampler:
@@ -40,7 +45,7 @@ def teacher_sampler(teacher: Teacher, steps: int = 50, guidance_scale: float | N
         denoise = teacher.denoiser.given(condition, null, scale)
         return sample(denoise, teacher.noise(generators), teacher.grid(steps), schedule)
 
-    return Sampler("teacher", steps, diffusion)
+    return Sampler("teacher", steps, diffusion, teacher.denoiser, scale != 1)
 
 
 def check_scale(family: Family, name: str, guidance_scale: float | None) -> None:
@@ -63,7 +68,7 @@ def student_sampler(
         denoise = student.given(condition, null, scale)
         return few_step.sample(denoise, lambda k: teacher.noise(generators, again=k > 0))
 
-    return Sampler(name, few_step.steps, diffusion)
+    return Sampler(name, few_step.steps, diffusion, student, scale != 1)
 
 
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:

@@ -30,6 +30,7 @@ class Plan:
 
     clips: int
     probe: int
+    targets: int | None
     seed: int
     suited: Mapping[str, Sequence[int]]
     floor: float | None
@@ -100,7 +101,7 @@ class Curation:
             if not self._made(probe.clips):
                 return None
             falls = self._falls(probe.clips)
-            targets = targets_in(falls)
+            targets = targets_in(falls, self.plan.targets)
             if targets and not falls[targets[0]].mean > falls[targets[0]].error:
                 logger.warning(f"note: no property fell beyond its standard error; {targets[0]} fell most")
         least = tuple(self.plan.suited.get(targets[0], (0, 0))) if targets else (0, 0)

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from dollar.evaluation.measures.size import Size
 from dollar.evaluation.report.page import SampleRow, curves, moving, plain_table, write_page
 from dollar.training.log import read_scalars
 from dollar.vip.loop import Result, chosen_in
 from dollar.vip.scoring import Scores
-from dollar.vip.size import Size
 from dollar.vip.stages import Stages
 
 

@@ -33,13 +33,14 @@ def falls_of(
     return found
 
 
-def targets_in(falls: Mapping[str, Fall]) -> list[str]:
+def targets_in(falls: Mapping[str, Fall], most: int | None = None) -> list[str]:
     """The property that fell most, then the others that fell by more than their standard error, most first.
 
-    None where nothing fell.
+    None where nothing fell; most: how many at most, None for any number.
     """
     fallen = sorted((name for name, fall in falls.items() if fall.mean > 0), key=lambda name: -falls[name].mean)
-    return [name for i, name in enumerate(fallen) if i == 0 or falls[name].mean > falls[name].error]
+    found = [name for i, name in enumerate(fallen) if i == 0 or falls[name].mean > falls[name].error]
+    return found[:most]
 
 
 def scales_of(

@@ -42,6 +42,8 @@ def check_keys(config: DictConfig) -> None:
     for key in ("steps", "smaller_steps"):
         if config[key] is not None and config[key] < 1:
             raise ValueError(f"{key} is {config[key]}; it must be at least 1, or null")
+    if config.targets is not None and config.targets < 1:
+        raise ValueError(f"targets is {config.targets}; it must be at least 1, or null")
     if config.shown < 0:
         raise ValueError(f"shown is {config.shown}; it must be at least 0")
     for key in ("checkpoint", "out"):
@@ -167,7 +169,9 @@ def curation_of(
     smaller = load_student(config.checkpoint, teacher, dtype).sampler(teacher, steps.smaller)
     rest = teacher, reward, config.batch
     suited = {str(name): tuple(least) for name, least in config.suited.items()}
-    plan = Plan(config.clips, config.probe, config.seed, suited, config.floor, config.widest, config.unit)
+    plan = Plan(
+        config.clips, config.probe, config.targets, config.seed, suited, config.floor, config.widest, config.unit
+    )
     return Curation(
         out,
         Maker(winners_of(config), "clips of the full model", full, *rest),

@@ -22,10 +22,10 @@ SHOWN = 6  # prompts whose clips the report has
 def summarize(config: DictConfig, stages: Stages, result: Result) -> None:
     """Measure the sizes, print the table, and write result.json and report.html."""
     from dollar.cli.build.teacher import build_teacher
+    from dollar.evaluation.measures.size import sizes_text
     from dollar.parallel.world import start
     from dollar.vip.report import shares, write_report
     from dollar.vip.scoring import Scores
-    from dollar.vip.size import sizes_text
 
     world = start(config.parallel.device, config.parallel.timeout_minutes)
     teacher = build_teacher(config, world)

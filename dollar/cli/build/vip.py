@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
+    from dollar.evaluation.measures.size import Size
     from dollar.models.teacher import Teacher
-    from dollar.vip.size import Size
     from dollar.vip.stages import Stages, Step
 
 VERBS = ("rank", "prune", "pairs", "train", "score", "evaluate", "export")
@@ -146,7 +146,7 @@ def further_of(stages: Stages, student: str, shapes: bool = True) -> list[Step]:
 
 def sizes_of(config: DictConfig, teacher: Teacher, students: dict[str, str]) -> dict[str, Size]:
     """The sizes of the full network and of students by label, their forwards timed in turn."""
-    from dollar.vip.size import sizes
+    from dollar.evaluation.measures.size import sizes
 
     networks: dict[str, Any] = {"full": teacher.denoiser.network}
     networks |= {label: teacher.load_network(Path(folder)) for label, folder in students.items()}

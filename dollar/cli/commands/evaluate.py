@@ -66,6 +66,7 @@ def evaluate(config: DictConfig, out: Path) -> None:
         evaluation.save()  # what is known is kept, whatever a reward does
     own = None if student is None else own_reward(student.members[0], teacher)
     evaluation.measure_scores(pixel or own)
+    evaluation.measure_sizes(student)
     evaluation.measure_times(student)
     evaluation.save()
     if student is not None:

@@ -48,6 +48,6 @@ def main(config: DictConfig) -> None:
 
 def table(config: DictConfig, teacher: Teacher, subject: Subject, network: Any) -> str:
     """The sizes before and after."""
-    from dollar.vip.size import sizes, sizes_text
+    from dollar.evaluation.measures.size import sizes, sizes_text
 
     return sizes_text(sizes(teacher, {"before": subject.network, "after": network}, config.repeats))

@@ -67,6 +67,7 @@ class Pairs:
     seed: int
     batch: int
     target: Free[str | list[str] | None]
+    targets: Free[int | None]
     floor: Free[float | None]
     widest: Free[bool]
     unit: Free[Literal["reward", "sd"]]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from dollar.models.denoiser import Denoiser
 from dollar.models.teacher import Teacher
 from dollar.sampling.samplers import Sampler, generators
 
@@ -34,16 +33,15 @@ def measure_speed(
     reference: Sampler,
     prompt: str,
     repeats: int = 20,
-    student: Denoiser | None = None,
     samplers: Sequence[Sampler] = (),
 ) -> tuple[dict[str, float], dict[int, dict[str, Any]]]:
-    """Seconds {text, diffusion, decode} of one clip of the reference, and for each of the student's samplers, by its
+    """Seconds {text, diffusion, decode} of one clip of the reference, and for each of the students' samplers, by its
     step count, its seconds, its speed-up in diffusion time and the most that its count of forwards could give.
 
-    The teacher runs both halves of guidance in one doubled batch, which costs less than two forwards, so the ceiling is
-    N T(2B) / (K T(B)), each measured as so many forwards in a row. Ratios are taken round by round, and of these the
-    median, since what slows a machine lasts longer than a round. The speed-up passes the ceiling by what the teacher
-    does between its forwards, and the student needn't: guidance and steps.
+    What is guided, the teacher as a rule, runs both halves in one doubled batch, which costs less than two forwards, so
+    the ceiling is N T(2B) / (K T(B)), or T(2B) in both places, each measured as so many forwards in a row. Ratios are
+    taken round by round, and of these the median, since what slows a machine lasts longer than a round. The speed-up
+    passes the ceiling by what the teacher does between its forwards, and the student needn't: guidance and steps.
     """
     condition = teacher.text([prompt])
     latents = reference.diffusion(generators([0]), condition)
@@ -51,23 +49,21 @@ def measure_speed(
     def diffusion(sampler: Sampler) -> Callable[[], object]:
         return lambda: sampler.diffusion(generators([0]), condition)
 
-    def forwards(denoiser: Denoiser, batch: int, count: int) -> Callable[[], object]:
+    def forwards(sampler: Sampler) -> Callable[[], object]:
+        denoiser, batch = sampler.denoiser, 1 + sampler.guided
         x, null = teacher.noise(generators(range(batch))), teacher.null(batch)
         t = denoiser.schedule.grid(1)[:1].expand(batch).to(x.device)
-        return lambda: [denoiser(x, t, null) for _ in range(count)]
+        return lambda: [denoiser(x, t, null) for _ in range(sampler.steps)]
 
     works = {
         "text": lambda: teacher.text.encode([prompt]),
         "decode": lambda: teacher.codec.decode(latents),
         "reference": diffusion(reference),
     }
-    if student is not None:
-        works["doubled"] = forwards(teacher.denoiser, 2, reference.steps)
-        for sampler in samplers:
-            works |= {
-                f"{sampler.steps} steps": diffusion(sampler),
-                f"{sampler.steps} forwards": forwards(student, 1, sampler.steps),
-            }
+    if samplers:
+        works["forwards"] = forwards(reference)
+    for sampler in samplers:
+        works |= {f"{sampler.steps} steps": diffusion(sampler), f"{sampler.steps} forwards": forwards(sampler)}
     took = in_turn(works, repeats, teacher.device)
 
     def seconds(diffusion: str) -> dict[str, float]:
@@ -79,7 +75,7 @@ def measure_speed(
         speeds[sampler.steps] = {
             "seconds": seconds(f"{sampler.steps} steps"),
             "speedup": float(np.median(took["reference"] / took[f"{sampler.steps} steps"])),
-            "speedup_ceiling": float(np.median(took["doubled"] / took[f"{sampler.steps} forwards"])),
+            "speedup_ceiling": float(np.median(took["forwards"] / took[f"{sampler.steps} forwards"])),
         }
     return seconds("reference"), speeds
 

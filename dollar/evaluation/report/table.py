@@ -104,6 +104,8 @@ def headline_figures(columns: Sequence[System]) -> Iterator[Figure]:
         yield Figure(name, ("seconds", name), -1, indented=True)
     yield Figure("Speedup", ("speedup",), 1, "×")
     yield Figure("at most possible", ("speedup_ceiling",), 0, "×", indented=True)
+    yield Figure("Parameters", ("size", "parameters"))
+    yield Figure("FLOPs of a forward", ("size", "flops"))
     yield Figure("Clips", ("clips",))
 
 
