@@ -162,14 +162,16 @@ class Evaluation:
             self.metrics["student"][str(steps)] |= speed
 
     def measure_sizes(self, student: MeasuredStudent | None = None) -> None:
-        """Add the parameters of the networks, and the operations of one clip's forward."""
-        networks, systems = {"teacher": self.teacher.denoiser.network}, {"teacher": self.metrics["teacher"]}
-        if student is not None:
-            samplers = {str(steps): student.sampler(self.teacher, steps) for steps in self.settings.steps}
-            networks |= {steps: sampler.denoiser.network for steps, sampler in samplers.items()}
-            systems |= {steps: self.metrics["student"][steps] for steps in samplers}
+        """Add the networks' parameters, the operations of one clip's forward, and how many forwards a clip takes."""
+        samplers = {"teacher": teacher_sampler(self.teacher, self.settings.teacher_steps)}
+        systems = {"teacher": self.metrics["teacher"]}
+        for steps in () if student is None else self.settings.steps:
+            samplers[str(steps)] = student.sampler(self.teacher, steps)  # type: ignore[union-attr]
+            systems[str(steps)] = self.metrics["student"][str(steps)]
+        networks = {name: sampler.denoiser.network for name, sampler in samplers.items()}
         for name, size in sizes(self.teacher, networks, repeats=0).items():
-            systems[name]["size"] = {"parameters": size.parameters, "flops": size.flops}
+            forwards = samplers[name].steps * (1 + samplers[name].guided)
+            systems[name]["size"] = {"parameters": size.parameters, "flops": size.flops, "forwards": forwards}
 
     def measure_latent_reward(self, folder: Path, student: MeasuredStudent, pixel: PixelReward | None) -> None:
         """Add the stored latent reward model's figures, if there is one, on clips of mixed quality.

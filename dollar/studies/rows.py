@@ -13,10 +13,10 @@ ALL = "all"  # of a row that pursues no figure and is compared with rows of each
 class Row(NamedTuple):
     """One line of a table.
 
-    steps: the step counts that its student is measured at, the first of them in the tables; overrides: of
-    launch/train.py; after: the row whose student it starts from; pursued: the figure that it is trained for, or ALL;
-    control: the row that it is compared with in all figures that it was not trained for, its group's where it names
-    none.
+    steps: the step counts that its student is measured at, the first of them in the tables; verb: the command of
+    launch/ that makes it; overrides: of that command; after: the row whose student it starts from; pursued: the figure
+    that it is trained for, or ALL; control: the row that it is compared with in all figures that it was not trained
+    for, its group's where it names none.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Row(NamedTuple):
     steps: tuple[int, ...] = (4,)
     pursued: str = ""
     control: str = ""
+    verb: str = "train"
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,7 @@ MADE_AS = "made_as.json"  # what a run was trained with, next to its run
 
 
 class Runs:
-    """The commands of each row and seed, where they write, and what identifies them.
-
-    left: the file of a row's folder that is there when its first command, which makes what is measured, is done.
-    """
-
-    left = Path("student") / "student.json"
+    """The commands of each row and seed, where they write, and what identifies them."""
 
     def __init__(self, settings: Settings, content: Content) -> None:
         self.settings = settings
@@ -117,7 +112,7 @@ class Runs:
     def made_as(self, row: Row, seed: int) -> str:
         """What the training follows from, in few letters: seed, settings, and those of the rows before it."""
         before = self.made_as(self.rows[row.after], seed) if row.after else ""
-        return _hash([seed, before, self.recipe(row)])
+        return hash_of([seed, before, self.recipe(row)])
 
     def recipe(self, row: Row) -> Any:
         """The settings of a row's training, as plain values."""
@@ -127,9 +122,9 @@ class Runs:
         """What a result follows from, in few letters."""
         c = self.settings
         if seed is None:
-            return _hash([c.clips, self._teacher_evaluation])
+            return hash_of([c.clips, self._teacher_evaluation])
         row = self.rows[name]
-        return _hash([self.made_as(row, seed), c.clips, row.steps, self.evaluation(row)])
+        return hash_of([self.made_as(row, seed), c.clips, row.steps, self.evaluation(row)])
 
     def inputs(self, name: str) -> str:
         """What is held, in few letters, by the embedded networks and the places that a row's overrides name."""
@@ -141,7 +136,7 @@ class Runs:
         named = {Path(value).expanduser() for value in values if os.sep in value}
         assets = self.settings.root / "dollar" / "assets"
         places = [assets, *sorted(place for place in named if place.exists())]
-        return _hash([self._held(p, self.content.embedded if p == assets else ()) for p in places if p.exists()])
+        return hash_of([self._held(p, self.content.embedded if p == assets else ()) for p in places if p.exists()])
 
     def _held(self, place: Path, only: Sequence[str] = ()) -> str:
         if place not in self._known:
@@ -159,9 +154,13 @@ class Runs:
         known, now = self._made(row, seed), [self.made_as(row, seed), self.inputs(row.name)]
         return known is not None and known == now[: len(known)]
 
+    def left(self, row: Row) -> Path:
+        """The file of a row's folder that is there when its first command, which makes what is measured, is done."""
+        return Path("student") / "student.json"
+
     def trained(self, row: Row, seed: int) -> bool:
         """Whether the student that the training would give is there."""
-        return self._is_made(row, seed) and (self.folder(row.name, seed) / self.left).is_file()
+        return self._is_made(row, seed) and (self.folder(row.name, seed) / self.left(row)).is_file()
 
     def prepare(self, row: Row, seed: int) -> None:
         """Remove a run of other settings, and note what the next is made with; ValueError for another command's run."""
@@ -216,5 +215,5 @@ def _value(overrides: Sequence[str], key: str) -> str:
     return next(o.partition("=")[2] for o in overrides if o.startswith(f"{key}="))
 
 
-def _hash(value: Any) -> str:
+def hash_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12]

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from dollar import media
 from dollar.data.scored import read_latents, read_scored
 from dollar.evaluation.report.page import SampleRow, moving, plain_table, write_page
+from dollar.media import atomically
 from dollar.models.teacher import Teacher
 from dollar.vip.clips import pictures
 from dollar.vip.curation import Outcome
@@ -17,19 +19,36 @@ from dollar.vip.pairing import RULES, Pair
 from dollar.vip.prompts import REASONS
 
 FULL, SMALLER = "full model", "smaller model"
+LINES, FRAMES, WIDEST = 4, 4, 128  # of the picture: pairs, frames a clip, and a frame's longest side in pixels
 
 
 def write_pairs_page(path: Path, winners: Path, losers: Path, outcome: Outcome, teacher: Teacher, shown: int) -> None:
-    """Write the page, with `shown` of the pairs evenly spaced from the widest gap to the narrowest."""
+    """Write the page, with `shown` of the pairs evenly spaced from the widest gap to the narrowest.
+
+    Beside it a picture of the first few of these: a line a pair, frames of the full model's clip and of the smaller
+    one's.
+    """
     pairs = sorted(outcome.paired.pairs, key=lambda pair: -pair.gap)
     some = [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, min(shown, len(pairs))).round().astype(int))]
+    rows = _rows(some, winners, losers, teacher) if some else []
     sections = {
         "What the smaller model lost": _falls(outcome),
-        "Pairs": moving(_rows(some, winners, losers, teacher), teacher.fps) if some else "",
+        "Pairs": moving(rows, teacher.fps) if rows else "",
         "Prompts that were looked at": _counts(outcome.wanted.counts, {"suited": "suit", **REASONS}),
         "Clips of each model": _counts({"kept": len(pairs)} | outcome.paired.counts, {"kept": "make pairs", **RULES}),
     }
     write_page(path, "Pairs of a full and a smaller model", outcome.lines, sections)
+    if rows:
+        lines = [[_frames(row.clips[name]) for name in (FULL, SMALLER)] for row in rows[:LINES]]
+        with atomically(path.with_suffix(".png")) as temporary:
+            Image.fromarray(media.grid(lines, 8)[0]).save(temporary, "PNG")
+
+
+def _frames(clip: np.ndarray) -> np.ndarray:
+    """A few frames of a clip side by side, as a clip of one frame."""
+    small = media.shrink(clip, WIDEST)
+    places = np.linspace(0, len(small) - 1, min(FRAMES, len(small))).round().astype(int)
+    return media.side_by_side([small[i : i + 1] for i in places], 1)
 
 
 def _falls(outcome: Outcome) -> str:

@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from dollar.cli.build.loop import adamw, check_optimizers
+from dollar.cli.build.optimizers import adamw, check_optimizers
 from dollar.cli.build.rewards import by_frames, noise_of, note_motion, reads_text, started_decoder
 from dollar.cli.code import code_of
 from dollar.cli.declared import flat

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from dollar.cli.build.data import build_data
 from dollar.cli.build.notes import notes_of
 from dollar.cli.build.objective import check_supplied, objective_of
 from dollar.cli.build.objects import instantiate
+from dollar.cli.build.optimizers import check_optimizers, learners_of
 from dollar.cli.build.pairs import check_dropped, check_method, check_pair_settings, reference_of
 from dollar.cli.build.rewards import (
     Rewards,
@@ -39,11 +39,11 @@ from dollar.export.student import (
 )
 from dollar.log import logger
 from dollar.losses.objective import Objective
-from dollar.losses.term import Host, has_optimizer, is_used
+from dollar.losses.term import Host, is_used
 from dollar.methods.ingredients import Ingredients
 from dollar.models.denoiser import Denoiser
 from dollar.models.discriminator import Discriminator
-from dollar.models.roles import Role, separate, trainable
+from dollar.models.roles import Role, separate
 from dollar.models.teacher import Teacher
 from dollar.parallel.shard import fits_whole, spread, trainable_copy
 from dollar.parallel.world import World, device_memory
@@ -51,10 +51,9 @@ from dollar.sampling.samplers import finite, make_latents, student_sampler
 from dollar.surrogate.pixel_reward import PixelReward
 from dollar.training.average import Average
 from dollar.training.clip_files import ClipFiles
-from dollar.training.learner import Learner, constant, not_finite
+from dollar.training.learner import not_finite
 from dollar.training.log import Log
 from dollar.training.loop import Loop, Timetable
-from dollar.training.lr_schedule import falling
 from dollar.training.monitors.best import Best
 from dollar.training.monitors.guard import Guard
 from dollar.training.monitors.monitor import Monitor
@@ -124,22 +123,6 @@ def check_batch(config: DictConfig, objective: Objective, processes: int) -> Non
             f"batch={config.batch} must be a multiple of the {processes} processes; the next is "
             f"batch={-(-config.batch // processes) * processes}, or start {fewer} process{'es' * (fewer > 1)}"
         )
-
-
-def check_optimizers(config: DictConfig, objective: Objective | None = None) -> None:
-    """Raise ValueError for rates, betas or decays that no optimizer can take, and for a network that has none."""
-    for network, keys in config.optim.items():
-        if not keys.lr > 0 or not all(0 <= beta < 1 for beta in keys.betas) or keys.weight_decay < 0:
-            raise ValueError(
-                f"optim.{network} is {OmegaConf.to_container(keys)}; lr must be positive, betas lie from 0 to below 1, "
-                "and weight_decay is 0 or positive"
-            )
-    for name in objective.learning_terms if objective is not None else ():
-        if name not in config.optim:
-            raise ValueError(
-                f"the term {name} has a network of its own, but there is no optim.{name}; give its yaml "
-                f"optim: {{{name}: {{lr: 1.0e-4, betas: [0.9, 0.99], weight_decay: 0.0}}}}"
-            )
 
 
 def timetable_of(config: DictConfig) -> Timetable:
@@ -234,8 +217,8 @@ def loop_of(
     resume_step = resume_cycle + 1 if resume_cycle else 0
     log = Log(folder, run.world.is_main, resume_step, trackers=config.log.trackers, settings=settings)
     validation = None
+    teacher, samplers, prompts, scores = shown
     if config.validation.every > 0:
-        teacher, samplers, prompts, scores = shown
         files = ClipFiles(folder, config.validation.mp4s, resume_step) if run.world.is_main else None
         how = how_validated(config, files)
         validation = Validation(teacher, run.student, samplers, prompts, scores, log, run.world, **how)
@@ -243,7 +226,7 @@ def loop_of(
     return Loop(
         timetable_of(config),
         instantiate(config.method, _convert_="all")(run),
-        learners_of(config, run),
+        learners_of(config, run, [blocks.name for blocks in teacher.family.block_lists]),
         run.world,
         folder,
         log,
@@ -254,7 +237,7 @@ def loop_of(
         settings,
         kept=lambda: {f"ema/{name}": p for name, p in student.items()},
         validated_on="" if validation is None else validation.identity(),
-        probe=partial(probe, shown[0], run.student, shown[1], run.data.captions[0]),
+        probe=partial(probe, teacher, run.student, samplers, run.data.captions[0]),
     )
 
 
@@ -331,42 +314,6 @@ def term_networks(
         networks[name] = term.network(Host(teacher.latent_shape, discriminator)).to(world.device)
     torch.random.set_rng_state(state)
     return networks
-
-
-def learners_of(config: DictConfig, run: Ingredients) -> dict[str, Learner]:
-    """The learners; the rates of student and fake score fall together, the others stay."""
-    fall = partial(falling, start=config.decay_from)
-    found = {}
-    for name, role in run.roles.items():
-        found[name] = learner_of(config, name, role.parameters, rate=fall, use=role.use)
-    student = run.roles["student"]
-    for name, term in run.objective.apart.items():
-        if has_optimizer(term):
-            own = learner_of(config, "student", student.parameters, rate=fall, use=student.use, keeps=False)
-            found[f"student_{name}"] = replace(own, name=f"student_{name}")
-    networks = dict(run.networks)
-    if run.fitted and run.surrogate is not None:
-        networks["lrm"] = run.surrogate.model
-    if run.fitted and run.decoder is not None:
-        networks["decoder"] = run.decoder.model
-    return found | {name: learner_of(config, name, trainable(network)) for name, network in networks.items()}
-
-
-def learner_of(
-    config: DictConfig, name: str, parameters: dict[str, nn.Parameter], rate: Any = constant, **how: Any
-) -> Learner:
-    """A learner with AdamW by the numbers of optim.<name>."""
-    remedy, optimizer = f"Lower optim.{name}.lr", adamw(config, name, parameters)
-    return Learner(name, parameters, [optimizer], config.clip_gradient, rate, remedy=remedy, **how)
-
-
-def adamw(config: DictConfig, name: str, parameters: Mapping[str, nn.Parameter]) -> torch.optim.AdamW:
-    """AdamW by the numbers of optim.<name>."""
-    keys = OmegaConf.to_container(config.optim[name], resolve=True)
-    assert isinstance(keys, dict)
-    trained = list(parameters.values())
-    fused = all(p.device.type in ("cpu", "cuda") for p in trained)  # a third of the time on a CPU
-    return torch.optim.AdamW(trained, **{**keys, "betas": tuple(keys["betas"])}, fused=fused)
 
 
 def monitors_of(config: DictConfig, guard: Guard) -> dict[str, Monitor]:

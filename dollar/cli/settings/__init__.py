@@ -20,6 +20,7 @@ from dollar.cli.settings.commands import (
     Pretrain,
     RewardCurve,
     Sample,
+    VipAblation,
 )
 from dollar.cli.settings.smaller import Pairs, Prune, Rank, Score, Vip
 from dollar.cli.settings.toy import Toy
@@ -46,6 +47,7 @@ COMMANDS: dict[str, type] = {
     "toy": Toy,
     "train": Train,
     "vip": Vip,
+    "vip_ablation": VipAblation,
 }
 
 

@@ -283,6 +283,30 @@ class RewardCurve(Study):
 
 
 @dataclass
+class VipAblation(Study):
+    """conf/vip_ablation.yaml."""
+
+    clips: int
+    teacher: str
+    guided: int
+    cycles: int
+    less: int
+    more: int
+    few: int
+    dtype: Literal["float32", "bfloat16"]
+    teacher_dtype: Literal["float32", "bfloat16"]
+    train: list[str]
+    on_pairs: list[str]
+    alone: list[str]
+    vip: list[str]
+    evaluation: list[str]
+    student_evaluation: list[str]
+    teacher_evaluation: list[str]
+    groups: dict[str, Any]
+    rows: list[Any]
+
+
+@dataclass
 class FewSteps(Study):
     """conf/few_step.yaml."""
 

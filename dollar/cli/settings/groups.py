@@ -58,6 +58,13 @@ class Optimizer:
 
 
 @dataclass
+class StudentOptimizer(Optimizer):
+    """The student's, whose matrices may have another."""
+
+    muon_lr: float | None
+
+
+@dataclass
 class LatentRewardModel:
     """The latent reward model by itself."""
 

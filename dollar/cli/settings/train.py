@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dollar.cli.settings.base import Free, Place, Target
-from dollar.cli.settings.groups import Data, LatentReward, Optimizer, Parallel, SmallDecoder, Student
+from dollar.cli.settings.groups import Data, LatentReward, Optimizer, Parallel, SmallDecoder, Student, StudentOptimizer
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Log:
 class Optimizers:
     """conf/optim, by network."""
 
-    student: Optimizer
+    student: StudentOptimizer
     fake: Optimizer
     adversarial: Optimizer
     lrm: Optimizer

@@ -106,6 +106,7 @@ def headline_figures(columns: Sequence[System]) -> Iterator[Figure]:
     yield Figure("at most possible", ("speedup_ceiling",), 0, "×", indented=True)
     yield Figure("Parameters", ("size", "parameters"))
     yield Figure("FLOPs of a forward", ("size", "flops"))
+    yield Figure("forwards of a clip", ("size", "forwards"), indented=True)
     yield Figure("Clips", ("clips",))
 
 

@@ -13,12 +13,14 @@ SCORING = 4.0  # how long the scoring of all clips takes, compared with a fit
 class Fits(Runs):
     """Rows that fit a latent reward model each; one after another reads the clips that the other has scored."""
 
-    left = Path("lrm.json")
-
     def overrides(self, row: Row) -> list[str]:
         """Of launch/fit_reward.py, without seed and folders."""
         c = self.settings
         return replaced(replaced(c.train, c.groups[row.group].overrides), row.overrides)
+
+    def left(self, row: Row) -> Path:
+        """What a fit leaves."""
+        return Path("lrm.json")
 
     def train(self, row: Row, seed: int) -> tuple[str, ...]:
         """The command that fits and measures."""

@@ -1,0 +1,141 @@
+"""The study's plots: rankings, what trainings win back, errors of both sides, quality against size, and pairs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dollar.studies.curves import Line, line_of
+from dollar.studies.plots import BLUE, GREEN, INK, ORANGE, PURPLE, RED, SKY, SOFT, SQUARE, Plot, draw, label_ends
+from dollar.studies.results import Results
+from dollar.studies.rows import Row
+from dollar.studies.vip.figures import NAMES, rankings
+
+MEASURES = {
+    "total": ("mean margin without it", BLUE),
+    "consistency": ("its consistency", GREEN),
+    "prediction": ("change of the prediction", ORANGE),
+    "influence": ("1 - cosine", PURPLE),
+}
+TRAINED = {"redpo": BLUE, "sft": GREEN, "dpo": RED, "safeguard": PURPLE}
+GROUPS = {"losses": BLUE, "weights": SKY, "stages": GREEN, "few": ORANGE}
+RANKED = "redpo"  # the row whose ranking and pairs are shown
+
+
+def plots(rows: Sequence[Row], results: Results) -> Mapping[str, Plot]:
+    """All plots by their names."""
+    labels = {row.name: row.label for row in rows}
+    return {
+        "ranking": Plot([RANKED], lambda plt: plot_ranking(plt, results)),
+        "recovered": Plot(list(TRAINED), lambda plt: plot_recovered(plt, results, labels)),
+        "errors": Plot(list(TRAINED), lambda plt: plot_errors(plt, results, labels)),
+        "size": Plot(list(labels), lambda plt: plot_size(plt, results, rows)),
+        "pairs": Plot([RANKED], lambda plt: plot_pairs(plt, results)),
+    }
+
+
+def plot_ranking(plt: Any, results: Results) -> Any:
+    """Bars per unit in the network's order, a panel a measure; means over seeds, with deviations."""
+    found = list(rankings(results.of(RANKED)))
+    units, chosen = found[0]["units"], [unit for table in found for unit in table["chosen"]]
+    figure, panels = plt.subplots(1, len(MEASURES), figsize=(10, 0.3 * len(units) + 1.1), sharey=True)
+    for axes, (name, (title, colour)) in zip(panels, MEASURES.items(), strict=True):
+        values = np.array([[np.nan if v is None else v for v in table[name]] for table in found], dtype=float)
+        spread = values.std(0, ddof=1) if len(found) > 1 else None
+        axes.barh(range(len(units)), values.mean(0), xerr=spread, color=colour, height=0.7, ecolor=INK)
+        if name == "total":
+            axes.axvline(np.mean([table["whole"] for table in found]), color=INK, linewidth=1, linestyle="--")
+        axes.set_title(title)
+        axes.grid(axis="y", visible=False)
+    panels[0].set_yticks(range(len(units)), [f"{unit} (goes {chosen.count(unit)}×)" for unit in units])
+    panels[0].invert_yaxis()
+    return figure
+
+
+def plot_recovered(plt: Any, results: Results, labels: Mapping[str, str]) -> Any:
+    """The mean margin on held-out prompts over seconds of training."""
+    figure, axes = plt.subplots(figsize=(6.6, 3.4))
+    ends: list[tuple[float, str, str]] = []
+    for name, colour in TRAINED.items():
+        if (line := line_of(results, name, "reward_10", "seconds")) is not None:
+            draw(axes, line, colour)
+            ends.append((line.mean[-1], labels.get(name, name), colour))
+    for name, style in (("pruned", ":"), ("teacher", "--")):
+        known = results.teacher("verifier") if name == "teacher" else results.spread(name, "verifier")
+        if known is not None:
+            axes.axhline(known.mean, color=INK, linewidth=1, linestyle=style)
+            ends.append((known.mean, name, INK))
+    axes.set_xlabel("seconds of training, a thread's own")
+    axes.set_title("mean margin on held-out prompts")
+    label_ends(axes, ends, 0.07)
+    return figure
+
+
+def plot_errors(plt: Any, results: Results, labels: Mapping[str, str]) -> Any:
+    """Both sides' errors above the reference's, over updates."""
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
+    for axes, curve in zip(panels, ("winner_error", "loser_error"), strict=True):
+        ends: list[tuple[float, str, str]] = []
+        for name, colour in TRAINED.items():
+            if (line := line_of(results, name, curve)) is not None:
+                draw(axes, line, colour)
+                ends.append((line.mean[-1], labels.get(name, name), colour))
+        axes.axhline(0, color=SOFT, linewidth=1)
+        axes.set_yscale("symlog", linthresh=0.01)
+        axes.set_xlabel("updates")
+        axes.set_title(curve.replace("_", "'s ") + " above the reference's")
+        _named(axes, ends)
+    return figure
+
+
+def _named(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
+    """A legend, for on a logarithmic axis names at the ends would be misplaced."""
+    handles = [axes.plot([], [], color=colour)[0] for _, _, colour in ends]
+    axes.legend(handles, [name for _, name, _ in ends], frameon=False, fontsize=8)
+
+
+def plot_size(plt: Any, results: Results, rows: Sequence[Row]) -> Any:
+    """Alignment against what a clip costs: parameters times forwards; a point a row."""
+    figure, axes = plt.subplots(figsize=(7.2, 4))
+    shown = set[str]()
+    for row in rows:
+        parts = [results.spread(row.name, name) for name in ("parameters", "forwards", "alignment")]
+        if all(parts):
+            parameters, forwards, alignment = (part.mean for part in parts if part)
+            colour = GROUPS.get(row.group, SOFT)
+            axes.plot(parameters * forwards, alignment, marker="o", linestyle="", color=colour)
+            if row.group in ("few", "stages") or row.name in ("pruned", "redpo", "sft"):
+                axes.annotate(row.label, (parameters * forwards, alignment), xytext=(6, -3), textcoords="offset points")
+            shown.add(row.group)
+    teacher = [results.teacher(name) for name in ("parameters", "forwards", "alignment")]
+    if all(teacher):
+        parameters, forwards, alignment = (part.mean for part in teacher if part)
+        axes.plot(parameters * forwards, alignment, **SQUARE)
+        axes.annotate("teacher", (parameters * forwards, alignment), xytext=(6, -3), textcoords="offset points")
+    axes.set_xscale("log")
+    axes.margins(x=0.25)
+    axes.set_xlabel(f"{NAMES['parameters']} × {NAMES['forwards']}")
+    axes.set_title("alignment")
+    return figure
+
+
+def plot_pairs(plt: Any, results: Results) -> Any:
+    """Some pairs of the first seed, and how wide the gaps of all are."""
+    first = results.of(RANKED)[0]["pairs"][0]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), width_ratios=[2.4, 1])
+    if first.get("picture"):
+        from PIL import Image
+
+        left.imshow(np.asarray(Image.open(io.BytesIO(base64.b64decode(first["picture"])))))
+    left.set_axis_off()
+    left.set_title("the full model's clip, preferred; the pruned one's of the same prompt and seed")
+    for result in results.of(RANKED):
+        gaps = np.sort(result["pairs"][0]["gaps"])
+        draw(right, Line(np.arange(len(gaps)), gaps, np.zeros(len(gaps))), BLUE)
+    right.set_xlabel("pairs")
+    right.set_title(f"gap in {first['targets'][0] if first['targets'] else 'nothing'}")
+    return figure
