@@ -31,7 +31,7 @@ endif
 # Networks compute in bfloat16 where the processor multiplies it itself (make DTYPE=float32 for the other).
 DTYPE ?= $(if $(GPU),bfloat16,$(shell grep -qsw avx512_bf16 /proc/cpuinfo && echo bfloat16 || echo float32))
 
-.PHONY: demo demo-full students few-step ablation reward-curve bench-reward toy test test-hpsv2 test-vip smoke lint types check teacher-metrics wheel
+.PHONY: demo demo-full students few-step ablation reward-curve bench-reward vip vip-ablation toy test test-hpsv2 test-vip smoke lint types check teacher-metrics wheel
 
 $(READY): setup.cfg setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -65,6 +65,13 @@ reward-curve: $(READY)  ## how many scored clips each form of latent reward need
 
 bench-reward: $(READY)  ## what rewards' gradients cost at the sizes of the paper's tables, into docs/benchmarks.md
 	$(PY) launch/bench_reward.py
+
+vip: $(READY)  ## the deeper teacher with three of its eight blocks fewer, trained stage by stage, into runs/vip
+	$(PY) launch/vip.py experiment=vip_shapes seed=$(SEED) processes=$(if $(GPU),1,$(PROCESSES)) \
+	  parallel.dtype=$(DTYPE) parallel.teacher_dtype=$(DTYPE)
+
+vip-ablation: $(READY)  ## what each part of V.I.P. does, into docs/vip.md; goes on where it was stopped
+	$(PY) launch/vip_ablation.py dtype=$(DTYPE) teacher_dtype=$(DTYPE) $(if $(seeds),seeds=$(seeds))
 
 toy: $(READY)  ## what SFT, DPO and both do to a small diffusion model in the plane, into docs/toy.md; goes on where it was stopped
 	OMP_NUM_THREADS=1 $(PY) launch/toy.py

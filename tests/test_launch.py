@@ -24,7 +24,7 @@ from dollar.data.decoding import read_video
 CONF = ROOT / "conf"
 COMMANDS = sorted(p.stem for p in CONF.glob("*.yaml"))
 CHOICES = [(p.parent.name, p.stem) for p in sorted(CONF.glob("*/*.yaml")) if p.parent.name != "common"]
-STAGES = {("experiment", "vip_paper")}  # of launch/vip.py
+STAGES = {("experiment", name) for name in ("vip_paper", "vip_shapes")}  # of launch/vip.py
 
 
 # Configurations
