@@ -15,7 +15,7 @@ from dollar.studies.settings import Settings
 LEFT = {"train": "student/student.json", "vip": "result.json", "evaluate": "metrics.json"}
 MEASURING = 150  # cycles on pairs that take about as long as a row's evaluation
 STAGE = 400  # and as long as a stage's ranking, pairs and scores
-LOOKS = 5  # validations of a training on pairs
+LOOKS = 4  # validations of a training on pairs
 PLACE = re.compile(r"\{(\w+)\}")
 
 
