@@ -23,7 +23,7 @@ from dollar.cli.settings import COMMANDS, Place, free_keys
 
 GROUPS = sorted(p.name for p in CONF.iterdir() if p.is_dir() and p.name != "common")
 CHOICES = [(p.parent.name, p.stem) for group in GROUPS for p in sorted((CONF / group).glob("*.yaml"))]
-OF = {"vip_paper": "vip"}  # whose choices these are, where not launch/train.py's
+OF = {"vip_paper": "vip", "vip_shapes": "vip"}  # whose choices these are, where not launch/train.py's
 COMPOSED = [(name, ()) for name in COMMANDS] + [
     (OF.get(choice, "train"), (f"{group}={choice}",)) for group, choice in CHOICES
 ]
