@@ -312,6 +312,7 @@ def test_mistakes_are_sentences(command: Callable[..., Said], keys: list[str], t
     sentence(command("pairs", *keys, "words=[9,25]"), "no prompt passes for finding the targets: 7 have too few words")
     sentence(command("pairs", *keys, "suited.visual_quality=[4,0]"), "suited.visual_quality is [4, 0]")
     sentence(command("pairs", *keys, "checkpoint=null"), "checkpoint is not given")
+    sentence(command("pairs", *keys, "winners="), "winners is empty; name a folder")
     assert not list((tmp_path / "no").rglob("*.parquet"))
 
 

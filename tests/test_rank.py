@@ -161,6 +161,9 @@ def test_mistakes_are_sentences(command: Callable[..., Said], keys: list[str], t
         command("rank", *keys, "consistency=beauty"), "looks at one of the reward's values, colourfulness, flicker"
     )
     sentence(command("rank", *keys, "properties=[beauty]"), "properties has beauty; the reward gives colourfulness")
+    sentence(command("rank", *keys, "properties=[flicker,flicker]"), "each once, or give null for all")
+    sentence(command("rank", *keys, "properties=[]"), "properties is []; name some of colourfulness, flicker")
+    sentence(command("rank", *keys, "reward.weights.flicker=-1"), "reward.weights.flicker is below 0")
     sentence(command("rank", *keys, "shortlist=1", "k=2"), "shortlist is 1, but k=2 units are to be chosen")
     sentence(command("rank", *keys, "prompts=null"), "tiny is no teacher of the shapes world; give prompts=FILE")
     assert not (tmp_path / "no" / "ranking.json").exists()
@@ -198,5 +201,10 @@ def test_networks_are_scored_once_each(command: Callable[..., Said], keys: list[
     before = path.stat().st_mtime_ns
     assert command(*score).out == said.out and path.stat().st_mtime_ns == before, "nothing is scored twice"
     sentence(command("score", *keys, "full=false", f"out={tmp_path / 'none'}"), "there is nothing to score")
+    sentence(command(*score[:-1], "out="), "out is empty")
+    sentence(command(*score[:-2], score[-1], f"checkpoints=[{pruned},{pruned}/]"), "name each folder once")
+    said = command(*[word for word in score[:-1] if word != "steps=2"], "steps=3", f"out={tmp_path / 'none'}")
+    sentence(said, "was trained for 2; use one of these")
+    assert "force" not in said.err, "which this command hasn't"
     twice = ("score", *keys, f"checkpoints=[{pruned},{pruned}]", f"out={tmp_path / 'none'}")
     sentence(command(*twice), "name each folder once")

@@ -26,6 +26,8 @@ from dollar.sampling.samplers import Sampler, student_sampler
 CARD = "student.json"
 KEYS = ("teacher_name", "timesteps", "steps", "between")  # what every card has
 
+FORCED = ", or force=true to see what it does"  # a way that launch/sample.py has
+
 
 @dataclass
 class Student:
@@ -42,7 +44,7 @@ class Student:
         few_step = self.few_steps.get(steps)
         if few_step is None:
             if not force:
-                check_trained(self.folder, list(self.few_steps), steps)
+                check_trained(self.folder, list(self.few_steps), steps, FORCED)
             schedule = self.denoiser.schedule
             longest = self.few_steps[max(self.few_steps)]
             few_step = FewStep(schedule, schedule.grid(steps)[:-1], longest.between, longest.boundary)
@@ -71,13 +73,15 @@ class Students:
         return owner.sampler(teacher, steps)
 
 
-def check_trained(folder: str | Path, trained: Sequence[int], steps: int) -> None:
-    """Raise ValueError for a step count that the student in a folder was not trained for."""
+def check_trained(folder: str | Path, trained: Sequence[int], steps: int, further: str = "") -> None:
+    """Raise ValueError for a step count that the student in a folder was not trained for.
+
+    further: what else may be done, as the sentence's end.
+    """
     if steps not in trained:
         counts = " or ".join(str(s) for s in sorted(trained, reverse=True))
         raise ValueError(
-            f"steps is {steps}, but the student in {folder} was trained for {counts}; use one of these, or force=true "
-            "to see what it does"
+            f"steps is {steps}, but the student in {folder} was trained for {counts}; use one of these{further}"
         )
 
 

@@ -49,6 +49,8 @@ def check_keys(config: DictConfig) -> None:
     for key in ("checkpoint", "out"):
         if config[key] is None or not str(config[key]).strip():
             raise ValueError(f"{key} is not given; name a folder by {key}=FOLDER")
+    if config.winners is not None and not str(config.winners).strip():
+        raise ValueError("winners is empty; name a folder by winners=FOLDER, or give null for one in out")
     fewest, most = config.words
     if not 0 <= fewest <= most:
         raise ValueError(f"words is {list(config.words)}; it is the fewest and the most, such as [5,25]")
@@ -134,6 +136,8 @@ def filter_of(config: DictConfig, world: World) -> Filter:
     from dollar.vip.prompts import Filter, by_keywords
     from dollar.vip.requests import Remembered
 
+    if config.winners is not None and not str(config.winners).strip():
+        raise ValueError("winners is empty; name a folder by winners=FOLDER, or give null for one in out")
     fewest, most = config.words
     if config.chat is None:
         return Filter((fewest, most), by_keywords)

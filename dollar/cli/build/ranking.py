@@ -117,6 +117,11 @@ def named_reward(node: DictConfig, prompts: list[str], use: str) -> Any:
             f"{use} needs a reward with named values (`scores`), and reward is {name}; use reward=shapes, "
             "reward=video_score, or reward=mixture with a part for each"
         )
+    if below := [name for name, weight in getattr(reward, "weights", {}).items() if weight < 0]:
+        raise ValueError(
+            f"reward.weights.{below[0]} is below 0, but {use} looks at each part by itself and takes more for better; "
+            "leave it out, or name a part that grows with what is wanted"
+        )
     check_captions(reward, prompts)
     return reward
 
@@ -132,7 +137,9 @@ def values_of(reward: Any, prompts: list[str], clip_shape: tuple[int, int, int])
 def properties_of(config: DictConfig, names: list[str], reward: Any) -> tuple[list[str], str]:
     """The values whose mean is the total, and the one of consistency; ValueError for what the reward doesn't give."""
     properties = names if config.properties is None else [str(name) for name in config.properties]
-    if missing := [name for name in properties if name not in names] or ([] if properties else ["nothing"]):
+    if not properties or len(set(properties)) < len(properties):
+        raise ValueError(f"properties is {properties}; name some of {', '.join(names)}, each once, or give null for all")
+    if missing := [name for name in properties if name not in names]:
         raise ValueError(f"properties has {missing[0]}; the reward gives {', '.join(names)}")
     consistency = config.consistency or getattr(reward, "consistency", "")
     if config.by == "reward" and config.rule == "intersection" and consistency not in names:

@@ -87,10 +87,10 @@ def check_keys(config: DictConfig) -> None:
     if config.dtype not in (None, "float32", "bfloat16", "float16"):
         raise ValueError(f"dtype is {config.dtype!r}; use float32, bfloat16 or float16, or null for parallel's")
     if config.checkpoint is not None:
-        from dollar.export.student import check_trained, read_card
+        from dollar.export.student import FORCED, check_trained, read_card
 
         if config.steps is not None and not config.force:
-            check_trained(config.checkpoint, read_card(config.checkpoint)["steps"], config.steps)
+            check_trained(config.checkpoint, read_card(config.checkpoint)["steps"], config.steps, FORCED)
 
 
 def settle(config: DictConfig) -> None:

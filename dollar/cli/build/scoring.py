@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
@@ -33,7 +34,9 @@ def check_keys(config: DictConfig) -> None:
         raise ValueError(
             "checkpoints is empty and full is false, so there is nothing to score; name a student's folder"
         )
-    if len(set(config.checkpoints)) < len(config.checkpoints) or FULL in config.checkpoints:
+    if not str(config.out).strip():
+        raise ValueError("out is empty; name the folder of the values")
+    if len({Path(name) for name in config.checkpoints}) < len(config.checkpoints) or FULL in config.checkpoints:
         raise ValueError(f"checkpoints is {list(config.checkpoints)}; name each folder once, and none {FULL!r}")
     for key, least in (("clips", 2), ("batch", 1)):
         if config[key] < least:
