@@ -184,6 +184,7 @@ def test_what_a_later_step_would_refuse_is_told_at_once(command: Callable[..., S
             "parallel.teacher_dtype=bfloat16",
         ): "stage1/train, launch/train.py: parallel.dtype",
         ("score=[clips=1]",): "stage1/score, launch/score.py: clips is 1; it must be at least 2",
+        ("steps=10", "evaluate=[teacher_clips=0]"): "evaluate, launch/evaluate.py: teacher_clips is 0, but",
         ("stages=[2,1]",): "stages is [2, 1], 3 units in all, and there are 3 blocks; leave at least one",
     }
     for given, sentence in refused.items():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import compose
+from conftest import Said, compose
 
 from dollar.cli.build.studies import check_commands, experiments_of, settings_of
 from dollar.studies.document import write_document
@@ -34,6 +35,17 @@ def test_every_row_is_a_command_that_the_user_could_give(runs: Smaller) -> None:
     for row in runs.rows.values():
         assert "{" not in " ".join(word for command in runs.commands(row, 1) for word in command)
         assert runs.size(row) > 0
+
+
+def test_stages_of_rows_are_not_refused_hours_later(
+    runs: Smaller, command: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step of the rows that launch/vip.py makes is checked by it before the first of them runs."""
+    monkeypatch.setattr("dollar.cli.commands.vip.run", lambda config, root: print("all are checked"))
+    monkeypatch.setattr("dollar.evaluation.systems.stored_figures", lambda *of: {})  # as the shipped ones, of 50 steps
+    for name in ("redpo", "staged_first", "small"):
+        said = command("vip", *runs.commands(runs.rows[name], 0)[0][2:])
+        assert said.code == 0 and "all are checked" in said.out, said.err
 
 
 def test_rows_train_the_same_network_on_the_same_pairs(runs: Smaller) -> None:

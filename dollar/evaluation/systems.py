@@ -48,13 +48,14 @@ class EvaluationSettings:
     steps: Sequence[int]
 
 
-def needed_figures(stored_at: Path, teacher: Guided, how: EvaluationSettings) -> dict[str, Any]:
+def needed_figures(stored_at: Path, teacher: Guided, clips: int, steps: int) -> dict[str, Any]:
     """The teacher's stored figures, where none of its clips are made; ValueError where they are of another."""
-    stored = stored_figures(stored_at, teacher, how.clips) if how.teacher_steps == TEACHER_STEPS else None
+    stored = stored_figures(stored_at, teacher, clips) if steps == TEACHER_STEPS else None
     if stored is None:
+        other = f", or teacher_steps={TEACHER_STEPS}" if steps != TEACHER_STEPS else ""
         raise ValueError(
-            f"teacher_clips is 0, but {stored_at} has no figures of this teacher in {how.teacher_steps} steps for "
-            f"clips={how.clips}; give teacher_clips=64"
+            f"teacher_clips is 0, but {stored_at} has no figures of this teacher in {steps} steps for clips={clips}; "
+            f"give teacher_clips=64{other}"
         )
     return stored
 
@@ -89,7 +90,7 @@ class Evaluation:
         how, few = self.settings, self.settings.teacher_clips < self.settings.clips
         usable = few and how.teacher_steps == TEACHER_STEPS
         if how.teacher_clips == 0:
-            self._take(needed_figures(stored_at, self.teacher, how), {})
+            self._take(needed_figures(stored_at, self.teacher, how.clips, how.teacher_steps), {})
             return None
         n, sampler = how.teacher_clips, teacher_sampler(self.teacher, how.teacher_steps)
         videos = self.clips[f"teacher {sampler.steps}"] = make_clips(sampler, self.teacher, *self._pairs(n))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from dollar.cli.build.configs import check_grid, configs_of_teacher
+from dollar.cli.build.configs import Configs, check_grid, configs_of_teacher
 from dollar.cli.entry import check_alone, check_folder_for
 from dollar.cli.origin import found_now
 from dollar.log import logger
@@ -85,19 +85,29 @@ def check_before(config: DictConfig) -> None:
 
     The configuration holds the student's own teacher.
     """
-    from dollar.evaluation.systems import needed_figures
     from dollar.evaluation.yardstick import check_size
     from dollar.export.student import student_weights
 
-    teacher = config.teacher
-    known = Known(teacher.name, (teacher.frames, teacher.height, teacher.width), Path(), teacher.guidance_scale)
-    check_size(known)
+    check_size(known_of(config, Path()))
     configs = configs_of_teacher(config)
     for folder in folders_of(config):
         student_weights(folder)
+    check_figures(config, configs)
+
+
+def known_of(config: DictConfig, folder: Path) -> Known:
+    """What the configuration says of the teacher in a folder."""
+    teacher = config.teacher
+    return Known(teacher.name, (teacher.frames, teacher.height, teacher.width), folder, teacher.guidance_scale)
+
+
+def check_figures(config: DictConfig, configs: Configs) -> None:
+    """Raise ValueError for a teacher that can't be sampled in so many steps, or has no figures where they are asked."""
+    from dollar.evaluation.systems import needed_figures
+
     if config.teacher_clips == 0:
-        known = known._replace(folder=configs.pipeline.folder)
-        needed_figures(Path(config.teacher_metrics), known, settings_of(config))
+        known = known_of(config, configs.pipeline.folder)
+        needed_figures(Path(config.teacher_metrics), known, config.clips, config.teacher_steps)
     else:
         check_grid(configs, config.teacher_steps, "teacher_steps")
 

@@ -138,7 +138,9 @@ def properties_of(config: DictConfig, names: list[str], reward: Any) -> tuple[li
     """The values whose mean is the total, and the one of consistency; ValueError for what the reward doesn't give."""
     properties = names if config.properties is None else [str(name) for name in config.properties]
     if not properties or len(set(properties)) < len(properties):
-        raise ValueError(f"properties is {properties}; name some of {', '.join(names)}, each once, or give null for all")
+        raise ValueError(
+            f"properties is {properties}; name some of {', '.join(names)}, each once, or give null for all"
+        )
     if missing := [name for name in properties if name not in names]:
         raise ValueError(f"properties has {missing[0]}; the reward gives {', '.join(names)}")
     consistency = config.consistency or getattr(reward, "consistency", "")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 if TYPE_CHECKING:
     from dollar.evaluation.measures.size import Size
@@ -99,7 +99,7 @@ def check_commands(stages: Stages, config: DictConfig) -> None:
     from hydra.core.global_hydra import GlobalHydra
 
     from dollar.cli.arguments import as_they_stand
-    from dollar.cli.build import pairing, ranking, scoring
+    from dollar.cli.build import evaluation, pairing, ranking, scoring
     from dollar.cli.build.configs import configs_of_teacher
     from dollar.cli.build.loop import check
     from dollar.cli.calls import composed_of
@@ -122,6 +122,7 @@ def check_commands(stages: Stages, config: DictConfig) -> None:
         "pairs": pairing.check_keys,
         "train": lambda given: check(given, config.processes, supplied=False),
         "score": scoring.check_keys,
+        "evaluate": lambda given: evaluation.check_figures(_of_teacher(given, config), configs),
     }
     GlobalHydra.instance().clear()  # each check composes a configuration of its own
     for step in [*stages.steps_of(1, [str(unit) for unit in units[:1]]), *further_of(stages, str(stages.student(1)))]:
@@ -130,6 +131,13 @@ def check_commands(stages: Stages, config: DictConfig) -> None:
                 checks.get(step.verb, lambda _: None)(given)
         except ValueError as error:
             raise ValueError(f"{step.name}, launch/{step.verb}.py: {error}") from None
+
+
+def _of_teacher(given: DictConfig, config: DictConfig) -> DictConfig:
+    """The configuration of a step that takes its teacher from a student's card, which isn't there yet."""
+    with open_dict(given):
+        given.teacher = config.teacher
+    return given
 
 
 def further_of(stages: Stages, student: str, shapes: bool = True) -> list[Step]:
