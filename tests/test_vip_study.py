@@ -131,6 +131,27 @@ def write_row(folder: Path) -> None:
     (stage / "train" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["teacher_dtype=bfloat16"], "dtype is float32 and teacher_dtype bfloat16"),
+        (["rows=[{name: a, group: few}]"], "the row a lacks label"),
+        (["rows=[{label: a, group: few}]"], "the row None lacks name"),
+        (["rows=[{name: a, group: few, verb: dance}]"], "the row a has verb dance; use one of train, vip, evaluate"),
+        (["rows=[{name: a, group: few, overrides: ['init={b}/x']}]"], "the row a reads {b}, but no row before it"),
+    ],
+)
+def test_mistakes_are_sentences(command: Callable[..., Said], tmp_path: Path, given: list[str], said: str) -> None:
+    found = command("vip_ablation", f"work={tmp_path / 'work'}", f"out={tmp_path / 'docs'}", *given)
+    assert found.code == 2 and said in found.err and "Traceback" not in found.err, found.err
+    assert not (tmp_path / "work").exists()
+
+
+def test_the_teacher_can_be_another(tmp_path: Path) -> None:
+    settings = settings_of(compose("vip_ablation", "smaller=shapes", f"work={tmp_path}", f"out={tmp_path}"), VIP)
+    assert "teacher=shapes" in settings.rows[0].overrides and "teacher=shapes" in settings.teacher_evaluation
+
+
 def test_what_is_read_of_a_row(tmp_path: Path) -> None:
     write_row(tmp_path)
     found = measured(tmp_path)
@@ -161,14 +182,17 @@ def test_the_page_answers_from_the_figures(runs: Smaller, tmp_path: Path) -> Non
         for row in runs.rows.values():
             found = measured(tmp_path / "row")
             one = found["figures"]["10"] | {"right_shape": 0.9 - 0.1 * (row.name == "redpo") + 0.001 * seed}
+            one["verifier"] += {"sft_1e2": 0.05}.get(row.name, 0.0)
             one["alignment"] += {"small_few": 0.1, "demo": 0.11}.get(row.name, 0.0)
             results.put(row.name, seed, common | found | {"figures": {str(row.steps[0]): one}})
     rows, titles = list(runs.rows.values()), {name: group.title for name, group in runs.settings.groups.items()}
     plots, questions = VIP.plots(rows, results), VIP.questions(results, rows)
     write_document(tmp_path / "docs" / "vip.md", VIP.layout, rows, titles, results, plots, questions)
     page = (tmp_path / "docs" / "vip.md").read_text()
-    # SFT has the better share of shapes, prediction ranks as the reward does and influence almost.
-    assert "| Does ReDPO beat SFT on what the pairs were chosen by? | **Not shown** | shape right: -0.100" in page
+    # SFT has the better share of shapes, by which the pairs were chosen; prediction ranks as the reward does and
+    # influence almost.
+    assert "| Does ReDPO beat SFT on what the pairs were chosen by? | **No** | shape right: -0.100 |" in page
+    assert "| Do the weights' ends meet SFT and DPO? | **Partly**" in page, "one end is better than what it should meet"
     assert "rank correlation of prediction with the reward's loss: 1.00" in page
     assert "rank correlation of influence with the reward's loss: 0.50" in page
     assert "| Is one of them within 0.05 of the alignment of the demo's four steps? | **Yes" in page

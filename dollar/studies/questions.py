@@ -132,6 +132,11 @@ class Asker:
         found = self._compare(f"{self.wording.names[figure]} no worse", figure, a, b, worse)
         return found._replace(answer={"yes": "no", "unknown": "unknown"}.get(found.answer, "yes"))
 
+    def alike(self, figure: str, a: str, b: str) -> Comparison:
+        """No where the figures of a and b differ beyond chance, to either side, otherwise yes."""
+        found = self._compare(f"{self.wording.names[figure]} alike", figure, a, b, 1)
+        return found._replace(answer={"undecided": "yes", "unknown": "unknown"}.get(found.answer, "no"))
+
     def numbers(self, figure: str, *names: str) -> str:
         """A figure of several rows as text."""
         show = self.wording.show(figure)

@@ -87,6 +87,10 @@ def _row(given: Mapping[str, Any], groups: Mapping[str, Group], usual: str, step
         raise ValueError(f"a row is {given!r}; it is a mapping, such as {{name: mine, group: distillation}}")
     if unknown := given.keys() - set(Row._fields):
         raise ValueError(f"a row has {', '.join(map(str, sorted(unknown)))}; it may have {', '.join(Row._fields)}")
+    if missing := [key for key in ("name", "label", "group") if key not in given]:
+        raise ValueError(
+            f"the row {given.get('name')} lacks {' and '.join(missing)}; each row has a name, label and group"
+        )
     lists = {key: tuple(given[key]) for key in ("overrides", "steps") if key in given}
     group = groups.get(given.get("group", ""))
     pursued = given.get("pursued") or (group.pursued if group else "") or usual

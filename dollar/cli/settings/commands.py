@@ -287,7 +287,7 @@ class VipAblation(Study):
     """conf/vip_ablation.yaml."""
 
     clips: int
-    teacher: str
+    smaller: str
     guided: int
     cycles: int
     less: int

@@ -20,11 +20,24 @@ PLACE = re.compile(r"\{(\w+)\}")
 
 
 def rows_of(given: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of the configuration, each with all that its command is given besides seed and folders."""
+    """The rows of the configuration, each with all that its command is given besides seed and folders.
+
+    ValueError for what no row can be, and for dtypes in which student and reference can't be compared.
+    """
+    if given["dtype"] != given["teacher_dtype"]:
+        raise ValueError(
+            f"dtype is {given['dtype']} and teacher_dtype {given['teacher_dtype']}, but the errors of student and "
+            "reference are compared; give both the same"
+        )
     measuring = replaced(given["evaluation"], [*given["student_evaluation"], f"clips={given['clips']}"])
     found = []
     for row in given["rows"]:
         own, verb = list(row.get("overrides", ())), row.get("verb", "train")
+        if verb not in LEFT:
+            raise ValueError(f"the row {row.get('name')} has verb {verb}; use one of {', '.join(LEFT)}")
+        read, before = PLACE.findall(" ".join(own)), [other["name"] for other in found]
+        if unknown := [name for name in read if name not in before]:
+            raise ValueError(f"the row {row.get('name')} reads {{{unknown[0]}}}, but no row before it is called so")
         if verb == "vip":
             training = next((o for o in own if o.startswith("train=[")), "train=[]")
             words = training.removeprefix("train=[").removesuffix("]").split(",")
