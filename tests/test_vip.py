@@ -185,6 +185,12 @@ def test_what_a_later_step_would_refuse_is_told_at_once(command: Callable[..., S
         ): "stage1/train, launch/train.py: parallel.dtype",
         ("score=[clips=1]",): "stage1/score, launch/score.py: clips is 1; it must be at least 2",
         ("steps=10", "evaluate=[teacher_clips=0]"): "evaluate, launch/evaluate.py: teacher_clips is 0, but",
+        ("reward=flicker",): "named values (`scores`), and reward is dollar.rewards.flicker.Flicker; use reward=shapes",
+        ("reward=none",): "named values (`scores`), and reward is none; use reward=shapes",
+        ("steps=5000",): "stage1/rank, launch/rank.py: steps is 5000, which this teacher's scheduler can't take",
+        ("rank=[prompts=/nowhere]",): "the prompt file /nowhere does not exist",
+        ("rank=[k=2]",): "rank has k=2, but each stage gives k itself; leave it out",
+        ("train=[run=mine]",): "train has run=mine, but each stage gives run itself; leave it out",
         ("stages=[2,1]",): "stages is [2, 1], 3 units in all, and there are 3 blocks; leave at least one",
     }
     for given, sentence in refused.items():

@@ -14,6 +14,14 @@ if TYPE_CHECKING:
     from dollar.vip.stages import Stages, Step
 
 VERBS = ("rank", "prune", "pairs", "train", "score", "evaluate", "export")
+# What the stages give each of their steps, by which these find each other's folders.
+OWN = {
+    "rank": ("k", "units", "checkpoint", "out"),
+    "prune": ("remove", "checkpoint", "out"),
+    "pairs": ("checkpoint", "reference", "out"),
+    "train": ("init", "data", "data.path", "run", "runs"),
+    "score": ("checkpoints", "full", "out"),
+}
 
 
 def check_keys(config: DictConfig) -> None:
@@ -106,19 +114,22 @@ def check_commands(stages: Stages, config: DictConfig) -> None:
     from dollar.models.pruned import pruning_of
     from dollar.models.units import units_of
 
+    check_given(stages)
     configs = configs_of_teacher(config)
     lists = configs.family.block_lists
     folder = None if config.checkpoint is None else Path(config.checkpoint)
     pruning = pruning_of(folder, config.teacher.name, configs.pipeline.config("transformer"), lists)
-    units = units_of(lists, pruning.counts, config.units == "halves")
+    halves = config.units == "halves"
+    units = [unit for unit in units_of(lists, pruning.counts, halves) if str(unit) not in pruning.halves]
     if sum(stages.counts) >= len(units):
         raise ValueError(
             f"stages is {list(config.stages)}, {sum(stages.counts)} units in all, and there are {len(units)} "
             f"{config.units}; leave at least one"
         )
+    check_reward(config.reward)
     # What they would refuse hours later; the pairs of a training aren't there yet.
     checks: dict[str, Callable[[DictConfig], Any]] = {
-        "rank": ranking.check_keys,
+        "rank": lambda given: (ranking.check_keys(given), ranking.steps_of(given, configs), ranking.prompts_of(given)),
         "pairs": pairing.check_keys,
         "train": lambda given: check(given, config.processes, supplied=False),
         "score": scoring.check_keys,
@@ -131,6 +142,26 @@ def check_commands(stages: Stages, config: DictConfig) -> None:
                 checks.get(step.verb, lambda _: None)(given)
         except ValueError as error:
             raise ValueError(f"{step.name}, launch/{step.verb}.py: {error}") from None
+
+
+def check_reward(node: DictConfig) -> None:
+    """Raise ValueError for a reward without named values; it isn't built."""
+    from hydra.utils import get_object
+
+    target = node.get("_target_")
+    if target is None or not hasattr(get_object(target), "scores"):
+        raise ValueError(
+            f"units, pairs and stages are judged by a reward with named values (`scores`), and reward is "
+            f"{target or 'none'}; use reward=shapes, reward=video_score, or reward=mixture with a part for each"
+        )
+
+
+def check_given(stages: Stages) -> None:
+    """Raise ValueError for an argument of a step that says what the stages themselves say to it."""
+    for verb, own in OWN.items():
+        for word in stages.given.get(verb, ()):
+            if (key := word.lstrip("+").partition("=")[0]) in own:
+                raise ValueError(f"{verb} has {word}, but each stage gives {key} itself; leave it out")
 
 
 def _of_teacher(given: DictConfig, config: DictConfig) -> DictConfig:
