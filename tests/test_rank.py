@@ -202,6 +202,15 @@ def test_networks_are_scored_once_each(command: Callable[..., Said], keys: list[
     assert command(*score).out == said.out and path.stat().st_mtime_ns == before, "nothing is scored twice"
     sentence(command("score", *keys, "full=false", f"out={tmp_path / 'none'}"), "there is nothing to score")
     sentence(command(*score[:-1], "out="), "out is empty")
+    said = command("score", *keys, f"out={tmp_path / 'alone'}")
+    assert said.code == 0 and "full" in said.out, "the teacher by itself"
+    # What is no number is counted, and where there is nothing else it is said.
+    scores = Scores({}, {})
+    scores.add("a", "", {"x": torch.tensor([0.5, math.nan, 0.1]), "y": torch.tensor([0.5, 0.2, 0.1])})
+    assert "1 of 3 clips got no score and are left out" in scores.table("a", ["p", "q", "r"])
+    assert scores.mean("a") == pytest.approx(0.3)
+    with pytest.raises(ValueError, match="no clip got a score that is a number"):
+        scores.add("b", "", {"x": torch.tensor([math.nan, 1.0]), "y": torch.tensor([1.0, math.nan])})
     sentence(command(*score[:-2], score[-1], f"checkpoints=[{pruned},{pruned}/]"), "name each folder once")
     said = command(*[word for word in score[:-1] if word != "steps=2"], "steps=3", f"out={tmp_path / 'none'}")
     sentence(said, "was trained for 2; use one of these")

@@ -90,7 +90,8 @@ class Scores:
             temporary.write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
 
     def add(self, label: str, weights: str, values: Mapping[str, Tensor]) -> None:
-        """Take a network's."""
+        """Take a network's; ValueError where no clip has all of its values."""
+        means_of(values)
         self.weights[label], self.values[label] = weights, {name: value.tolist() for name, value in values.items()}
 
     def has(self, label: str, weights: str) -> bool:
@@ -121,8 +122,11 @@ class Scores:
         for label in self.values:
             cells = [self.mean(label), *(self.mean(label, [name]) for name in names)]
             line = label.ljust(wide) + "".join(f"{cell:.4f}".rjust(16) for cell in cells)
+            unscored = int((~self.total(label).isfinite()).sum())
             if label != first:
                 d = self.difference(label, first, prompts)
                 line += f"   {d.difference:+.4f} [{d.low:.4f}, {d.high:.4f}]"
+            if unscored:
+                line += f"   {unscored} of {len(prompts)} clips got no score and are left out"
             lines.append(line)
         return "\n".join(lines)

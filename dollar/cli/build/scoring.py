@@ -61,9 +61,9 @@ def take_teacher_of(config: DictConfig) -> None:
     names = {str(folder): read_card(folder)["teacher_name"] for folder in config.checkpoints}
     if len(set(names.values())) > 1:
         raise ValueError(f"the students came from different teachers ({names}); score those of one teacher at a time")
-    for folder in list(names)[:1]:
-        with open_dict(config):
-            config.checkpoint = folder
+    with open_dict(config):
+        config.checkpoint = next(iter(names), None)
+    if names:
         take_teacher(config)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 if TYPE_CHECKING:
+    from dollar.cli.build.configs import Configs
     from dollar.evaluation.measures.size import Size
     from dollar.models.teacher import Teacher
     from dollar.vip.stages import Stages, Step
@@ -107,7 +108,7 @@ def check_commands(stages: Stages, config: DictConfig) -> None:
     from hydra.core.global_hydra import GlobalHydra
 
     from dollar.cli.arguments import as_they_stand
-    from dollar.cli.build import evaluation, pairing, ranking, scoring
+    from dollar.cli.build import evaluation, pairing, scoring
     from dollar.cli.build.configs import configs_of_teacher
     from dollar.cli.build.loop import check
     from dollar.cli.calls import composed_of
@@ -129,7 +130,7 @@ def check_commands(stages: Stages, config: DictConfig) -> None:
     check_reward(config.reward)
     # What they would refuse hours later; the pairs of a training aren't there yet.
     checks: dict[str, Callable[[DictConfig], Any]] = {
-        "rank": lambda given: (ranking.check_keys(given), ranking.steps_of(given, configs), ranking.prompts_of(given)),
+        "rank": lambda given: check_ranking(given, configs),
         "pairs": pairing.check_keys,
         "train": lambda given: check(given, config.processes, supplied=False),
         "score": scoring.check_keys,
@@ -154,6 +155,15 @@ def check_reward(node: DictConfig) -> None:
             f"units, pairs and stages are judged by a reward with named values (`scores`), and reward is "
             f"{target or 'none'}; use reward=shapes, reward=video_score, or reward=mixture with a part for each"
         )
+
+
+def check_ranking(given: DictConfig, configs: Configs) -> None:
+    """Raise ValueError for a ranking whose clips can't be made."""
+    from dollar.cli.build import ranking
+
+    ranking.check_keys(given)
+    ranking.steps_of(given, configs)
+    ranking.prompts_of(given)
 
 
 def check_given(stages: Stages) -> None:

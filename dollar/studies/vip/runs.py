@@ -30,7 +30,7 @@ def rows_of(given: Mapping[str, Any]) -> list[dict[str, Any]]:
             "reference are compared; give both the same"
         )
     measuring = replaced(given["evaluation"], [*given["student_evaluation"], f"clips={given['clips']}"])
-    found = []
+    found: list[dict[str, Any]] = []
     for row in given["rows"]:
         own, verb = list(row.get("overrides", ())), row.get("verb", "train")
         if verb not in LEFT:
