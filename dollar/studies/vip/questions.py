@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.stats import spearmanr
 
-from dollar.studies.compare import Comparison, Gaps, reaches
+from dollar.studies.compare import Comparison, Gaps, brackets, half_interval, reaches, signed
 from dollar.studies.few_step.figures import above_teacher
 from dollar.studies.questions import Asker, Question, Wording
 from dollar.studies.results import Results
@@ -177,8 +177,6 @@ def _below(ask: Asker, name: str, figure: str) -> Comparison:
 
 def _decided(what: str, gaps: Gaps, sign: int, ask: Asker, figure: str) -> Comparison:
     """Whether differences are of this sign beyond chance."""
-    from dollar.studies.compare import brackets, half_interval, signed
-
     show = ask.wording.show(figure)
     if not gaps.values:
         return Comparison("unknown", f"{what}: not measured", what)
