@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
-from statistics import median
+from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dollar.evaluation.measures.speed import in_turn
 from dollar.models.teacher import Teacher
 
 
@@ -29,31 +30,23 @@ def sizes(teacher: Teacher, networks: Mapping[str, nn.Module], repeats: int = 5)
 
     seconds: the median of `repeats` forwards of a single clip, after one that doesn't count; nan for no repeats.
     """
-    device = teacher.device
-    x, t = torch.randn(1, *teacher.latent_shape, device=device), teacher.grid(2)[1:2].to(device)
+    x, t = torch.randn(1, *teacher.latent_shape, device=teacher.device), teacher.grid(2)[1:2].to(teacher.device)
     condition = teacher.null(1)
-    taken: dict[str, list[float]] = {name: [] for name in networks}
     operations: dict[str, int] = {}
     for name, network in networks.items():
         with FlopCounterMode(display=False) as counter:
             network(x, t, condition)
         operations[name] = counter.get_total_flops()
-    for _ in range(repeats):
-        for name, network in networks.items():
-            _wait(device)
-            start = time.perf_counter()
-            network(x, t, condition)
-            _wait(device)
-            taken[name].append(time.perf_counter() - start)
+    forwards = {name: partial(network, x, t, condition) for name, network in networks.items()}
+    taken = in_turn(forwards, repeats, teacher.device) if repeats else {}
     return {
-        name: Size(sum(p.numel() for p in network.parameters()), operations[name], median(taken[name] or [math.nan]))
+        name: Size(
+            sum(p.numel() for p in network.parameters()),
+            operations[name],
+            float(np.median(taken[name])) if repeats else math.nan,
+        )
         for name, network in networks.items()
     }
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def sizes_text(sizes: Mapping[str, Size]) -> str:
