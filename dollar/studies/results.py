@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,12 @@ class Results:
     def _once(self, of: str, figure: str) -> Spread | None:
         known = self.stored["teacher"].get(of, {})
         return spread_of([known.get(figure)], known.get(f"{figure}_se"))
+
+    def dtypes(self) -> str:
+        """The dtypes that all rows were trained in, as arguments of a study's command with a space before each."""
+        made = " ".join(command for result in self.stored["rows"].values() for command in result["commands"])
+        found = {key: set(re.findall(rf"parallel\.{key}=(\w+)", made)) for key in ("dtype", "teacher_dtype")}
+        return "".join(f" {key}={value}" for key, values in found.items() for value in values if len(values) == 1)
 
     def put(self, name: str, seed: int | None, result: Mapping[str, Any]) -> None:
         """Keep a result, the teacher's where there is no seed, and write the file."""

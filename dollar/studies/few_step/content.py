@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -110,9 +109,7 @@ def plot(plt: Any, rows: Sequence[Row], results: Results) -> Any:
 
 def shell(results: Results) -> list[str]:
     """The lines of shell that make the study and its page, which is of the dtypes that its rows were trained in."""
-    made = " ".join(command for result in results.stored["rows"].values() for command in result["commands"])
-    found = {key: set(re.findall(rf"parallel\.{key}=(\w+)", made)) for key in ("dtype", "teacher_dtype")}
-    dtypes = "".join(f" {key}={value}" for key, values in found.items() for value in values if len(values) == 1)
+    dtypes = results.dtypes()
     return [
         "make few-step   # goes on where it was stopped; conf/few_step.yaml",
         f"python launch/few_step.py only_document=true{dtypes}   # the page anew from docs/few_steps/results.json",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from dollar.studies.content import Content
@@ -104,9 +103,7 @@ def scope(rows: Sequence[Row], results: Results) -> str:
 
 def shell(results: Results) -> list[str]:
     """The lines of shell that make the study and its page, which is of the dtypes that its rows were trained in."""
-    made = " ".join(command for result in results.stored["rows"].values() for command in result["commands"])
-    found = {key: set(re.findall(rf"parallel\.{key}=(\w+)", made)) for key in ("dtype", "teacher_dtype")}
-    dtypes = "".join(f" {key}={value}" for key, values in found.items() for value in values if len(values) == 1)
+    dtypes = results.dtypes()
     return [
         "make vip-ablation   # goes on where it was stopped; conf/vip_ablation.yaml",
         f"python launch/vip_ablation.py only_document=true{dtypes}   # the page anew from docs/vip/results.json",
