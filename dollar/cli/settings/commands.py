@@ -288,7 +288,6 @@ class VipAblation(Study):
 
     clips: int
     smaller: str
-    guided: int
     cycles: int
     less: int
     more: int

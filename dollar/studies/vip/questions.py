@@ -24,17 +24,25 @@ BELOW = 0.05  # how far the smaller student of four steps may be from the demo's
 def questions(results: Results, rows: Sequence[Row]) -> list[Question]:
     """All questions, answered with what is known."""
     ask = Asker(results, rows, WORDING)
-    targets = targets_of(results)
+    return [_rankings(results), *_losses(ask), *_stages(ask), *_results(ask)]
+
+
+def _rankings(results: Results) -> Question:
+    """Of what blocks are worth."""
+    return Question(
+        "Do the cheap rankings agree with the reward's?",
+        "The paper ranks by rewards alone.",
+        [_agreement(results, name) for name in ("prediction", "influence")],
+        [_chosen(results)],
+        None,
+    )
+
+
+def _losses(ask: Asker) -> list[Question]:
+    """Of ReDPO, its parts and its weights, on one pruned network and its pairs."""
+    targets, best = targets_of(ask.results), best_weight(ask.results)
     others = [name for name in SHARES if name not in targets]
-    best = best_weight(results)
     return [
-        Question(
-            "Do the cheap rankings agree with the reward's?",
-            "The paper ranks by rewards alone.",
-            [_agreement(results, name) for name in ("prediction", "influence")],
-            [_chosen(results)],
-            None,
-        ),
         Question(
             "Does ReDPO beat SFT on what the pairs were chosen by?",
             "The paper says so (Tables 3 and 4); its SFT has as many updates, here it has as many forwards.",
@@ -75,6 +83,12 @@ def questions(results: Results, rows: Sequence[Row]) -> list[Question]:
             [ask.numbers("winner_error", "sft_1e2", "dpo", "sft_1e7", "sft_alone")],
             None,
         ),
+    ]
+
+
+def _stages(ask: Asker) -> list[Question]:
+    """Of stages and fresh pairs."""
+    return [
         Question(
             "Do stages help?",
             "The paper says so (“w/o online”, where pairs are not fresh either).",
@@ -91,6 +105,13 @@ def questions(results: Results, rows: Sequence[Row]) -> list[Question]:
             [],
             None,
         ),
+    ]
+
+
+def _results(ask: Asker) -> list[Question]:
+    """Of what comes out: against the teacher, and in four steps."""
+    results = ask.results
+    return [
         Question(
             "Does the smaller model pass its teacher on the reward that chose the pairs?",
             "The paper's does, on VBench.",
