@@ -136,11 +136,14 @@ def keep(runs: Runs, results: Results, job: Job, seconds: float) -> None:
 
 
 def machine() -> str:
-    """Cores and their kind."""
+    """Cores and their kind, and the GPU that jobs take where there is one."""
+    import torch
+
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     kinds = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{os.cpu_count()} cores" + (f" of {kinds[0]}" if kinds else "")
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{os.cpu_count()} cores" + (f" of {kinds[0]}" if kinds else "") + gpu
 
 
 def bar(jobs: Sequence[Job], workers: int, name: str) -> Callable[[Outcome, Sequence[Running]], None]:

@@ -31,10 +31,9 @@ prompt's eight. Dynamic degree: the speed of the fastest pixels, in shorter side
 neighbouring frames differ. CLIP reward: the tiny CLIP's score, which chose nothing.
 
 Parameters and operations are the transformer's, operations of one clip's forward; a guided step is two forwards.
-Seconds a clip: of all its steps, without text and decoding, on one busy core; speed-ups are over the row's own teacher
-in 50 guided steps. Updates and seconds of training are of all stages, the seconds a thread's own. Errors: squared
-distance from the target, the student's minus the reference's, in the last twelfth of the updates; above 0 where the
-clip is made less likely.
+Seconds a clip: of all its steps, without text and decoding, while other rows ran; speed-ups are over the row's own
+teacher in 50 guided steps. Updates and seconds of training are of all stages. Errors: squared distance from the target,
+the student's minus the reference's, in the last twelfth of the updates; above 0 where the clip is made less likely.
 
 SFT has as many forwards as ReDPO: its update takes 4 a pair (the student's and its backward, the reference's), ReDPO's
 9. An interval is Student's of the seeds' mean, and no narrower than two standard errors of the evaluation, where these

@@ -69,7 +69,7 @@ def plot_recovered(plt: Any, results: Results, labels: Mapping[str, str]) -> Any
         if known is not None:
             axes.axhline(known.mean, color=INK, linewidth=1, linestyle=style)
             ends.append((known.mean, name, INK))
-    axes.set_xlabel("seconds of training, a thread's own")
+    axes.set_xlabel("seconds of training")
     axes.set_title("mean margin on held-out prompts")
     label_ends(axes, ends, 0.07)
     return figure
