@@ -162,6 +162,10 @@ def test_what_is_read_of_a_row(tmp_path: Path) -> None:
     assert found["winner_error"] == pytest.approx((1 / 23 + 1 / 24) / 2), "the last twelfth"
     assert found["curves"]["reward_10"] == [[12, 24], [0.12, 0.24]] and len(found["curves"]["loser_error"][0]) == 12
     assert found["stages"][0]["share"] == 0.9 and found["pairs"][0]["gaps"] == [0.2, 0.1]
+    assert "picture" not in found["pairs"][0], "none but of the row whose pairs are shown"
+    write_row(tmp_path / "redpo")
+    (tmp_path / "redpo" / "stage1" / "pairs" / "pairs.png").write_bytes(b"a picture")
+    assert measured(tmp_path / "redpo")["pairs"][0]["picture"] == "YSBwaWN0dXJl"
     ranking = found["rankings"][0]
     assert ranking["total"] == pytest.approx([0.1, 0.8, 0.9]) and ranking["whole"] == pytest.approx(0.95)
     (tmp_path / "only").mkdir()

@@ -54,8 +54,8 @@ CAPTIONS = {
     ),
     "stages": (
         "ranking",
-        "What the whole network is without each block, in its order; means over seeds and their deviations. Dashed: "
-        "whole.",
+        "What it costs to leave each block out, in the network's order; means over seeds and their deviations. How often "
+        "each goes is beside its name.",
     ),
     "few": ("pairs", "Pairs of the first seed, each clip by four frames, and the gaps of all seeds' pairs."),
 }

@@ -53,6 +53,7 @@ FORMS = {
 LESS = ("frechet", "parameters", "flops", "forwards", "seconds", "trained_for", "winner_error")
 ERRORS = {"winner_error": "pairs/winner_error", "loser_error": "pairs/loser_error", "cosine": "cosine/winner_loser"}
 POINTS = 12  # of a curve of errors
+RANKED = "redpo"  # the row whose ranking and pairs are shown
 CHANGES = {"parameters": 1e-6, "flops": 1e-9}  # the unit that a figure is told in
 
 
@@ -77,6 +78,8 @@ def measured(folder: Path) -> dict[str, Any]:
         result["stages"] = whole["stages"]
         result["rankings"] = [_ranking(stage / "rank" / "ranking.json") for stage in stages]
         result["pairs"] = [_pairs(stage / "pairs") for stage in stages if (stage / "pairs").is_dir()]
+        for pairs in () if folder.name == RANKED else result["pairs"]:
+            del pairs["picture"]  # no other's is shown, and it would be most of a result
     return result
 
 

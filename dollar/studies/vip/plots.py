@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from dollar.studies.compare import Spread
 from dollar.studies.curves import Line, line_of
-from dollar.studies.plots import BLUE, GREEN, INK, ORANGE, PURPLE, RED, SKY, SOFT, SQUARE, Plot, draw, label_ends
+from dollar.studies.plots import BLUE, GREEN, INK, ORANGE, PURPLE, RED, SKY, SOFT, SQUARE, Plot, apart, draw, label_ends
 from dollar.studies.results import Results
 from dollar.studies.rows import Row
-from dollar.studies.vip.figures import NAMES, rankings
+from dollar.studies.vip.figures import NAMES, RANKED, rankings
 
 MEASURES = {
-    "total": ("mean margin without it", BLUE),
-    "consistency": ("its consistency", GREEN),
+    "total": ("what the margin loses", BLUE),
+    "consistency": ("1 - its consistency", GREEN),
     "prediction": ("change of the prediction", ORANGE),
-    "influence": ("1 - cosine", PURPLE),
+    "influence": ("1 - cosine, in and out", PURPLE),
 }
+GAP = 0.055  # of alignment, between the names of rows that cost as much
+LEAST = 1e-4  # what a bar on a logarithmic axis shows at least
+BELOW = 0.5  # of what pruning costs, how far below the pruned network's reward the axis goes
 TRAINED = {"redpo": BLUE, "sft": GREEN, "dpo": RED, "safeguard": PURPLE}
 GROUPS = {"losses": BLUE, "weights": SKY, "stages": GREEN, "few": ORANGE}
-RANKED = "redpo"  # the row whose ranking and pairs are shown
 
 
 def plots(rows: Sequence[Row], results: Results) -> Mapping[str, Plot]:
@@ -39,16 +43,17 @@ def plots(rows: Sequence[Row], results: Results) -> Mapping[str, Plot]:
 
 
 def plot_ranking(plt: Any, results: Results) -> Any:
-    """Bars per unit in the network's order, a panel a measure; means over seeds, with deviations."""
+    """What each unit's absence costs, in the network's order, a panel a measure; means and deviations over seeds."""
     found = list(rankings(results.of(RANKED)))
     units, chosen = found[0]["units"], [unit for table in found for unit in table["chosen"]]
     figure, panels = plt.subplots(1, len(MEASURES), figsize=(10, 0.3 * len(units) + 1.1), sharey=True)
     for axes, (name, (title, colour)) in zip(panels, MEASURES.items(), strict=True):
+        wholes = {"total": [table["whole"] for table in found], "consistency": [1.0] * len(found)}.get(name)
         values = np.array([[np.nan if v is None else v for v in table[name]] for table in found], dtype=float)
-        spread = values.std(0, ddof=1) if len(found) > 1 else None
-        axes.barh(range(len(units)), values.mean(0), xerr=spread, color=colour, height=0.7, ecolor=INK)
-        if name == "total":
-            axes.axvline(np.mean([table["whole"] for table in found]), color=INK, linewidth=1, linestyle="--")
+        costs = values if wholes is None else np.array(wholes, dtype=float)[:, None] - values
+        spread = costs.std(0, ddof=1) if len(found) > 1 else None
+        axes.barh(range(len(units)), costs.mean(0).clip(LEAST), xerr=spread, color=colour, height=0.7, ecolor=INK)
+        axes.set_xscale("log")
         axes.set_title(title)
         axes.grid(axis="y", visible=False)
     panels[0].set_yticks(range(len(units)), [f"{unit} (goes {chosen.count(unit)}×)" for unit in units])
@@ -60,19 +65,30 @@ def plot_recovered(plt: Any, results: Results, labels: Mapping[str, str]) -> Any
     """The mean margin on held-out prompts over seconds of training."""
     figure, axes = plt.subplots(figsize=(6.6, 3.4))
     ends: list[tuple[float, str, str]] = []
+    known = {"pruned": results.spread("pruned", "verifier"), "teacher": results.teacher("verifier")}
+    for name, style in (("pruned", ":"), ("teacher", "--")):
+        if (value := known[name]) is not None:
+            axes.axhline(value.mean, color=INK, linewidth=1, linestyle=style)
+            ends.append((value.mean, name, INK))
+    low = _lowest(known["pruned"], known["teacher"])
     for name, colour in TRAINED.items():
         if (line := line_of(results, name, "reward_10", "seconds")) is not None:
             draw(axes, line, colour)
-            ends.append((line.mean[-1], labels.get(name, name), colour))
-    for name, style in (("pruned", ":"), ("teacher", "--")):
-        known = results.teacher("verifier") if name == "teacher" else results.spread(name, "verifier")
-        if known is not None:
-            axes.axhline(known.mean, color=INK, linewidth=1, linestyle=style)
-            ends.append((known.mean, name, INK))
+            end, label = float(line.mean[-1]), labels.get(name, name)
+            ends.append((end, label, colour) if end >= low else (low, f"{label}: {end:.2f}", colour))
+    if math.isfinite(low):
+        axes.set_ylim(bottom=low)
     axes.set_xlabel("seconds of training")
     axes.set_title("mean margin on held-out prompts")
     label_ends(axes, ends, 0.07)
     return figure
+
+
+def _lowest(pruned: Spread | None, teacher: Spread | None) -> float:
+    """Where the axis of rewards begins: what ends below has lost more than pruning did, however much it is."""
+    if pruned is None or teacher is None:
+        return -math.inf
+    return pruned.mean - BELOW * abs(teacher.mean - pruned.mean)
 
 
 def plot_errors(plt: Any, results: Results, labels: Mapping[str, str]) -> Any:
@@ -101,21 +117,24 @@ def _named(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
 def plot_size(plt: Any, results: Results, rows: Sequence[Row]) -> Any:
     """Alignment against what a clip costs: parameters times forwards; a point a row."""
     figure, axes = plt.subplots(figsize=(7.2, 4))
-    shown = set[str]()
+    named: list[tuple[float, float, str]] = []
     for row in rows:
         parts = [results.spread(row.name, name) for name in ("parameters", "forwards", "alignment")]
         if all(parts):
             parameters, forwards, alignment = (part.mean for part in parts if part)
-            colour = GROUPS.get(row.group, SOFT)
-            axes.plot(parameters * forwards, alignment, marker="o", linestyle="", color=colour)
-            if row.group in ("few", "stages") or row.name in ("pruned", "redpo", "sft"):
-                axes.annotate(row.label, (parameters * forwards, alignment), xytext=(6, -3), textcoords="offset points")
-            shown.add(row.group)
+            axes.plot(parameters * forwards, alignment, marker="o", linestyle="", color=GROUPS.get(row.group, SOFT))
+            if row.group in ("few", "stages") or row.name in ("pruned", "redpo", "sft", "dpo"):
+                named.append((parameters * forwards, alignment, row.label))
     teacher = [results.teacher(name) for name in ("parameters", "forwards", "alignment")]
     if all(teacher):
         parameters, forwards, alignment = (part.mean for part in teacher if part)
         axes.plot(parameters * forwards, alignment, **SQUARE)
-        axes.annotate("teacher", (parameters * forwards, alignment), xytext=(6, -3), textcoords="offset points")
+        named.append((parameters * forwards, alignment, "teacher"))
+    for cost in {place[0] for place in named}:  # names of one cost stand below each other
+        column = [place for place in named if place[0] == cost]
+        heights = apart([place[1] for place in column], GAP)
+        for (x, _, label), height in zip(column, heights, strict=True):
+            axes.annotate(label, (x, height), xytext=(7, -3), textcoords="offset points")
     axes.set_xscale("log")
     axes.margins(x=0.25)
     axes.set_xlabel(f"{NAMES['parameters']} × {NAMES['forwards']}")
