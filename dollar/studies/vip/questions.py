@@ -57,6 +57,12 @@ def _losses(ask: Asker) -> list[Question]:
             None,
         ),
         Question(
+            "Does ReDPO beat SFT of as many updates?",
+            "That is the paper's comparison; ReDPO's then cost more than twice as much.",
+            [ask.better(name, "redpo", "sft_alone") for name in (*targets, "verifier")],
+            [ask.numbers("frechet", "redpo", "sft_alone")],
+        ),
+        Question(
             "Does DPO alone win anything back?",
             "The paper finds it unstable.",
             [ask.better("verifier", "dpo", "pruned"), ask.better("alignment", "dpo", "pruned")],
