@@ -41,6 +41,14 @@ def test_the_rule_on_a_table_by_hand(table: Table) -> None:
     assert table.chosen(2, by="prediction") == ["c", "a"] and table.chosen(2, by="influence") == ["e", "c"]
 
 
+def test_units_that_are_alike_in_consistency_go_by_the_total(table: Table) -> None:
+    for unit, worth in table.rows.items():
+        assert worth.scores is not None
+        table.rows[unit] = Worth({**worth.scores, "steady": 0.5}, prediction=worth.prediction)
+    # Consistency says nothing, so that both lists are c, a, b, d, e; the network's order would choose a.
+    assert table.chosen(1) == ["c"] and table.chosen(2) == ["c", "a"] and table.chosen(4) == ["c", "a", "b", "d"]
+
+
 def test_what_can_not_be_chosen_is_told(table: Table) -> None:
     with pytest.raises(ValueError, match="k is 6; of 5 units 5 are ranked"):
         table.chosen(6)

@@ -90,7 +90,8 @@ class Table:
         self._check_spread(first, by)
         if by != "reward" or rule == "total":
             return first[:count]
-        second = self.order(self.consistency)
+        # Of units that are alike in consistency the total decides, and of those without scores none is among the first.
+        second = sorted(first, key=lambda unit: self._cost(self.rows[unit], self.consistency))
         for most in range(count, len(first) + 1):
             among = {*first[:most]} & {*second[:most]}
             if len(among) >= count:
