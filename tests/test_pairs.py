@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -312,6 +313,13 @@ def test_mistakes_are_sentences(command: Callable[..., Said], keys: list[str], t
     sentence(command("pairs", *keys, "words=[9,25]"), "no prompt passes for finding the targets: 7 have too few words")
     sentence(command("pairs", *keys, "suited.visual_quality=[4,0]"), "suited.visual_quality is [4, 0]")
     sentence(command("pairs", *keys, "checkpoint=null"), "checkpoint is not given")
+    elsewhere = [*keys, f"out={tmp_path / 'elsewhere'}"]
+    sentence(command("pairs", *elsewhere, f"reference={tmp_path / 'pruned'}"), "isn't pruned from it: they are one")
+    pruning = json.loads((tmp_path / "pruned" / "pruning.json").read_text())
+    shutil.copytree(tmp_path / "pruned", tmp_path / "other")
+    (tmp_path / "other" / "pruning.json").write_text(json.dumps(pruning | {"left": {"transformer_blocks": [1]}}))
+    said = command("pairs", *elsewhere, f"reference={tmp_path / 'other'}")
+    sentence(said, "it lacks 1 of 2 transformer_blocks, without 0")
     sentence(command("pairs", *keys, "winners="), "winners is empty; name a folder")
     assert not list((tmp_path / "no").rglob("*.parquet"))
 

@@ -60,6 +60,7 @@ def test_both_halves_are_the_block() -> None:
         (["transformer_blocks.1.atention"], "the nearest is attention"),
         (["transformer_blocks"], "a unit is a block, as transformer_blocks.1"),
         (["transformer_blocks.-1"], "a unit is a block"),
+        (["transformer_blocks.²"], "a unit is a block"),
         ([f"transformer_blocks.{i}" for i in range(8)], "leaves nothing of transformer_blocks"),
         (["transformer_blocks.1.attention"] * 2, "twice"),
     ],
@@ -88,6 +89,9 @@ def test_what_is_left_is_told_by_the_teacher_s_numbers() -> None:
     assert second.left == {"transformer_blocks": [2, 3, 4, 6, 7]} and second.counts == {"transformer_blocks": 5}
     assert second.halves == ("transformer_blocks.2.attention",)
     assert names(second.gone) == [*(f"transformer_blocks.{i}" for i in (0, 1, 5)), "transformer_blocks.4.attention"]
+    assert second.is_part_of(first) and second.is_part_of(second) and not first.is_part_of(second)
+    block = Pruning.none("t", EIGHT).further([Unit("transformer_blocks", i) for i in (1, 4)])
+    assert block.is_part_of(first) and not first.is_part_of(block), "a block lacks both of its halves"
     third = second.further([Unit("transformer_blocks", 2)])
     assert third.halves == () and third.is_less
     with pytest.raises(ValueError, match="gone already"):

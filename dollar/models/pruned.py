@@ -56,6 +56,11 @@ class Pruning:
         halves = (unit_of(half) for half in self.halves)
         return [*blocks, *(unit._replace(place=self.left[unit.list][unit.place]) for unit in halves)]
 
+    def is_part_of(self, other: Pruning) -> bool:
+        """Whether all that is gone from `other` is gone here, too."""
+        gone = {*self.gone}
+        return all(unit in gone or unit._replace(half="") in gone for unit in other.gone)
+
     @property
     def described(self) -> str:
         """What is left, in words."""

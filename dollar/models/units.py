@@ -115,7 +115,7 @@ def parse(
 def _parse(name: str, lists: Mapping[str, BlockList], counts: Mapping[str, int], key: str) -> Unit:
     parts = name.split(".")
     half = parts.pop() if len(parts) > 2 else ""
-    if len(parts) != 2 or not parts[1].isdigit():
+    if len(parts) != 2 or not (parts[1].isascii() and parts[1].isdigit()):
         raise ValueError(
             f"{key} has {name!r}; a unit is a block, as {next(iter(lists))}.1, or a half of one, as "
             f"{next(iter(lists))}.1.{HALVES[0]}"

@@ -99,6 +99,7 @@ def steps_of(config: DictConfig, configs: Configs) -> Steps:
         full = int(config.steps or TEACHER_STEPS)
         check_grid(configs, full, "steps")
     else:
+        check_reference(config, configs)
         counts = read_card(config.reference)["steps"]
         full = int(config.steps or max(counts))
         check_trained(config.reference, counts, full)
@@ -110,6 +111,21 @@ def steps_of(config: DictConfig, configs: Configs) -> Steps:
             f"{smaller}; give steps={max(counts)}, or smaller_steps={max(counts)}"
         )
     return Steps(full, smaller)
+
+
+def check_reference(config: DictConfig, configs: Configs) -> None:
+    """Raise ValueError for a full model of which the smaller one is not what is left."""
+    from dollar.models.pruned import pruning_of
+
+    places = Path(config.reference), Path(config.checkpoint)
+    of_teacher = config.teacher.name, configs.pipeline.config("transformer"), configs.family.block_lists
+    full, smaller = (pruning_of(place, *of_teacher) for place in places)
+    if places[0].resolve() == places[1].resolve() or not smaller.is_part_of(full):
+        raise ValueError(
+            f"reference={config.reference} is the full model, but checkpoint={config.checkpoint} isn't pruned from it: "
+            f"{'they are one folder' if places[0].resolve() == places[1].resolve() else f'it lacks {full.described}'}; "
+            "give the student that was pruned, or leave reference out for the teacher"
+        )
 
 
 def reward_and_prompts(config: DictConfig) -> tuple[Any, list[str], list[str]]:
