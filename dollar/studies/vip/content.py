@@ -21,8 +21,9 @@ SPEED = ("speedup", "ceiling")
 ERRORS = ("winner_error", "loser_error", "cosine")
 ABOUT = """\
 All rows but the demo's are of `teacher=shapes_deep`, of 8 blocks, sampled in 10 guided steps, or in 4 without guidance
-where a row is few-step. Three blocks go, by the ranking of that seed: prompts, noise, pairs and trainings follow the
-seed. Rows of “Losses” and “Weight of SFT in ReDPO” train the same pruned network on the same pairs.
+where a row is few-step. Three blocks go, by the ranking of that seed: rankings, pairs and trainings follow the seed,
+and two seeds may lose the same blocks. All are measured on the same 256 prompts and noises, and stages on the same 64
+clips. Rows of “Losses” and “Weight of SFT in ReDPO” train the same pruned network on the same pairs.
 
 Alignment: the share of clips that show all five attributes of their caption, by image analysis; below it the share of
 each. Reward: the verifier's mean margin, by which units are ranked and pairs are chosen. Fréchet: distance of random
@@ -31,22 +32,27 @@ prompt's eight. Dynamic degree: the speed of the fastest pixels, in shorter side
 neighbouring frames differ. CLIP reward: the tiny CLIP's score, which chose nothing.
 
 Parameters and operations are the transformer's, operations of one clip's forward; a guided step is two forwards.
-Seconds a clip: of all its steps, without text and decoding, while other rows ran; speed-ups are over the row's own
-teacher in 50 guided steps. Updates and seconds of training are of all stages. Errors: squared distance from the target,
-the student's minus the reference's, in the last twelfth of the updates; above 0 where the clip is made less likely.
+Seconds a clip: of all its steps, without text and decoding, while other rows ran, so that equal networks differ and a
+speed-up may come out above the most there can be; speed-ups are over the row's own teacher in 50 guided steps. Updates
+and seconds of training are of all stages, without those of a student that the row starts from. Errors: squared distance
+from the target, the student's minus the reference's, in the last twelfth of the updates; above 0 where the clip is made
+less likely.
 
 SFT has as many forwards as ReDPO: its update takes 4 a pair (the student's and its backward, the reference's), ReDPO's
-9. An interval is Student's of the seeds' mean, and no narrower than two standard errors of the evaluation, where these
-are known.
+9. An interval is Student's of the seeds' mean, and no narrower than two standard errors of the evaluation. These are
+known for shares of clips, CLIP reward, dynamic degree and steadiness; for the margin, Fréchet and Vendi the seeds alone
+count.
 """
 LEAD = (
     "size",
-    "Alignment against what a clip costs; a point a row, the mean over seeds. Up and left is better.",
+    "Alignment against what a clip costs; a point a row, the mean over seeds. Up and left is better. Dark blue: "
+    "losses; light blue: weights of SFT; green: stages; orange: small and few-step.",
 )
 CAPTIONS = {
     "losses": (
         "recovered",
-        "What trainings of the same pruned network win back, in validations on 32 held-out prompts.",
+        "What trainings of the same pruned network win back. Curves are of validations on 32 held-out prompts; "
+        "diamonds, and the lines of teacher and pruned network, are of the evaluation's 256 pairs, which are harder.",
     ),
     "weights": (
         "errors",
@@ -54,8 +60,8 @@ CAPTIONS = {
     ),
     "stages": (
         "ranking",
-        "What it costs to leave each block out, in the network's order; means over seeds and their deviations. How often "
-        "each goes is beside its name.",
+        "What it costs to leave each block out, in the network's order; means over seeds and their deviations. How "
+        "often each goes is beside its name.",
     ),
     "few": ("pairs", "Pairs of the first seed, each clip by four frames, and the gaps of all seeds' pairs."),
 }
@@ -83,7 +89,9 @@ def won_back(rows: Sequence[Row], results: Results) -> str:
     if not lines:
         return ""
     head = "| | stage | before | without the units | trained | won back |\n|---|---|---|---|---|---|"
-    return "\n".join(["\nThe mean margin on the stage's own 64 clips:\n", head, *lines]) + "\n"
+    return (
+        "\n".join(["\nThe mean margin on 64 held-out clips, the same in all stages and seeds:\n", head, *lines]) + "\n"
+    )
 
 
 def scope(rows: Sequence[Row], results: Results) -> str:
@@ -93,10 +101,11 @@ def scope(rows: Sequence[Row], results: Results) -> str:
         return ""
     if seeds == 1:
         return "**What this can decide.** One seed has no interval; what another would give is open.\n"
+    dtypes = f" Trainings ran with{results.dtypes()}; losses are in float32." if results.dtypes() else ""
     return (
         f"**What {seeds} seeds can decide.** An interval of three seeds is 2.5 times their standard deviation, to both "
         "sides. And all of this is one small teacher in a world of shapes, whose inner blocks were trained to be "
-        "dispensable.\n"
+        f"dispensable.{dtypes}\n"
     )
 
 

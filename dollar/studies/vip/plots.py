@@ -23,10 +23,12 @@ MEASURES = {
     "prediction": ("change of the prediction", ORANGE),
     "influence": ("1 - cosine, in and out", PURPLE),
 }
-GAP = 0.055  # of alignment, between the names of rows that cost as much
+GAP = 0.055  # of alignment, between the names of rows whose costs are NEAR
+NEAR = 2.0  # times the cost of the one before, up to which a row's name could lie on that one's
 LEAST = 1e-4  # what a bar on a logarithmic axis shows at least
 BELOW = 0.5  # of what pruning costs, how far below the pruned network's reward the axis goes
 TRAINED = {"redpo": BLUE, "sft": GREEN, "dpo": RED, "safeguard": PURPLE}
+STYLES = {"safeguard": "--"}  # of curves that may lie on another's
 GROUPS = {"losses": BLUE, "weights": SKY, "stages": GREEN, "few": ORANGE}
 
 
@@ -56,13 +58,14 @@ def plot_ranking(plt: Any, results: Results) -> Any:
         axes.set_xscale("log")
         axes.set_title(title)
         axes.grid(axis="y", visible=False)
+        axes.set_axisbelow(True)
     panels[0].set_yticks(range(len(units)), [f"{unit} (goes {chosen.count(unit)}×)" for unit in units])
     panels[0].invert_yaxis()
     return figure
 
 
 def plot_recovered(plt: Any, results: Results, labels: Mapping[str, str]) -> Any:
-    """The mean margin on held-out prompts over seconds of training."""
+    """The mean margin on a validation's prompts over seconds of training, and the evaluation's at its end."""
     figure, axes = plt.subplots(figsize=(6.6, 3.4))
     ends: list[tuple[float, str, str]] = []
     known = {"pruned": results.spread("pruned", "verifier"), "teacher": results.teacher("verifier")}
@@ -73,13 +76,16 @@ def plot_recovered(plt: Any, results: Results, labels: Mapping[str, str]) -> Any
     low = _lowest(known["pruned"], known["teacher"])
     for name, colour in TRAINED.items():
         if (line := line_of(results, name, "reward_10", "seconds")) is not None:
-            draw(axes, line, colour)
+            draw(axes, line, colour, STYLES.get(name, "-"))
             end, label = float(line.mean[-1]), labels.get(name, name)
             ends.append((end, label, colour) if end >= low else (low, f"{label}: {end:.2f}", colour))
+            measured = results.spread(name, "verifier")
+            if measured is not None and measured.mean >= low:
+                axes.plot(line.x[-1], measured.mean, marker="D", markerfacecolor="white", color=colour)
     if math.isfinite(low):
         axes.set_ylim(bottom=low)
     axes.set_xlabel("seconds of training")
-    axes.set_title("mean margin on held-out prompts")
+    axes.set_title("mean margin")
     label_ends(axes, ends, 0.07)
     return figure
 
@@ -95,11 +101,11 @@ def plot_errors(plt: Any, results: Results, labels: Mapping[str, str]) -> Any:
     """Both sides' errors above the reference's, over updates."""
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
     for axes, curve in zip(panels, ("winner_error", "loser_error"), strict=True):
-        ends: list[tuple[float, str, str]] = []
+        ends: list[tuple[str, str, str]] = []
         for name, colour in TRAINED.items():
             if (line := line_of(results, name, curve)) is not None:
-                draw(axes, line, colour)
-                ends.append((line.mean[-1], labels.get(name, name), colour))
+                draw(axes, line, colour, STYLES.get(name, "-"))
+                ends.append((labels.get(name, name), colour, STYLES.get(name, "-")))
         axes.axhline(0, color=SOFT, linewidth=1)
         axes.set_yscale("symlog", linthresh=0.01)
         axes.set_xlabel("updates")
@@ -108,10 +114,10 @@ def plot_errors(plt: Any, results: Results, labels: Mapping[str, str]) -> Any:
     return figure
 
 
-def _named(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
-    """A legend, for on a logarithmic axis names at the ends would be misplaced."""
-    handles = [axes.plot([], [], color=colour)[0] for _, _, colour in ends]
-    axes.legend(handles, [name for _, name, _ in ends], frameon=False, fontsize=8)
+def _named(axes: Any, ends: Sequence[tuple[str, str, str]]) -> None:
+    """A legend of names, colours and styles, for on a logarithmic axis names at the ends would be misplaced."""
+    handles = [axes.plot([], [], color=colour, linestyle=style)[0] for _, colour, style in ends]
+    axes.legend(handles, [name for name, _, _ in ends], frameon=False, fontsize=8)
 
 
 def plot_size(plt: Any, results: Results, rows: Sequence[Row]) -> Any:
@@ -130,8 +136,7 @@ def plot_size(plt: Any, results: Results, rows: Sequence[Row]) -> Any:
         parameters, forwards, alignment = (part.mean for part in teacher if part)
         axes.plot(parameters * forwards, alignment, **SQUARE)
         named.append((parameters * forwards, alignment, "teacher"))
-    for cost in {place[0] for place in named}:  # names of one cost stand below each other
-        column = [place for place in named if place[0] == cost]
+    for column in columns(sorted(named)):  # names of about one cost stand below each other
         heights = apart([place[1] for place in column], GAP)
         for (x, _, label), height in zip(column, heights, strict=True):
             axes.annotate(label, (x, height), xytext=(7, -3), textcoords="offset points")
@@ -140,6 +145,17 @@ def plot_size(plt: Any, results: Results, rows: Sequence[Row]) -> Any:
     axes.set_xlabel(f"{NAMES['parameters']} × {NAMES['forwards']}")
     axes.set_title("alignment")
     return figure
+
+
+def columns(named: Sequence[tuple[float, float, str]]) -> list[list[tuple[float, float, str]]]:
+    """Places by rising cost, in groups of those that are NEAR to the one before."""
+    found: list[list[tuple[float, float, str]]] = []
+    for place in named:
+        if found and place[0] <= NEAR * found[-1][-1][0]:
+            found[-1].append(place)
+        else:
+            found.append([place])
+    return found
 
 
 def plot_pairs(plt: Any, results: Results) -> Any:

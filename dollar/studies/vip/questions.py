@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from dollar.studies.compare import Comparison, Gaps, brackets, half_interval, reaches, signed
 from dollar.studies.few_step.figures import above_teacher
 from dollar.studies.questions import Asker, Question, Wording
 from dollar.studies.results import Results
 from dollar.studies.rows import TEACHER, Row
-from dollar.studies.vip.figures import FORMS, LESS, NAMES, SHARES, rankings
+from dollar.studies.vip.agreement import agreement, chosen, overlap
+from dollar.studies.vip.figures import FORMS, LESS, NAMES, SHARES
 
 WORDING = Wording(NAMES, FORMS, LESS)
 WEIGHTS = ("sft_1e2", "sft_1e3", "redpo", "sft_1e5", "sft_1e6", "sft_1e7")  # in order; ReDPO's own is 1e4
 TARGETS = ("right_shape", "right_motion")  # what falls most in shapes_deep; the pairs' own count where they are known
-AGREE = 0.7  # a rank correlation that a cheap ranking is asked for
 BELOW = 0.05  # how far the smaller student of four steps may be from the demo's alignment
+IDLE = (
+    " It never acted: in every seed its errors are ReDPO's in all digits that are kept, for at this weight of SFT what "
+    "is asked of the winners outweighs the losers' part."
+)
 
 
 def questions(results: Results, rows: Sequence[Row]) -> list[Question]:
@@ -28,12 +31,12 @@ def questions(results: Results, rows: Sequence[Row]) -> list[Question]:
 
 
 def _rankings(results: Results) -> Question:
-    """Of what blocks are worth."""
+    """Of what blocks are worth; of those that may go, for without the others hardly anything is left by any measure."""
     return Question(
         "Do the cheap rankings agree with the reward's?",
         "The paper ranks by rewards alone.",
-        [_agreement(results, name) for name in ("prediction", "influence")],
-        [_chosen(results)],
+        [agreement(results, name) for name in ("prediction", "influence")],
+        [overlap(results), chosen(results)],
         None,
     )
 
@@ -42,11 +45,13 @@ def _losses(ask: Asker) -> list[Question]:
     """Of ReDPO, its parts and its weights, on one pruned network and its pairs."""
     targets, best = targets_of(ask.results), best_weight(ask.results)
     others = [name for name in SHARES if name not in targets]
+    guarded = [ask.better(name, "safeguard", "redpo") for name in ("verifier", "alignment", "frechet")]
+    idle = IDLE if never_acted(ask.results) else ""
     return [
         Question(
             "Does ReDPO beat SFT on what the pairs were chosen by?",
             "The paper says so (Tables 3 and 4); its SFT has as many updates, here it has as many forwards.",
-            [ask.better(name, "redpo", "sft") for name in targets],
+            [ask.better(name, "redpo", "sft") for name in (*targets, "verifier")],
             [ask.numbers("verifier", "pruned", "redpo", "sft", TEACHER)],
         ),
         Question(
@@ -71,21 +76,23 @@ def _losses(ask: Asker) -> list[Question]:
         ),
         Question(
             "Does the safeguard make ReDPO better?",
-            "It is not the paper's.",
-            [ask.better(name, "safeguard", "redpo") for name in ("verifier", "alignment", "frechet")],
+            f"It is not the paper's.{idle}",
+            [found._replace(answer="no") if idle else found for found in guarded],
             [],
             None,
         ),
         Question(
             "Is there a weight of SFT that beats SFT alone?",
-            "The paper takes 1e4 and 1e6. The best of six is named by the same seeds that judge it, which favours it.",
-            [ask.better("verifier", best, "sft")],
+            "The paper says so of 1e4 and 1e6, against SFT of as many updates. The best of six is named by the same "
+            "seeds that judge it, which favours it.",
+            [_of_two(ask, ask.better, "verifier", best, name) for name in ("sft", "sft_alone")],
             [ask.numbers("verifier", *WEIGHTS, "sft", "sft_alone", "dpo")],
+            None,
         ),
         Question(
             "Do the weights' ends meet SFT and DPO?",
-            "They do in the first update, by the losses' gradients. Yes says only that no gap is beyond chance.",
-            [ask.alike("verifier", "sft_1e7", "sft_alone"), ask.alike("verifier", "sft_1e2", "dpo")],
+            "Yes says only that no gap is beyond chance.",
+            [_of_two(ask, ask.alike, "verifier", *pair) for pair in (("sft_1e7", "sft_alone"), ("sft_1e2", "dpo"))],
             [ask.numbers("winner_error", "sft_1e2", "dpo", "sft_1e7", "sft_alone")],
             None,
         ),
@@ -116,7 +123,7 @@ def _stages(ask: Asker) -> list[Question]:
 
 def _results(ask: Asker) -> list[Question]:
     """Of what comes out: against the teacher, and in four steps."""
-    results = ask.results
+    nearest, gaps = _nearest(ask)
     return [
         Question(
             "Does the smaller model pass its teacher on the reward that chose the pairs?",
@@ -134,8 +141,11 @@ def _results(ask: Asker) -> list[Question]:
         Question(
             "Is motion lost?",
             "On VBench the paper's own falls from 45.8 to 41.7.",
-            [_below(ask, "small", name) for name in ("motion", "right_motion")],
-            [ask.numbers("motion", "pruned", "redpo", "sft", "dpo", "staged", "small", TEACHER)],
+            [_below(ask, row, name) for row in ("small", "staged") for name in ("motion", "right_motion")],
+            [
+                ask.numbers("motion", "pruned", "redpo", "sft", "dpo", "staged", "small", TEACHER),
+                ask.numbers("motion", "few", "small_few", "few_small", "demo"),
+            ],
         ),
         Question(
             "Which order is better: small and then few-step, or few-step and then small?",
@@ -150,7 +160,7 @@ def _results(ask: Asker) -> list[Question]:
         Question(
             f"Is one of them within {BELOW} of the alignment of the demo's four steps?",
             "",
-            [reaches("alignment minus the demo's", _nearest(results), -BELOW, show="{:+.3f}".format)],
+            [reaches(f"alignment of “{nearest}” minus the demo's", gaps, -BELOW, show="{:+.3f}".format)],
             [ask.numbers("parameters", "few", "small_few", "few_small", "demo")],
             None,
         ),
@@ -170,24 +180,11 @@ def targets_of(results: Results) -> tuple[str, ...]:
     return tuple(usual) or TARGETS
 
 
-def _agreement(results: Results, measure: str) -> Comparison:
-    """The rank correlation of a cheap measure with what a unit costs by reward, seed by seed."""
-    values = []
-    for table in rankings(results.of("redpo")):
-        pairs = [(c, t) for c, t in zip(table[measure], table["total"], strict=True) if c is not None and t is not None]
-        if len(pairs) > 2:
-            values.append(-float(spearmanr(*zip(*pairs, strict=True)).statistic))
-    return reaches(f"rank correlation of {measure} with the reward's loss", Gaps(values), AGREE, show="{:.2f}".format)
-
-
-def _chosen(results: Results) -> str:
-    found = [", ".join(table["chosen"]) for table in rankings(results.of("redpo"))]
-    means: dict[str, list[float]] = {}
-    for table in rankings(results.of("redpo")):
-        for unit, total in zip(table["units"], table["total"], strict=True):
-            means.setdefault(unit, []).append(total)
-    without = ", ".join(f"{unit} {np.mean(values):.3f}" for unit, values in means.items())
-    return f"gone, seed by seed: {'; '.join(found) or '—'}; mean margin without {without or '—'}"
+def never_acted(results: Results) -> bool:
+    """Whether each run with the safeguard has ReDPO's errors to the last digit that is kept."""
+    plain = {result["seed"]: result["curves"] for result in results.of("redpo")}
+    both = [(plain[r["seed"]], r["curves"]) for r in results.of("safeguard") if r["seed"] in plain]
+    return bool(both) and all(a.get(name) == b.get(name) for a, b in both for name in ("winner_error", "loser_error"))
 
 
 def _above(ask: Asker, name: str, figure: str) -> Comparison:
@@ -214,7 +211,15 @@ def _decided(what: str, gaps: Gaps, sign: int, ask: Asker, figure: str) -> Compa
     return Comparison(answer, f"{what}: {signed(mean, show)} {interval}", what, signed(mean, show), interval)
 
 
-def _nearest(results: Results) -> Gaps:
-    """Alignment minus the demo's, of the order that comes nearer to it by the mean."""
-    found = [results.gaps(name, "demo", "alignment") for name in ("small_few", "few_small")]
-    return max(found, key=lambda gaps: float(np.mean(gaps.values)) if gaps.values else -np.inf)
+def _of_two(ask: Asker, how: Callable[[str, str, str], Comparison], figure: str, a: str, b: str) -> Comparison:
+    """A comparison that says which two rows it is of, where a question has several of one figure."""
+    names = (ask.labels.get(name, name) for name in (a, b))
+    return how(figure, a, b)._replace(what=f"{NAMES[figure]}, {' minus '.join(names)}")
+
+
+def _nearest(ask: Asker) -> tuple[str, Gaps]:
+    """The order whose alignment comes nearer to the demo's by the mean, and its differences from that."""
+    found = {
+        ask.labels.get(name, name): ask.results.gaps(name, "demo", "alignment") for name in ("small_few", "few_small")
+    }
+    return max(found.items(), key=lambda item: float(np.mean(item[1].values)) if item[1].values else -np.inf)
