@@ -66,7 +66,7 @@ reward-curve: $(READY)  ## how many scored clips each form of latent reward need
 bench-reward: $(READY)  ## what rewards' gradients cost at the sizes of the paper's tables, into docs/benchmarks.md
 	$(PY) launch/bench_reward.py
 
-vip: $(READY)  ## the deeper teacher with three of its eight blocks fewer, trained stage by stage, into runs/vip
+vip: $(READY)  ## the deeper teacher with three of its eight blocks fewer, trained on clips of the whole one, into runs/vip
 	$(PY) launch/vip.py experiment=vip_shapes seed=$(SEED) processes=$(if $(GPU),1,$(PROCESSES)) \
 	  parallel.dtype=$(DTYPE) parallel.teacher_dtype=$(DTYPE)
 

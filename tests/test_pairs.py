@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, Said, fork, free_port
+from conftest import TINY, Said, compose, fork, free_port
 
 from dollar.data.scored import read_latents, read_scored
 from dollar.data.shard_writer import ShardWriter
@@ -22,6 +22,7 @@ from dollar.models.teacher import Teacher
 from dollar.parallel.world import World
 from dollar.rewards.flicker import Flicker
 from dollar.rewards.mixture import Mixture
+from dollar.rewards.video_score import ASPECTS
 from dollar.sampling.samplers import generators, teacher_sampler
 from dollar.vip.chat import AtAddress, ByChat, mark_in
 from dollar.vip.clips import Maker, named
@@ -118,6 +119,12 @@ def server() -> Iterator[tuple[str, list[str], list[str]]]:
     serving.shutdown()
     thread.join()
     serving.server_close()
+
+
+def test_prompts_suit_the_papers_targets_by_the_names_that_its_reward_gives() -> None:
+    suited = {name: tuple(least) for name, least in compose("pairs").suited.items()}
+    assert set(suited) <= set(ASPECTS)
+    assert [suited.get(name) for name in ASPECTS] == [(0, 3), None, (3, 0), (1, 1), None]  # appendix F
 
 
 def test_a_chat_model_is_asked_again_twice(server: tuple[str, list[str], list[str]]) -> None:
