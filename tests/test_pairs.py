@@ -28,6 +28,7 @@ from dollar.vip.chat import AtAddress, ByChat, mark_in
 from dollar.vip.clips import Maker, named
 from dollar.vip.pairing import Choice, Clips, all_pairs, check_some, pair_up
 from dollar.vip.prompts import Filter, Judged, by_keywords, check_found, fault, words_of
+from dollar.vip.requests import Remembered
 from dollar.vip.targets import Fall, falls_of, targets_in
 
 # Prompts
@@ -140,6 +141,26 @@ def test_a_chat_model_is_asked_again_twice(server: tuple[str, list[str], list[st
     assert chat("a cat") is None and len(sent) == 12, "an answer that breaks off is none either"
     assert ByChat(AtAddress("http://127.0.0.1:9/v1#x"))("a cat") is None, "nobody listens there"
     assert [mark_in(said) for said in ("[RESULT] 2", "10", "2 of 3", "")] == [2, None, None, None]
+
+
+def test_no_prompt_is_asked_for_twice(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def scorer(prompt: str) -> Judged | None:
+        asked.append(prompt)
+        return None if prompt == "mute" else Judged(3, 2)
+
+    first = Remembered(scorer, tmp_path)
+    assert [first(prompt) for prompt in ("a", "mute", "a")] == [(3, 2), None, (3, 2)] and asked == ["a", "mute"]
+    with (tmp_path / "judged.jsonl").open("a") as opened:
+        opened.write('{"prompt": "b", "mot')  # it was killed here
+    again = Remembered(scorer, tmp_path)
+    assert again("a") == again("b") == (3, 2) and again("mute") is None and asked[2:] == ["b", "mute"]
+    assert Remembered(scorer, tmp_path).known == {"a": (3, 2), "b": (3, 2)}
+    for broken in ("what is this", "[1]", '{"prompt": "a"}'):
+        (tmp_path / "judged.jsonl").write_text(f"{broken}\n")
+        with pytest.raises(ValueError, match=r"judged.jsonl can't be read .* remove it, and prompts are asked anew"):
+            Remembered(scorer, tmp_path)
 
 
 # Targets

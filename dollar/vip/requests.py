@@ -83,9 +83,11 @@ class Remembered:
         self.scorer, self.path = scorer, folder / JUDGED
         self.known: dict[str, Judged] = {}
         lines = self.path.read_text(encoding="utf-8").split("\n") if self.path.is_file() else []
-        for line in lines[:-1]:  # what a killed process began to write has no end
-            row = json.loads(line)
-            self.known[row["prompt"]] = Judged(row["motion"], row["richness"])
+        try:
+            for row in map(json.loads, lines[:-1]):  # what a killed process began to write has no end
+                self.known[row["prompt"]] = Judged(row["motion"], row["richness"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.path} can't be read ({error!r}); remove it, and prompts are asked anew") from None
         if lines and lines[-1]:
             with atomically(self.path) as temporary:
                 temporary.write_text("".join(f"{line}\n" for line in lines[:-1]), encoding="utf-8")
