@@ -13,7 +13,7 @@ from conftest import Said
 from omegaconf import OmegaConf
 
 from dollar.cli.build.vip import student_of
-from dollar.evaluation.measures.size import Size
+from dollar.evaluation.measures.size import Size, flops_of
 from dollar.parallel.signals import Stop
 from dollar.vip.jobs import Failed, Steps
 from dollar.vip.loop import carry_out
@@ -60,6 +60,15 @@ def test_what_a_stage_won_back() -> None:
     assert Recovery(0.9, 0.95, 0.8).share == 1, "nothing was lost"
     assert "75% of the loss won back" in Recovery(0.9, 0.5, 0.8).text(1)
     assert Recovery(0.9, 0.95, 0.8).text(1).endswith("0.8000 trained; nothing was lost")
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_counts_on_a_cpu_too(masked: bool) -> None:
+    q, k = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8)  # [B, heads, tokens, width]
+    mask = torch.zeros(5, 7) if masked else None
+    both = flops_of(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, k, attn_mask=mask))
+    assert both == 2 * (2 * 2 * 3 * 5 * 7 * 8)  # queries with keys, and their weights with values
+    assert flops_of(lambda: torch.randn(4, 5) @ torch.randn(5, 6)) == 2 * 4 * 5 * 6
 
 
 def test_the_sizes_told_are_those_of_the_student() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from dollar.evaluation.measures.speed import in_turn
 from dollar.models.teacher import Teacher
@@ -34,9 +34,7 @@ def sizes(teacher: Teacher, networks: Mapping[str, nn.Module], repeats: int = 5)
     condition = teacher.null(1)
     operations: dict[str, int] = {}
     for name, network in networks.items():
-        with FlopCounterMode(display=False) as counter:
-            network(x, t, condition)
-        operations[name] = counter.get_total_flops()
+        operations[name] = flops_of(partial(network, x, t, condition))
     forwards = {name: partial(network, x, t, condition) for name, network in networks.items()}
     taken = in_turn(forwards, repeats, teacher.device) if repeats else {}
     return {
@@ -47,6 +45,22 @@ def sizes(teacher: Teacher, networks: Mapping[str, nn.Module], repeats: int = 5)
         )
         for name, network in networks.items()
     }
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))
+
+
+# The CPU's own attention, which the counter doesn't know and would count as none.
+ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
+
+
+@torch.no_grad()
+def flops_of(forward: Callable[[], object]) -> int:
+    """The multiplications and additions of a forward's products of matrices, on either kind of device."""
+    with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
+        forward()
+    return int(counter.get_total_flops())
 
 
 def sizes_text(sizes: Mapping[str, Size]) -> str:
