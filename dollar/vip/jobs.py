@@ -18,7 +18,7 @@ from typing import Any
 
 from dollar.log import logger
 from dollar.media import atomically
-from dollar.parallel.signals import STOPPED, Stop
+from dollar.parallel.signals import Stop
 from dollar.studies.jobs import PATIENCE, Job, Process, work
 from dollar.vip.stages import Step
 
@@ -155,6 +155,3 @@ def _sentence(log: Path) -> str:
     """The last line of a failed command, without its own name."""
     lines = [line.strip() for line in _tail(log).replace("\r", "\n").splitlines() if line.strip()]
     return lines[-1].partition(".py: ")[2] or lines[-1] if lines else "it said nothing"
-
-
-__all__ = ["STOPPED", "Failed", "Steps"]

@@ -152,8 +152,6 @@ def filter_of(config: DictConfig, world: World) -> Filter:
     from dollar.vip.prompts import Filter, by_keywords
     from dollar.vip.requests import Remembered
 
-    if config.winners is not None and not str(config.winners).strip():
-        raise ValueError("winners is empty; name a folder by winners=FOLDER, or give null for one in out")
     fewest, most = config.words
     if config.chat is None:
         return Filter((fewest, most), by_keywords)

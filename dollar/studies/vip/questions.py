@@ -128,20 +128,20 @@ def _results(ask: Asker) -> list[Question]:
         Question(
             "Does the smaller model pass its teacher on the reward that chose the pairs?",
             "The paper's does, on VBench.",
-            [_above(ask, name, "verifier") for name in ("small", "staged")],
+            [_from_teacher(ask, name, "verifier", 1) for name in ("small", "staged")],
             [ask.numbers("alignment", "small", "staged", TEACHER)],
         ),
         Question(
             "And on one that chose none (CLIP)?",
             "",
-            [_above(ask, name, "clip") for name in ("small", "staged")],
+            [_from_teacher(ask, name, "clip", 1) for name in ("small", "staged")],
             [],
             None,
         ),
         Question(
             "Is motion lost?",
             "On VBench the paper's own falls from 45.8 to 41.7.",
-            [_below(ask, row, name) for row in ("small", "staged") for name in ("motion", "right_motion")],
+            [_from_teacher(ask, row, name, -1) for row in ("small", "staged") for name in ("motion", "right_motion")],
             [
                 ask.numbers("motion", "pruned", "redpo", "sft", "dpo", "staged", "small", TEACHER),
                 ask.numbers("motion", "few", "small_few", "few_small", "demo"),
@@ -187,21 +187,10 @@ def never_acted(results: Results) -> bool:
     return bool(both) and all(a.get(name) == b.get(name) for a, b in both for name in ("winner_error", "loser_error"))
 
 
-def _above(ask: Asker, name: str, figure: str) -> Comparison:
-    """Whether a row's figure is above the teacher's beyond chance."""
-    gaps, label = above_teacher(ask.results, name, figure), ask.labels.get(name, name)
-    return _decided(f"{NAMES[figure]}, {label} minus the teacher", gaps, 1, ask, figure)
-
-
-def _below(ask: Asker, name: str, figure: str) -> Comparison:
-    """Whether a row's figure is below the teacher's beyond chance."""
-    gaps, label = above_teacher(ask.results, name, figure), ask.labels.get(name, name)
-    return _decided(f"{NAMES[figure]}, {label} minus the teacher", gaps, -1, ask, figure)
-
-
-def _decided(what: str, gaps: Gaps, sign: int, ask: Asker, figure: str) -> Comparison:
-    """Whether differences are of this sign beyond chance."""
-    show = ask.wording.show(figure)
+def _from_teacher(ask: Asker, name: str, figure: str, sign: int) -> Comparison:
+    """Whether a row's figure is above the teacher's beyond chance, of sign 1, or below it, of sign -1."""
+    gaps, show = above_teacher(ask.results, name, figure), ask.wording.show(figure)
+    what = f"{NAMES[figure]}, {ask.labels.get(name, name)} minus the teacher"
     if not gaps.values:
         return Comparison("unknown", f"{what}: not measured", what)
     mean = float(np.mean(gaps.values))
