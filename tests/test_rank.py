@@ -223,5 +223,11 @@ def test_networks_are_scored_once_each(command: Callable[..., Said], keys: list[
     said = command(*[word for word in score[:-1] if word != "steps=2"], "steps=3", f"out={tmp_path / 'none'}")
     sentence(said, "was trained for 2; use one of these")
     assert "force" not in said.err, "which this command hasn't"
+    config = tmp_path / "pruned" / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_layers": 2}))
+    sentence(
+        command(*score[:-1], f"out={tmp_path / 'none'}"), "counts 2 transformer_blocks, and pruning.json beside it 1"
+    )
+    assert not (tmp_path / "none" / "scores.json").exists(), "before the teacher is scored"
     twice = ("score", *keys, f"checkpoints=[{pruned},{pruned}]", f"out={tmp_path / 'none'}")
     sentence(command(*twice), "name each folder once")

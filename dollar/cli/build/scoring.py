@@ -68,11 +68,15 @@ def take_teacher_of(config: DictConfig) -> None:
 
 
 def networks_of(config: DictConfig, configs: Configs) -> list[Network]:
-    """The networks, the full one first; ValueError for step counts that one can't be sampled in. No weight is read."""
+    """The networks, the full one first; no weight is read.
+
+    ValueError for step counts that one can't be sampled in, and for blocks that disagree with what a folder says.
+    """
     from dollar.cli.build.sampling import places_behind
     from dollar.cli.build.teacher import dtype_of
     from dollar.contents import contents_of, short_hash
     from dollar.export.student import check_trained, load_student, read_card, student_weights, weights_of
+    from dollar.models.pruned import pruning_of
     from dollar.sampling.samplers import teacher_sampler
 
     dtype, found = dtype_of(config, "dtype"), []
@@ -88,8 +92,10 @@ def networks_of(config: DictConfig, configs: Configs) -> list[Network]:
             folder, weights_of(folder), lambda teacher: load_student(folder, teacher, dtype).sampler(teacher, count)
         )
 
+    of_teacher = config.teacher.name, configs.pipeline.config("transformer"), configs.family.block_lists
     for folder in map(str, config.checkpoints):
         student_weights(folder)
+        pruning_of(Path(folder), *of_teacher)
         counts = read_card(folder)["steps"]
         if config.steps is not None:
             check_trained(folder, counts, config.steps)
