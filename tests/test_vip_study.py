@@ -209,6 +209,12 @@ def test_the_page_answers_from_the_figures(runs: Smaller, tmp_path: Path) -> Non
         f"reward (the verifier's margin), weight 1e2 minus SFT, as many {n}" for n in ("forwards", "updates")
     )
     assert f"SFT alone? | **Partly** | {forwards}: -0.010<br>{updates}: +0.050 |" in page
+    # Stages with fresh pairs have 0.01 more than ReDPO's single one, and with the first stage's pairs as much.
+    two = ("2 and 1, fresh pairs minus ReDPO", "2 and 1, the first stage's pairs minus 3 at once, the pairs of 2")
+    margins = [
+        f"reward (the verifier's margin), {pair}: {gap}<br>" for pair, gap in zip(two, ("+0.010", "0.000"), strict=True)
+    ]
+    assert all(margin in page for margin in margins)
     assert "| Does the safeguard make ReDPO better? | **No**" in page and "It never acted" in page, "errors are equal"
     assert "| Do the weights' ends meet SFT and DPO? | **Partly**" in page, "one end is better than what it should meet"
     # Without b.0 a tenth of the margin is left; of the other three influence has the best two the wrong way round, so

@@ -100,21 +100,22 @@ def _losses(ask: Asker) -> list[Question]:
 
 
 def _stages(ask: Asker) -> list[Question]:
-    """Of stages and fresh pairs."""
+    """Of stages and fresh pairs, each with and without the other."""
+
+    def both(*pairs: tuple[str, str]) -> list[Comparison]:
+        return [_of_two(ask, ask.better, name, *pair) for pair in pairs for name in ("verifier", "alignment")]
+
     return [
         Question(
             "Do stages help?",
             "The paper says so (“w/o online”, where pairs are not fresh either).",
-            [ask.better(name, "staged", "redpo") for name in ("verifier", "alignment")],
+            both(("staged", "redpo"), ("staged_first", "once_first")),
             [ask.numbers("frechet", "staged", "redpo")],
         ),
         Question(
             "Do fresh pairs help?",
             "",
-            [
-                *(ask.better(name, "staged", "staged_first") for name in ("verifier", "alignment")),
-                *(ask.better(name, "redpo", "once_first") for name in ("verifier", "alignment")),
-            ],
+            both(("staged", "staged_first"), ("redpo", "once_first")),
             [],
             None,
         ),
