@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -140,7 +141,9 @@ def test_a_chat_model_is_asked_again_twice(server: tuple[str, list[str], list[st
     assert chat("a cat") is None and len(sent) == 9, "counted out after three"
     assert chat("a cat") is None and len(sent) == 12, "an answer that breaks off is none either"
     assert ByChat(AtAddress("http://127.0.0.1:9/v1#x"))("a cat") is None, "nobody listens there"
-    assert [mark_in(said) for said in ("[RESULT] 2", "10", "2 of 3", "")] == [2, None, None, None]
+    assert [mark_in(said) for said in ("[RESULT] 2", "10", "2 of 3", "", "-1", "1-2", "mark - 3")] == [
+        *(2, None, None, None, None, None, 3)
+    ]
 
 
 def test_no_prompt_is_asked_for_twice(tmp_path: Path) -> None:
@@ -340,6 +343,11 @@ def test_mistakes_are_sentences(command: Callable[..., Said], keys: list[str], t
     sentence(command("pairs", *keys, "smaller_steps=3"), "is sampled in 2 steps, and its clips are to be made in 3")
     sentence(command("pairs", *keys, "words=[9,25]"), "no prompt passes for finding the targets: 7 have too few words")
     sentence(command("pairs", *keys, "suited.visual_quality=[4,0]"), "suited.visual_quality is [4, 0]")
+    chat = f"chat=http://127.0.0.1:{free_port()}/v1#x"
+    with patch("dollar.cli.build.teacher.build_teacher", side_effect=AssertionError):  # before the teacher is loaded
+        sentence(
+            command("pairs", *keys, chat), "can't be reached (<urlopen error [Errno 111] Connection refused>); start"
+        )
     sentence(command("pairs", *keys, "checkpoint=null"), "checkpoint is not given")
     elsewhere = [*keys, f"out={tmp_path / 'elsewhere'}"]
     sentence(command("pairs", *elsewhere, f"reference={tmp_path / 'pruned'}"), "isn't pruned from it: they are one")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import urllib.error
 import urllib.request
 from typing import Any, Protocol
 from urllib.parse import urldefrag
@@ -14,7 +15,7 @@ from dollar.vip.prompts import Judged
 
 ATTEMPTS = 3
 SECONDS = 120.0  # that an answer may take
-MARK = re.compile(r"(?<![\d.])([0-3])(?![\d.]*\d)")
+MARK = re.compile(r"(?<![\d.])(?<!(?<!\d)-)([0-3])(?![\d.]*\d)")  # not of 10, 2.5 or -1; both of 2-3
 TASK = """Below is a prompt for a video generator. Give it a mark from 0 to 3 for {what}.
 0: the prompt can't be used, since it is broken, makes no sense, or mostly lists countries or other places.
 {marks}
@@ -68,6 +69,18 @@ class AtAddress:
             },
         )
         return str(said["choices"][0]["message"]["content"])
+
+    def check(self) -> None:
+        """Raise ValueError where nobody answers at the address."""
+        try:
+            self._ask("models")
+        except urllib.error.HTTPError:
+            pass  # somebody does, and not every server lists its models
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"the chat model at {self.url} can't be reached ({error}); start its server, correct the address, or "
+                "give chat=null, which judges prompts by keywords"
+            ) from None
 
     def _ask(self, what: str, body: dict[str, Any] | None = None) -> Any:
         headers = {"Content-Type": "application/json"}

@@ -17,11 +17,10 @@ from dollar.storage import explained
 from dollar.vip import prompts as filters
 from dollar.vip.clips import Maker
 from dollar.vip.pairing import Choice, Clips, Paired, all_pairs, check_some, columns, is_scored, pair_up, told
-from dollar.vip.requests import Wanted, choose, chosen
+from dollar.vip.requests import PROBE, Wanted, choose, chosen
 from dollar.vip.targets import Fall, falls_of, targets_in
 
 LIST, FOLDERS = "pairs.jsonl", "pairs.json"
-PROBE = "finding the targets"
 
 
 @dataclass(frozen=True)

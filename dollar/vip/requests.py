@@ -15,6 +15,7 @@ from dollar.vip.pairing import Clips
 from dollar.vip.prompts import Filter, Judged, Scorer, check_found
 
 CHOSEN, JUDGED = "prompts.json", "judged.jsonl"
+PROBE = "finding the targets"  # the use of prompts whose clips show what fell
 
 
 class Kept(TypedDict):
@@ -49,6 +50,11 @@ def choose(
         with atomically(folder / CHOSEN) as temporary:
             temporary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     return _wanted(kept[use], given, count, seed)
+
+
+def is_chosen(folder: Path) -> bool:
+    """Whether the prompts of the pairs are kept there, so that no further one is judged."""
+    return any(use != PROBE for use in _read(folder / CHOSEN))
 
 
 def chosen(folder: Path, use: str, given: Sequence[str], count: int, seed: int) -> Wanted:

@@ -65,6 +65,26 @@ def check_keys(config: DictConfig) -> None:
         )
 
 
+def check_before(config: DictConfig) -> None:
+    """Raise ValueError for what is known before anything is loaded: keys, and a chat model that isn't there."""
+    check_keys(config)
+    check_chat(config)
+
+
+def check_chat(config: DictConfig) -> None:
+    """Raise ValueError where prompts are still to be judged at an address, and nobody answers there."""
+    from dollar.vip.chat import AtAddress
+    from dollar.vip.requests import is_chosen
+
+    if is_address(config.chat) and not is_chosen(Path(config.out)):
+        AtAddress(config.chat).check()
+
+
+def is_address(chat: str | None) -> bool:
+    """Whether a chat model is at an address, and not in a folder of transformers."""
+    return chat is not None and str(chat).startswith(("http://", "https://"))
+
+
 def winners_of(config: DictConfig) -> Path:
     """The folder of the full model's clips."""
     return Path(config.winners) if config.winners is not None else Path(config.out) / "winners"
@@ -159,7 +179,7 @@ def filter_of(config: DictConfig, world: World) -> Filter:
     from dollar.vip.chat import AtAddress, ByChat
 
     place = str(config.chat)
-    chat = AtAddress(place) if place.startswith(("http://", "https://")) else ChatModel(place, world.device)
+    chat = AtAddress(place) if is_address(place) else ChatModel(place, world.device)
     return Filter((fewest, most), Remembered(ByChat(chat), Path(config.out)))
 
 

@@ -131,7 +131,7 @@ def check_commands(stages: Stages, config: DictConfig) -> None:
     # What they would refuse hours later; the pairs of a training aren't there yet.
     checks: dict[str, Callable[[DictConfig], Any]] = {
         "rank": lambda given: check_ranking(given, configs),
-        "pairs": pairing.check_keys,
+        "pairs": pairing.check_before,
         "train": lambda given: check(given, config.processes, supplied=False),
         "score": scoring.check_keys,
         "evaluate": lambda given: evaluation.check_figures(_of_teacher(given, config), configs),

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from dollar.cli.build.configs import configs_of_teacher
 from dollar.cli.build.pairing import (
-    check_keys,
+    check_before,
     curation_of,
     kept_full,
     reward_and_prompts,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 def main(config: DictConfig) -> None:
     """Choose prompts, make what clips are missing, pair them, and write the list and its page."""
-    check_keys(config)
+    check_before(config)
     out, winners = Path(config.out), winners_of(config)
     check_folder_for("out", out)
     check_folder_for("winners", winners)
