@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Said
 from omegaconf import OmegaConf
 
 from dollar.cli.build.studies import check_commands, settings_of
@@ -417,3 +418,12 @@ def test_a_stop_writes_the_document_too(tmp_path: Path, study: Study, monkeypatc
 
 def test_the_machine_is_named_without_its_host() -> None:
     assert socket.gethostname() not in machine() and "cores" in machine()
+
+
+@pytest.mark.parametrize("name", ["ablation", "few_step", "vip_ablation"])
+def test_clips_that_the_teacher_has_no_figures_of_are_told_before_a_job(
+    command: Callable[..., Said], name: str, tmp_path: Path
+) -> None:
+    said = command(name, "clips=300", f"work={tmp_path / 'work'}", f"out={tmp_path}")
+    assert said.code == 2 and "clips is 300" in said.err and "256, 512, 1024 clips" in said.err, said.err
+    assert not (tmp_path / "work").exists()

@@ -136,7 +136,6 @@ def write_row(folder: Path) -> None:
     ("given", "said"),
     [
         (["teacher_dtype=bfloat16"], "dtype is float32 and teacher_dtype bfloat16"),
-        (["clips=100"], "which are of 256, 512, 1024 clips"),
         (["rows=[{name: a, group: few}]"], "the row a lacks label"),
         (["rows=[{label: a, group: few}]"], "the row None lacks name"),
         (["rows=[{name: a, group: few, verb: dance}]"], "the row a has verb dance; use one of train, vip, evaluate"),

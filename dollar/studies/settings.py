@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dollar.evaluation.files import SIZES
 from dollar.studies.rows import TEACHER, Group, Row
 
 
@@ -48,6 +49,11 @@ def check(settings: Settings) -> None:
     for key in ("workers", "cycles", "further", "batch", "validations", "clips"):
         if getattr(settings, key) < 1:
             raise ValueError(f"{key} is {getattr(settings, key)}; it must be at least 1")
+    if "teacher_clips=0" in settings.student_evaluation and settings.clips not in SIZES:
+        raise ValueError(
+            f"clips is {settings.clips}; rows are compared with the teacher's stored figures, which are of "
+            f"{', '.join(map(str, SIZES))} clips, so give one of these"
+        )
     names = [TEACHER, *(row.name for row in settings.rows)]
     for name in settings.only:
         if name not in names:

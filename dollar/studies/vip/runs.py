@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dollar.evaluation.files import SIZES
 from dollar.studies.content import Content
 from dollar.studies.rows import Row, replaced
 from dollar.studies.runs import Runs, hash_of
@@ -23,18 +22,12 @@ PLACE = re.compile(r"\{(\w+)\}")
 def rows_of(given: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of the configuration, each with all that its command is given besides seed and folders.
 
-    ValueError for what no row can be, for dtypes in which student and reference can't be compared, and for a number of
-    clips of which the teacher has no figures.
+    ValueError for what no row can be, and for dtypes in which student and reference can't be compared.
     """
     if given["dtype"] != given["teacher_dtype"]:
         raise ValueError(
             f"dtype is {given['dtype']} and teacher_dtype {given['teacher_dtype']}, but the errors of student and "
             "reference are compared; give both the same"
-        )
-    if "teacher_clips=0" in given["student_evaluation"] and given["clips"] not in SIZES:
-        raise ValueError(
-            f"clips is {given['clips']}; rows are compared with the teacher's stored figures, which are of "
-            f"{', '.join(map(str, SIZES))} clips, so give one of these"
         )
     measuring = replaced(given["evaluation"], [*given["student_evaluation"], f"clips={given['clips']}"])
     found: list[dict[str, Any]] = []
