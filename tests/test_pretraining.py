@@ -21,7 +21,7 @@ from dollar.diffusion.schedule import VariancePreserving, diffuse
 from dollar.losses.score_matching import score_matching
 from dollar.parallel import checkpoint
 from dollar.parallel.world import World
-from dollar.pretraining import autoencoder, stages
+from dollar.pretraining import autoencoder
 from dollar.pretraining.autoencoder import (
     CHANNELS,
     CROP,
@@ -55,6 +55,7 @@ from dollar.pretraining.teacher import (
     weights_of,
 )
 from dollar.training.average import Average
+from dollar.training.muon import Muon
 
 
 @pytest.fixture(scope="module")
@@ -365,10 +366,11 @@ def test_the_networks_have_the_promised_size() -> None:
 def test_each_weight_has_one_optimizer() -> None:
     network = TextToLatents(new_text_encoder(20), new_transformer(12))
     muon, adam = optimizers_of(network, 1e-3, 5e-4, outer=("patch_embed",))
-    assert isinstance(muon, stages.Muon)
-    inner, rest = {id(w) for w in muon.weights}, {id(p) for g in adam.param_groups for p in g["params"]}
+    assert isinstance(muon, Muon)
+    matrices = muon.param_groups[0]["params"]
+    inner, rest = {id(w) for w in matrices}, {id(p) for g in adam.param_groups for p in g["params"]}
     assert not inner & rest and inner | rest == {id(p) for p in network.parameters()}
-    assert all(w.ndim >= 2 for w in muon.weights)
+    assert all(w.ndim >= 2 for w in matrices)
     assert id(network.transformer.patch_embed.proj.weight) in rest
 
 

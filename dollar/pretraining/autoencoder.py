@@ -285,10 +285,10 @@ def train_autoencoder(
                 return loss_of(pixels.to(world.device))
 
         if name == "sharpen":
-            optimizers = optimizers_of(vae.decoder, stage.lr, stage.lr / 5, outer=("conv_out",))
+            optimizers = optimizers_of(vae.decoder, stage.lr, stage.lr / 5, outer=("conv_out",), precision=precision)
             optimizers.append(torch.optim.Adam(critic.parameters(), lr=stage.lr, betas=(0.5, 0.99)))
         else:
-            optimizers = optimizers_of(trained, stage.lr, stage.lr / 5, outer=("conv_out",))
+            optimizers = optimizers_of(trained, stage.lr, stage.lr / 5, outer=("conv_out",), precision=precision)
         run_stage(folder / f"vae_{name}", stage, trained, optimizers, loss, world)
     _settle_scale(vae, whole_clips(range(64), seed))
     return vae

@@ -193,7 +193,7 @@ def train_clip(
     tokenizer = new_tokenizer()
     torch.manual_seed(seed)
     network: Any = new(tokenizer).to(world.device)
-    optimizers = optimizers_of(network, stage.lr, stage.lr / 4, outer=("embedding", "projection"))
+    optimizers = optimizers_of(network, stage.lr, stage.lr / 4, outer=("embedding", "projection"), precision=precision)
     average = Average(trainable(network), decay)
 
     @cache  # at the first update; a finished stage needs none

@@ -81,7 +81,7 @@ def train_deep_teacher(
     if init is not None:
         path = init / "diffusion_pytorch_model.safetensors"
         take_weights(network, load_file(path), path, START)
-    optimizers = optimizers_of(network, stage.lr, stage.lr / 2, outer=("patch_embed", "proj_out"))
+    optimizers = optimizers_of(network, stage.lr, stage.lr / 2, outer=("patch_embed", "proj_out"), precision=precision)
     average = Average(trainable(network), decay)
     schedule = teacher.denoiser.schedule
     noised = NoisedClips(teacher.codec.vae, schedule, clips, stage.batch, seed, drop_caption, world)

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from dollar.training.learner import Learner
 from dollar.training.log import Log
 from dollar.training.loop import Loop, Timetable
 from dollar.training.lr_schedule import falling
+from dollar.training.muon import Muon
 
 OLD = "state.safetensors"  # the state of a stage by an earlier version
 
@@ -55,31 +55,18 @@ class Stage:
         return min(1.0, (step + 1) / self.warmup) * falling(step, self.steps, self.decay_from)
 
 
-class Muon(torch.optim.Muon):
-    """Muon for weights [out, ...] of any shape, each taken as a matrix [out, in]."""
-
-    def __init__(self, weights: Sequence[nn.Parameter], lr: float) -> None:
-        self.weights = list(weights)
-        matrices = [nn.Parameter(w.data.view(len(w), -1)) for w in self.weights]  # the same memory, as matrices
-        super().__init__(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-
-    def step(self, closure: Any = None) -> Any:
-        """One update from the weights' gradients."""
-        for matrix, weight in zip(self.param_groups[0]["params"], self.weights, strict=True):
-            matrix.grad = None if weight.grad is None else weight.grad.view_as(matrix)
-        return super().step(closure)
-
-
-def optimizers_of(network: nn.Module, lr: float, adam_lr: float, outer: Sequence[str]) -> list[torch.optim.Optimizer]:
+def optimizers_of(
+    network: nn.Module, lr: float, adam_lr: float, outer: Sequence[str], precision: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
     """Muon for inner matrices and convolutions; Adam for vectors and weights whose name contains one of `outer`.
 
-    With Adam alone the autoencoder needs twice the updates (docs/log.md).
+    With Adam alone the autoencoder needs twice the updates (docs/log.md). precision: what Muon multiplies in.
     """
     named = dict(network.named_parameters())
     inner = {n for n, p in named.items() if p.ndim >= 2 and not any(word in n for word in outer)}
     rest = [p for n, p in named.items() if n not in inner]
     return [
-        Muon([named[n] for n in named if n in inner], lr),
+        Muon([named[n] for n in named if n in inner], lr, dtype=precision),
         torch.optim.Adam(rest, lr=adam_lr, betas=(0.9, 0.99)),
     ]
 

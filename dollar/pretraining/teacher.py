@@ -209,7 +209,9 @@ def train_teacher(
     network = TextToLatents(new_text_encoder(len(tokenizer)), new_transformer(text_length)).to(world.device)
     if init is not None:
         network.load_pretrained(init)
-    optimizers = optimizers_of(network, stage.lr, stage.lr / 2, outer=("patch_embed", "proj_out", "shared", "relative"))
+    optimizers = optimizers_of(
+        network, stage.lr, stage.lr / 2, outer=("patch_embed", "proj_out", "shared", "relative"), precision=precision
+    )
     average = Average(trainable(network), decay)
     device = world.device
     schedule = VariancePreserving(new_scheduler().alphas_cumprod)

@@ -11,12 +11,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from dollar.cli.build.teacher import dtype_of
 from dollar.losses.objective import Objective
 from dollar.losses.term import has_optimizer
 from dollar.models.roles import trainable
 from dollar.parallel.shard import is_sharded
 from dollar.training.learner import Learner, constant
 from dollar.training.lr_schedule import falling
+from dollar.training.muon import Muon
 
 if TYPE_CHECKING:
     from dollar.methods.ingredients import Ingredients
@@ -94,9 +96,7 @@ def optimizers_of(
         raise ValueError(f"the {name} is spread over the processes, since it doesn't fit into one, but {WHOLE}")
     found: list[torch.optim.Optimizer] = []
     if inner:
-        # Its updates have the size of AdamW's, so that rates are alike.
-        how = {"weight_decay": keys.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
-        found.append(torch.optim.Muon(list(inner.values()), keys.muon_lr, **how))
+        found.append(Muon(inner.values(), keys.muon_lr, keys.weight_decay, dtype=dtype_of(config, "dtype")))
     rest = {n: p for n, p in parameters.items() if n not in inner}
     return [*found, *([adamw(config, name, rest)] if rest else [])]
 
