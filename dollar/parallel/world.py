@@ -114,6 +114,13 @@ def device_memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether a device has instructions for bfloat16; a processor of which torch can't tell counts as having them."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return True
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def start(device: str = "auto", timeout_minutes: float = 10.0) -> World:
     """Join the processes that torchrun started, or be alone; device `auto` takes a GPU where there is one."""
     local = int(os.environ.get("LOCAL_RANK", 0))

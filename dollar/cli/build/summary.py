@@ -21,13 +21,13 @@ SHOWN = 6  # prompts whose clips the report has
 
 def summarize(config: DictConfig, stages: Stages, result: Result) -> None:
     """Measure the sizes, print the table, and write result.json and report.html."""
+    from dollar.cli.build.processes import join
     from dollar.cli.build.teacher import build_teacher
     from dollar.evaluation.measures.size import sizes_text
-    from dollar.parallel.world import start
     from dollar.vip.report import shares, write_report
     from dollar.vip.scoring import Scores
 
-    world = start(config.parallel.device, config.parallel.timeout_minutes)
+    world = join(config)
     teacher = build_teacher(config, world)
     students = {f"stage {i}": str(stages.student(i)) for i in range(1, len(result.stages) + 1)}
     if stages.checkpoint is not None:

@@ -40,14 +40,14 @@ def main(config: DictConfig) -> None:
 
 def evaluate(config: DictConfig, out: Path) -> None:
     """Measure, and write into a folder that no other evaluation has."""
+    from dollar.cli.build.processes import join
     from dollar.cli.build.teacher import build_teacher, dtype_of
     from dollar.evaluation.files import store_figures
     from dollar.evaluation.report.table import format_table
     from dollar.evaluation.systems import TEACHER_STEPS, Evaluation
     from dollar.export.student import Students, load_student, weights_of
-    from dollar.parallel.world import start
 
-    world = start(config.parallel.device, config.parallel.timeout_minutes)
+    world = join(config)
     teacher = build_teacher(config, world)
     pixel = reward_behind(config.reward, teacher)  # weights that are missing are noticed before anything is sampled
     evaluation = Evaluation(teacher, yardstick_of(config), settings_of(config), out)

@@ -30,18 +30,18 @@ def main(config: DictConfig) -> None:
     check_folder_for("out", out)
     check_out(out, "checkpoint", source.place, config.overwrite)
 
+    from dollar.cli.build.processes import join
     from dollar.cli.build.teacher import quiet
     from dollar.export.exporter import Exporter
     from dollar.export.lora import Base, check_names, verify_lora
     from dollar.export.pipeline import verify
     from dollar.models.outline import family_of
     from dollar.parallel.lock import Lock
-    from dollar.parallel.world import start
     from dollar.storage import explained
 
     check_names(family_of(source.card["teacher"]["_target_"]), config.lora_names, bool(lora) or config.lora is not None)
     quiet()
-    device = start(config.parallel.device, config.parallel.timeout_minutes).device
+    device = join(config).device
     teacher = teacher_of(config, source, device, weights=bool(lora) and source.in_checkpoint)
     check_out(out, "teacher", teacher.folder, config.overwrite)
     settings = settings_of(config, source)

@@ -30,16 +30,16 @@ def fit_in(config: DictConfig, out: Path) -> None:
     from dollar.cli.build.data import build_data
     from dollar.cli.build.fitting import climbs_of, fit, former_identity, identity, new_surrogate, scored, scoring_of
     from dollar.cli.build.objects import instantiate
+    from dollar.cli.build.processes import join
     from dollar.cli.build.rewards import check_captions, noise_of
     from dollar.cli.build.teacher import build_teacher, quiet, with_text
     from dollar.log import logger
-    from dollar.parallel.world import start
     from dollar.surrogate import fit as fits
     from dollar.surrogate.observations import FILE
     from dollar.surrogate.pixel_reward import PixelReward
 
     quiet()
-    world = start(config.parallel.device, config.parallel.timeout_minutes)
+    world = join(config)
     reward = instantiate(config.reward)
     teacher = with_text(config, build_teacher(config, world))
     data = build_data(config, teacher, world)

@@ -54,14 +54,15 @@ def main(config: DictConfig) -> None:
 
 def make(config: DictConfig, kept: tuple[Kept, Kept], locks: list[Lock]) -> None:
     """This process's part of the work; the first one writes the list."""
+    from dollar.cli.build.processes import join
     from dollar.cli.build.teacher import build_teacher
     from dollar.parallel.signals import STOPPED, Stop
-    from dollar.parallel.world import finish, start
+    from dollar.parallel.world import finish
 
     steps = steps_of(config, configs_of_teacher(config))
     reward, prompts, names = reward_and_prompts(config)
     targets = targets_given(config, names)
-    world = start(config.parallel.device, config.parallel.timeout_minutes)
+    world = join(config)
     for lock in locks:
         lock.join()
     world.barrier()  # all have seen the same folders

@@ -52,10 +52,11 @@ def main(config: DictConfig) -> None:
 def encode(config: DictConfig, source: Source, lock: Lock, stop: Stop) -> bool:
     """This process's part of the work, and of the report; whether it was stopped before the end."""
     from dollar.cli.build.objects import instantiate
+    from dollar.cli.build.processes import join
     from dollar.data.encoding import Encoding, begin, check_buckets, fingerprint_of, forget_edited, report_on
-    from dollar.parallel.world import finish, start
+    from dollar.parallel.world import finish
 
-    world = start(config.parallel.device, config.parallel.timeout_minutes)
+    world = join(config)
     teacher = instantiate(config.teacher, device=world.device, weights=False)  # the transformer is not needed
     out, buckets = out_of(config), buckets_of(config)
     check_buckets(buckets, teacher)

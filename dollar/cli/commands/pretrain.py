@@ -18,12 +18,13 @@ from dollar.cli.settings import COMMANDS, free_keys
 def main(config: DictConfig) -> None:
     """The teacher, a diffusers folder, or the small CLIP, a folder of transformers and of HPSv2's format."""
     from dollar.cli.build.pretraining import MAKERS, begun, check, decides, needless
+    from dollar.cli.build.processes import join
     from dollar.cli.build.teacher import dtype_of, quiet
     from dollar.media import atomically
     from dollar.models.cogvideox import CogVideoX
     from dollar.models.pipeline import Pipeline
     from dollar.parallel.lock import Lock
-    from dollar.parallel.world import finish, start
+    from dollar.parallel.world import finish
 
     work = Path(config.work)
     check_folder_for("out", Path(config.out))
@@ -44,7 +45,7 @@ def main(config: DictConfig) -> None:
         check_same(path, stored, remove, (*free, *needless(config.make)), config, compared)
     way_out = "name another folder with work=FOLDER"
     with closing(Lock(path.parent, int(os.environ.get("RANK", 0)), way_out, stays=False)) as lock:
-        world = start(config.parallel.device, config.parallel.timeout_minutes)
+        world = join(config)
         lock.join()
         if world.is_main:
             with atomically(path) as temporary:

@@ -20,17 +20,17 @@ def main(config: DictConfig) -> None:
     check_keys(config)
     out = Path(config.out)
     check_folder_for("out", out)
+    from dollar.cli.build.processes import join
     from dollar.cli.build.teacher import build_teacher, quiet, take_teacher
     from dollar.export.folder import whole_folder
     from dollar.parallel.lock import Lock
-    from dollar.parallel.world import start
     from dollar.storage import explained
 
     if config.checkpoint is not None:
         take_teacher(config)
     quiet()
     units_in(config)  # mistakes show before any weight is read
-    world = start(config.parallel.device, config.parallel.timeout_minutes)
+    world = join(config)
     teacher = build_teacher(config, world, weights=config.checkpoint is None)
     subject = subject_of(config, teacher)
     pruning = subject.pruning.further(subject.units)

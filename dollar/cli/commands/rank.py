@@ -53,9 +53,10 @@ def main(config: DictConfig) -> None:
 
 def rank(config: DictConfig, kept: Kept, lock: Lock) -> None:
     """This process's part of the measuring; the first one writes."""
+    from dollar.cli.build.processes import join
     from dollar.cli.build.teacher import build_teacher
     from dollar.parallel.signals import STOPPED, Stop
-    from dollar.parallel.world import finish, start
+    from dollar.parallel.world import finish
     from dollar.vip.measuring import measure
     from dollar.vip.picture import draw_ranking
     from dollar.vip.ranking import Table, table_text
@@ -72,7 +73,7 @@ def rank(config: DictConfig, kept: Kept, lock: Lock) -> None:
     path = kept.folder / FILE
     if path.is_file():
         table.take(Table.read(path))
-    world = start(config.parallel.device, config.parallel.timeout_minutes)
+    world = join(config)
     lock.join()
     world.barrier()  # all have read the same file
     if world.is_main:

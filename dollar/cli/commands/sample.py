@@ -36,10 +36,11 @@ def main(config: DictConfig) -> None:
     check_keys(config)
     out = Path(config.out)
     check_folder_for("out", out)
+    from dollar.cli.build.processes import join
     from dollar.cli.build.teacher import quiet, take_teacher
     from dollar.parallel.lock import Lock
     from dollar.parallel.signals import STOPPED
-    from dollar.parallel.world import finish, start
+    from dollar.parallel.world import finish
     from dollar.sampling.files import ClipFolder, requests
 
     if config.checkpoint is not None:
@@ -47,7 +48,7 @@ def main(config: DictConfig) -> None:
     settle(config)
     quiet()
     how = how_made(config, check_before(config, prompts))
-    world = start(config.parallel.device, config.parallel.timeout_minutes)
+    world = join(config, "dtype")
     wanted = requests(prompts, config.seed, config.clips, steps_of(config), called(config))
     with closing(Lock(out, world.rank)) as lock:
         world.barrier()  # the first process has the folder

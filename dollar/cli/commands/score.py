@@ -42,9 +42,10 @@ def main(config: DictConfig) -> None:
 
 def score(config: DictConfig, kept: Kept, lock: Lock) -> None:
     """This process's part; the first one writes."""
+    from dollar.cli.build.processes import join
     from dollar.cli.build.teacher import build_teacher
     from dollar.log import progress
-    from dollar.parallel.world import finish, start
+    from dollar.parallel.world import finish
     from dollar.vip.scoring import Scores, score_clips
 
     prompts = prompts_of(config, "held_out")
@@ -53,7 +54,7 @@ def score(config: DictConfig, kept: Kept, lock: Lock) -> None:
     networks = networks_of(config, configs_of_teacher(config))
     path = kept.folder / FILE
     scores = Scores.read(path)
-    world = start(config.parallel.device, config.parallel.timeout_minutes)
+    world = join(config)
     lock.join()
     world.barrier()  # all have read the same file
     if world.is_main:

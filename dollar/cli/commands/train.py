@@ -49,17 +49,18 @@ def distil(config: DictConfig, objective: Objective, folder: Path, lock: Lock, p
     places: the keys of places that decide what is trained.
     """
     from dollar.cli.build.loop import build_run
+    from dollar.cli.build.processes import join
     from dollar.cli.build.rewards import rewards_of
     from dollar.cli.build.student import is_written, write_student
     from dollar.cli.build.teacher import build_teacher, quiet
     from dollar.parallel import checkpoint
     from dollar.parallel.signals import Stop
-    from dollar.parallel.world import finish, start
+    from dollar.parallel.world import finish
     from dollar.training.old_checkpoint import renewed
 
     stop = Stop()
     stop.watch()
-    world = start(config.parallel.device, config.parallel.timeout_minutes)
+    world = join(config)
     lock.join()  # the first process had it before the others could start
     quiet()
     latest = checkpoint.newest(folder / "checkpoints")
