@@ -37,7 +37,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
     muon, adam = optimizers_of(config_of(*keys), "student", weights, ["blocks"])
     assert [id(p) for p in muon.param_groups[0]["params"]] == [id(weights["transformer.blocks.0.attn.weight"])]
     assert len(adam.param_groups[0]["params"]) == 3 and adam.param_groups[0]["lr"] == 0.1
-    # A first update is the polar factor of the gradient, of 0.2 sqrt(larger side) times the rate, and bfloat16 wide.
+    # A first update is the polar factor of the gradient, of 0.2 sqrt(larger side) times the rate.
     inner = weights["transformer.blocks.0.attn.weight"]
     before = inner.detach().clone()
     inner.grad = torch.linalg.qr(torch.randn(6, 4, generator=torch.Generator().manual_seed(1)))[0] * 7

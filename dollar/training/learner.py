@@ -112,16 +112,14 @@ class Learner:
         return State(tensors, {"skipped": self.skipped, "in_a_row": self.in_a_row})
 
     def _placed(self) -> list[tuple[int, str, Tensor]]:
-        """Each parameter's optimizer, by its place, with its name; an optimizer may hold it under another shape."""
-        storages = {p.data_ptr(): name for name, p in self.parameters.items() if not is_sharded(p) and p.numel()}
+        """Each parameter's optimizer, by its place, with its name."""
         names = {id(p): name for name, p in self.parameters.items()}
-        found = []
-        for place, optimizer in enumerate(self.optimizers):
-            for group in optimizer.param_groups:
-                for p in group["params"]:
-                    name = names.get(id(p)) or storages[p.data_ptr()]
-                    found.append((place, name, p))
-        return found
+        return [
+            (place, names[id(p)], p)
+            for place, optimizer in enumerate(self.optimizers)
+            for group in optimizer.param_groups
+            for p in group["params"]
+        ]
 
     @torch.no_grad()
     def load(self, state: State) -> None:
@@ -143,7 +141,8 @@ class Learner:
                     self.optimizers[place].state[p][key] = value.clone().to(p.device if fused else "cpu")
                 else:
                     self.optimizers[place].state[p][key] = torch.zeros_like(p)
-                    assign(self.optimizers[place].state[p][key], value)
+                    # Earlier versions kept a convolution's momentum as a matrix.
+                    assign(self.optimizers[place].state[p][key], value.reshape(p.shape))
         self.skipped, self.in_a_row = plain["skipped"], plain["in_a_row"]
 
 

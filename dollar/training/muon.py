@@ -1,4 +1,4 @@
-"""Muon, PyTorch's rule, with the precision of its matrices a choice: bfloat16 where that is fast, float32 elsewhere."""
+"""Muon, PyTorch's rule, with a choice of what its matrices are multiplied in."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Muon(torch.optim.Optimizer):
 
     `torch.optim.Muon` with its Nesterov momentum and rates matched to AdamW's (adjust_lr_fn="match_rms_adamw"), which
     always multiplies in bfloat16: on a processor without such instructions that takes forty times as long as float32,
-    several times as long as the network itself.
+    and longer than the network itself.
 
     lr: as for AdamW; weight_decay: of the weight a step, times lr; dtype: what the matrices are multiplied in.
     """
@@ -59,8 +59,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """About the orthogonal factor U V^T of a matrix U S V^T [out, in]: singular values between 0.7 and 1.2, of dtype.
+    """About the orthogonal factor U V^T of a matrix U S V^T [out, in], of dtype.
 
+    Singular values come between 0.68 and 1.2, but for those below about 0.002 of the matrix's norm, which grow less.
     Newton and Schulz's iteration with a quintic (Jordan et al., https://kellerjordan.github.io/posts/muon).
     """
     a, b, c = COEFFICIENTS

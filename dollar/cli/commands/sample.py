@@ -48,7 +48,7 @@ def main(config: DictConfig) -> None:
     settle(config)
     quiet()
     how = how_made(config, check_before(config, prompts))
-    world = join(config, "dtype")
+    world = join(config)
     wanted = requests(prompts, config.seed, config.clips, steps_of(config), called(config))
     with closing(Lock(out, world.rank)) as lock:
         world.barrier()  # the first process has the folder
