@@ -20,6 +20,7 @@ from dollar.diffusion.prediction import V
 from dollar.diffusion.schedule import VariancePreserving, diffuse
 from dollar.losses.score_matching import score_matching
 from dollar.parallel import checkpoint
+from dollar.parallel.checkpoint import State
 from dollar.parallel.world import World
 from dollar.pretraining import autoencoder
 from dollar.pretraining.autoencoder import (
@@ -55,6 +56,7 @@ from dollar.pretraining.teacher import (
     weights_of,
 )
 from dollar.training.average import Average
+from dollar.training.learner import Learner
 from dollar.training.muon import Muon
 
 
@@ -448,3 +450,17 @@ def test_parts_are_trained_resumed_and_written_as_a_pipeline(
         output_type="np",
     ).frames
     assert frames.shape == (1, 9, 32, 32, 3) and np.isfinite(frames).all()
+
+
+def test_a_convolutions_momentum_that_was_kept_as_a_matrix_is_read() -> None:
+    network = torch.nn.Conv2d(4, 8, 3, bias=False)
+    optimizer = Muon(network.parameters(), 0.1)
+    learner = Learner("one", dict(network.named_parameters()), [optimizer], 1.0, lambda step, steps: 1.0)
+    network.weight.grad = torch.randn(network.weight.shape, generator=torch.Generator().manual_seed(0))
+    optimizer.step()
+    kept = learner.state()
+    moment = kept.tensors["optim/weight/momentum_buffer"].clone()
+    older = State({**kept.tensors, "optim/weight/momentum_buffer": moment.flatten(1)}, kept.plain)
+    optimizer.state.clear()
+    learner.load(older)
+    assert torch.equal(optimizer.state[network.weight]["momentum_buffer"], moment)

@@ -115,7 +115,7 @@ def device_memory(device: torch.device) -> int:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is worth it on a device: not where oneDNN has no kernels of it; what can't be told counts as yes."""
+    """Whether bfloat16 is worth it: not on a CPU for which oneDNN has no kernels; what can't be told counts as yes."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return True
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
